@@ -191,6 +191,10 @@ class Adapter(ABC):
         """
         return request
 
+    def shortens(self, request: Request) -> bool:
+        """Whether `amend` shortens the request if it is too long."""
+        return False
+
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """Another form of a request that the backend rejected, smaller each time; `None` to let the rejection stand."""
         return None

@@ -99,6 +99,9 @@ def parse(event: bytes) -> tuple[str, bytes | None]:
             lines.append(line[6:] if line.startswith(b" ", 5) else line[5:])
         elif line.startswith(b"event:"):
             name = line[6:].strip().decode("utf-8", "replace")
+        elif line.startswith(b"error:"):  # older llama-servers
+            name = "error"
+            lines.append(line[6:].strip())
     return name, b"\n".join(lines) if lines else None
 
 

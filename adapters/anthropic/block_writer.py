@@ -97,13 +97,11 @@ class BlockWriter:
     def _add_call(self, call: ToolCall, events: list[_Event]) -> None:
         self.has_tool_calls = True
         block = self._calls.get(call.index)
-        if block is None or (call.name and call.id not in (None, block.id) and block.is_complete()):
-            # A new call, also from servers that give every call the same index.
+        if block is None:
             self._count += 1
             block = self._calls[call.index] = OpenBlock(TOOL, self._count)
             self._waiting.append(block)
-        block.name = block.name or call.name or ""
-        block.id = block.id or call.id
+            block.name, block.id = call.name or "", call.id
         if block is self._current:
             block.pieces.append(call.arguments)
             if call.arguments:
@@ -115,8 +113,6 @@ class BlockWriter:
     def _advance(self, events: list[_Event]) -> None:
         """Write the waiting blocks, as long as the current one is complete."""
         while self._waiting and (self._current is None or self._current.is_complete()):
-            if not self._waiting[0].name and self._waiting[0].kind == TOOL:
-                return
             self._stop_current(events)
             self._start(self._waiting.pop(0), events)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.anthropic.block_writer import BlockWriter
 from hostler.adapters.anthropic.errors import error_event
+from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import ChatRequest, Chunk, Progress, Request, ResponseHead, Usage
@@ -49,6 +50,7 @@ class AnthropicEncoder(Encoder):
         self._started = False
         self._pinged = False
         self._forwarded = False
+        self._other_form: AnthropicParser | None = None
 
     def encode(self, chunk: Chunk) -> bytes:
         if chunk.wire == WIRE and chunk.raw and chunk.is_body is not self.streaming:
@@ -58,6 +60,20 @@ class AnthropicEncoder(Encoder):
             if chunk.is_body:
                 self.length = self._head.length
             return chunk.raw
+        if chunk.wire == WIRE and chunk.raw:
+            return self._encode_other_form(chunk)
+        if self._other_form is not None:
+            return b""  # what the raw bytes say already
+        return self._encode_content(chunk)
+
+    def _encode_other_form(self, chunk: Chunk) -> bytes:
+        """Bytes of this protocol in the form that the client did not ask for: a stream, or a whole message."""
+        if self._other_form is None:
+            self._other_form = AnthropicParser(fields=True)
+            self._other_form.start(self._head)
+        return b"".join(map(self._encode_content, self._other_form.feed(chunk.raw)))
+
+    def _encode_content(self, chunk: Chunk) -> bytes:
         if chunk.usage is not None:
             self._usage = chunk.usage
         if chunk.index or self._forwarded:
@@ -69,7 +85,10 @@ class AnthropicEncoder(Encoder):
     def finish(self) -> bytes:
         if self._forwarded:
             return b""
-        data = self._write([*self._blocks.finish(), *self._last_events()])
+        data = b""
+        if self._other_form is not None:
+            data += b"".join(map(self._encode_content, self._other_form.finish()))
+        data += self._write([*self._blocks.finish(), *self._last_events()])
         if self.streaming:
             return data
         body = self._fold.result()
@@ -172,7 +191,7 @@ class MessageFold:
                 block["input"] = _arguments(text)
             else:
                 block[block["type"]] = text
-        return _encode(self._message)
+        return lenient.encode(self._message)
 
 
 def _arguments(text: str) -> dict[str, Any]:

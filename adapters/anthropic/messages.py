@@ -19,6 +19,7 @@ from hostler.adapters.anthropic.schema import (
 from hostler.adapters.canonical import ChatMessage, Conversation, Media, Part, Sampling, Text, Tool, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 
 # A line for Anthropic's own accounting at the very beginning, different in each request: it has no meaning for a model,
 # and it would keep engines from finding any earlier prompt in their caches.
@@ -155,7 +156,7 @@ def _assistant_message(blocks: Sequence[AnthropicBlock]) -> ChatMessage:
         if block.type == "thinking":
             reasoning.append(block.thinking or "")
         elif block.type == "tool_use":
-            arguments = "{}" if bytes(block.input) == NULL else bytes(block.input).decode()
+            arguments = arguments_text(block.input) or NO_ARGUMENTS
             calls.append(ToolCall(index=len(calls), id=block.id, name=block.name or "", arguments=arguments))
         elif block.type != "redacted_thinking":
             parts += _parts(block)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.anthropic.schema import (
+    NULL,
     WIRE,
     AnthropicEvent,
     AnthropicResponse,
@@ -15,17 +16,19 @@ from hostler.adapters.anthropic.schema import (
     AnthropicUsage,
 )
 from hostler.adapters.base import Parser, raise_after
-from hostler.adapters.canonical import Chunk, ResponseHead, ToolCall, Usage
+from hostler.adapters.canonical import Chunk, ResponseHead, Usage
+from hostler.adapters.error_body import error_in_response
 from hostler.adapters.errors import (
     GatewayError,
+    empty_response,
     incomplete_response,
     invalid_event,
     invalid_response,
     oversized_response,
-    reported_error,
     truncated_response,
 )
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
 _MAX_BODY = 64 * 1024 * 1024
 _FINISH = {
@@ -41,9 +44,10 @@ _FINISH = {
 # thinks.
 _OPENING_EVENTS = frozenset({"message_start", "ping"})
 _MAX_HELD = 1024 * 1024
+_STARTS = frozenset({b"{", b""})
 
-_decode = msgspec.json.Decoder(AnthropicEvent).decode
-_decode_body = msgspec.json.Decoder(AnthropicResponse).decode
+_decode = lenient.decoder(AnthropicEvent)
+_decode_body = lenient.decoder(AnthropicResponse)
 
 
 class AnthropicParser(Parser):
@@ -62,14 +66,17 @@ class AnthropicParser(Parser):
         self._splitter = sse.EventSplitter()
         self._body = bytearray()
         self._usage = AnthropicUsage()
-        self._calls: dict[int, int] = {}
-        self._empty_calls: set[int] = set()
+        self._calls = ToolCallReader()
+        self._call_blocks: set[int] = set()
+        self._has_stop_reason = False
         self._held = b""
         self._started = False
         self._done = False
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
+            if not self._body and data.lstrip()[:1] not in _STARTS:
+                raise invalid_response()
             self._body += data
             if len(self._body) > _MAX_BODY:
                 raise oversized_response(_MAX_BODY)
@@ -116,9 +123,14 @@ class AnthropicParser(Parser):
         except NOT_JSON:
             raise invalid_event() from None
         kind = body.type or name
-        if kind == "error":
-            raise reported_error(body.error.message if body.error is not None else None)
-        chunk = self._decode_event(kind, body)
+        if kind == "error" or (not body.type and bytes(body.error) != NULL):
+            raise error_in_response(data)
+        if kind == "message_stop" and not self._has_stop_reason:
+            raise incomplete_response()
+        try:
+            chunk = self._decode_event(kind, body)
+        except UnicodeError:
+            raise invalid_event() from None
         if self._fields:
             has_content = chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish or chunk.usage
             return chunk if has_content else None
@@ -142,15 +154,14 @@ class AnthropicParser(Parser):
         elif kind == "content_block_delta" and body.delta is not None:
             chunk.text = body.delta.text or ""
             chunk.reasoning = body.delta.thinking or ""
-            if body.delta.partial_json and body.index in self._calls:
-                self._empty_calls.discard(body.index)
-                chunk.tool_calls = (ToolCall(index=self._calls[body.index], arguments=body.delta.partial_json),)
-        elif kind == "content_block_stop" and body.index in self._empty_calls:
-            chunk.tool_calls = (ToolCall(index=self._calls[body.index], arguments="{}"),)
+            if body.delta.partial_json and body.index in self._call_blocks:
+                chunk.tool_calls = self._calls.read([CallPiece(body.index, arguments=body.delta.partial_json)])
         elif kind == "message_delta":
             self._usage = self._usage.updated(body.usage)
             chunk.usage = _usage(self._usage)
             if body.delta is not None and body.delta.stop_reason:
+                self._has_stop_reason = True
+                chunk.tool_calls = self._calls.finish()
                 chunk.finish = _FINISH.get(body.delta.stop_reason, body.delta.stop_reason)
                 chunk.stop = body.delta.stop_sequence
         elif kind == "message_stop":
@@ -161,25 +172,26 @@ class AnthropicParser(Parser):
         chunk.text = block.text or ""
         chunk.reasoning = block.thinking or ""
         if block.type == "tool_use":
-            call_index = self._calls[index] = len(self._calls)
-            self._empty_calls.add(index)
-            chunk.tool_calls = (ToolCall(index=call_index, id=block.id, name=block.name),)
+            self._call_blocks.add(index)
+            chunk.tool_calls = self._calls.read([CallPiece(index, block.id, block.name, block.input)])
+        else:
+            self._call_blocks.discard(index)
 
     def _finish_body(self) -> Iterable[Chunk]:
         length = self._head.length
         if length is not None and len(self._body) != length:
             raise truncated_response(len(self._body), length)
+        data = bytes(self._body)
+        if not data.strip():
+            raise empty_response()
         try:
-            body = _decode_body(self._body)
-            blocks = [block for block in body.content or () if block.type == "tool_use"]
-            calls = tuple(
-                ToolCall(index=index, id=block.id, name=block.name, arguments=bytes(block.input).decode())
-                for index, block in enumerate(blocks)
-            )
+            body = _decode_body(data)
         except NOT_JSON:
-            if not self._fields:
-                return ()
             raise invalid_response() from None
+        if bytes(body.error) != NULL:
+            raise error_in_response(data)
+        if body.content is None and body.input_tokens is None:
+            raise invalid_response()
         chunk = Chunk(wire=WIRE, is_body=True)
         if body.input_tokens is not None:
             chunk.usage = Usage(prompt_tokens=body.input_tokens)
@@ -191,7 +203,12 @@ class AnthropicParser(Parser):
         if self._fields:
             chunk.text = "".join(block.text or "" for block in body.content or ())
             chunk.reasoning = "".join(block.thinking or "" for block in body.content or ())
-            chunk.tool_calls = calls
+            blocks = [block for block in body.content or () if block.type == "tool_use"]
+            pieces = [CallPiece(None, block.id, block.name, block.input) for block in blocks]
+            try:
+                chunk.tool_calls = (*self._calls.read(pieces, whole=True), *self._calls.finish())
+            except UnicodeError:
+                raise invalid_response() from None
         return (chunk,)
 
 

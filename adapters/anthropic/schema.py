@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.lenient import Count
+
 WIRE = "anthropic"
 NULL = b"null"
+NO_ERROR = msgspec.Raw(NULL)
 
 
 class AnthropicSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +97,10 @@ class AnthropicRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts. `input_tokens` are those that were not cached."""
 
-    input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    output_tokens: Count | None = None
 
     def updated(self, later: AnthropicUsage | None) -> AnthropicUsage:
         """These counts, replaced by those of a later event."""
@@ -132,26 +135,22 @@ class AnthropicResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
     usage: AnthropicUsage | None = None
 
 
-class AnthropicError(msgspec.Struct, frozen=True, kw_only=True):
-    type: Any = None
-    message: Any = None
-
-
 class AnthropicEvent(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
-    index: int = 0
+    index: Count = 0
     message: AnthropicResponseMessage | None = None
     content_block: AnthropicResponseBlock | None = None
     delta: AnthropicDelta | None = None
     usage: AnthropicUsage | None = None
-    error: AnthropicError | None = None
+    error: msgspec.Raw = NO_ERROR
 
 
 class AnthropicResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A whole response: a message, or a token count."""
 
+    error: msgspec.Raw = NO_ERROR
     content: list[AnthropicResponseBlock] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: AnthropicUsage | None = None
-    input_tokens: int | None = None
+    input_tokens: Count | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import (
     Chunk,
@@ -147,7 +147,7 @@ class LlamaCppEncoder(Encoder):
 class CompletionFold:
     """Folds the events of a stream into the whole response. `tokens`: with token ids, which streams always have."""
 
-    __slots__ = ("_last", "_probabilities", "_text", "_tokens", "_with_tokens")
+    __slots__ = ("_last", "_others", "_probabilities", "_text", "_tokens", "_with_tokens")
 
     def __init__(self, *, tokens: bool) -> None:
         self._with_tokens = tokens
@@ -155,6 +155,7 @@ class CompletionFold:
         self._tokens: list[Any] = []
         self._probabilities: list[tuple[bool, list[Any]]] = []
         self._last: dict[str, Any] = {}
+        self._others: dict[str, Any] = {}
 
     def add_events(self, block: bytes) -> None:
         """Add all events of a block of whole events. Raises `BackendBroken` for an invalid one."""
@@ -168,7 +169,8 @@ class CompletionFold:
 
     def result(self) -> bytes:
         """The whole response: the last event, with text, tokens and probabilities of all."""
-        response = {name: value for name, value in self._last.items() if name != "prompt_progress"}
+        others = {name: value for name, value in self._others.items() if name not in self._last}
+        response = {name: value for name, value in (self._last | others).items() if name != "prompt_progress"}
         response["content"] = "".join(self._text)
         response["tokens"] = self._tokens if self._with_tokens else []
         settings = response.get("generation_settings")
@@ -182,7 +184,7 @@ class CompletionFold:
         response.pop(_PROBABILITIES, None)
         if probabilities:
             response[_PROBABILITIES] = [entry for _, entries in probabilities for entry in entries]
-        return msgspec.json.encode(response)
+        return lenient.encode(response)
 
     def _add(self, event: dict[str, Any]) -> None:
         text = event.get("content")
@@ -194,6 +196,9 @@ class CompletionFold:
         probabilities = event.get(_PROBABILITIES)
         if isinstance(probabilities, list):
             self._probabilities.append((not text, probabilities))
+        if not self._last.keys() <= event.keys():
+            # llama-server's last event has all of its fields; any other field keeps the value that it had last.
+            self._others |= self._last
         self._last = event
 
 

@@ -6,21 +6,28 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.errors import BackendBroken, GatewayError, incomplete_response, invalid_event, reported_error
+from hostler.adapters.error_body import error_in_response
+from hostler.adapters.errors import (
+    GatewayError,
+    empty_response,
+    incomplete_response,
+    invalid_event,
+    invalid_response,
+)
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaError, LlamaEvent
+from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaEvent
 
 # A whole response is kept up to this size, in bytes, to find its usage.
 _MAX_KEPT = 256 * 1024
 # Comments before the first token are kept up to this size, in bytes.
 _MAX_COMMENTS = 64 * 1024
+_STARTS = frozenset({b"{", b"[", b""})
 
-_decode = msgspec.json.Decoder(LlamaEvent).decode
-_decode_body = msgspec.json.Decoder(LlamaEvent | list[LlamaEvent]).decode
-_decode_error = msgspec.json.Decoder(LlamaError).decode
+_decode = lenient.decoder(LlamaEvent)
+_decode_list = lenient.decoder(list[LlamaEvent])
 
 
 class LlamaCppParser(Parser):
@@ -45,6 +52,8 @@ class LlamaCppParser(Parser):
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
+            if self._responses and not self._size and data.lstrip()[:1] not in _STARTS:
+                raise invalid_response()
             self._size += len(data)
             if self._size <= _MAX_KEPT:
                 self._body += data
@@ -84,7 +93,7 @@ class LlamaCppParser(Parser):
             except NOT_JSON:
                 return self._raise_after(kept, finish, usage, invalid_event())
             if parsed.error is not NO_ERROR and bytes(parsed.error) != b"null":
-                return self._raise_after(kept, finish, usage, _reported_error(parsed.error))
+                return self._raise_after(kept, finish, usage, error_in_response(data))
             kept.append(event)
             if parsed.stop:
                 self._stopped.add(parsed.index)
@@ -116,12 +125,19 @@ class LlamaCppParser(Parser):
     def _finish_body(self) -> Iterable[Chunk]:
         if not self._responses or self._size > _MAX_KEPT:
             return ()
+        data = bytes(self._body)
+        if not data.strip():
+            raise empty_response()
         try:
-            found = _decode_body(self._body)
+            found = _decode_list(data) if data.lstrip().startswith(b"[") else [_decode(data)]
         except NOT_JSON:
-            return ()
+            raise invalid_response() from None
         usage = Usage()
-        completions = found if isinstance(found, list) else [found]
+        completions = found
+        if any(bytes(completion.error) != b"null" for completion in completions):
+            raise error_in_response(data)
+        if not completions or not all(bytes(completion.content) for completion in completions):
+            raise invalid_response()
         for completion in completions:
             usage = _add_usage(usage, completion)
         finish = _finish(completions[-1]) if completions and completions[-1].stop else None
@@ -141,12 +157,3 @@ def _add_usage(known: Usage, event: LlamaEvent) -> Usage:
 
 def _finish(event: LlamaEvent) -> str:
     return "length" if event.stop_type == "limit" else "stop"
-
-
-def _reported_error(raw: msgspec.Raw) -> BackendBroken:
-    try:
-        error = _decode_error(raw)
-    except NOT_JSON:
-        error = LlamaError()
-    status = error.code if error.code is not None and 400 <= error.code <= 599 else None
-    return reported_error(error.message, backend_status=status)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import msgspec
 
+from hostler.adapters.lenient import Amount, Count
+
 WIRE = "llamacpp"
 JSON = "application/json; charset=utf-8"
 NO_ERROR = msgspec.Raw(b"null")
+NO_CONTENT = msgspec.Raw(b"")
 
 
 class LlamaEventTimings(msgspec.Struct, frozen=True, kw_only=True):
-    cache_n: int = 0
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
+    cache_n: Count = 0
+    prompt_ms: Amount | None = None
+    predicted_ms: Amount | None = None
 
 
 class LlamaEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of an event, or of a whole completion, that matter if it is only forwarded."""
 
-    index: int = 0
+    index: Count = 0
+    content: msgspec.Raw = NO_CONTENT
     stop: bool = False
     stop_type: str | None = None
-    tokens_evaluated: int = 0
-    tokens_predicted: int = 0
+    tokens_evaluated: Count = 0
+    tokens_predicted: Count = 0
     timings: LlamaEventTimings | None = None
     error: msgspec.Raw = NO_ERROR
-
-
-class LlamaError(msgspec.Struct, frozen=True, kw_only=True):
-    message: str = ""
-    code: int | None = None

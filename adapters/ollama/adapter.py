@@ -29,7 +29,7 @@ from hostler.adapters.ollama.names import require_name
 from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG_METHOD, allowed_methods, redirect_target
 from hostler.adapters.ollama.progress import ProgressEncoder
 from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
-from hostler.adapters.ollama.truncation import truncated
+from hostler.adapters.ollama.truncation import may_truncate, truncated
 from hostler.adapters.requested_model import with_model_in_body
 from hostler.profiles.presets import Preset
 
@@ -115,6 +115,10 @@ class OllamaAdapter(Adapter):
         if conversation.thinking is None and can_think:
             return msgspec.structs.replace(request, conversation=msgspec.structs.replace(conversation, thinking=True))
         return request
+
+    def shortens(self, request: Request) -> bool:
+        """Ollama truncates prompts, unless the client forbids it."""
+        return may_truncate(request)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """The request truncated as Ollama does it, if it exceeded the context."""

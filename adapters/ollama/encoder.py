@@ -111,7 +111,7 @@ class OllamaEncoder(Encoder):
             kind = self._request.kind
             body = {**self._frame(self._message("", "", [])), "done": True, "done_reason": kind}
             return go_compat.encode_json(body)
-        calls = self._complete_calls(None)
+        calls = self._complete_calls()
         lines = b""
         if self.streaming:
             lines = b"".join(self._line("", "", [], call) for call in calls)
@@ -134,7 +134,8 @@ class OllamaEncoder(Encoder):
         """A backend's own bytes, with the model's name as the client knows it."""
         name = msgspec.json.encode(self._model)
         patched = _MODEL.sub(lambda match: match[1] + name, raw)
-        self.media_type = self._head.media_type
+        if self.streaming == ("ndjson" in self._head.media_type.lower()):
+            self.media_type = self._head.media_type
         if self.streaming:
             self._forwards_stream = True
             return patched
@@ -162,34 +163,36 @@ class OllamaEncoder(Encoder):
         return go_compat.encode_line(line)
 
     def _collect_calls(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """Add the pieces of calls in a chunk; returns the calls that are complete by now."""
+        """Add the pieces of calls in a chunk; returns the calls that are complete by now, in their order."""
         complete: list[dict[str, Any]] = []
         for piece in chunk.tool_calls:
             if piece.index not in self._open_calls:
-                complete += self._complete_calls(piece.index)
+                # Pieces of several calls may alternate: only whole ones are closed when another one begins.
+                complete += self._complete_calls(only_whole=True)
                 self._open_calls[piece.index] = (piece.id or "", piece.name or "", [])
-            call_id, name, pieces = self._open_calls[piece.index]
-            self._open_calls[piece.index] = (call_id or piece.id or "", name or piece.name or "", pieces)
-            pieces.append(piece.arguments)
+            self._open_calls[piece.index][2].append(piece.arguments)
         if chunk.finish:
-            complete += self._complete_calls(None)
+            complete += self._complete_calls()
         return complete
 
-    def _complete_calls(self, before: int | None) -> list[dict[str, Any]]:
-        """Close the open calls with an index below `before`, or all."""
+    def _complete_calls(self, *, only_whole: bool = False) -> list[dict[str, Any]]:
+        """Close the open calls. `only_whole`: up to the first whose arguments are not complete."""
         complete = []
         for index in sorted(self._open_calls):
-            if before is not None and index >= before:
-                break
-            call_id, name, pieces = self._open_calls.pop(index)
+            call_id, name, pieces = self._open_calls[index]
             arguments = "".join(pieces)
             try:
-                parsed = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw]) if arguments.strip() else {}
+                parsed = msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw])
             except NOT_JSON:
+                if only_whole:
+                    break
                 # The model's mistake, not its server's: neither a retry nor an open circuit would help.
                 raise GatewayError(
                     f"llama-server returned invalid tool call arguments for {go_compat.quote(name)}: {arguments[:200]}"
                 ) from None
+            if only_whole and not arguments:
+                break
+            del self._open_calls[index]
             made_up = hashlib.sha256(f"{self._id}/{index}".encode()).hexdigest()[:8]
             function = {"index": index, "name": name, "arguments": parsed}
             complete.append({"id": call_id or f"call_{made_up}", "function": function})

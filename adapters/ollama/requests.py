@@ -28,9 +28,11 @@ from hostler.adapters.canonical import (
     ToolCall,
 )
 from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.context import unpack_context
 from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
 from hostler.adapters.ollama.names import require_name
+from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 
 _ANY_OBJECT = msgspec.Raw(b'"json"')
 _LEVELS = ("high", "medium", "low", "max")
@@ -273,13 +275,22 @@ def _message(fields: Fields) -> ChatMessage:
 
 def _call(index: int, call: Fields) -> ToolCall:
     function = call.inner("function", "ToolCallFunction")
-    arguments = function.mapping("arguments", "api.ToolCallFunctionArguments")
+    arguments = function.any("arguments")
+    if not (isinstance(arguments, str) and _is_object(arguments)):
+        # Ollama takes an object only; as JSON text it comes from clients of other servers.
+        arguments = arguments_text(function.mapping("arguments", "api.ToolCallFunctionArguments"))
     return ToolCall(
-        index=index,
-        id=call.string("id") or None,
-        name=function.string("name"),
-        arguments=msgspec.json.encode(arguments).decode(),
+        index=index, id=call.string("id") or None, name=function.string("name"), arguments=arguments or NO_ARGUMENTS
     )
+
+
+def _is_object(text: str) -> bool:
+    if not text:
+        return True
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except NOT_JSON:
+        return False
 
 
 def _tool(fields: Fields) -> Tool:

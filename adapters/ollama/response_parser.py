@@ -6,41 +6,50 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters import lenient
 from hostler.adapters.base import Parser
 from hostler.adapters.canonical import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
+from hostler.adapters.error_body import error_in_response
 from hostler.adapters.errors import (
     BackendBroken,
+    empty_response,
     incomplete_response,
     invalid_response,
     oversized_response,
-    reported_error,
     truncated_response,
 )
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.schema import WIRE, OllamaLogprob, OllamaResponse, OllamaToolCall
+from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_BODY = 64 * 1024 * 1024
 
-_decode = msgspec.json.Decoder(OllamaResponse).decode
+_decode = lenient.decoder(OllamaResponse)
 
 
 class OllamaParser(Parser):
     """Parses one response to a request for `operation`: complete with `done`, or with the vectors of an embedding.
 
-    Every chunk has decoded fields and bytes: a line, or the whole body.
+    Every chunk has decoded fields and bytes: a line, or the whole body. `streamed` is what was asked for; without it the
+    response's label decides. A response in the other form is read all the same.
     """
 
-    def __init__(self, operation: str) -> None:
+    def __init__(self, operation: str, *, streamed: bool | None = None) -> None:
         self._operation = operation
+        self._streamed = streamed
         self.start(ResponseHead(media_type="application/x-ndjson"))
 
     def start(self, head: ResponseHead) -> None:
         self._head = head
-        self._is_body = head.media_type.lower().startswith("application/json")
+        self._is_body = (
+            head.media_type.lower().startswith("application/json") if self._streamed is None else not self._streamed
+        )
+        self._has_begun = False
         self._rest = bytearray()
         self._done = False
-        self._call_count = 0
+        self._calls = ToolCallReader()
+        self._has_calls = False
 
     def feed(self, data: bytes) -> Iterator[Chunk]:
         seen = len(self._rest)
@@ -52,6 +61,9 @@ class OllamaParser(Parser):
         start = 0
         while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
             line = bytes(self._rest[start : end + 1])
+            if not self._has_begun and _is_start_of_body(line):
+                self._is_body = True  # one object over several lines
+                break
             start = end + 1
             yield from self._read(line)
         del self._rest[:start]
@@ -64,7 +76,13 @@ class OllamaParser(Parser):
         length = self._head.length
         if self._is_body and length is not None and len(rest) != length:
             raise truncated_response(len(rest), length)
-        chunks = list(self._read(rest))
+        if self._is_body and not rest.strip():
+            raise empty_response()
+        if self._is_body and _has_lines(rest):
+            self._is_body = False
+            chunks = [chunk for line in rest.splitlines(keepends=True) for chunk in self._read(line)]
+        else:
+            chunks = list(self._read(rest))
         if not self._done:
             raise incomplete_response()
         return chunks
@@ -72,16 +90,19 @@ class OllamaParser(Parser):
     def _read(self, line: bytes) -> Iterator[Chunk]:
         if not line.strip() or self._done:
             return
+        self._has_begun = True
         try:
             body = _decode(line)
             calls = self._tool_calls(body)
         except NOT_JSON:
             raise invalid_response() from None
         if body.error is not msgspec.UNSET:
-            raise reported_error(body.error)
+            raise error_in_response(line)
         vectors = body.embeddings if body.embeddings is not None else [body.embedding or []]
         embeds = self._operation in ("embed", "embeddings")
-        self._done = bool(body.done) or (embeds and (body.embeddings is not None or body.embedding is not None))
+        if embeds and not any(vectors):
+            raise invalid_response()
+        self._done = bool(body.done) or embeds
         yield Chunk(
             wire=WIRE,
             raw=line,
@@ -97,20 +118,35 @@ class OllamaParser(Parser):
 
     def _tool_calls(self, body: OllamaResponse) -> tuple[ToolCall, ...]:
         pieces: list[OllamaToolCall] = (body.message.tool_calls if body.message is not None else body.tool_calls) or []
-        calls = []
-        for piece in pieces:
-            # Older servers give every call the index 0: the order counts.
-            arguments = bytes(piece.function.arguments).decode()
-            calls.append(
-                ToolCall(index=self._call_count, id=piece.id or None, name=piece.function.name, arguments=arguments)
-            )
-            self._call_count += 1
-        return tuple(calls)
+        self._has_calls = self._has_calls or bool(pieces)
+        # Older servers give every call the index 0: the order counts.
+        calls = [CallPiece(None, piece.id, piece.function.name, piece.function.arguments) for piece in pieces]
+        return self._calls.read(calls, whole=True) + (self._calls.finish() if body.done else ())
 
     def _finish(self, body: OllamaResponse) -> str:
         if body.done_reason == "length":
             return "length"
-        return "tool_calls" if self._call_count else "stop"
+        return "tool_calls" if self._has_calls else "stop"
+
+
+def _is_start_of_body(line: bytes) -> bool:
+    """Whether a line is the beginning of an object that goes on in the next one."""
+    try:
+        msgspec.json.decode(line)
+    except NOT_JSON:
+        return line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
+    return False
+
+
+def _has_lines(body: bytes) -> bool:
+    """Whether a body is a stream of lines rather than one object."""
+    if b"}\n" not in body.rstrip():
+        return False
+    try:
+        msgspec.json.decode(body)
+    except NOT_JSON:
+        return True
+    return False
 
 
 def _usage(body: OllamaResponse) -> Usage:

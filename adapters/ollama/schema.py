@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.lenient import Count
+
 WIRE = "ollama"
 
 #: The version that clients see; some of them require a minimum.
@@ -17,15 +19,14 @@ PLAIN = "text/plain; charset=utf-8"
 
 
 class OllamaFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """`arguments` is a JSON object."""
+    """`arguments` is a JSON object, from other servers than Ollama also its text."""
 
-    index: int | None = None
-    name: str = ""
+    name: Any = None
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class OllamaToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    id: str | None = None
+    id: Any = None
     function: OllamaFunctionCall = OllamaFunctionCall()
 
 
@@ -56,8 +57,8 @@ class OllamaResponse(msgspec.Struct, frozen=True, kw_only=True):
     embedding: list[float] | None = None
     done: bool | None = None
     done_reason: str | None = None
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
+    prompt_eval_count: Count = 0
+    prompt_eval_duration: Count = 0
+    eval_count: Count = 0
+    eval_duration: Count = 0
     error: Any = msgspec.UNSET

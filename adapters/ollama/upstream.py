@@ -21,6 +21,7 @@ from hostler.adapters.canonical import (
     Sampling,
     Text,
     ToolCall,
+    output_of,
 )
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
@@ -181,7 +182,8 @@ class OllamaUpstream(Upstream):
     def parser(self, request: Request, *, fields: bool) -> OllamaParser:
         """Fields are always decoded."""
         origin = request.origin
-        return OllamaParser(origin.operation if origin.wire == WIRE else operation_of(request))
+        operation = origin.operation if origin.wire == WIRE else operation_of(request)
+        return OllamaParser(operation, streamed=output_of(request).stream)
 
 
 def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:

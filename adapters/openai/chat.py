@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hostler.adapters import json_body, presets
+from hostler.adapters import json_body, lenient, presets
 from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
@@ -41,6 +41,7 @@ from hostler.adapters.openai.request_schema import (
 )
 from hostler.adapters.openai.schema import NULL
 from hostler.adapters.progress import PREFIX
+from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 from hostler.profiles.presets import Preset
 
 T = TypeVar("T")
@@ -55,6 +56,9 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning")
 # The preset parameters that the responses API has, under its names.
 _RESPONSES_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_output_tokens"}
 
+# Arguments of a call that are no text; also a parameter of a tool with this name.
+_ODD_ARGUMENTS = re.compile(rb'"arguments"\s*:\s*[^\s"]')
+_decode_history = msgspec.json.Decoder(list[dict[str, Any]]).decode
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
@@ -178,6 +182,36 @@ def without_progress(body: bytes) -> bytes:
     return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
 
 
+def with_text_arguments(body: bytes) -> bytes:
+    """The body of a chat whose earlier tool calls have their arguments as JSON text, as servers require it: some clients
+    send objects or null.
+
+    Returns the same object if they have, which a search in the bytes finds out in most cases.
+    """
+    if b'"arguments"' not in body or _ODD_ARGUMENTS.search(body) is None:
+        return body
+    raw = json_body.members(body).get("messages")
+    try:
+        messages = None if raw is None else _decode_messages(raw)
+    except msgspec.ValidationError:
+        return body
+    changed = False
+    for message in messages or ():
+        if b'"arguments"' not in bytes(message.get("tool_calls", b"")):
+            continue
+        try:
+            calls = _decode_history(message["tool_calls"])
+        except msgspec.ValidationError:
+            continue
+        for call in calls:
+            function = call.get("function")
+            if isinstance(function, dict) and not isinstance(function.get("arguments", ""), str):
+                function["arguments"] = arguments_text(function["arguments"]) or NO_ARGUMENTS
+                changed = True
+        message["tool_calls"] = msgspec.Raw(lenient.encode(calls))
+    return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
+
+
 def without_progress_lines(reasoning: str) -> str:
     """The model's own reasoning, without the lines that the gateway has put before it."""
     return _PROGRESS_LINES.sub("", reasoning) if PREFIX in reasoning else reasoning
@@ -206,12 +240,13 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
     else:
         parts = [_content_part(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content or ())]
     calls = [
-        ToolCall(index=at, id=call.id, name=call.function.name, arguments=call.function.arguments or "")
+        ToolCall(index=at, id=call.id, name=call.function.name, arguments=arguments_text(call.function.arguments))
         for at, call in enumerate(message.tool_calls or ())
         if call.function is not None
     ]
     if message.function_call is not None:
-        calls.append(ToolCall(name=message.function_call.name, arguments=message.function_call.arguments or ""))
+        legacy = message.function_call
+        calls.append(ToolCall(name=legacy.name, arguments=arguments_text(legacy.arguments)))
     return ChatMessage(
         role="tool" if message.role == "function" else message.role,
         parts=tuple(parts),

@@ -6,9 +6,8 @@ import base64
 from array import array
 from typing import Any
 
-import msgspec
-
-from hostler.adapters.canonical import Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters import lenient
+from hostler.adapters.canonical import Chunk, TokenLogprob, Usage
 from hostler.adapters.openai.schema import (
     WIRE,
     LlamaTimings,
@@ -23,14 +22,16 @@ from hostler.adapters.openai.schema import (
     OpenAIUsage,
     TokenDetails,
 )
+from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
-_decode = msgspec.json.Decoder(OpenAIEvent).decode
-_decode_embeddings = msgspec.json.Decoder(OpenAIEmbeddings).decode
-_decode_count = msgspec.json.Decoder(OpenAITokenCount).decode
+_decode = lenient.decoder(OpenAIEvent)
+_decode_embeddings = lenient.decoder(OpenAIEmbeddings)
+_decode_count = lenient.decoder(OpenAITokenCount)
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
 
 
 _NO_USAGE, _NO_TIMINGS, _NO_DETAILS = OpenAIUsage(), LlamaTimings(), TokenDetails()
+_NO_FUNCTION = OpenAIFunctionCall()
 
 
 def canonical_finish(reason: str) -> str:
@@ -62,10 +63,13 @@ def decode_usage(body: OpenAIUsage | None, timings: LlamaTimings | None) -> Usag
     )
 
 
-def decode_event(event: OpenAIEvent) -> list[Chunk]:
-    """One chunk for each choice in an event, and one for usage that comes without a choice."""
+def decode_event(event: OpenAIEvent, calls: dict[int, ToolCallReader]) -> list[Chunk]:
+    """One chunk for each choice in an event, and one for usage that comes without a choice.
+
+    `calls` are the tool calls of the choices so far, by the choices' indexes.
+    """
     usage = decode_usage(event.usage, event.timings)
-    chunks = [_chunk(choice, choice.delta) for choice in event.choices or ()]
+    chunks = [_chunk(choice, choice.delta or choice.message, calls) for choice in event.choices or ()]
     if chunks and event.verbose is not None:
         chunks[-1].stop = event.verbose.stopping_word or None
     if usage is not None:
@@ -79,7 +83,11 @@ def decode_event(event: OpenAIEvent) -> list[Chunk]:
 def decode_response(body: bytes) -> list[Chunk]:
     """The chunks of a whole response; the first one carries the bytes. Raises `NOT_JSON` errors."""
     event = _decode(body)
-    chunks = [_chunk(choice, choice.message) for choice in event.choices or ()] or [Chunk(wire=WIRE)]
+    calls: dict[int, ToolCallReader] = {}
+    chunks = [_chunk(choice, choice.message, calls, whole=True) for choice in event.choices or ()]
+    chunks = chunks or [Chunk(wire=WIRE)]
+    if len(chunks) == 1:
+        chunks[0].index = 0
     chunks[-1].usage = decode_usage(event.usage, event.timings)
     chunks[0].raw = body
     for chunk in chunks:
@@ -141,17 +149,22 @@ def content_text(content: Any) -> str:
     return ""
 
 
-def _chunk(choice: OpenAIChoice, delta: OpenAIDelta | None) -> Chunk:
+def _chunk(
+    choice: OpenAIChoice, delta: OpenAIDelta | None, calls: dict[int, ToolCallReader], *, whole: bool = False
+) -> Chunk:
     chunk = Chunk(wire=WIRE, index=choice.index, text=choice.text or "")
     if delta is not None:
         chunk.text = content_text(delta.content) or delta.refusal or ""
         chunk.reasoning = delta.reasoning_content or delta.reasoning or ""
-        if delta.tool_calls:
-            chunk.tool_calls = tuple(_call(n.index, n.id, n.function) for n in _indexed_calls(delta))
-        elif delta.function_call is not None:
-            chunk.tool_calls = (_call(0, None, delta.function_call),)
-    if choice.finish_reason:
-        chunk.finish = canonical_finish(choice.finish_reason)
+        if delta.tool_calls or delta.function_call is not None:
+            reader = calls.get(choice.index)
+            if reader is None:
+                reader = calls[choice.index] = ToolCallReader()
+            chunk.tool_calls = reader.read(_pieces(delta), whole=whole)
+    if choice.finish_reason or whole:
+        if choice.index in calls:
+            chunk.tool_calls += calls[choice.index].finish()
+        chunk.finish = canonical_finish(choice.finish_reason) if choice.finish_reason else None
     # vLLM and SGLang put the stop sequence here, or the number of the token that ended the response.
     stop = choice.stop_reason or choice.matched_stop
     chunk.stop = stop if isinstance(stop, str) else None
@@ -160,17 +173,12 @@ def _chunk(choice: OpenAIChoice, delta: OpenAIDelta | None) -> Chunk:
     return chunk
 
 
-def _indexed_calls(delta: OpenAIDelta) -> list[Any]:
-    # The calls of a whole message have no index: their position counts.
-    calls = delta.tool_calls or []
-    if len(calls) > 1 and all(call.index == 0 for call in calls):
-        return [msgspec.structs.replace(call, index=index) for index, call in enumerate(calls)]
-    return list(calls)
-
-
-def _call(index: int, call_id: str | None, function: OpenAIFunctionCall | None) -> ToolCall:
-    function = function or OpenAIFunctionCall()
-    return ToolCall(index=index, id=call_id or None, name=function.name or None, arguments=function.arguments or "")
+def _pieces(delta: OpenAIDelta) -> list[CallPiece]:
+    if delta.tool_calls:
+        calls = [(call, call.function or _NO_FUNCTION) for call in delta.tool_calls]
+        return [CallPiece(call.index, call.id, function.name, function.arguments) for call, function in calls]
+    legacy = delta.function_call
+    return [] if legacy is None else [CallPiece(0, None, legacy.name, legacy.arguments)]
 
 
 def _logprobs(body: OpenAILogprobs) -> tuple[TokenLogprob, ...]:

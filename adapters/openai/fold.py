@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.errors import invalid_event
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.tool_calls import NO_ARGUMENTS, CallPiece, CallTable, OpenCall
 
 # Fractions keep their spelling: `-1e-07` is the same number as `-1e-7`, but not the same response.
 _decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
@@ -19,11 +20,28 @@ _decode_text = msgspec.json.Decoder(str).decode
 _PIECE = re.compile(rb'"delta":\s*\{\s*"(content|reasoning_content)":\s*("(?:[^"\\]|\\.)*")')
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
-# The same in every event: the first one counts. Every other string is the next piece of a text.
+# The same in every event: the first one counts.
 _ONCE = frozenset({"id", "role", "type", "object", "format", "model", "created", "index"})
+# Strings that come in pieces; of every other field the last value counts.
+_TEXTS = frozenset(
+    {
+        *("content", "reasoning_content", "reasoning", "reasoning_text", "thinking", "refusal", "text", "tool_plan"),
+        *("arguments", "data", "transcript"),
+    }
+)
+# Lists that come in pieces, and objects that do, or that hold such lists or strings.
+_LISTS = frozenset(
+    {
+        *("content", "refusal", "reasoning_details", "thinking_blocks", "annotations", "images", "citations"),
+        *("tokens", "token_logprobs", "top_logprobs", "text_offset"),
+    }
+)
+_OBJECTS_IN_PIECES = frozenset({"function_call", "function", "audio", "logprobs"})
 # The order of llama-server's whole responses; in its streams `id` has another place.
 _LLAMA_ORDER = ("choices", "created", "model", "system_fingerprint", "object", "usage", "id", "timings")
 _CALL_ORDER = ("type", "function", "id")
+# Fields of an event that contains the whole response, but not of the response.
+_EVENT_ONLY = frozenset({"type", "sequence_number", "response"})
 # Fields that only streams have.
 _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 
@@ -58,7 +76,7 @@ class StreamFold:
     def add(self, event: dict[str, Any]) -> None:
         """Add one event. Raises `BackendBroken` for an invalid one."""
         if isinstance(event.get("response"), dict):
-            self._response = {**event["response"], **_timings(event)}
+            self._response = event["response"] | {n: value for n, value in event.items() if n not in _EVENT_ONLY}
             return
         # llama-server reports usage per choice and puts that of the first one into a whole response.
         choices = objects(event.get("choices"))
@@ -112,14 +130,14 @@ class StreamFold:
         match = _PIECE.search(raw)
         if match is None or len(_PIECE.findall(raw)) != 1:
             return
-        text = self._choices[choice.get("index") or 0]["message"].get(match[1].decode())
+        text = self._choices[_index(choice)]["message"].get(match[1].decode())
         if isinstance(text, _GrowingText):
             self._before, self._after, self._text = raw[: match.start(2)], raw[match.end(2) :], text
 
     def result(self) -> bytes:
         """The whole response as JSON."""
         if self._response is not None:
-            return msgspec.json.encode(self._response)
+            return lenient.encode(self._response)
         top = dict(self._top)
         top["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
         if next(iter(top)) == "choices":
@@ -127,10 +145,10 @@ class StreamFold:
             for choice in top["choices"]:
                 if isinstance(choice.get("message"), dict):
                     choice["message"] = _message(choice["message"])
-        return msgspec.json.encode(top)
+        return lenient.encode(top)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        index = _number(choice.get("index") or 0)
+        index = _index(choice)
         folded = self._choices.setdefault(index, {})
         for name, value in choice.items():
             if name == "delta":
@@ -163,14 +181,15 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _number(value: Any) -> int:
-    if not isinstance(value, int):
+def _index(choice: dict[str, Any]) -> int:
+    index = lenient.count(choice.get("index") or 0)
+    if index is None:
         raise invalid_event()
-    return value
+    return index
 
 
 def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
-    """Add the next piece of a message, or of an object within one. Strings are collected in `_GrowingText`."""
+    """Add the next piece of a message, or of an object within one. Texts are collected in `_GrowingText`."""
     for name, value in piece.items():
         known = into.get(name)
         if value is None:
@@ -183,18 +202,18 @@ def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
             into[name] = _start(name, value)
         elif isinstance(known, _GrowingText) and isinstance(value, str):
             known.append(value)
-        elif isinstance(known, list) and isinstance(value, list):
+        elif name in _LISTS and isinstance(known, list) and isinstance(value, list):
             known.extend(value)
-        elif isinstance(known, dict) and isinstance(value, dict):
+        elif name in _OBJECTS_IN_PIECES and isinstance(known, dict) and isinstance(value, dict):
             _merge(known, value)
         elif name not in _ONCE:
             into[name] = value
 
 
 def _start(name: str, value: Any) -> Any:
-    if isinstance(value, str) and name not in _ONCE:
+    if isinstance(value, str) and name in _TEXTS:
         return _GrowingText([value])
-    if isinstance(value, dict):
+    if isinstance(value, dict) and name in _OBJECTS_IN_PIECES:
         started: dict[str, Any] = {}
         _merge(started, value)
         return started
@@ -206,25 +225,48 @@ class _GrowingText(list[str]):
 
 
 class _GrowingCalls:
-    """Tool calls in pieces, by index."""
+    """Tool calls in pieces: `CallTable` decides which one each piece belongs to."""
 
-    __slots__ = ("by_index",)
+    __slots__ = ("_fields", "_table")
 
     def __init__(self) -> None:
-        self.by_index: dict[int, dict[str, Any]] = {}
+        self._table = CallTable()
+        self._fields: list[dict[str, Any]] = []
 
     def add(self, pieces: Any) -> None:
-        for position, piece in enumerate(objects(pieces)):
-            index = piece.get("index")
-            call = self.by_index.setdefault(position if index is None else _number(index), {})
-            _merge(call, {name: value for name, value in piece.items() if name != "index"})
+        named: set[int] = set()
+        for piece in objects(pieces):
+            function = _object(piece.get("function") or {})
+            name, arguments = function.get("name"), function.get("arguments")
+            call, _ = self._table.add(CallPiece(piece.get("index"), piece.get("id"), name, arguments), named=named)
+            if call.number == len(self._fields):
+                self._fields.append({})
+            fields = self._fields[call.number]
+            _merge(fields, {name: value for name, value in piece.items() if name not in ("index", "function")})
+            if "function" in piece:
+                known = fields.setdefault("function", {})
+                known |= {name: value for name, value in function.items() if name not in known or value is not None}
+
+    def result(self) -> list[dict[str, Any]]:
+        """The calls, with arguments as JSON text whatever form their pieces had."""
+        return [_call(call, fields) for call, fields in zip(self._table.calls, self._fields, strict=True)]
+
+
+def _call(call: OpenCall, fields: dict[str, Any]) -> dict[str, Any]:
+    function = fields.get("function")
+    if not isinstance(function, dict):
+        return {name: _finished(value) for name, value in fields.items()}  # of a kind of its own
+    if call.name:
+        function["name"] = call.name
+    function["arguments"] = "".join(call.arguments) or NO_ARGUMENTS
+    return {name: _finished(value) for name, value in fields.items()}
 
 
 def _finished(value: Any) -> Any:
     if isinstance(value, _GrowingText):
         return "".join(value)
     if isinstance(value, _GrowingCalls):
-        return [_finished(value.by_index[index]) for index in sorted(value.by_index)]
+        return value.result()
     if isinstance(value, dict):
         return {name: _finished(inner) for name, inner in value.items()}
     return value
@@ -241,7 +283,3 @@ def _message(folded: dict[str, Any]) -> dict[str, Any]:
             {name: call[name] for name in _CALL_ORDER if name in call} | call for call in objects(message["tool_calls"])
         ]
     return message
-
-
-def _timings(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name == "timings"}

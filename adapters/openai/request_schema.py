@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.openai.schema import NULL, OpenAIFunctionCall, OpenAIToolCall
+from hostler.adapters.openai.schema import NULL
 
 
 class ImageUrl(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,14 +26,28 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
     input_audio: InputAudio | None = None
 
 
+class PastFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is JSON text; some clients send an object or null."""
+
+    name: str | None = None
+    arguments: Any = None
+
+
+class PastToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call in the history."""
+
+    id: str | None = None
+    function: PastFunctionCall | None = None
+
+
 class OpenAIMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: str = "user"
     content: str | list[ContentPart] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[OpenAIToolCall] | None = None
-    function_call: OpenAIFunctionCall | None = None
+    tool_calls: list[PastToolCall] | None = None
+    function_call: PastFunctionCall | None = None
     tool_call_id: str | None = None
     name: str | None = None
 

@@ -6,39 +6,32 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
+from hostler.adapters.error_body import error_in, error_in_response
 from hostler.adapters.errors import (
     BackendBroken,
     GatewayError,
     incomplete_response,
     invalid_event,
-    invalid_response,
     oversized_response,
-    reported_error,
     truncated_response,
 )
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.openai.chunks import (
-    canonical_finish,
-    decode_embeddings,
-    decode_event,
-    decode_response,
-    decode_token_count,
-    decode_usage,
-    is_opening,
-)
+from hostler.adapters.openai import whole_response
+from hostler.adapters.openai.chunks import canonical_finish, decode_event, decode_usage, is_opening
 from hostler.adapters.openai.schema import (
     NO_ERROR,
-    NULL,
+    NOT_ERRORS,
     RESPONSES,
     WIRE,
-    ChoiceSummary,
     EventSummary,
-    OpenAIError,
+    NextChoice,
+    NextEvent,
     OpenAIEvent,
 )
+from hostler.adapters.tool_calls import ToolCallReader
 
 # A whole response is kept up to this size, in bytes, to find its usage; if its fields are decoded, up to the other one.
 _MAX_KEPT = 256 * 1024
@@ -48,41 +41,52 @@ _STREAM = ResponseHead(media_type=sse.MEDIA_TYPE)
 _DONE = b"[DONE]"
 # Operations whose streams are JSON throughout and end with a mark.
 _WITH_END_MARK = frozenset({"chat", "completions", "responses"})
+# Those in which the end mark alone is no end: it follows a finish reason.
+_WITH_FINISH = frozenset({"chat", "completions"})
+_ENDS = frozenset({b"}", b"]"})
+_TAIL = 64
 # So many chunks that only open the response are held back: a backend that fails right after them has not begun to
 # answer, and another one may.
 _MAX_HELD = 16
 # Comments before the first token are kept up to this size, in bytes: they may go on for as long as a backend thinks.
 _MAX_COMMENTS = 64 * 1024
-_DECODERS = {"embeddings": decode_embeddings, "count": decode_token_count}
-_decode_summary = msgspec.json.Decoder(EventSummary).decode
-_decode = msgspec.json.Decoder(OpenAIEvent).decode
-_decode_error = msgspec.json.Decoder(OpenAIError | str | None).decode
+# Without the conversion of odd values: for the events of which nearly every response consists.
+_decode_next = msgspec.json.Decoder(NextEvent).decode
+_decode_summary = lenient.decoder(EventSummary)
+_decode = lenient.decoder(OpenAIEvent)
 
 
 class OpenAIParser(Parser):
     """Parses one response to a request for `operation` with `choices` alternatives.
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
-    everything else when the connection ends properly. With `fields`, each event is decoded too.
+    everything else when the connection ends properly. With `fields`, each event is decoded too. `sent` is the body of an
+    embeddings request.
     """
 
-    def __init__(self, operation: str, *, fields: bool = False, choices: int = 1) -> None:
+    def __init__(self, operation: str, *, fields: bool = False, choices: int = 1, sent: bytes = b"") -> None:
         self._operation = operation
+        self._sent = sent
         # Chat and responses are different wires: the bytes of one cannot be forwarded as the other.
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
+        # Of several choices each is followed to its end.
+        self._is_simple = choices == 1 and not fields
         self._head: ResponseHead | None = None
 
     def start(self, head: ResponseHead) -> None:
         self._head = head
         self._size = 0
         self._pieces: list[bytes] = []
+        self._tail = b""
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
         if self._is_body:
             return
         self._splitter = sse.EventSplitter()
-        self._finished = 0
+        self._finished: set[int] = set()
+        self._choices_seen: set[int] = set()
+        self._calls: dict[int, ToolCallReader] = {}
         self._done = False
         self._started = False
         self._held: list[Chunk] = []
@@ -96,7 +100,7 @@ class OpenAIParser(Parser):
         block = self._splitter.feed(data)
         if not block:
             return ()
-        if self._started and not self._fields and not self._done and _are_next_tokens(block):
+        if self._is_simple and self._started and not self._done and _are_next_tokens(block):
             return (Chunk(wire=self._wire, raw=block),)
         return self._read(block)
 
@@ -118,11 +122,18 @@ class OpenAIParser(Parser):
         if not self._done:
             if self._operation not in _WITH_END_MARK:
                 return [*self._held, *chunks]
-            if self._operation == "responses" or not self._finished or self._finished < self._choices:
+            if self._operation == "responses" or not self._is_finished or len(self._finished) < self._choices:
                 raise incomplete_response()
             self._done = True
             chunks.append(Chunk(wire=self._wire, raw=b"data: [DONE]\n\n"))
         return chunks
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether every choice has its finish reason, as far as this operation has them."""
+        if self._operation not in _WITH_FINISH:
+            return True
+        return bool(self._finished) and self._choices_seen <= self._finished
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
         kept: list[bytes] = []
@@ -131,7 +142,7 @@ class OpenAIParser(Parser):
         chunks: list[Chunk] = []
         is_opening = not self._started
         for event in sse.split(block):
-            if not is_opening and not self._fields and _is_next_token(event):
+            if not is_opening and self._is_simple and _is_next_token(event):
                 kept.append(event)
                 continue
             name, data = sse.parse(event)
@@ -140,6 +151,8 @@ class OpenAIParser(Parser):
                     kept.append(event)
                 continue
             if data == _DONE:
+                if not self._is_finished:
+                    return self._raise_after(kept, chunks, finish, usage, incomplete_response())
                 self._done = True
                 is_opening = False
                 kept.append(event)
@@ -149,6 +162,9 @@ class OpenAIParser(Parser):
             try:
                 body = _decode(data) if self._fields else _decode_summary(data)
             except msgspec.ValidationError:
+                error = _flat_error(data)
+                if error is not None:
+                    return self._raise_after(kept, chunks, finish, usage, error)
                 # JSON of another shape (llama.cpp sometimes sends a bare `null`): forwarded as it is.
                 kept.append(event)
                 is_opening = False
@@ -158,8 +174,8 @@ class OpenAIParser(Parser):
                     kept.append(event)
                     continue
                 return self._raise_after(kept, chunks, finish, usage, invalid_event())
-            error = _error_in(body, name)
-            if error is not None:
+            error = _error_in(body, name, data)
+            if error is not None and not (self._started and body.type == "response.failed"):
                 return self._raise_after(kept, chunks, finish, usage, error)
             if self._fields and isinstance(body, OpenAIEvent) and body.prompt_progress is not None:
                 # Requested by the gateway for another protocol: passed on with the first token, not forwarded.
@@ -170,8 +186,9 @@ class OpenAIParser(Parser):
             is_opening = is_opening and b'"prompt_progress"' not in data and _is_opening_event(data)
             for choice in body.choices or ():
                 if choice.finish_reason:
-                    self._finished += 1
+                    self._finished.add(choice.index)
                     finish = canonical_finish(choice.finish_reason)
+                self._choices_seen.add(choice.index)
             if body.type in ("response.completed", "response.incomplete", "response.failed"):
                 self._done = True
                 finish = "stop" if body.type == "response.completed" else "length"
@@ -179,7 +196,7 @@ class OpenAIParser(Parser):
                     usage = decode_usage(body.response.usage, body.timings) or usage
             usage = decode_usage(body.usage, body.timings) or usage
             if self._fields and isinstance(body, OpenAIEvent):
-                chunks += decode_event(body)
+                chunks += decode_event(body, self._calls)
         if not kept:
             return []
         completed = self._complete(kept, chunks, finish, usage)
@@ -226,7 +243,11 @@ class OpenAIParser(Parser):
         return raise_after(self._complete(kept, chunks, finish, usage), error)
 
     def _feed_body(self, data: bytes) -> Iterable[Chunk]:
+        if not self._size:
+            whole_response.check_start(self._operation, data)
         self._size += len(data)
+        if self._size > _MAX_KEPT:
+            self._tail = data[-_TAIL:].strip()[-1:] or self._tail
         limit = _MAX_DECODED if self._fields else _MAX_KEPT
         if self._size <= limit:
             self._pieces.append(data)
@@ -240,38 +261,23 @@ class OpenAIParser(Parser):
         length = head.length
         if length is not None and self._size != length:
             raise truncated_response(self._size, length)
+        operation = self._operation
         raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        if not raw or not head.media_type.lower().startswith("application/json"):
-            return () if not self._fields else (Chunk(wire=self._wire, raw=raw, is_body=True),)
+        if operation not in whole_response.JSON_OPERATIONS:
+            error = whole_response.reported(raw) if head.media_type.lower().startswith("application/json") else None
+            if error is not None:
+                raise error
+            return (Chunk(wire=self._wire, raw=raw, is_body=True),) if self._fields else ()
         if self._fields:
-            _raise_reported(raw)
-            try:
-                return _DECODERS.get(self._operation, decode_response)(raw)
-            except (*NOT_JSON, ValueError):
-                raise invalid_response() from None
-        try:
-            body = _decode_summary(raw)
-        except NOT_JSON:
+            return whole_response.decode(operation, raw)
+        if self._size > _MAX_KEPT:
+            if self._tail not in _ENDS:
+                raise incomplete_response()
             return ()
-        error = _error_in(body, "")
-        if error is not None:
-            raise error
-        finish: str | None = None
-        for choice in body.choices or ():
-            finish = finish or choice.finish_reason
-        usage = decode_usage(body.usage, body.timings)
+        finish, usage = whole_response.check(operation, raw, self._sent)
         if finish is None and usage is None:
             return ()
-        return (Chunk(wire=self._wire, is_body=True, finish=canonical_finish(finish) if finish else None, usage=usage),)
-
-
-def _raise_reported(body: bytes) -> None:
-    try:
-        error = _error_in(_decode_summary(body), "")
-    except NOT_JSON:
-        return
-    if error is not None:
-        raise error
+        return (Chunk(wire=self._wire, is_body=True, finish=finish, usage=usage),)
 
 
 def _is_json(data: bytes) -> bool:
@@ -298,16 +304,18 @@ def _is_next_token(block: bytes) -> bool:
     if not block.startswith(b"data: {") or block.count(b"\n") != 2:
         return False
     try:
-        event = _decode_summary(block[6:-2])
+        event = _decode_next(block[6:-2])
     except NOT_JSON:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
     choices = event.choices
-    return not choices or (choices[0].finish_reason is None and (len(choices) == 1 or _are_unfinished(choices)))
+    if not choices:
+        return False
+    return choices[0].finish_reason is None and (len(choices) == 1 or _are_unfinished(choices))
 
 
-def _are_unfinished(choices: list[ChoiceSummary]) -> bool:
+def _are_unfinished(choices: list[NextChoice]) -> bool:
     return all(choice.finish_reason is None for choice in choices)
 
 
@@ -318,26 +326,31 @@ def _is_opening_event(data: bytes) -> bool:
         return False
 
 
-def _error_in(body: OpenAIEvent | EventSummary, name: str) -> BackendBroken | None:
-    choices = body.choices or ()
-    raw, stopped = body.error, False
-    if raw is NO_ERROR and not choices and body.type is None and not name:
-        return None
-    for choice in choices:
+def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> BackendBroken | None:
+    """The error that an event reports, in any of the places where servers put it."""
+    if body.error is not NO_ERROR and bytes(body.error) not in NOT_ERRORS:
+        return error_in_response(data)
+    stopped = False
+    for choice in body.choices or ():
+        if choice.error is not NO_ERROR and bytes(choice.error) not in NOT_ERRORS:
+            return error_in_response(msgspec.json.encode({"error": choice.error}))
         stopped = stopped or choice.finish_reason == "error"
-        if raw == NO_ERROR:
-            raw = choice.error
-    if raw == NO_ERROR or bytes(raw) == NULL:
-        if name == "error" or body.type == "error":
-            return reported_error(body.message)
-        if stopped:
-            return BackendBroken("The backend stopped with an error.")
+    if stopped:
+        return BackendBroken("The backend stopped with an error.")
+    if name == "error" or body.type == "error":
+        return error_in_response(data)
+    if body.choices or b'"error"' not in data:
         return None
+    if body.type is None or not body.type.startswith("response."):
+        return _flat_error(data)
+    failure = body.response.error if body.type == "response.failed" and body.response is not None else NO_ERROR
+    return None if bytes(failure) in NOT_ERRORS else error_in_response(msgspec.json.encode({"error": failure}))
+
+
+def _flat_error(data: bytes) -> BackendBroken | None:
+    """An event that is an error as a whole, as vLLM, SGLang and Gemini send it."""
     try:
-        error = _decode_error(raw)
+        details = error_in(msgspec.json.decode(data))
     except NOT_JSON:
-        error = None
-    if not isinstance(error, OpenAIError):
-        return reported_error(error)
-    status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else None
-    return reported_error(error.message, backend_status=status)
+        return None
+    return None if details is None else error_in_response(data)

@@ -23,6 +23,7 @@ from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
 from hostler.adapters.openai.schema import NULL
+from hostler.adapters.tool_calls import arguments_text
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 
@@ -50,7 +51,7 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     summary: list[ResponsesPart] | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: str | None = None
+    arguments: Any = None
     output: str | list[ResponsesPart] | None = None
 
 
@@ -178,7 +179,10 @@ def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str)
     """The assistant's message with one more item."""
     if kind == "function_call":
         call = ToolCall(
-            index=len(message.tool_calls), id=item.call_id, name=item.name or "", arguments=item.arguments or ""
+            index=len(message.tool_calls),
+            id=item.call_id,
+            name=item.name or "",
+            arguments=arguments_text(item.arguments),
         )
         return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":

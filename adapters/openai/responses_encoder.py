@@ -10,6 +10,7 @@ from hostler.adapters import json_body, sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import GatewayError
+from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_event
 from hostler.adapters.openai.schema import RESPONSES
@@ -42,6 +43,16 @@ class OutputItem:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more can belong to it when another item has begun."""
+        if self.kind != "function_call":
+            return True
+        try:
+            return isinstance(msgspec.json.decode(self.text), dict)
+        except NOT_JSON:
+            return False
 
     def body(self) -> dict[str, Any]:
         status = "in_progress" if self.is_open else "completed"
@@ -96,7 +107,7 @@ class ResponsesEncoder(Encoder):
     def finish(self) -> bytes:
         if self._forwards:
             return self._forwarded(self._forward.finish())
-        events = [*self._open_response(), *self._close_items()]
+        events = [*self._open_response(), *self._close_items(last=True)]
         response = self._response()
         if self.streaming:
             return self._encode([*events, {"type": f"response.{response['status']}", "response": response}])
@@ -178,11 +189,12 @@ class ResponsesEncoder(Encoder):
         events.append(_item_event("added", item))
         return item
 
-    def _close_items(self) -> list[_Event]:
-        """The events that close all open items. Calls stay open for more pieces until another item begins."""
+    def _close_items(self, *, last: bool = False) -> list[_Event]:
+        """The events that close the open items when another one begins, or with the `last` one. Pieces of several calls
+        may alternate: until then a call stays open while its arguments are incomplete."""
         events: list[_Event] = []
         for item in self._items:
-            if not item.is_open:
+            if not item.is_open or not (last or item.is_complete):
                 continue
             if item.kind == "function_call":
                 done = {"item_id": item.id, "output_index": item.index, "name": item.name, "arguments": item.text}

@@ -9,11 +9,17 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.lenient import Amount, Count
+
 WIRE = "openai"
 #: The wire name of the responses API, which some servers of this protocol have beside chat.
 RESPONSES = "responses"
 NULL = b"null"
 NO_ERROR = msgspec.Raw(NULL)
+#: Values of `error` that are none.
+NOT_ERRORS = frozenset({NULL, b"{}", b"[]", b'""', b"false", b""})
+#: The default of a field whose absence shows that a response is none.
+NO_CONTENT = msgspec.Raw(b"")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,18 +31,18 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class LlamaTimings(msgspec.Struct, frozen=True, kw_only=True):
     """llama.cpp's token counts and times in milliseconds."""
 
-    cache_n: int = 0
-    prompt_n: int = 0
-    prompt_ms: float | None = None
-    predicted_n: int = 0
-    predicted_ms: float | None = None
+    cache_n: Count = 0
+    prompt_n: Count = 0
+    prompt_ms: Amount | None = None
+    predicted_n: Count = 0
+    predicted_ms: Amount | None = None
 
 
 class PromptProgress(msgspec.Struct, frozen=True, kw_only=True):
     """llama.cpp's progress while it processes a prompt: its length, and how much of it was cached."""
 
-    total: int = 0
-    cache: int = 0
+    total: Count = 0
+    cache: Count = 0
 
 
 class VerboseDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,36 +52,36 @@ class VerboseDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
 
 
 class OpenAIUsage(msgspec.Struct, frozen=True, kw_only=True):
     """The token counts of chat and completions, and of the responses API under its own names."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     prompt_tokens_details: TokenDetails | None = None
     completion_tokens_details: TokenDetails | None = None
     input_tokens_details: TokenDetails | None = None
     output_tokens_details: TokenDetails | None = None
-    cost: float | None = None
+    cost: Amount | None = None
 
 
 class OpenAIFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """`arguments` is JSON text, or a fragment of it."""
+    """`arguments` is JSON text, or a fragment of it; some servers send an object. `adapters/tool_calls.py` reads it."""
 
-    name: str | None = None
-    arguments: str | None = None
+    name: Any = None
+    arguments: Any = None
 
 
 class OpenAIToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call, or the next piece of one in a stream."""
 
-    index: int = 0
-    id: str | None = None
+    index: Any = None
+    id: Any = None
     function: OpenAIFunctionCall | None = None
 
 
@@ -106,7 +112,7 @@ class OpenAIDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIChoice(msgspec.Struct, frozen=True, kw_only=True):
-    index: int = 0
+    index: Count = 0
     delta: OpenAIDelta | None = None
     message: OpenAIDelta | None = None
     text: str | None = None
@@ -120,7 +126,7 @@ class OpenAIChoice(msgspec.Struct, frozen=True, kw_only=True):
 class OpenAIEmbedding(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers, or base64 of 32-bit little-endian floats."""
 
-    index: int = 0
+    index: Count = 0
     embedding: list[float] | str = []
 
 
@@ -132,7 +138,7 @@ class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
 class OpenAITokenCount(msgspec.Struct, frozen=True, kw_only=True):
     """The response of `/chat/completions/input_tokens`."""
 
-    input_tokens: int
+    input_tokens: Count
 
 
 class ResponsesObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,9 +162,26 @@ class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
     verbose: VerboseDetails | None = msgspec.field(default=None, name="__verbose")
 
 
+class NextChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """What shows that a choice of a stream goes on."""
+
+    finish_reason: str | None = None
+
+
+class NextEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What shows that an event is the next token and nothing else; decoded for every token that is forwarded."""
+
+    choices: list[NextChoice] | None = None
+    usage: OpenAIUsage | None = None
+    timings: LlamaTimings | None = None
+    error: msgspec.Raw = NO_ERROR
+    type: str | None = None
+
+
 class ChoiceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a choice that matter if it is only forwarded."""
 
+    index: Count = 0
     finish_reason: str | None = None
     error: msgspec.Raw = NO_ERROR
 
@@ -175,7 +198,25 @@ class EventSummary(msgspec.Struct, frozen=True, kw_only=True):
     message: Any = None
 
 
-class OpenAIError(msgspec.Struct, frozen=True, kw_only=True):
-    message: Any = None
-    type: Any = None
-    code: Any = None
+class ResponseSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What shows that a whole response is one: the field in which its operation has the content."""
+
+    choices: list[WholeChoice] | None = None
+    data: msgspec.Raw = NO_CONTENT
+    results: msgspec.Raw = NO_CONTENT
+    output: msgspec.Raw = NO_CONTENT
+    status: str | None = None
+    input_tokens: Count | None = None
+    usage: OpenAIUsage | None = None
+    timings: LlamaTimings | None = None
+    error: msgspec.Raw = NO_ERROR
+    object: str | None = None
+
+
+class WholeChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A choice of a whole response, which has a message or a text."""
+
+    finish_reason: str | None = None
+    message: msgspec.Raw = NO_CONTENT
+    text: msgspec.Raw = NO_CONTENT
+    error: msgspec.Raw = NO_ERROR

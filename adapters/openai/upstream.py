@@ -26,7 +26,7 @@ from hostler.adapters.canonical import (
     output_of,
 )
 from hostler.adapters.degrade import unsupported
-from hostler.adapters.openai.chat import without_progress
+from hostler.adapters.openai.chat import with_text_arguments, without_progress
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.response_parser import OpenAIParser
@@ -250,7 +250,7 @@ class OpenAIUpstream(Upstream):
         if origin.operation in FORMS:
             form = multipart.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=form, content_type=origin.content_type)
-        body = without_progress(origin.body) if origin.operation == "chat" else origin.body
+        body = with_text_arguments(without_progress(origin.body)) if origin.operation == "chat" else origin.body
         members = json_body.members(body, origin.json_body)
         changes: dict[str, bytes | None] = {}
         name = msgspec.json.encode(model)
@@ -266,7 +266,8 @@ class OpenAIUpstream(Upstream):
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         operation = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
-        return OpenAIParser(operation, fields=fields, choices=output_of(request).choices)
+        sent = request.origin.body if operation == "embeddings" else b""
+        return OpenAIParser(operation, fields=fields, choices=output_of(request).choices, sent=sent)
 
 
 def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:

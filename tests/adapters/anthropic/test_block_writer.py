@@ -70,10 +70,9 @@ def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
         [called(0, '{"x":', "a"), called(0, "1}"), called(1, '{"y":', "b"), called(1, "2}")],
         [called(0, "", "a"), called(1, "", "b"), called(0, '{"x":'), called(1, '{"y":2}'), called(0, "1}")],
         [called(0, '{"x":', "a"), called(1, '{"y":2}', "b"), called(0, "1}")],
-        [called(0, '{"x":1}', "a", "1"), called(0, '{"y":2}', "b", "2")],
         [content(tool_calls=(*called(0, '{"x":1}', "a").tool_calls, *called(1, '{"y":2}', "b").tool_calls))],
     ],
-    ids=["in order", "mixed", "overlapping", "all numbered 0", "at once"],
+    ids=["in order", "mixed", "overlapping", "at once"],
 )
 def test_several_calls_become_consecutive_blocks(encoder: Any, pieces: list[Chunk]) -> None:
     found = streamed(encoder(), *pieces, content(finish="tool_calls"))

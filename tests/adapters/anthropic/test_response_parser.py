@@ -122,8 +122,37 @@ def test_a_response_without_its_end_is_broken(transcript: Any, fields: bool) -> 
 
 
 def test_unknown_events_are_ignored() -> None:
-    strange = sse.event(b'{"type":"sunrise","index":"x"}', "sunrise") + sse.event(
-        b'{"type":"message_stop"}', "message_stop"
-    )
-    assert parsed([strange]) == []
+    stop = b'{"type":"message_delta","delta":{"stop_reason":"end_turn"}}'
+    strange = sse.event(b'{"type":"sunrise","index":"x"}', "sunrise") + sse.event(stop, "message_delta")
+    strange += sse.event(b'{"type":"message_stop"}', "message_stop")
+    assert [chunk.finish for chunk in parsed([strange])] == ["stop"]
     assert b"".join(chunk.raw for chunk in parsed([strange], fields=False)) == strange
+
+
+@pytest.mark.parametrize("fields", [False, True])
+def test_a_stop_without_a_stop_reason_is_broken(fields: bool) -> None:
+    start = sse.event(b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"Hi"}}', "x")
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parsed([start, sse.event(b'{"type":"message_stop"}', "message_stop")], fields=fields)
+
+
+@pytest.mark.parametrize("fields", [False, True])
+@pytest.mark.parametrize("body", [b"", b" ", b"<html>", b"{}", b"[]", b'{"content":[', b'{"error":{"message":"x"}}'])
+def test_what_is_no_message_is_broken(body: bytes, fields: bool) -> None:
+    with pytest.raises(BackendBroken):
+        parsed([body], ResponseHead(), fields=fields)
+
+
+def test_odd_token_counts_are_left_out() -> None:
+    usage = b'{"input_tokens":"12","output_tokens":1%b}' % (b"0" * 400)
+    body = b'{"content":[{"type":"text","text":"Hi"}],"stop_reason":"end_turn","usage":%b}' % usage
+    (chunk,) = parsed([body], ResponseHead())
+    assert chunk.usage is not None
+    assert (chunk.text, chunk.usage.prompt_tokens, chunk.usage.completion_tokens) == ("Hi", 12, 0)
+
+
+def test_an_error_in_a_stream_has_the_status_of_its_type() -> None:
+    error = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+    with pytest.raises(BackendBroken, match="Overloaded") as raised:
+        parsed([sse.event(error, "error")])
+    assert (raised.value.backend_status, raised.value.body) == (529, error)

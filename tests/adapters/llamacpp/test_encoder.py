@@ -23,6 +23,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import ModelUnavailable
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.encoder import CompletionFold
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 
 Transcript = Callable[[str], bytes]
@@ -129,3 +130,14 @@ def test_loading_is_answered_when_it_is_done() -> None:
         LoadRequest(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead()
     )
     assert (made.finish(), made.streaming) == (b'{"success":true}', False)
+
+
+def test_unknown_fields_survive_folding_and_the_last_one_counts() -> None:
+    fold = CompletionFold(tokens=False)
+    for event in (
+        {"content": "a", "x": 1, "y": 1, "stop": False},
+        {"content": "b", "y": 2, "stop": False},
+        {"content": "", "z": 3, "stop": True},
+    ):
+        fold.add_events(b"data: " + json.dumps(event).encode() + b"\n\n")
+    assert json.loads(fold.result()) == {"content": "ab", "tokens": [], "x": 1, "y": 2, "z": 3, "stop": True}

@@ -142,3 +142,11 @@ def test_the_parser_knows_how_many_completions_to_expect(transcript: Transcript)
     chosen.start(STREAM)
     assert list(chosen.feed(b'data: {"content":""}\n\n'))
     assert list(chosen.finish()) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[]", b"null", b'{"content":"a"', b'{"error":{"code":500}}'])
+def test_what_is_no_completion_is_broken(body: bytes) -> None:
+    parser = LlamaCppParser(responses=1)
+    parser.start(ResponseHead())
+    with pytest.raises(BackendBroken):
+        [*parser.feed(body), *parser.finish()]

@@ -111,3 +111,22 @@ def test_a_truncated_response_is_broken() -> None:
 def test_a_response_that_is_not_text_is_broken(message: bytes) -> None:
     with pytest.raises(BackendBroken):
         parse([b'{"message":' + message + b',"done":true}\n'])
+
+
+WHOLE = b'{\n  "message": {"role": "assistant", "content": "Hi"},\n  "done": true, "eval_count": "3",' \
+    b' "prompt_eval_count": 1%b\n}' % (b"0" * 400)  # fmt: skip
+STREAM = b'{"message":{"content":"H"},"done":false}\n{"message":{"content":"i"},"done":true,"eval_count":3}\n'
+
+
+@pytest.mark.parametrize("streamed", [True, False, None])
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson", "text/plain"])
+@pytest.mark.parametrize("body", [WHOLE, STREAM])
+def test_a_response_in_the_other_form_is_read(body: bytes, media_type: str, streamed: bool | None) -> None:
+    parser = OllamaParser("chat", streamed=streamed)
+    parser.start(ResponseHead(media_type=media_type))
+    chunks = [chunk for at in range(0, len(body), 7) for chunk in parser.feed(body[at : at + 7])]
+    chunks += parser.finish()
+    assert "".join(chunk.text for chunk in chunks) == "Hi"
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert (usage.completion_tokens, usage.prompt_tokens) == (3, 0)

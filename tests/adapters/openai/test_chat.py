@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.chat import with_text_arguments
 
 Chat = Callable[..., ChatRequest]
 
@@ -102,3 +104,26 @@ def test_an_invalid_field_is_named(adapter: OpenAIAdapter, chat: Chat, fields: d
     with pytest.raises(BadRequest) as caught:
         adapter.expand(chat(**fields))
     assert caught.value.param == param
+
+
+def history(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [({"a": 1}, '{"a":1}'), (None, "{}"), ({}, "{}"), ('{"a": 1}', '{"a": 1}'), ([1], "[1]")]
+)
+def test_arguments_in_the_history_are_sent_as_text(arguments: Any, text: str) -> None:
+    body = json.dumps({"model": "m", "x": 1.50, "messages": history(arguments)}).encode()
+    changed = with_text_arguments(body)
+    assert (changed is body) is isinstance(arguments, str)
+    assert json.loads(changed) == {"model": "m", "x": 1.50, "messages": history(text)}
+
+
+def test_a_parameter_with_the_name_arguments_is_left_alone() -> None:
+    parameters = {"type": "object", "properties": {"arguments": {"type": "object"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for messages in (history("{}"), [{"role": "user", "content": '{"arguments": {}}'}], "x", [3]):
+        body = json.dumps({"messages": messages, "tools": [tool]}).encode()
+        assert with_text_arguments(body) is body

@@ -91,3 +91,21 @@ def test_control_characters_are_escaped(adapter: OpenAIAdapter) -> None:
     ]
     assert message.startswith("a\\x00b\\x1b[31m\\u202exx")
     assert len(message) < 2100
+
+
+@pytest.mark.parametrize(
+    ("label", "body", "sent"),
+    [
+        ("text/plain", b'{"error":{"message":"x"}}', "application/json"),
+        ("application/json; charset=utf-8", b'{"error":{"message":"x"}}', "application/json; charset=utf-8"),
+        ("text/html", b"<html>", "text/html"),
+    ],
+)
+def test_an_error_under_a_wrong_label_gets_the_right_one(
+    adapter: OpenAIAdapter, label: str, body: bytes, sent: str
+) -> None:
+    error = BackendRejected(
+        "x", backend="b", wire="openai", backend_status=400, headers={"content-type": label}, body=body
+    )
+    response = adapter.error_response(error)
+    assert (response.media_type, response.body) == (sent, body)

@@ -67,7 +67,6 @@ def test_a_piece_that_is_no_text_takes_the_slow_path() -> None:
         b'{"choices":[{"index":"a","delta":{}}]}',
         b'{"choices":[{"message":"hi"},{"delta":{"content":"a"}}]}',
         b'{"choices":[{"delta":{"tool_calls":"x"}}]}',
-        b'{"choices":[{"delta":{"tool_calls":[{"index":[]}]}}]}',
         b'{"choices":[{"delta":{"content":"\xff"}}]}',
     ],
 )
@@ -102,3 +101,41 @@ def test_whatever_a_backend_sends_is_folded_or_broken(events: list[Any]) -> None
             fold.result()
     except BackendBroken:
         pass
+
+
+UNKNOWN = ("x_text", "x_number", "x_list", "x_object", "x_flag")
+unknown_values = st.dictionaries(
+    st.sampled_from(UNKNOWN),
+    st.text(max_size=3) | st.integers(-9, 9) | st.lists(st.integers(0, 9), max_size=2) | st.booleans()
+    | st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 9), max_size=2),
+    max_size=3,
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(unknown_values, unknown_values, unknown_values), min_size=1, max_size=5))
+def test_unknown_fields_survive_everywhere_and_the_last_one_counts(fields: list[tuple[Any, Any, Any]]) -> None:
+    fold, text = StreamFold(), 0
+    top: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
+    message: dict[str, Any] = {}
+    for number, (on_top, in_choice, in_delta) in enumerate(fields):
+        delta = {"content": str(number), **in_delta}
+        event = {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": None, **in_choice}], **on_top}
+        fold.add_events(b"data: " + json.dumps(event).encode() + b"\n\n")
+        top |= on_top
+        choice |= in_choice
+        message |= in_delta
+        text += 1
+    response = json.loads(fold.result())
+    (folded,) = response["choices"]
+    assert {name: response[name] for name in UNKNOWN if name in response} == top
+    assert {name: folded[name] for name in UNKNOWN if name in folded} == choice
+    assert {name: folded["message"][name] for name in UNKNOWN if name in folded["message"]} == message
+    assert folded["message"]["content"] == "".join(map(str, range(text)))
+
+
+def test_absurd_numbers_are_folded_as_they_came() -> None:
+    fold = StreamFold()
+    fold.add_events(b'data: {"choices":[{"index":"0","delta":{"content":"a"}}],"usage":{"prompt_tokens":%b}}\n\n'
+                    % (b"1" + b"0" * 400))  # fmt: skip
+    assert json.loads(fold.result())["usage"]["prompt_tokens"] == 10**400

@@ -95,9 +95,27 @@ def test_a_response_that_just_ends_is_broken(parse: Parse, stream: bytes) -> Non
         parse([stream])
 
 
-@pytest.mark.parametrize("stream", [delta(content="Hi") + DONE, delta(content="Hi") + b"data: [DONE]"])
-def test_done_completes_a_response(parse: Parse, stream: bytes) -> None:
-    assert b"".join(chunk.raw for chunk in parse([stream])) == delta(content="Hi") + DONE
+@pytest.mark.parametrize("end", [DONE, b"data: [DONE]"])
+def test_done_completes_a_finished_response(parse: Parse, end: bytes) -> None:
+    response = delta(content="Hi") + delta("stop")
+    assert b"".join(chunk.raw for chunk in parse([response + end])) == response + DONE
+
+
+@pytest.mark.parametrize("fields", [False, True])
+@pytest.mark.parametrize(
+    ("response", "choices"),
+    [
+        (delta(content="Hi"), 1),
+        (delta(role="assistant", content=""), 1),
+        (event(choices=[]), 1),
+        (b"", 1),
+        (event(choices=[], usage={"prompt_tokens": 1}), 1),
+        (delta("stop") + event(choices=[{"index": 1, "delta": {"content": "Hi"}}]), 2),
+    ],
+)
+def test_done_without_a_finish_reason_is_broken(parse: Parse, response: bytes, choices: int, fields: bool) -> None:
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parse([response, DONE], fields=fields, choices=choices)
 
 
 def test_a_finish_reason_completes_a_response_and_done_is_added(parse: Parse) -> None:
@@ -162,7 +180,7 @@ def test_the_word_error_in_the_content_is_no_error(parse: Parse) -> None:
 
 def test_a_truncated_response_is_broken(parse: Parse) -> None:
     with pytest.raises(BackendBroken, match="3 of 10 bytes"):
-        parse([b"abc"], head=ResponseHead(length=10))
+        parse([b'{"a'], head=ResponseHead(length=10))
 
 
 def parser_of(operation: str = "chat", **more: Any) -> Any:
@@ -229,3 +247,19 @@ def test_a_response_that_is_not_text_is_broken(media_type: str) -> None:
     with pytest.raises(BackendBroken):
         parser.feed(choice if media_type == "application/json" else b"data: " + choice + b"\n\n")
         parser.finish()
+
+
+@pytest.mark.parametrize("operation", ["embeddings", "chat"])
+def test_a_large_whole_response_that_is_cut_off_is_broken(operation: str) -> None:
+    body = b'{"choices":[{"message":{"content":"' + b"x" * 400_000 + b'"}}],"data":[1]}\n'
+    for data, is_whole in ((body, True), (body[:300_000], False), (b"<html>" + body, False)):
+        parser = parser_of(operation)
+        parser.start(JSON)
+        pieces = [data[at : at + 65_536] for at in range(0, len(data), 65_536)]
+        try:
+            chunks = [chunk for piece in pieces for chunk in parser.feed(piece)] + [*parser.finish()]
+        except BackendBroken:
+            assert not is_whole
+        else:
+            assert is_whole
+            assert b"".join(chunk.raw for chunk in chunks) == data

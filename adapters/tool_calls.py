@@ -1,0 +1,216 @@
+"""Reads the pieces of tool calls as servers really send them, into calls that every encoder writes alike.
+
+Seen in the wild: calls without index, all with index 0, or counted from 1; two ids at one index; a head and its tail at
+different indexes; interleaved pieces; a new id or the name again in every piece; the name after the arguments; arguments as
+an object, as null, as `{}` before the real ones, or once more as a whole at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import lenient
+from hostler.adapters.canonical import ToolCall
+from hostler.adapters.lenient import count
+
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_PLACEHOLDERS = frozenset({"", "{}", "null"})
+#: The arguments of a call that has none.
+NO_ARGUMENTS = "{}"
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """A piece as it came: any of its fields may be missing or of any type."""
+
+    index: Any = None
+    id: Any = None
+    name: Any = None
+    arguments: Any = None
+
+
+class OpenCall:
+    """A call that is being read. `number` counts the calls of a response from 0; `arguments` are pieces of JSON text."""
+
+    __slots__ = ("_depth", "_escape", "_in_string", "arguments", "id", "is_complete", "name", "number", "written")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.id: str | None = None
+        self.name = ""
+        self.arguments: list[str] = []
+        self.is_complete = False
+        self.written = False
+        self._depth = 0
+        self._in_string = False
+        self._escape = ""
+
+    def add(self, text: str) -> str:
+        """Add the next piece of the arguments; returns what of it belongs to them."""
+        if self.is_complete:
+            return ""  # repeated, or white space
+        if not self.arguments and text.strip() in _PLACEHOLDERS:
+            return ""  # perhaps the real ones follow
+        self.arguments.append(text)
+        self._follow(text)
+        return text
+
+    def _follow(self, text: str) -> None:
+        """Note whether the arguments are complete: a JSON object whose last brace is closed."""
+        text = self._escape + text
+        self._escape = ""
+        for mark in _MARKS.findall(text):
+            if mark == '"':
+                self._in_string = not self._in_string
+            elif self._in_string or len(mark) > 1:
+                continue
+            elif mark in "{[":
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_complete = True
+                    return
+        if text.endswith("\\") and (len(text) - len(text.rstrip("\\"))) % 2:
+            self._escape = "\\"
+
+
+class CallTable:
+    """Decides which call each piece belongs to: by its id, else by its index, else it is the last one's."""
+
+    __slots__ = ("_at", "_by_id", "_last", "calls")
+
+    def __init__(self) -> None:
+        self.calls: list[OpenCall] = []
+        self._by_id: dict[str, OpenCall] = {}
+        self._at: dict[int, OpenCall] = {}
+        self._last: OpenCall | None = None
+
+    def add(self, piece: CallPiece, *, named: set[int], whole: bool = False) -> tuple[OpenCall, str]:
+        """The piece's call, with its id and name, and the text that it adds to the arguments.
+
+        `named` are the calls that the same list has named already: it never names one twice. `whole`: each piece is a
+        whole call.
+        """
+        index, call_id, name = count(piece.index), _word(piece.id), _word(piece.name)
+        text = arguments_text(piece.arguments)
+        call = None if whole else self._find(index, call_id, name, text, named)
+        if call is None:
+            call = OpenCall(len(self.calls))
+            self.calls.append(call)
+        if name:
+            call.name = call.name or name
+            named.add(call.number)
+        if call_id:
+            if call.id is None and not call.written:
+                call.id = call_id
+            self._by_id[call_id] = call
+        if index is not None:
+            self._at[index] = call
+        self._last = call
+        return call, call.add(text)
+
+    def _find(self, index: int | None, call_id: str, name: str, text: str, named: set[int]) -> OpenCall | None:
+        """The call that the piece continues; `None` if it begins a new one."""
+        known = self._by_id.get(call_id) if call_id else None
+        if known is not None and not (name and name != known.name and known.name and known.is_complete):
+            return known
+        last = self._last
+        if index is not None:
+            here = self._at.get(index)
+            if here is None and not (name or call_id) and last is not None and not last.is_complete:
+                return last  # the tail of a call whose head had another index
+            if here is None:
+                return None
+            last = here
+        if last is None:
+            return None
+        return last if _continues(last, call_id, name, text, named) else None
+
+
+def _continues(call: OpenCall, call_id: str, name: str, text: str, named: set[int]) -> bool:
+    """Whether a piece at this call's place belongs to it, though it does not have its id."""
+    if not name:
+        # Some servers make up a new id for every piece.
+        return not (call_id and call.is_complete)
+    if call.number in named or (call_id and call.id):
+        return False
+    if not call.name:
+        return True
+    # The name again, in every piece: but not after a whole call.
+    return name == call.name and not call.is_complete and bool(call.arguments or text)
+
+
+class ToolCallReader:
+    """Turns pieces into canonical ones: each call has a number of its own, its first piece the name, and its arguments
+    are one JSON text."""
+
+    __slots__ = ("_held", "_table")
+
+    def __init__(self) -> None:
+        self._table = CallTable()
+        self._held: dict[int, list[str]] = {}
+
+    def read(self, pieces: Iterable[CallPiece], *, whole: bool = False) -> tuple[ToolCall, ...]:
+        """The canonical pieces for those in one list. `whole`: each is a whole call."""
+        read: list[ToolCall] = []
+        named: set[int] = set()
+        for piece in pieces:
+            call, text = self._table.add(piece, named=named, whole=whole)
+            if call.written:
+                if text:
+                    read.append(ToolCall(index=call.number, arguments=text))
+            elif call.name:
+                held = "".join(self._held.pop(call.number, ()))
+                if whole and not call.arguments:
+                    text = _fill(call)
+                read.append(_head(call, held + text))
+            else:
+                self._held.setdefault(call.number, []).append(text)
+        return tuple(read)
+
+    def finish(self) -> tuple[ToolCall, ...]:
+        """What is missing at the end of the response: names that never came, and arguments of calls without any."""
+        rest: list[ToolCall] = []
+        for call in self._table.calls:
+            if not call.written:
+                rest.append(_head(call, "".join(self._held.pop(call.number, ())) or _fill(call)))
+            elif not call.arguments:
+                rest.append(ToolCall(index=call.number, arguments=_fill(call)))
+        return tuple(rest)
+
+
+def arguments_text(arguments: Any) -> str:
+    """Arguments in any form as JSON text, or a piece of it; empty for none. Raises `UnicodeError` for raw bytes that are
+    no text."""
+    if arguments is None:
+        return ""
+    if isinstance(arguments, str):
+        return arguments
+    if isinstance(arguments, msgspec.Raw):
+        text = bytes(arguments).decode()
+        return arguments_text(msgspec.json.decode(text)) if text.startswith(('"', "null")) else text
+    try:
+        return lenient.encode(arguments).decode()
+    except (ValueError, msgspec.MsgspecError):
+        return ""
+
+
+def _head(call: OpenCall, arguments: str) -> ToolCall:
+    call.written = True
+    return ToolCall(index=call.number, id=call.id, name=call.name, arguments=arguments)
+
+
+def _fill(call: OpenCall) -> str:
+    call.arguments.append(NO_ARGUMENTS)
+    return NO_ARGUMENTS
+
+
+def _word(value: Any) -> str:
+    """An id or a name; empty for null."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and count(value) is not None else ""

@@ -1,0 +1,91 @@
+"""A whole response is one only if it has what its operation returns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.openai import whole_response
+
+CHAT = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
+GOOD: list[tuple[str, Any]] = [
+    ("chat", CHAT),
+    ("chat", {"choices": [{"message": {"content": None}, "finish_reason": None}]}),
+    ("completions", {"choices": [{"text": "", "finish_reason": "length"}]}),
+    ("embeddings", {"data": [{"index": 0, "embedding": [0.5]}]}),
+    ("rerank", {"results": []}),
+    ("rerank", [{"index": 0, "score": 0.5}]),
+    ("responses", {"output": [], "status": "completed"}),
+    ("responses", {"status": "in_progress"}),
+    ("count", {"input_tokens": 3}),
+    ("chat", {**CHAT, "error": None, "usage": {"prompt_tokens": "3", "completion_tokens": 10**400}}),
+    ("chat", {**CHAT, "error": {}}),
+]
+BAD: list[tuple[str, bytes]] = [
+    *((operation, body) for operation in sorted(whole_response.JSON_OPERATIONS)
+      for body in (b"", b"  ", b"{}", b"null", b"<html>", b'{"choices":[', b'{"choices":[]}', b'{"data":[ ]}', b"3")),
+    ("chat", b'{"choices":[{"finish_reason":"stop"}]}'),
+    ("chat", b'{"choices":[{"message":{"content":"Hi"}},{}]}'),
+    ("chat", b'[{"index": 0}]'),
+    ("embeddings", b'{"data":"x"}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("operation", "body"), GOOD)
+def test_a_response_is_accepted(operation: str, body: Any) -> None:
+    raw = json.dumps(body).encode()
+    whole_response.check_start(operation, raw)
+    whole_response.check(operation, raw)
+
+
+def test_finish_and_usage_are_found() -> None:
+    finish, usage = whole_response.check("chat", json.dumps({**CHAT, "usage": {"prompt_tokens": "3"}}).encode())
+    assert usage is not None
+    assert (finish, usage.prompt_tokens, usage.completion_tokens) == ("stop", 3, 0)
+
+
+@pytest.mark.parametrize(("operation", "body"), BAD)
+def test_what_is_no_response_is_broken(operation: str, body: bytes) -> None:
+    for read in (whole_response.check, whole_response.decode):
+        with pytest.raises(BackendBroken):
+            read(operation, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "out of memory", "code": 507}},
+        {"object": "error", "message": "out of memory", "code": 507},
+        [{"error": {"message": "out of memory", "code": 507}}],
+        {"choices": [{"error": {"message": "out of memory", "code": 507}, "message": {}}]},
+    ],
+)
+def test_an_error_is_raised_with_its_status(body: Any) -> None:
+    with pytest.raises(BackendBroken, match="out of memory") as raised:
+        whole_response.check("chat", json.dumps(body).encode())
+    assert raised.value.backend_status == 507
+    assert b"out of memory" in raised.value.body
+
+
+def test_no_vectors_are_right_for_no_texts() -> None:
+    for sent in (b"{}", b'{"input": []}', b'{"input": ""}'):
+        whole_response.check("embeddings", b'{"data":[]}', sent)
+    for sent in (b'{"input": ["a"]}', b'{"input": "a"}', b"", b"--form"):
+        with pytest.raises(BackendBroken):
+            whole_response.check("embeddings", b'{"data":[]}', sent)
+
+
+def test_only_json_operations_are_judged_by_their_start() -> None:
+    whole_response.check_start("speech", b"RIFF")
+    whole_response.check_start("chat", b"\r\n")
+    with pytest.raises(BackendBroken):
+        whole_response.check_start("chat", b" <html>")
+
+
+def test_an_error_of_any_operation_is_found() -> None:
+    assert whole_response.reported(b'{"error": {"message": "x"}}') is not None
+    assert whole_response.reported(b'{"text": "x"}') is None
+    assert whole_response.reported(b"RIFF") is None
