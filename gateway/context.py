@@ -46,13 +46,16 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A model at a backend: `model` is the gateway's name of it, `name_there` the backend's.
 
-    `context` is how many tokens a request may have there, 0 if unknown.
+    `context` is how many tokens a request may have there, 0 if unknown. `needs_load`: the model is not loaded. `lacks` is
+    what it certainly cannot do, under the names of `adapters/needs.py`.
     """
 
     backend: str
     model: str
     name_there: str
     context: int = 0
+    needs_load: bool = False
+    lacks: frozenset[str] = frozenset()
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):

@@ -13,16 +13,22 @@ from hostler.adapters.model_list import CardState, ModelCard, ModelList
 from hostler.adapters.model_names import normalized
 from hostler.gateway.config import BackendSettings
 from hostler.gateway.events import printable
+from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
 
 
 class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend of a model, the model's name there, and its context there (0: unknown)."""
+    """A backend of a model, the model's name there, its context there (0: unknown), and what it certainly cannot do.
+
+    `hosted`: it has a supervisor, which may have to load the model.
+    """
 
     backend: str
     name_there: str
     context: int = 0
+    hosted: bool = False
+    lacks: frozenset[str] = frozenset()
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +178,13 @@ class Catalog:
                 known = cards.get(profile.name)
                 cards[profile.name] = card if known is None else _merge(known, card)
                 places.setdefault(profile.name, []).append(
-                    CatalogBackend(backend=backend, name_there=profile.name, context=profile.context)
+                    CatalogBackend(
+                        backend=backend,
+                        name_there=profile.name,
+                        context=profile.context,
+                        hosted=True,
+                        lacks=lacking(profile.facts),
+                    )
                 )
                 if profile.default and default is None:
                     default = profile.name

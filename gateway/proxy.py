@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from hostler.adapters.base import Parser, Timing
-from hostler.adapters.canonical import Chunk, LoadRequest, Request, ResponseHead
+from hostler.adapters.base import Parser, Timing, WireRequest
+from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Request, ResponseHead
+from hostler.adapters.error_body import is_overflow
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
+from hostler.adapters.sniffing import actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
-from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint
-from hostler.gateway.backends.failure_policy import retry_after
+from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
+from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
 
@@ -25,6 +27,9 @@ HELD_BACK = 256 * 1024
 
 #: Bytes of an error answer that are read and passed on, at most.
 ERROR_BODY_LIMIT = 1024 * 1024
+
+#: Time limits for the check whether a backend that answered with an error is alive.
+_HEALTH = Timeouts(connect_s=2.0, first_byte_s=3.0, between_bytes_s=3.0)
 
 #: How often a rejected request is amended and sent again, at most.
 AMENDMENTS = 8
@@ -46,17 +51,23 @@ class Proxy:
             # The middleware have loaded the model; nothing is sent to a backend.
             context.writer.begin(ResponseHead())
         else:
-            for _ in range(AMENDMENTS):
+            for left in range(AMENDMENTS, -1, -1):
                 try:
                     last = await self._ask(context, request)
                     break
-                except BackendRejected as rejected:
-                    amended = _amended(context, request, rejected)
-                    if amended is None:
+                except (BackendRejected, BackendBroken) as error:
+                    rejected = _as_rejection(error, self._backends, context)
+                    if rejected is None:
                         raise
+                    amended = _amended(context, request, rejected) if left else None
+                    if amended is None:
+                        await self._judge(context, rejected)
+                        try:
+                            raise rejected from error.__cause__
+                        finally:
+                            # A frame that keeps its own error keeps the request's body, too.
+                            del rejected
                     request = amended
-            else:
-                last = await self._ask(context, request)
         total_s, (queue_s, switch_s) = self._clock() - context.started_at, context.waits
         timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
@@ -80,13 +91,11 @@ class Proxy:
             async with backend.transport.send(wire_request, _endpoint(backend, context), backend.timeouts) as answer:
                 head = answer.head
                 if not 200 <= head.status < 300:
-                    raise await _rejection(answer, backend)
+                    raise _rejection(backend, head, answer.headers, await answer.read(ERROR_BODY_LIMIT))
                 attempt.segments += 1
-                parser.start(head)
-                context.writer.begin(head)
                 try:
                     streams = context.writer.streaming and not answer.complete
-                    forward = self._forward(attempt, context.writer, answer, parser, backend.timeouts.first_byte_s)
+                    forward = self._forward(context, request, answer, parser, backend.timeouts.first_byte_s)
                     # In a separate task, so that a piece of a stream does not resume the frames of a dozen middleware,
                     # which takes 1 µs per piece.
                     return await (asyncio.create_task(forward) if streams else forward)
@@ -110,28 +119,45 @@ class Proxy:
                 task.uncancel()
         return b""
 
+    async def _judge(self, context: RequestContext, rejected: BackendRejected) -> None:
+        """Find out whether the error is the request's fault. While its lease is held, so that the engine is not stopped
+        for another model meanwhile."""
+        after = rejected.retry_after_s
+        if not may_be_request_fault(rejected.backend_status, rejected.body, retry_after=after is not None):
+            return
+        if rejected.backend_status >= 500 and is_overflow(rejected):
+            rejected.request_fault = True
+            return
+        backend = self._backends[context.current.target.backend]
+        if backend.local:
+            rejected.request_fault = await _is_alive(backend, _endpoint(backend, context))
+
     async def _forward(
-        self, attempt: Attempt, writer: ResponseWriter, answer: BackendResponse, parser: Parser, first_token_s: float
+        self, context: RequestContext, request: Request, answer: BackendResponse, parser: Parser, first_token_s: float
     ) -> bytes:
         """Write the answer's chunks as they arrive; returns the last ones, encoded.
 
         Pieces of a whole answer are held back until its end shows that it contains no error. Keep-alives do not count as
         tokens: the first token must arrive within `first_token_s`.
         """
+        attempt, writer = context.current, context.writer
         held, size = list[Chunk](), 0
         encode = writer.encoder.encode
         latest = self._clock() + first_token_s
+        begun = False
         async for segment in answer.segments():
             attempt.segments += 1
+            if not begun:
+                begun, segment = True, self._begin(request, answer.head, segment, parser, writer)
             ready: list[bytes] = []
             try:
                 for chunk in parser.feed(segment):
-                    if attempt.first_token_at is None or chunk.finish is not None or chunk.usage is not None:
-                        self._notice(attempt, chunk)
                     if chunk.is_body and size <= HELD_BACK:
                         held.append(chunk)
                         size += len(chunk.raw)
                         continue
+                    if attempt.first_token_at is None or chunk.finish is not None or chunk.usage is not None:
+                        self._notice(attempt, chunk)
                     if held:
                         ready += map(encode, held)
                         held.clear()
@@ -140,16 +166,27 @@ class Proxy:
                 # Chunks before an error in the same segment are sent all the same.
                 if ready:
                     await writer.put(b"".join(ready))
-            if attempt.first_token_at is None and self._clock() >= latest:
+            if attempt.first_token_at is None and not held and self._clock() >= latest:
                 # The transport detects silence; this is for backends that send keep-alives only.
                 raise BackendTimeout("only keep-alives arrived, but no token in time")
+        if not begun:
+            self._begin(request, answer.head, b"", parser, writer)
         # Chunks that were held back are sent only if the end contains no error.
-        last = list(parser.finish()) if held else parser.finish()
-        rest = [encode(chunk) for chunk in held]
-        for chunk in last:
+        rest: list[bytes] = []
+        for chunk in [*held, *list(parser.finish())] if held else parser.finish():
             self._notice(attempt, chunk)
             rest.append(encode(chunk))
         return b"".join(rest)
+
+    @staticmethod
+    def _begin(request: Request, head: ResponseHead, start: bytes, parser: Parser, writer: ResponseWriter) -> bytes:
+        """Tell parser and encoder what the response is, judged by its first bytes; returns these for the parser."""
+        if not isinstance(request, Passthrough):
+            head, start = without_mark(head, start)
+            head = actual_head(head, start)
+        parser.start(head)
+        writer.begin(head)
+        return start
 
     def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
         if attempt.first_token_at is None:
@@ -201,14 +238,36 @@ def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 
 
-async def _rejection(answer: BackendResponse, backend: Backend) -> BackendRejected:
-    body = await answer.read(ERROR_BODY_LIMIT)
+def _rejection(backend: Backend, head: ResponseHead, headers: Mapping[str, str], body: bytes) -> BackendRejected:
     return BackendRejected(
-        f"{backend.name} answered with status {answer.head.status}",
+        f"{backend.name} answered with status {head.status}",
         backend=backend.name,
         wire=backend.upstream.wire,
-        backend_status=answer.head.status,
-        headers={**answer.headers, "content-type": answer.head.media_type},
+        backend_status=head.status,
+        headers={**headers, "content-type": head.media_type},
         body=body,
-        retry_after_s=retry_after(answer.headers, time.time(), body),
+        retry_after_s=retry_after(headers, time.time(), body),
     )
+
+
+def _as_rejection(
+    error: BackendRejected | BackendBroken, backends: Mapping[str, Backend], context: RequestContext
+) -> BackendRejected | None:
+    """The error as the answer that it is: one inside a stream, before its first token, is no different from one with
+    its own status. `None` for an answer that broke off."""
+    if isinstance(error, BackendRejected):
+        return error
+    if not error.body or context.current.first_token_at is not None:
+        return None
+    backend = backends[context.current.target.backend]
+    return _rejection(backend, ResponseHead(status=error.backend_status or 500), {}, error.body)
+
+
+async def _is_alive(backend: Backend, endpoint: Endpoint) -> bool:
+    """Whether the backend still responds after it has answered with an error of its own."""
+    check = WireRequest(method="GET", path=backend.health_path, headers=backend.headers)
+    try:
+        async with backend.transport.send(check, endpoint, _HEALTH) as answer:
+            return answer.head.status < 500 or answer.head.status == 503
+    except GatewayError:
+        return False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import anyio
 
+from hostler.profiles.capabilities import with_arguments
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
@@ -71,7 +72,8 @@ class ManagedModel:
         return ProfileInfo(
             name=profile.name, aliases=profile.aliases, description=profile.description,
             context=profile.context, parallel=profile.parallel, size=description.size, digest=description.digest,
-            modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=self.pinned,
+            modified_at=description.modified_at, facts=with_arguments(description.facts, profile),
+            ttl_s=profile.ttl_s, pinned=self.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
             load_s=load_s, chain=profile.chain, local_only=profile.local_only,
         )  # fmt: skip

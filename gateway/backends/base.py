@@ -112,11 +112,17 @@ class Transport(Protocol):
         ...
 
 
+#: The path that a server of each kind is checked with; those of supervised engines are `llamacpp`.
+HEALTH_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
+
+
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """How requests reach a backend. `endpoint` is `None` where a lease provides it. `headers` go with every request.
 
     `folds`: whole answers are requested as streams and folded here. llama.cpp's server notices that the client of a
     whole answer has disconnected only when it is otherwise idle; it stops a stream within a token.
+    `local`: it is on the local network, so that an error with a reason is the request's fault as long as `health_path`
+    responds. What stands behind a remote address is not known.
     """
 
     name: str
@@ -126,3 +132,5 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint | None = None
     folds: bool = False
     headers: tuple[tuple[str, str], ...] = ()
+    local: bool = False
+    health_path: str = HEALTH_PATHS["llamacpp"]

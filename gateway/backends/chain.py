@@ -32,8 +32,6 @@ from hostler.gateway.config import BackendSettings, PriceSettings, Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
 from hostler.supervisor.contract import EngineAddress
 
-#: The path that a server of each kind is checked with.
-_CHECK_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
 #: Remote backends that are down are checked less often than local ones, by this factor.
 _REMOTE_FACTOR = 3.0
 #: The number of requests up to which a local server certainly answers health checks. Each request keeps a thread of llama-server
@@ -289,7 +287,7 @@ class Chain:
         assert backend.endpoint is not None, "only supervised backends have no endpoint of their own"
         check = HttpCheck(
             backend.endpoint,
-            _CHECK_PATHS[settings.kind],
+            backend.health_path,
             backend.headers,
             connect_s=self._connect_s,
             proxied=not settings.is_local,

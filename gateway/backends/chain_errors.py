@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
+from hostler.adapters.error_body import read_error
 from hostler.adapters.errors import (
     BackendBroken,
     BackendError,
     BackendRejected,
+    BadRequest,
     Forbidden,
     GatewayError,
     ModelUnavailable,
@@ -21,6 +23,7 @@ from hostler.gateway.backends.failure_policy import (
     AttemptResult,
     RejectionCause,
     SkipReason,
+    classify_error,
     rejection_cause,
 )
 
@@ -31,18 +34,25 @@ _REJECTIONS: dict[RejectionCause, str] = {
     "context": "the request is longer than the maximum context length of the model at {}",
     "model": "{} does not have the model",
     "contents": "{} refused the contents of the request",
+    "engine": "{} failed at this request",
     "request": "{} rejected the request as invalid",
 }
+#: What is the request's own fault at each hop.
+_FAULTS = frozenset({"rejected", "unsupported", "too_long"})
 _PERMANENT = frozenset({"rejected", "unsupported", "non_local", "too_long", "excluded"})
 
 
 class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop that failed or was skipped, and when trying it again makes sense. `error` is `None` if it was skipped."""
+    """A hop that failed or was skipped, and when trying it again makes sense. `error` is `None` if it was skipped.
+
+    `context` is the model's context there in tokens, 0 if unknown.
+    """
 
     hop: Hop
     reason: AttemptResult | SkipReason
     error: GatewayError | None = None
     retry_after_s: float | None = None
+    context: int = 0
 
     @property
     def description(self) -> str:
@@ -60,10 +70,13 @@ def summary(failed: Sequence[FailedHop]) -> str:
 def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
     """The client's error when no hop answered."""
     tried = [each for each in failed if each.error is not None]
-    if tried and all(each.reason in ("rejected", "unsupported") for each in tried) and len(tried) == len(failed):
+    if tried and all(each.reason in _FAULTS for each in tried) and len(tried) == len(failed):
         error = tried[0].error
         assert error is not None
         return public_error(error, tried[0].hop)
+    words = next((each for each in tried if _is_final(each.error)), None)
+    if words is not None and words.error is not None:
+        return public_error(words.error, words.hop)
     details = "; ".join(each.description for each in failed)
     if failed and all(each.reason == "non_local" for each in failed):
         return Forbidden(f"this request must stay local, but {model} has remote backends only: {details}")
@@ -87,20 +100,60 @@ def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
 def public_error(error: GatewayError, hop: Hop) -> GatewayError:
     """The error as clients may see it: what a remote backend sent stays in the log."""
     if isinstance(error, BackendRejected):
-        if hop.local and (400 <= error.backend_status < 500 or error.backend_status == 501):
+        is_client_error = 400 <= error.backend_status < 500 or error.request_fault
+        if hop.local and (is_client_error or error.backend_status == 501):
             return error  # 501: what this model cannot do, in its engine's own words
-        if 400 <= error.backend_status < 500:
-            return BackendRejected(
-                _REJECTIONS[rejection_cause(error)].format(hop.name),
-                backend=hop.name,
-                wire="",
-                backend_status=error.backend_status,
-                headers={},
-                body=b"",
-                retry_after_s=error.retry_after_s,
-            )
+        if is_client_error:
+            return _described(error, hop)
         return BackendError(f"{hop.name} answered with status {error.backend_status}", backend=hop.name)
     if isinstance(error, BackendBroken) and not hop.supervised:
         message = f"{hop.name} {DESCRIPTIONS['broken']}"
         return BackendBroken(message, backend=hop.name, backend_status=error.backend_status)
     return error
+
+
+def too_long(model: str, tokens: int, context: int) -> BackendRejected:
+    """The error for a request that is certainly too long, in the form that engines use."""
+    message = f"request (at least {tokens} tokens) exceeds the available context size ({context} tokens) of {model}"
+    fields = {"message": message, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": context}
+    body = msgspec.json.encode({"error": {"code": 400, **fields}})
+    return BackendRejected(message, backend="", wire="", backend_status=400, headers={}, body=body, request_fault=True)
+
+
+_WHAT = {"completion": "chat or completions", "vision": "images", "audio": "audio", "tools": "tools"}
+
+
+def unsupported(model: str, missing: Collection[str]) -> BadRequest:
+    """The error for a request that needs what a model certainly cannot do."""
+    what = " or ".join(words for name, words in _WHAT.items() if name in missing)
+    return BadRequest(f"{model} does not support {what}; use another model", param="model", model=model)
+
+
+def _described(error: BackendRejected, hop: Hop) -> BackendRejected:
+    """The rejection of a remote backend by its cause. Of a request that is too long, its length is shown as well."""
+    cause = rejection_cause(error)
+    message, body = _REJECTIONS[cause].format(hop.name), b""
+    if cause == "context":
+        details = read_error(error.body)
+        sizes = details.sizes if details is not None else None
+        shown = {} if sizes is None else {"n_prompt_tokens": sizes[0], "n_ctx": sizes[1]}
+        fields = {"message": message, "type": "invalid_request_error", "code": "context_length_exceeded", **shown}
+        body = msgspec.json.encode({"error": fields})
+    return BackendRejected(
+        message,
+        backend=hop.name,
+        wire="",
+        backend_status=400 if error.request_fault else error.backend_status,
+        headers={},
+        body=body,
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def _is_final(error: GatewayError | None) -> bool:
+    """Whether trying again is useless, whatever the other hops answer then: the request itself has to change."""
+    return (
+        isinstance(error, BackendRejected)
+        and rejection_cause(error) == "context"
+        and classify_error(error, committed=False) == "rejected"
+    )

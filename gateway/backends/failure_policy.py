@@ -7,11 +7,13 @@ them.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
-from typing import Any, Literal
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import msgspec
 
+from hostler.adapters.error_body import ErrorDetails, read_error
 from hostler.adapters.errors import (
     BackendBroken,
     BackendError,
@@ -23,7 +25,6 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.adapters.json_body import NOT_JSON
 
 AttemptResult = Literal[
     "answered",  # the first token arrived
@@ -33,7 +34,7 @@ AttemptResult = Literal[
     "model_unavailable",  # the supervisor answers but cannot serve the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
     "server_error",  # 5xx, an error inside the answer, or its end, before the first token
-    "rejected",  # 400, 404, 413, 422: the request's fault, not the backend's
+    "rejected",  # 400, 404, 413, 422, or any error with a reason from a local backend that lives: the request's fault
     "auth_failed",  # 401, 403
     "payment_required",  # 402 (one with Retry-After is "busy": a limit on requests in flight)
     "first_byte_timeout",
@@ -83,8 +84,8 @@ FAILURE_RULES: Mapping[AttemptResult, FailureRule] = {
 }
 
 #: What was wrong with a rejected request: it is too long for the context, the model does not exist there, a filter
-#: refused its contents, or the request itself is invalid.
-RejectionCause = Literal["context", "model", "contents", "request"]
+#: refused its contents, an engine failed at it for a reason of its own, or the request itself is invalid.
+RejectionCause = Literal["context", "model", "contents", "engine", "request"]
 
 #: Why a hop was not tried.
 SkipReason = Literal[
@@ -116,6 +117,7 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
 }
 
 _LONGEST_WAIT_S = 86400.0
+_NO_DETAILS = ErrorDetails(message="")
 
 
 def classify_status(status: int, *, retry_after: bool, loading: bool = False) -> AttemptResult:
@@ -158,12 +160,14 @@ def classify_error(error: GatewayError, *, committed: bool) -> AttemptResult | N
 
 
 def _classify_rejection(error: BackendRejected) -> AttemptResult:
+    if error.request_fault:
+        return "rejected"
     status, retry_after = error.backend_status, error.retry_after_s is not None
     if status == 403 and rejection_cause(error) == "contents":
         return "rejected"
     if status == 402 and retryable_hint(error):
         return "busy"  # a limit on requests in flight, not on the account
-    loading = status == 503 and _is_loading(error.body)
+    loading = status == 503 and _is_loading(_details(error.body))
     if status == 503 and not loading and retryable_hint(error) is False:
         return "busy"  # no provider can answer, nor will one in a moment
     return classify_status(status, retry_after=retry_after, loading=loading)
@@ -173,57 +177,43 @@ def rejection_cause(error: GatewayError) -> RejectionCause:
     """What was wrong with a rejected request, from the status and the error's fields."""
     if not isinstance(error, BackendRejected):
         return "request"
-    fields = _error_in(error.body)
-    kind, code, message = (
-        str(fields.get("type", "")),
-        str(fields.get("code", "")),
-        str(fields.get("message", "")).lower(),
-    )
-    if (
-        kind == "exceed_context_size_error"
-        or code == "context_length_exceeded"
-        or error.backend_status == 413
-        or "maximum context length" in message
-        or "prompt is too long" in message
-    ):
+    details, status = _details(error.body), error.backend_status
+    if status == 413 or details.is_overflow:
         return "context"
-    metadata = fields.get("metadata")
-    if (
-        error.backend_status == 403
-        and isinstance(metadata, dict)
-        and ("reasons" in metadata or "flagged_input" in metadata)
-    ):
+    if status == 403 and ("reasons" in details.metadata or "flagged_input" in details.metadata):
         return "contents"
-    if error.backend_status == 404 or code == "model_not_found":
+    if status == 404 or details.code == "model_not_found":
         return "model"
-    return "request"
+    return "engine" if error.request_fault or (status >= 500 and status != 501) else "request"
+
+
+def may_be_request_fault(status: int, body: bytes, *, retry_after: bool) -> bool:
+    """Whether an error of status 500 or above, or 403, may be the request's fault: it gives a reason, and promises no
+    change."""
+    if (status < 500 and status != 403) or status == 501 or retry_after:
+        return False
+    details = read_error(body)
+    return (
+        details is not None
+        and bool(details.message)
+        and not _is_loading(details)
+        and details.retryable is not False  # no provider can answer, whatever the request
+    )
 
 
 def retryable_hint(error: GatewayError) -> bool | None:
     """Whether the backend declares the error retryable, as OpenRouter does in `metadata`; `None` if it says neither."""
     if not isinstance(error, BackendRejected):
         return None
-    fields = _error_in(error.body)
-    metadata = fields.get("metadata")
-    for place in (metadata if isinstance(metadata, dict) else {}, fields):
-        if isinstance(place.get("retryable"), bool):
-            return bool(place["retryable"])
-    return None
+    return _details(error.body).retryable
 
 
-def _is_loading(body: bytes) -> bool:
-    fields = _error_in(body)
-    return fields.get("type") == "unavailable_error" and "loading" in str(fields.get("message", "")).lower()
+def _is_loading(details: ErrorDetails) -> bool:
+    return details.type == "unavailable_error" and "loading" in details.message.lower()
 
 
-def _error_in(body: bytes) -> dict[str, Any]:
-    """The `error` object of an error answer, in the shape that OpenAI, Anthropic and llama.cpp share."""
-    try:
-        decoded = msgspec.json.decode(body)
-    except NOT_JSON:
-        return {}
-    fields = decoded.get("error") if isinstance(decoded, dict) else None
-    return fields if isinstance(fields, dict) else {"message": fields or ""}
+def _details(body: bytes) -> ErrorDetails:
+    return read_error(body) or _NO_DETAILS
 
 
 def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> float | None:
@@ -246,8 +236,7 @@ def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> fl
 
 def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float | None:
     """The seconds until `X-RateLimit-Reset`, if that is a future time, in seconds or milliseconds since the epoch."""
-    metadata = _error_in(body).get("metadata") if body else None
-    inside = metadata.get("headers") if isinstance(metadata, dict) else None
+    inside = _details(body).metadata.get("headers") if body else None
     fields = {str(name).lower(): value for name, value in inside.items()} if isinstance(inside, dict) else {}
     for place in (headers, fields):
         try:
@@ -260,9 +249,17 @@ def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float
     return None
 
 
-#: A token is 2 to 5 bytes of text with known tokenizers, long runs of spaces and the like aside.
-_BYTES_PER_TOKEN = 8
+#: More than a token has on average: 2 to 5 bytes of text with known tokenizers, long runs of spaces and the like aside.
+BYTES_PER_TOKEN = 8
 _NOT_TEXT = (b"data:", b'"images"', b'"input_audio"', b"base64")
+
+
+_RUN = re.compile(r"(.)\1{3,}", re.DOTALL)
+
+
+def certain_tokens(texts: Iterable[str]) -> int:
+    """A number of tokens that these texts certainly exceed with any tokenizer: long runs of a character count little."""
+    return sum(len(_RUN.sub(r"\1\1\1", text).encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN
 
 
 def min_prompt_tokens(body: bytes) -> int:
@@ -271,4 +268,4 @@ def min_prompt_tokens(body: bytes) -> int:
         return 0
     # Escapes (\\u00e9, \\n) take up to three times the bytes of what they encode.
     size = len(body) if body.count(b"\\") * 50 < len(body) else len(body) // 3
-    return size // _BYTES_PER_TOKEN
+    return size // BYTES_PER_TOKEN

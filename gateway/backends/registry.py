@@ -12,7 +12,7 @@ from hostler.adapters.base import Upstream
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.gateway.backends.base import Backend, Endpoint, Timeouts, Transport
+from hostler.gateway.backends.base import HEALTH_PATHS, Backend, Endpoint, Timeouts, Transport
 from hostler.gateway.config import LOCAL, BackendSettings, ConfigError, Settings, secret
 from hostler.supervisor.contract import Supervisor
 
@@ -56,7 +56,8 @@ def build_backends(
     }
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     backends = {
-        name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
+        name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True, local=True)
+        for name in supervisors
     }
     for name, backend in settings.backends.items():
         if backend.kind != "supervisor":
@@ -68,6 +69,8 @@ def build_backends(
                 endpoint=_endpoint(name, backend),
                 folds=backend.kind == "llamacpp",
                 headers=_headers(name, backend),
+                local=backend.is_local,
+                health_path=HEALTH_PATHS[backend.kind],
             )
     return backends
 

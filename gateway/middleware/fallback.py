@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import anyio
 import msgspec
 
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, LoadRequest, Progress, ProgressPhase
+from hostler.adapters.canonical import LoadRequest, Progress, ProgressPhase
 from hostler.adapters.errors import (
     BackendRejected,
     BackendUnavailable,
@@ -36,11 +36,10 @@ from hostler.gateway.backends.failure_policy import (
     AttemptResult,
     SkipReason,
     classify_error,
-    min_prompt_tokens,
-    rejection_cause,
     retryable_hint,
 )
 from hostler.gateway.backends.retry_budget import RetryBudget
+from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room, known_inability
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Attempt, RequestContext, Target
 from hostler.gateway.events import printable
@@ -141,9 +140,12 @@ class FallbackMiddleware(RequestMiddleware):
     def _skipped(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> FailedHop | None:
         """The candidate as a skipped hop, or `None` if it is to be tried."""
         reason = self._skip_reason(context, candidate, failed)
-        if reason is None:
+        if reason is not None:
+            return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
+        if not candidate.target.needs_load or isinstance(context.request, LoadRequest):
             return None
-        return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
+        inability = known_inability(context.request, candidate.target, context.adapter, context.requested_model)
+        return None if inability is None else FailedHop(hop=candidate.hop, reason=inability[0], error=inability[1])
 
     def _skip_reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
         hop, target = candidate.hop, candidate.target
@@ -155,9 +157,9 @@ class FallbackMiddleware(RequestMiddleware):
             return "budget_exhausted"
         if context.only is not None or isinstance(context.request, LoadRequest):
             return None
-        if _too_long(context, candidate):
+        if fits_better_later(context.request, target, candidate.later) or (failed and has_no_room(target, failed)):
             return "too_long"
-        if len(failed) >= MAX_HOPS and sum(each.error is not None for each in failed) >= MAX_HOPS:
+        if len(failed) >= MAX_HOPS and len({attempt.hop for attempt in context.attempts}) >= MAX_HOPS:
             return "max_attempts"
         if not hop.breakers.allows(target.name_there, self._clock()):
             return "circuit_open"
@@ -201,13 +203,13 @@ class FallbackMiddleware(RequestMiddleware):
                 await self._sleep(context, retry_in_s, "loading" if rule.retry == "wait" else "fallback")
                 if hop.breakers.allows(target.name_there, self._clock()):
                     continue
-            if rule.fallback == "if_other" and not _another_may_accept(error, candidate):
+            if rule.fallback == "if_other" and not another_may_accept(error, target, candidate.later):
                 raise public_error(error, hop)
             after = error.retry_after_s
             if after is None:
                 after = hop.breakers.retry_in(target.name_there, self._clock()) or None
             reason: AttemptResult | SkipReason = "unsupported" if isinstance(error, BadRequest) else failure.outcome
-            return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after)
+            return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after, context=target.context)
 
     async def _attempt(
         self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Permit | None, call_next: CallNext
@@ -370,20 +372,6 @@ def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: A
         hop.spending.add(hop.name, cost)
 
 
-def _too_long(context: RequestContext, candidate: Candidate) -> bool:
-    """Whether the prompt cannot fit here but may fit at a later target; else the engine says by how much it is too
-    long."""
-    request, target = context.request, candidate.target
-    if not (target.context and candidate.later) or not isinstance(request, (ChatRequest, CompletionRequest)):
-        return False
-    return _has_larger_context(candidate) and min_prompt_tokens(request.origin.body) > target.context
-
-
-def _has_larger_context(candidate: Candidate) -> bool:
-    """Whether a later target has a larger context, or one of unknown size."""
-    return any(not other.context or other.context > candidate.target.context for other in candidate.later)
-
-
 def _ended_by(cause: GatewayError | None) -> str:
     """The outcome of an attempt that was ended from outside; without a cause it was cut off by the gateway's stop."""
     if cause is None or isinstance(cause, ShuttingDown):
@@ -399,15 +387,3 @@ def _retries(context: RequestContext) -> int:
     for before, after in zip(context.attempts, context.attempts[1:], strict=False):
         count += before.target == after.target and before.outcome != "loading"
     return count
-
-
-def _another_may_accept(error: GatewayError, candidate: Candidate) -> bool:
-    """Whether a later hop may accept what this one rejected."""
-    if isinstance(error, BadRequest):
-        return True
-    match rejection_cause(error):
-        case "context":
-            return _has_larger_context(candidate)
-        case "model" | "contents":
-            return bool(candidate.later)
-    return False

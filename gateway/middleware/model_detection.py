@@ -44,8 +44,16 @@ class ModelDetectionMiddleware(RequestMiddleware):
         """The placement's targets, kept as long as the catalogue keeps the placement."""
         known = self._targets.get(placement.model)
         if known is None or known[0] is not placement:
+            is_idle = placement.card.state not in ("loaded", "loading")
             targets = tuple(
-                Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
+                Target(
+                    backend=place.backend,
+                    model=placement.model,
+                    name_there=place.name_there,
+                    context=place.context,
+                    needs_load=place.hosted and is_idle,
+                    lacks=place.lacks,
+                )
                 for place in placement.places
             )
             known = self._targets[placement.model] = (placement, targets)

@@ -38,11 +38,18 @@ class ScriptedAnswer:
 
 
 class ScriptedServer:
-    """The server. `requests` holds the path and body of each request; `has_responses`: it also has OpenAI's responses API."""
+    """The server. `requests` holds the path and body of each request; `has_responses`: it also has OpenAI's responses API.
+
+    `recorded` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
+    parts that arrive one after the other. GET requests are health checks, answered with `health_status`.
+    """
 
     def __init__(self) -> None:
         self.answer = ScriptedAnswer()
         self.has_responses = False
+        self.recorded: list[tuple[int, str, bytes | tuple[bytes, bytes]]] = []
+        self.health_status = 200
+        self.paused = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
 
@@ -64,18 +71,19 @@ class ScriptedServer:
         method, target, _ = first.split(" ")
         path = target.partition("?")[0]
         if method == "GET":
-            writer.write(_head(200, "application/json", 2) + b"{}")
+            writer.write(_head(self.health_status, "application/json", 2) + b"{}")
             return True
         body = json.loads(data)
         self.requests.append((path, body))
+        self.paused = bool(self.recorded) and isinstance(self.recorded[0][2], tuple)
         status, media_type, pieces = self._answer(path, body)
         if media_type == "application/json":
             whole = b"".join(pieces)
             writer.write(_head(status, media_type, len(whole)) + whole)
         else:
             writer.write(_head(status, media_type, None))
-            for piece in pieces:
-                if self.answer.breaks and b"error" in piece:
+            for number, piece in enumerate(pieces):
+                if (self.answer.breaks and b"error" in piece) or (self.paused and number):
                     # An error that arrives together with the first words could still fall back to another backend.
                     await asyncio.sleep(0.05)
                 writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -85,6 +93,9 @@ class ScriptedServer:
         return True
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, str, Iterator[bytes]]:
+        if self.recorded:
+            status, media_type, data = self.recorded.pop(0)
+            return status, media_type, filter(None, [data] if isinstance(data, bytes) else data)
         answer = self.answer
         turns = json.dumps(body.get("messages", ""))
         if answer.after_tools is not None and ('"role": "tool"' in turns or '"tool_result"' in turns):

@@ -425,7 +425,7 @@ async def test_backends_of_every_kind_are_hops(
     async with start_chain(tmp_path, backends) as chain:
         response = await chain.chat()
         assert answer_text(response) == f"lan:{ALL}"
-        assert response.headers["x-hostler-reason"] == "other: server_error"
+        assert response.headers["x-hostler-reason"] == "other: rejected"
         sent = cloud.requests[0]
         assert sent.json["model"] == "cloud/m"
         assert sent.path.startswith("/api/")

@@ -21,7 +21,9 @@ from hostler.adapters.errors import (
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
     FAILURE_RULES,
+    certain_tokens,
     classify_error,
+    may_be_request_fault,
     min_prompt_tokens,
     rejection_cause,
     retry_after,
@@ -86,6 +88,32 @@ def test_any_failure_after_the_first_token_is_broken(error: GatewayError) -> Non
 ])  # fmt: skip
 def test_the_cause_of_a_rejection_is_recognised(error: GatewayError, fault: str) -> None:
     assert rejection_cause(error) == fault
+
+
+@pytest.mark.parametrize(("status", "error", "after", "may_be"), [
+    (500, "image input is not supported", None, True), (502, {"message": "x"}, None, True), (503, "busy", None, True),
+    (500, None, None, False), (500, {"message": ""}, None, False), (503, "busy", 1.0, False), (400, "x", None, False),
+    (403, "x", None, True), (403, None, None, False), (401, "x", None, False), (501, "x", None, False), (503, {"message": "Loading model", "type": "unavailable_error"}, None, False),
+    (503, {"message": "x", "metadata": {"retryable": False}}, None, False),
+])  # fmt: skip
+def test_an_error_with_a_reason_may_be_the_requests_fault(
+    status: int, error: Any, after: float | None, may_be: bool
+) -> None:
+    body = rejected(status, error, after).body
+    assert may_be_request_fault(status, body, retry_after=after is not None) is may_be
+
+
+def test_a_request_fault_is_a_rejection_whatever_its_status() -> None:
+    for status in (500, 502, 503):
+        error = rejected(status, "Compute error.")
+        error.request_fault = True
+        assert (classify_error(error, committed=False), rejection_cause(error)) == ("rejected", "engine")
+
+
+def test_runs_of_a_character_count_little() -> None:
+    assert certain_tokens(["many words, " * 100]) == 150
+    assert certain_tokens([" " * 10_000, "=" * 10_000]) == 0
+    assert certain_tokens(["\ud800" * 2]) == 0
 
 
 def test_every_outcome_has_a_description() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import msgspec
 import pytest
-from fakes.requests import FakeWriter
+from fakes.requests import OPENAI, FakeWriter
 
 from hostler.adapters.canonical import ChatRequest, LoadRequest, Origin, Output, Usage
 from hostler.adapters.errors import (
@@ -196,6 +197,40 @@ async def test_a_request_unsupported_by_one_protocol_falls_back() -> None:
     assert outcomes(await chain.dispatch()) == [("a", "rejected"), ("b", "answered")]
     with pytest.raises(BadRequest, match="first"):
         await FakeChain("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).dispatch()
+
+
+def fault(status: int = 500, message: str = "roles must alternate") -> BackendRejected:
+    error = rejected(status, body=json.dumps({"error": {"message": message}}).encode())
+    error.request_fault = True
+    return error
+
+
+async def test_an_engines_failure_at_one_request_is_neither_retried_nor_counted() -> None:
+    chain = FakeChain("a", a=[fault() for _ in range(9)])
+    for _ in range(9):
+        with pytest.raises(BackendRejected):
+            await chain.dispatch()
+    assert chain.asked == ["a"] * 9
+    standing = chain.breakers["a"]
+    assert (standing.host.state(chain.now), standing.models["a/m"].state(chain.now)) == ("closed", "closed")
+    assert outcomes(await chain.dispatch()) == [("a", "answered")]
+
+
+async def test_another_hop_may_serve_what_an_engine_failed_at_else_its_words_count() -> None:
+    chain = FakeChain("a", "b", a=[fault()])
+    assert outcomes(await chain.dispatch()) == [("a", "rejected"), ("b", "answered")]
+    chain = FakeChain("a", "b", a=[fault()], b=[fault(message="other words")])
+    with pytest.raises(BackendRejected) as raised:
+        await chain.dispatch()
+    assert b"alternate" in raised.value.body
+    with pytest.raises(ModelUnavailable):  # b may serve it later
+        await FakeChain("a", "b", a=[fault()], b=[BackendUnavailable("x")]).dispatch()
+
+
+async def test_a_request_that_is_too_long_is_final_whatever_happens_elsewhere() -> None:
+    long = fault(400, "prompt is too long")
+    with pytest.raises(BackendRejected):
+        await FakeChain("a", "b", a=[long], b=[BackendUnavailable("x")], contexts={"a": 512, "b": 4096}).dispatch()
 
 
 async def test_a_context_overflow_falls_back_only_to_a_larger_context() -> None:
@@ -529,3 +564,16 @@ async def test_a_host_that_will_be_back_soon_is_waited_for_if_nothing_else_answe
             with pytest.raises(GatewayError, match="no backend could answer"):
                 await chain.dispatch()
     assert chain.asked == (["a", "b", "a"] if comes_back else ["a", "b"])
+
+
+async def test_a_hop_that_is_known_to_be_unable_does_not_count_as_tried() -> None:
+    chain = FakeChain("a", "b", "c", "d", "e", **{name: [BackendTimeout("x")] for name in "cd"})
+    context = chain.context()
+    context.adapter = OPENAI
+    unable = {"needs_load": True, "lacks": frozenset({"completion"})}
+    first, second, *others = context.candidates
+    context.candidates = tuple(msgspec.structs.replace(each, **unable) for each in (first, second)) + tuple(others)
+    assert outcomes(await chain.dispatch(context)) == [
+        ("c", "first_byte_timeout"), ("d", "first_byte_timeout"), ("e", "answered")
+    ]  # fmt: skip
+    assert context.reason == "a: unsupported; b: unsupported; c: first_byte_timeout; d: first_byte_timeout"

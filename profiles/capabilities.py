@@ -1,0 +1,45 @@
+"""What a profile's model can do: what its file says, and what the engine's arguments add."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hostler.profiles.schema import ModelFacts, Profile
+
+_PROJECTORS = ("--mmproj", "-mm", "--mmproj-url", "-mmu")
+_TEMPLATES = ("--chat-template", "--chat-template-file")
+_PROJECTOR_VARIABLES = frozenset({"LLAMA_ARG_MMPROJ", "LLAMA_ARG_MMPROJ_URL"})
+_TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"})
+
+
+def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
+    """The facts with the capabilities of the profile rather than of the file.
+
+    What a projector (`--mmproj`) or another chat template supports is not known, so that they may support everything.
+    """
+    if facts is None:
+        return None
+    added: list[str] = []
+    if _given(profile, _PROJECTORS) or _PROJECTOR_VARIABLES & profile.env.keys():
+        added += ("vision", "audio")
+    if _given(profile, _TEMPLATES) or _TEMPLATE_VARIABLES & profile.env.keys():
+        added.append("tools")
+    added = [capability for capability in added if capability not in facts.capabilities]
+    if not added:
+        return facts
+    return msgspec.structs.replace(facts, capabilities=(*facts.capabilities, *added))
+
+
+def lacking(facts: ModelFacts | None) -> frozenset[str]:
+    """What a model certainly cannot do; nothing if its file could not be read.
+
+    Without a chat template of its own a model gets the engine's, about which nothing is known.
+    """
+    if facts is None:
+        return frozenset()
+    known = {"completion", "vision", "audio", *(("tools",) if facts.chat_template else ())}
+    return frozenset(known.difference(facts.capabilities))
+
+
+def _given(profile: Profile, flags: tuple[str, ...]) -> bool:
+    return any(argument.partition("=")[0] in flags for argument in profile.args)

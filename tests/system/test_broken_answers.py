@@ -1,0 +1,207 @@
+"""What is no answer is none in any protocol, although its status is 200; what is one is read whatever its label says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes.recorded_errors import NO_ANSWERS
+from fakes.scripted_server import (
+    ScriptedAnswer,
+    ScriptedServer,
+    anthropic_messages,
+    ollama_chat,
+    openai_chat,
+    openai_embeddings,
+    start_scripted_server,
+)
+from system.fallback_chain import start_chain
+from system.protocol_clients import CHATS, expected
+
+pytestmark = pytest.mark.anyio
+
+each_chat = pytest.mark.parametrize("client", CHATS)
+each_mode = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+
+WORDS = ScriptedAnswer()
+SSE, LINES, JSON = "text/event-stream", "application/x-ndjson", "application/json"
+
+
+def backend(url: str, kind: str = "openai") -> dict[str, Any]:
+    return {"kind": kind, "url": url, "models": {"m": "there"}}
+
+
+async def ask(http: httpx.AsyncClient, client: str, *, stream: bool) -> httpx.Response:
+    path, body = CHATS[client][0](stream)
+    return await http.post(path, json={"model": "m", **body})
+
+
+def sse_of(events: Iterable[Any]) -> bytes:
+    return b"".join(
+        b"data: " + (each.encode() if isinstance(each, str) else json.dumps(each).encode()) + b"\n\n" for each in events
+    )
+
+
+def whole_of(events: Iterable[Any]) -> bytes:
+    return json.dumps(next(iter(events))).encode()
+
+
+#: A right answer of each kind of backend, streamed and whole, with its label.
+ANSWERS = {
+    ("openai", True): (SSE, sse_of(openai_chat(WORDS, {"stream": True, "stream_options": {"include_usage": True}}))),
+    ("openai", False): (JSON, whole_of(openai_chat(WORDS, {}))),
+    ("llamacpp", True): (SSE, sse_of(openai_chat(WORDS, {"stream": True, "stream_options": {"include_usage": True}}))),
+    ("anthropic", True): (SSE, sse_of(anthropic_messages(WORDS, {"stream": True}))),
+    ("anthropic", False): (JSON, whole_of(anthropic_messages(WORDS, {}))),
+    ("ollama", True): (LINES, b"".join(json.dumps(line).encode() + b"\n" for line in ollama_chat(WORDS, {"messages": 1}))),
+    ("ollama", False): (JSON, whole_of(ollama_chat(WORDS, {"messages": 1, "stream": False}))),
+}  # fmt: skip
+
+
+@each_mode
+@each_chat
+async def test_what_is_no_answer_goes_to_the_next_hop(tmp_path: Path, client: str, stream: bool) -> None:
+    async with start_scripted_server() as first, start_scripted_server() as second:
+        backends = {"first": backend(first.url), "second": backend(second.url)}
+        async with start_chain(tmp_path, backends, breaker={"failures": 1000}) as chain:
+            for name, (media_type, body) in NO_ANSWERS.items():
+                first.recorded = [(200, media_type, body)] * 2
+                response = await ask(chain.http, client, stream=stream)
+                assert response.status_code == 200, (name, response.text)
+                assert response.headers["x-hostler-backend"] == "second", name
+                assert CHATS[client][1](response, stream) == expected(WORDS), name
+
+
+@each_mode
+@each_chat
+async def test_what_is_no_answer_is_an_error_without_another_hop(tmp_path: Path, client: str, stream: bool) -> None:
+    async with start_scripted_server() as server:
+        chain_of_one = start_chain(tmp_path, {"pc": backend(server.url)}, breaker={"failures": 1000})
+        async with chain_of_one as chain:
+            await _all_fail(chain.http, server, client, stream=stream)
+
+
+async def _all_fail(http: httpx.AsyncClient, server: ScriptedServer, client: str, *, stream: bool) -> None:
+    for name, (media_type, body) in NO_ANSWERS.items():
+        server.recorded = [(200, media_type, body)] * 2
+        response = await ask(http, client, stream=stream)
+        assert response.status_code >= 500, (name, response.text)
+
+
+@each_mode
+@pytest.mark.parametrize("name", ["empty", "login page", "login page as JSON", "text", "null", "empty object"])
+@pytest.mark.parametrize("kind", ["anthropic", "ollama", "llamacpp"])
+async def test_no_answer_of_any_kind_of_backend_is_a_success(
+    tmp_path: Path, kind: str, name: str, stream: bool
+) -> None:
+    media_type, body = NO_ANSWERS[name]
+    client = {"llamacpp": "openai"}.get(kind, kind)
+    async with (
+        start_scripted_server() as first,
+        start_scripted_server() as second,
+        start_chain(tmp_path, {"first": backend(first.url, kind), "second": backend(second.url)}) as chain,
+    ):
+        for asking in {client, "openai"}:
+            first.recorded = [(200, media_type, body)] * 2
+            response = await ask(chain.http, asking, stream=stream)
+            assert response.headers["x-hostler-backend"] == "second"
+            assert CHATS[asking][1](response, stream) == expected(WORDS)
+
+
+@each_chat
+async def test_an_end_mark_without_an_end_breaks_a_stream(tmp_path: Path, client: str) -> None:
+    body = sse_of(openai_chat(WORDS, {"stream": True}))
+    words = body[: body.index(b'"finish_reason": "stop"')]
+    cut = words[: words.rindex(b"data: ")]
+    async with (
+        start_scripted_server() as first,
+        start_scripted_server() as second,
+        start_chain(tmp_path, {"first": backend(first.url), "second": backend(second.url)}) as chain,
+    ):
+        half = cut.index(b"data: ", len(cut) // 2)
+        first.recorded = [(200, SSE, (cut[:half], cut[half:] + end)) for end in (b"", b"data: [DONE]\n\n")]
+        for _ in range(2):
+            response = await ask(chain.http, client, stream=True)
+            assert "capital" in response.text
+            assert "error" in response.text
+            assert '"finish_reason":"stop"' not in response.text.replace(" ", "")
+            assert "end_turn" not in response.text
+            assert '"done":true' not in response.text
+            assert second.requests == []
+        first.recorded = [(200, SSE, cut + b"data: [DONE]\n\n")] * 2
+        response = await ask(chain.http, client, stream=False)
+        assert CHATS[client][1](response, False) == expected(WORDS)
+        assert second.requests
+
+
+@pytest.mark.parametrize("label", ["text/plain", "application/octet-stream", "text/html; charset=utf-8", JSON, SSE])
+@pytest.mark.parametrize(("kind", "stream"), ANSWERS)
+async def test_a_right_answer_is_read_under_a_wrong_label(tmp_path: Path, kind: str, stream: bool, label: str) -> None:
+    body = ANSWERS[kind, stream][1]
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
+        for client in CHATS:
+            for start in (b"", b"\xef\xbb\xbf", b"\r\n")[: 3 if stream else 2]:
+                server.recorded = [(200, label, start + body)]
+                response = await ask(chain.http, client, stream=stream)
+                assert response.status_code == 200, response.text
+                assert CHATS[client][1](response, stream).words == "".join(WORDS.words), (client, start)
+                assert len(server.recorded) == 0
+                label_sent = response.headers["content-type"]
+                assert label_sent.startswith((SSE, LINES) if stream else JSON), (client, label_sent)
+
+
+@pytest.mark.parametrize("label", ["text/plain", "application/octet-stream"])
+async def test_embeddings_are_read_under_a_wrong_label(tmp_path: Path, label: str) -> None:
+    body = whole_of(openai_embeddings(WORDS, {"input": ["a"]}))
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        for path in ("/v1/embeddings", "/api/embed"):
+            server.recorded = [(200, label, body)]
+            response = await chain.http.post(path, json={"model": "m", "input": ["a"]})
+            assert response.status_code == 200, response.text
+            server.recorded = [(200, JSON, b'{"object":"list","data":[]}')] * 2
+            response = await chain.http.post(path, json={"model": "m", "input": ["a"]})
+            assert response.status_code >= 500, response.text
+
+
+@each_mode
+async def test_a_stream_instead_of_a_whole_answer_and_the_other_way_round(tmp_path: Path, stream: bool) -> None:
+    for kind in ("openai", "anthropic", "ollama"):
+        media_type, body = ANSWERS[kind, not stream]
+        async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
+            for client in CHATS:
+                server.recorded = [(200, media_type, body)]
+                response = await ask(chain.http, client, stream=stream)
+                assert CHATS[client][1](response, stream).words == "".join(WORDS.words), (kind, client)
+
+
+ABSURD = ("1" + "0" * 400, "1e400", '"12"', "12.0", "-3", "null", '"many"', "[]", "1e308")
+
+
+@each_mode
+@pytest.mark.parametrize("kind", ["openai", "llamacpp", "anthropic", "ollama"])
+async def test_absurd_numbers_harm_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
+) -> None:
+    media_type, body = ANSWERS.get((kind, stream)) or ANSWERS["openai", stream]
+    timings = b'"timings":{"prompt_n":%b,"prompt_ms":%b,"predicted_n":%b,"predicted_ms":%b},"usage"'
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
+        for number in ABSURD:
+            value = number.encode()
+            odd = re.sub(rb'("(?:\w+_tokens|\w+_count|\w+_duration)": )\d+', rb"\g<1>%b" % value, body)
+            if kind in ("openai", "llamacpp"):
+                odd = odd.replace(b'"usage"', timings % ((value,) * 4))
+            for client in CHATS:
+                server.recorded = [(200, media_type, odd)]
+                response = await ask(chain.http, client, stream=stream)
+                assert response.status_code == 200, (client, number, response.text)
+                assert "capital" in response.text
+                assert "error" not in response.text
+                assert not server.recorded
+        for path in ("/metrics", "/admin/status", "/admin/history"):
+            assert (await chain.http.get(path)).status_code in (200, 404)
+    assert "Traceback" not in caplog.text

@@ -1,0 +1,206 @@
+"""A request's own fault stays that request's: recorded errors of real servers, and what clients of each protocol get."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes.recorded_errors import OVERFLOWS, REQUEST_FAULTS, RecordedError
+from fakes.scripted_server import ScriptedAnswer, start_scripted_server
+from system.fallback_chain import start_chain
+from system.running_gateway import StartGateway, data_events
+
+from hostler.adapters.error_body import read_error
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": ("/v1/chat/completions", {"messages": HELLO}),
+    "responses": ("/v1/responses", {"input": "Hello"}),
+    "anthropic": ("/v1/messages", {"messages": HELLO, "max_tokens": 9}),
+    "ollama": ("/api/chat", {"messages": HELLO}),
+    "lmstudio": ("/api/v1/chat", {"input": "Hello"}),
+    "llamacpp": ("/completion", {"prompt": "Hello"}),
+}
+each_client = pytest.mark.parametrize("client", CLIENTS)
+each_mode = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+
+
+def backend(url: str, kind: str = "openai", **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "url": url, "models": {"m": "there"}, **more}
+
+
+def as_recorded(error: RecordedError) -> tuple[int, str, bytes]:
+    return error.status, error.media_type, error.data
+
+
+def as_event(error: RecordedError) -> tuple[int, str, bytes]:
+    """The error as servers send it after the head of a stream."""
+    return 200, "text/event-stream", b"data: " + json.dumps(json.loads(error.data)).encode() + b"\n\n"
+
+
+async def ask(http: httpx.AsyncClient, client: str, *, stream: bool) -> httpx.Response:
+    path, body = CLIENTS[client]
+    return await http.post(path, json={"model": "m", "stream": stream, **body})
+
+
+def message_of(response: httpx.Response, client: str) -> str:
+    """The error's message, read as this protocol's clients read it."""
+    body = response.json()
+    if client == "ollama":
+        assert isinstance(body["error"], str)
+    if client == "anthropic":
+        assert body["type"] == "error"
+    details = read_error(response.content)
+    assert details is not None, response.text
+    return details.message
+
+
+@each_mode
+@each_client
+async def test_an_engines_error_reaches_its_client_alone(tmp_path: Path, client: str, stream: bool) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        for error in REQUEST_FAULTS:
+            if client == "responses" and error.status == 501:
+                continue  # a server without this route gets a chat instead
+            for _ in range(3):
+                server.requests.clear()
+                server.recorded = [as_recorded(error)]
+                response = await ask(chain.http, client, stream=stream)
+                assert 400 <= response.status_code < 500 or response.status_code == error.status == 501, error.name
+                assert error.words in message_of(response, client), error.name
+                assert "Traceback" not in response.text
+                assert len(server.requests) == 1, error.name
+        assert {attempt.outcome for request in chain.finished for attempt in request.attempts} == {"rejected"}
+        answer = await ask(chain.http, client, stream=stream)
+        assert answer.status_code == 200, answer.text
+
+
+@each_mode
+@pytest.mark.parametrize("kind", ["openai", "llamacpp"])
+async def test_an_error_in_a_stream_before_its_first_token_is_the_same(tmp_path: Path, kind: str, stream: bool) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
+        for error in REQUEST_FAULTS:
+            if isinstance(json.loads(error.data), dict) and "detail" in json.loads(error.data):
+                continue  # from frameworks, before a stream begins
+            server.requests.clear()
+            server.recorded = [as_event(error)]
+            response = await ask(chain.http, "openai", stream=stream)
+            assert 400 <= response.status_code < 500 or response.status_code == 501, error.name
+            assert error.words in message_of(response, "openai"), error.name
+            assert len(server.requests) == 1, error.name
+
+
+async def test_a_silent_health_check_makes_an_error_the_backends_failure(tmp_path: Path) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        server.health_status = 500
+        server.recorded = [as_recorded(REQUEST_FAULTS[0])] * 2
+        response = await ask(chain.http, "openai", stream=False)
+        assert response.status_code == 503
+        assert [attempt.outcome for attempt in chain.finished[0].attempts] == ["server_error"] * 2
+
+
+async def test_a_clouds_500_stays_a_failure(tmp_path: Path) -> None:
+    async with start_scripted_server() as cloud, start_scripted_server() as lan:
+        backends = {"cloud": backend(cloud.url, local=False), "lan": backend(lan.url)}
+        async with start_chain(tmp_path, backends) as chain:
+            cloud.recorded = [as_recorded(REQUEST_FAULTS[0])] * 2
+            response = await ask(chain.http, "openai", stream=False)
+            assert response.headers["x-hostler-backend"] == "lan"
+            assert response.headers["x-hostler-reason"] == "cloud: server_error"
+            assert len(cloud.requests) == 2
+
+
+async def test_another_hop_may_answer_what_an_engine_failed_at(tmp_path: Path) -> None:
+    async with (
+        start_scripted_server() as first,
+        start_scripted_server() as second,
+        start_chain(tmp_path, {"first": backend(first.url), "second": backend(second.url)}) as chain,
+    ):
+        first.recorded = [as_recorded(REQUEST_FAULTS[0])]
+        response = await ask(chain.http, "openai", stream=False)
+        assert response.headers["x-hostler-backend"] == "second"
+        first.recorded, second.recorded = [as_recorded(REQUEST_FAULTS[0])], [as_recorded(REQUEST_FAULTS[1])]
+        response = await ask(chain.http, "openai", stream=False)
+        assert (response.status_code, REQUEST_FAULTS[0].words in response.text) == (400, True)
+        assert (len(first.requests), len(second.requests)) == (2, 2)
+        first.recorded, second.recorded = [as_recorded(REQUEST_FAULTS[0])], [(502, "text/html", b"<html>")] * 2
+        response = await ask(chain.http, "openai", stream=False)
+        assert response.status_code == 503, "the second hop may serve it later"
+
+
+@each_mode
+@pytest.mark.parametrize("in_stream", [False, True], ids=["status", "event"])
+async def test_a_request_that_is_too_long_goes_to_the_hop_that_has_room(
+    tmp_path: Path, in_stream: bool, stream: bool
+) -> None:
+    async with start_scripted_server() as small, start_scripted_server() as large:
+        backends = {
+            "small": backend(small.url, context=4096),
+            "same": backend(small.url, context=4096),
+            "large": backend(large.url, context=131072),
+        }
+        async with start_chain(tmp_path, backends) as chain:
+            for error in OVERFLOWS:
+                small.requests.clear()
+                small.recorded = [as_event(error) if in_stream else as_recorded(error)]
+                response = await ask(chain.http, "openai", stream=stream)
+                assert response.status_code == 200, (error.name, response.text)
+                assert response.headers["x-hostler-backend"] == "large", error.name
+                assert len(small.requests) == 1, "the hop with the same context is not asked"
+
+
+@each_client
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_request_that_is_too_long_everywhere_is_invalid(tmp_path: Path, client: str, local: bool) -> None:
+    async with (
+        start_scripted_server() as server,
+        start_chain(tmp_path, {"there": backend(server.url, context=4096, local=local)}) as chain,
+    ):
+        for error in OVERFLOWS:
+            for recorded in (as_recorded(error), as_event(error)):
+                server.requests.clear()
+                server.recorded = [recorded]
+                response = await ask(chain.http, client, stream=False)
+                assert response.status_code == 400, (error.name, response.text)
+                assert len(server.requests) == 1, error.name
+                message = message_of(response, client)
+                if client == "anthropic":
+                    assert "prompt is too long" in message, error.name
+                    assert error.sizes is None or f"{error.sizes[0]} tokens > {error.sizes[1]} maximum" in message
+                elif local:
+                    assert error.words in message, error.name
+                else:
+                    assert "maximum context length" in message, error.name
+        server.recorded = []
+        assert (await ask(chain.http, client, stream=False)).status_code == 200
+
+
+async def test_an_error_after_the_first_token_breaks_the_stream(tmp_path: Path) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        server.answer = ScriptedAnswer(breaks=OVERFLOWS[0].words)
+        response = await ask(chain.http, "openai", stream=True)
+        *words, last = data_events(response.text)
+        assert len(words) == 3
+        assert "error" in last
+        assert chain.finished[0].outcome == "broken"
+
+
+@each_mode
+@pytest.mark.parametrize("status", [500, 502])
+async def test_a_supervised_engine_that_fails_at_requests_serves_on(
+    start_gateway: StartGateway, status: int, stream: bool
+) -> None:
+    script = {"status": status, "error": "Conversation roles must alternate"}
+    async with start_gateway({"m": {"script": script}, "other": {}}) as gateway:
+        for client in (*CLIENTS, *CLIENTS):
+            response = await ask(gateway.http, client, stream=stream)
+            assert response.status_code == 400, response.text
+            assert "roles must alternate" in message_of(response, client)
+        assert len(gateway.requests("m")) == 2 * len(CLIENTS)
+        assert gateway.starts() == ["m"]
+        assert (await gateway.chat("other")).status_code == 200
