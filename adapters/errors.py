@@ -22,6 +22,7 @@ class GatewayError(Exception):
     """An error with a message for the client's user that names the cause and the way out.
 
     `status` is the HTTP status, `code` a stable identifier for programs. `retry_after_s` becomes `Retry-After`.
+    `log_message` is what logs and events may say: the message without anything that a backend sent.
     """
 
     status: ClassVar[int] = 500
@@ -31,7 +32,7 @@ class GatewayError(Exception):
         self, message: str, *, retry_after_s: float | None = None, param: str | None = None, model: str | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = self.log_message = message
         self.retry_after_s = retry_after_s
         self.param = param
         self.model = model
@@ -214,6 +215,22 @@ class BackendBroken(BackendError):
         self.body = body
 
 
+def drop_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an error that has been handled, and of those that led to it.
+
+    A traceback keeps the frames that it passed, and with them the bodies of the request and of the answer. Frames refer
+    back to their errors, so such a cycle would stay until the garbage collector finds it, which counts objects, not bytes.
+    """
+    pending, seen = [error], set[int]()
+    while pending:
+        each = pending.pop()
+        seen.add(id(each))
+        each.__traceback__ = None
+        pending += [
+            other for other in (each.__cause__, each.__context__) if other is not None and id(other) not in seen
+        ]
+
+
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     """The headers of an error response: `Retry-After`, `WWW-Authenticate` and `Allow`."""
     headers: list[tuple[str, str]] = []
@@ -291,8 +308,10 @@ def oversized_response(limit: int) -> BackendBroken:
 
 def reported_error(message: object, *, backend_status: int | None = None, body: bytes = b"") -> BackendBroken:
     """An error that the backend put into its response, with the backend's own message if it has one."""
-    words = "The backend reported an error in the middle of its response."
-    if isinstance(message, str) and message.strip():
-        text = "".join(char if char.isprintable() else " " for char in message[:500])
-        words = f"The backend reported an error: {text}"
-    return BackendBroken(words, backend_status=backend_status, body=body)
+    unspecified = "The backend reported an error in the middle of its response."
+    if not isinstance(message, str) or not message.strip():
+        return BackendBroken(unspecified, backend_status=backend_status, body=body)
+    text = "".join(char if char.isprintable() else " " for char in message[:500])
+    error = BackendBroken(f"The backend reported an error: {text}", backend_status=backend_status, body=body)
+    error.log_message = unspecified
+    return error

@@ -187,9 +187,10 @@ class OllamaEncoder(Encoder):
                 if only_whole:
                     break
                 # The model's mistake, not its server's: neither a retry nor an open circuit would help.
-                raise GatewayError(
-                    f"llama-server returned invalid tool call arguments for {go_compat.quote(name)}: {arguments[:200]}"
-                ) from None
+                problem = f"llama-server returned invalid tool call arguments for {go_compat.quote(name)}"
+                error = GatewayError(f"{problem}: {arguments[:200]}")
+                error.log_message = problem
+                raise error from None
             if only_whole and not arguments:
                 break
             del self._open_calls[index]

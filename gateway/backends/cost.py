@@ -13,27 +13,58 @@ from hostler.adapters.canonical import Usage
 from hostler.gateway.config import PriceSettings
 from hostler.supervisor.state_store import JsonStore
 
+#: What is assumed for a backend of which nothing is known: the prices of a large model, in dollars for a million tokens.
+_ASSUMED = PriceSettings(input=5.0, output=25.0)
+#: The length of an answer that is assumed before it begins, in tokens.
+_ASSUMED_ANSWER = 1000
+#: A higher cost of one answer, in dollars, is a mistake of its backend.
+_MOST_DOLLARS = 1000.0
+#: How fast the highest cost seen is forgotten, by each later answer.
+_FADING = 0.95
+#: Sums of decimal fractions are off by less than this, in dollars.
+_ROUNDING = 1e-9
+#: Backends' models whose highest cost is kept.
+_MAX_HIGHEST = 1000
+
 
 class DailySpending(msgspec.Struct, frozen=True, kw_only=True):
-    """The costs of one day in US dollars, and the number of answers they are the sum of, by backend."""
+    """The costs of one day in US dollars, and the number of answers they are the sum of, by backend.
+
+    `reserved` is for requests in progress, by backend; after a crash it counts as spent. `highest` is the highest cost of
+    an answer lately, by backend and model; it outlasts the day.
+    """
 
     day: str
     spent: dict[str, float] = {}
     answers: dict[str, int] = {}
+    reserved: dict[str, float] = {}
+    highest: dict[str, float] = {}
+
+
+class Reservation(msgspec.Struct, frozen=True, eq=False):
+    """Money set aside for one request, until its cost is known. `lone`: what such requests cost is not known at all, so
+    only one is made at a time."""
+
+    backend: str
+    model: str
+    amount: float
+    lone: bool = False
 
 
 def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | None, segments: int) -> float | None:
     """The cost of an answer in US dollars: as reported by the backend, else by `price`, else `None`.
 
     Without usage it is estimated from the request's `body` and the `segments` received: about four bytes are a token,
-    and about one segment. `body` is `None` if there was no answer.
+    and about one segment. `body` is `None` if there was no answer. Costs that no answer has count as not reported.
     """
-    if usage is not None and usage.cost is not None:
+    if usage is not None and usage.cost is not None and 0 <= usage.cost <= _MOST_DOLLARS:
         return usage.cost
     if price is None:
         return None
     if usage is not None:
-        return price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        cost = price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        if cost <= _MOST_DOLLARS:
+            return cost
     return None if body is None else price.cost(len(body) // 4, 0, segments)
 
 
@@ -46,7 +77,8 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class SpendingTracker:
-    """Adds up the costs of answers. `wall` is in seconds since the epoch; a day ends at local midnight.
+    """Adds up the costs of answers, and reserves what requests in progress may cost, so that many at once stay within the
+    limit. `wall` is in seconds since the epoch; a day ends at local midnight.
 
     A file that cannot be read or written is logged, and the sum is kept in memory: a full disk does not affect requests.
     """
@@ -56,7 +88,8 @@ class SpendingTracker:
         self._wall = wall
         # Not synced: a power failure may lose the last few cents, but no answer waits for a disk.
         self._store = JsonStore(file, DailySpending, contents="today's spending")
-        self._day = self._store.read() or DailySpending(day="")
+        self._day = _after_crash(self._store.read() or DailySpending(day=""))
+        self._open: set[Reservation] = set()
 
     @property
     def today(self) -> float:
@@ -84,27 +117,96 @@ class SpendingTracker:
         tomorrow = datetime.datetime.combine(now.date() + datetime.timedelta(days=1), datetime.time()).astimezone()
         return max(1.0, (tomorrow - now).total_seconds())
 
-    def add(self, backend: str, cost: float | None) -> None:
-        """An answer of `backend` has ended. One of unknown cost (its client disconnected) counts as the day's mean."""
+    def estimate(self, backend: str, model: str, price: PriceSettings | None, size: int) -> Reservation:
+        """What a request of `size` bytes may cost: as much as the highest answer lately, and at least its prompt."""
+        highest = self._current().highest.get(_place(backend, model))
+        if highest is not None:
+            prompt = 0.0 if price is None else price.cost(size // 4, 0, 0)
+            return Reservation(backend, model, max(highest, prompt))
+        return Reservation(backend, model, (price or _ASSUMED).cost(size // 4, 0, _ASSUMED_ANSWER), lone=True)
+
+    def reserve(self, wanted: Reservation) -> bool:
+        """Set the money aside, if the limit allows it together with all that is spent and set aside already."""
+        if not self.allows(wanted):
+            return False
         day = self._current()
-        spent, answers = day.spent.get(backend, 0.0), day.answers.get(backend, 0)
-        if cost is None:
-            if not answers:
-                return
-            cost = spent / answers
-        else:
-            answers += 1
-        if not 0 <= cost < float("inf"):
+        if self._limit is not None:
+            reserved = day.reserved.get(wanted.backend, 0.0) + wanted.amount
+            self._save(msgspec.structs.replace(day, reserved={**day.reserved, wanted.backend: reserved}))
+        self._open.add(wanted)
+        return True
+
+    def allows(self, wanted: Reservation) -> bool:
+        """Whether `reserve` would succeed now."""
+        if self._limit is None:
+            return True
+        if wanted.lone:
+            return not self._open and not self.limit_reached
+        in_progress = sum(each.amount for each in self._open)
+        return self.today + in_progress + wanted.amount <= self._limit + _ROUNDING
+
+    def exhausted_for(self, wanted: Reservation) -> bool:
+        """Whether the limit refuses this request even once all requests in progress have ended at no cost."""
+        if self._limit is None or wanted.lone:
+            return self.limit_reached
+        return self.today + wanted.amount > self._limit + _ROUNDING
+
+    def settle(self, reserved: Reservation, cost: float | None, *, answered: bool = True) -> None:
+        """The request has ended. An answer of unknown cost (its client disconnected) counts as the day's mean, or as what
+        was reserved. Without an answer it has cost nothing."""
+        if reserved not in self._open:
             return
-        self._day = DailySpending(
-            day=day.day,
+        self._open.discard(reserved)
+        day = self._current()
+        if self._limit is not None:
+            rest = sum(each.amount for each in self._open if each.backend == reserved.backend)
+            kept = {**day.reserved, reserved.backend: rest} if rest else _without(day.reserved, reserved.backend)
+            day = msgspec.structs.replace(day, reserved=kept)
+        if cost is not None or answered:
+            day = self._with_answer(day, reserved, cost)
+        if day is not self._day:
+            self._save(day)
+
+    def _with_answer(self, day: DailySpending, reserved: Reservation, cost: float | None) -> DailySpending:
+        backend, place = reserved.backend, _place(reserved.backend, reserved.model)
+        spent, answers = day.spent.get(backend, 0.0), day.answers.get(backend, 0)
+        highest = day.highest
+        if cost is None:
+            cost = spent / answers if answers else reserved.amount
+        else:
+            highest = {**highest, place: max(cost, highest.get(place, 0.0) * _FADING)}
+            if len(highest) > _MAX_HIGHEST:
+                del highest[next(iter(highest))]
+        return msgspec.structs.replace(
+            day,
             spent={**day.spent, backend: spent + cost},
-            answers={**day.answers, backend: answers},
+            answers={**day.answers, backend: answers + 1},
+            highest=highest,
         )
+
+    def _save(self, day: DailySpending) -> None:
+        self._day = day
         self._store.write(lambda: self._day)
 
     def _current(self) -> DailySpending:
         today = datetime.datetime.fromtimestamp(self._wall()).strftime("%Y-%m-%d")
         if self._day.day != today:
-            self._day = DailySpending(day=today)
+            self._day = DailySpending(day=today, reserved=self._day.reserved, highest=self._day.highest)
         return self._day
+
+
+def _after_crash(day: DailySpending) -> DailySpending:
+    """What was set aside when the process ended without settling it is spent, as far as anybody can know."""
+    spent, answers = dict(day.spent), dict(day.answers)
+    for backend, amount in day.reserved.items():
+        spent[backend] = spent.get(backend, 0.0) + amount
+        answers[backend] = answers.get(backend, 0) + 1
+    return msgspec.structs.replace(day, spent=spent, answers=answers, reserved={})
+
+
+def _place(backend: str, model: str) -> str:
+    return f"{backend} {model}"
+
+
+def _without(values: Mapping[str, float], name: str) -> dict[str, float]:
+    return {each: value for each, value in values.items() if each != name}

@@ -89,7 +89,14 @@ RejectionCause = Literal["context", "model", "contents", "engine", "request"]
 
 #: Why a hop was not tried.
 SkipReason = Literal[
-    "circuit_open", "non_local", "budget_exhausted", "too_long", "excluded", "max_attempts", "unsupported"
+    "circuit_open",
+    "non_local",
+    "budget_exhausted",
+    "budget_reserved",
+    "too_long",
+    "excluded",
+    "max_attempts",
+    "unsupported",
 ]
 
 #: Each completes "the backend ...".
@@ -110,6 +117,7 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
     "circuit_open": "is paused after failures",
     "non_local": "is not local, and the request must stay local",
     "budget_exhausted": "is skipped until tomorrow: the daily spending limit is reached",
+    "budget_reserved": "is skipped for now: requests in progress may use up the daily spending limit",
     "too_long": "has too small a context",
     "excluded": "was excluded by X-Hostler-Only",
     "max_attempts": "was not tried: a request tries at most three backends",

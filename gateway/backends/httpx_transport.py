@@ -32,6 +32,8 @@ _OWN_HEADERS = frozenset(
     ("host", "content-length", "content-type", "authorization", "cookie", "connection", "accept-encoding", "user-agent")
 )
 
+_CLOSED = httpx.ByteStream(b"")
+
 
 class HttpxTransport:
     """A `Transport` for remote backends. `client` is for tests; `aclose` closes it all the same."""
@@ -134,7 +136,11 @@ class HttpxResponse:
         self._transport.leave(self)
         response, self._response = self._response, None
         if response is not None:
-            await response.aclose()
+            try:
+                await response.aclose()
+            finally:
+                # httpx's response and its stream refer to each other, and to the request with its body.
+                response.stream = _CLOSED
 
     @property
     def endpoint(self) -> Endpoint:

@@ -40,7 +40,7 @@ class AccessLogMiddleware(RequestMiddleware):
             ending = context.cancel_reason or ShuttingDown(DRAIN_EXPIRED)
             if isinstance(ending, ShuttingDown):
                 context.outcome = "broken" if context.writer.committed else "failed"
-                context.reason = ending.message
+                context.reason = ending.log_message
             else:
                 context.outcome = "cancelled" if isinstance(ending, RequestCancelled) else "client_disconnected"
             status, code = ending.status, ending.code
@@ -48,7 +48,7 @@ class AccessLogMiddleware(RequestMiddleware):
         except GatewayError as error:
             context.outcome = "broken" if context.writer.committed else "failed"
             status, code = _status_sent(context, error), error.code
-            context.reason = error.message
+            context.reason = error.log_message
             raise
         except Exception as error:
             context.outcome = "broken" if context.writer.committed else "failed"

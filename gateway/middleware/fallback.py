@@ -14,7 +14,6 @@ import msgspec
 
 from hostler.adapters.canonical import LoadRequest, Progress, ProgressPhase
 from hostler.adapters.errors import (
-    BackendRejected,
     BackendUnavailable,
     BadRequest,
     ClientDisconnected,
@@ -23,13 +22,13 @@ from hostler.adapters.errors import (
     RequestCancelled,
     ShuttingDown,
     WaitTimeout,
+    drop_tracebacks,
 )
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import FailedHop, chain_error, public_error, summary
 from hostler.gateway.backends.circuit_breaker import Permit
-from hostler.gateway.backends.cost import cost_of
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
     FAILURE_RULES,
@@ -38,6 +37,7 @@ from hostler.gateway.backends.failure_policy import (
     classify_error,
     retryable_hint,
 )
+from hostler.gateway.backends.reservation import estimate, refusal, settle
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room, known_inability
 from hostler.gateway.config import SwitchingSettings
@@ -153,8 +153,8 @@ class FallbackMiddleware(RequestMiddleware):
             return "excluded"
         if context.local_only and not hop.local:
             return "non_local"
-        if not hop.local and hop.spending is not None and hop.spending.limit_reached:
-            return "budget_exhausted"
+        if (refused := refusal(context, hop, target)) is not None:
+            return refused
         if context.only is not None or isinstance(context.request, LoadRequest):
             return None
         if fits_better_later(context.request, target, candidate.later) or (failed and has_no_room(target, failed)):
@@ -184,6 +184,9 @@ class FallbackMiddleware(RequestMiddleware):
             _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0
         while True:
+            reserved = estimate(context, hop, target)
+            if reserved is not None and hop.spending is not None and not hop.spending.reserve(reserved):
+                return FailedHop(hop=hop, reason="budget_reserved")
             # Load requests call no model, and a request that names its backend may try one whose circuit is open.
             permit = (
                 None
@@ -191,7 +194,10 @@ class FallbackMiddleware(RequestMiddleware):
                 else hop.breakers.acquire(target.name_there, self._clock())
             )
             attempt = context.begin_attempt(target, hop=candidate.index, now=self._clock())
-            failure = await self._attempt(context, attempt, hop, permit, call_next)
+            try:
+                failure = await self._attempt(context, attempt, hop, permit, call_next)
+            finally:
+                settle(context, attempt, hop, reserved)
             if failure is None:
                 return None
             error, rule = failure.error, FAILURE_RULES[failure.outcome]
@@ -244,6 +250,7 @@ class FallbackMiddleware(RequestMiddleware):
                     raise
                 classified = "rejected"  # this hop's protocol cannot express the request; another one's may
             outcome = ended_as = classified
+            drop_tracebacks(caught)
             return FailedAttempt(outcome=classified, error=caught)
         finally:
             attempt.on_first_token = None
@@ -251,7 +258,6 @@ class FallbackMiddleware(RequestMiddleware):
                 hop.stall_detector.leave(attempt)
             attempt.seconds, attempt.outcome = self._clock() - attempt.started_at, ended_as
             self._report(context, hop, permit, outcome, error)
-            _record_cost(context, attempt, hop, outcome)
 
     def _report(
         self,
@@ -272,10 +278,7 @@ class FallbackMiddleware(RequestMiddleware):
             hop.check_now()
         if error is None:
             return
-        detail = error.body[:300] if isinstance(error, BackendRejected) else error.message
-        if isinstance(detail, bytes):
-            detail = detail.decode("utf-8", "replace")
-        fields = (context.id, hop.name, DESCRIPTIONS[outcome], printable(detail))
+        fields = (context.id, hop.name, DESCRIPTIONS[outcome], printable(error.log_message))
         if FAILURE_RULES[outcome].alert:
             logger.error("%s: %s %s; circuit opened, check its API key and account: %s", *fields)
         else:
@@ -359,17 +362,6 @@ def _note(context: RequestContext, failed: list[FailedHop]) -> None:
     """Note the failed hops in the context, for response headers and the access log."""
     context.reason = summary(failed)
     context.failed_hops = tuple((each.hop.name, each.reason) for each in failed)
-
-
-def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: AttemptResult) -> None:
-    answered = outcome == "answered" or attempt.first_token_at is not None
-    price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
-    cost: float | None = None
-    if price is not None or (attempt.usage is not None and attempt.usage.cost is not None):
-        body = context.request.origin.body if answered else None
-        cost = attempt.cost = cost_of(attempt.usage, price, body=body, segments=attempt.segments)
-    if (cost is not None or answered) and not hop.local and hop.spending is not None:
-        hop.spending.add(hop.name, cost)
 
 
 def _ended_by(cause: GatewayError | None) -> str:

@@ -23,6 +23,7 @@ from hostler.adapters.errors import (
     RequestCancelled,
     RequestTooLarge,
     ShuttingDown,
+    drop_tracebacks,
 )
 from hostler.gateway.asgi import (
     CLIENT_KEY,
@@ -154,8 +155,8 @@ class RequestContextMiddleware:
             )
             scope[CONTEXT_KEY] = context
             await self._watched(context, scope, receive, send)
-        except ClientDisconnected:
-            return
+        except ClientDisconnected as error:
+            drop_tracebacks(error)
         except asyncio.CancelledError:
             # Neither the client nor an operator: the drain time is over, or the caller of the application gave up.
             stopping = ShuttingDown(DRAIN_EXPIRED)
@@ -167,9 +168,11 @@ class RequestContextMiddleware:
             if body is None:
                 # Not read to its end: close, or the server would go on reading what may never end.
                 response = msgspec.structs.replace(response, headers=(*response.headers, ("Connection", "close")))
+            drop_tracebacks(error)
             await writer.fail(error, response)
-        except Exception:
+        except Exception as error:
             logger.exception("%s: unhandled exception", request_id)
+            drop_tracebacks(error)
             internal = GatewayError(f"internal error; see {request_id} in the gateway's log")
             await writer.fail(internal, adapter.error_response(internal, operation))
         finally:

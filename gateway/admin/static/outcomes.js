@@ -20,6 +20,7 @@ const TEXT = {
   circuit_open: "circuit open",
   non_local: "not local",
   budget_exhausted: "daily budget exhausted",
+  budget_reserved: "daily budget reserved",
   too_long: "context too small",
   excluded: "excluded by the request",
   max_attempts: "attempt limit reached",

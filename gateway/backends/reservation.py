@@ -1,0 +1,45 @@
+"""What an attempt at a remote backend may cost and has cost, told to the spending tracker before and after."""
+
+from __future__ import annotations
+
+from hostler.adapters.canonical import LoadRequest
+from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.cost import Reservation, cost_of
+from hostler.gateway.backends.failure_policy import SkipReason
+from hostler.gateway.context import Attempt, RequestContext, Target
+
+
+def estimate(context: RequestContext, hop: Hop, target: Target) -> Reservation | None:
+    """What the request may cost at this hop; `None` where costs do not count."""
+    if hop.local or hop.spending is None or isinstance(context.request, LoadRequest):
+        return None
+    price = hop.price(target.model, target.name_there) if hop.prices else None
+    return hop.spending.estimate(hop.name, target.name_there, price, len(context.request.origin.body))
+
+
+def refusal(context: RequestContext, hop: Hop, target: Target) -> SkipReason | None:
+    """Why the spending limit keeps the request from this hop; `None` if it does not."""
+    if hop.local or hop.spending is None:
+        return None
+    if hop.spending.limit_reached:
+        return "budget_exhausted"
+    wanted = estimate(context, hop, target)
+    if wanted is None or hop.spending.allows(wanted):
+        return None
+    return "budget_exhausted" if hop.spending.exhausted_for(wanted) else "budget_reserved"
+
+
+def settle(context: RequestContext, attempt: Attempt, hop: Hop, reserved: Reservation | None) -> None:
+    """The attempt has ended: note its cost, and settle what was reserved for it."""
+    complete = attempt.outcome == "answered"
+    answered = complete or attempt.first_token_at is not None
+    usage, cost = attempt.usage, None
+    price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
+    if price is not None or (usage is not None and usage.cost is not None):
+        body = context.request.origin.body if answered else None
+        cost = attempt.cost = cost_of(usage, price, body=body, segments=attempt.segments)
+    if reserved is None or hop.spending is None:
+        return
+    if cost is None and complete and (usage is None or usage.cost is None):
+        cost = 0.0  # neither the backend nor the configuration names a price
+    hop.spending.settle(reserved, cost, answered=answered)
