@@ -16,6 +16,7 @@ from typing import cast
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
 from hostler.gateway.backends.http_response import MalformedResponse, ResponseReader, ResponseTemplate
+from hostler.gateway.backends.redaction import Redactor
 
 HIGH_WATER = 256 * 1024  # unread bytes of a response above which reading is paused
 COPY_BELOW = 64 * 1024  # bodies up to this size are sent in one write with their head
@@ -34,7 +35,7 @@ class BackendConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_buffered", "_deadline", "_error", "_far", "_loop", "_on_lost", "_paused", "_seen", "_timer",
+        "_buffered", "_deadline", "_error", "_far", "_loop", "_on_lost", "_paused", "_redactor", "_seen", "_timer",
         "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class BackendConnection(asyncio.Protocol):
         self._deadline = 0.0
         self._error: BackendError | None = None
         self._buffered = 0
+        self._redactor: Redactor | None = None
         self._seen = ResponseTemplate()
         self._paused = False
         self._write_paused = False
@@ -67,9 +69,10 @@ class BackendConnection(asyncio.Protocol):
 
     # One request.
 
-    def start_request(self, method: str, backend: str) -> ResponseReader:
+    def start_request(self, method: str, backend: str, redactor: Redactor | None = None) -> ResponseReader:
         """Prepare for the next request. Only on a new connection, or on one that was `reusable`."""
         self.backend = backend
+        self._redactor = redactor
         self.reader = reader = ResponseReader(method, self._seen)
         self.served += 1
         self._buffered = 0
@@ -120,21 +123,25 @@ class BackendConnection(asyncio.Protocol):
         """The unread part of the body, after waiting for it if need be. Raises `StopAsyncIteration` once it is complete."""
         reader = self.reader
         assert reader is not None
-        parts = reader.parts
-        while not parts:
-            if reader.complete:
-                raise StopAsyncIteration
-            if self._error is not None:
-                raise self._error
-            await self._wait(silence_s)
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        self._buffered = 0
-        if self._paused:
-            self._paused = False
-            if not self.lost and self._transport is not None:
-                self._transport.resume_reading()
-        return data
+        parts, redactor = reader.parts, self._redactor
+        while True:
+            while not parts:
+                if reader.complete:
+                    if redactor is not None and (held := redactor.rest()):
+                        return held
+                    raise StopAsyncIteration
+                if self._error is not None:
+                    raise self._error
+                await self._wait(silence_s)
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._buffered = 0
+            if self._paused:
+                self._paused = False
+                if not self.lost and self._transport is not None:
+                    self._transport.resume_reading()
+            if redactor is None or (data := redactor.feed(data)):
+                return data
 
     @property
     def reusable(self) -> bool:

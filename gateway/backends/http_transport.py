@@ -19,6 +19,7 @@ from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings
 from hostler.gateway.backends.http_response import ResponseReader
+from hostler.gateway.backends.redaction import redactor
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _PATH = re.compile(r"/[!-~]*")
@@ -131,7 +132,9 @@ class LanTransport:
 class LanResponse:
     """One request and its response: the context manager that `LanTransport.send` returns."""
 
-    __slots__ = ("_connection", "_endpoint", "_head", "_pool", "_request", "_silence_s", "_timeouts", "_transport")
+    __slots__ = (
+        "_connection", "_endpoint", "_head", "_pool", "_redactor", "_request", "_silence_s", "_timeouts", "_transport",
+    )  # fmt: skip
 
     def __init__(self, transport: LanTransport, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> None:
         self._transport = transport
@@ -139,6 +142,7 @@ class LanResponse:
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
+        self._redactor = redactor(endpoint.key)
         self._pool: Pool | None = None
         self._connection: BackendConnection | None = None
         self._head: ResponseHead | None = None
@@ -150,10 +154,11 @@ class LanResponse:
         connection = kept or await pool.connect(self._endpoint.name, self._timeouts.connect_s)
         while True:
             try:
-                connection.start_request(self._request.method, self._endpoint.name)
+                connection.start_request(self._request.method, self._endpoint.name, self._redactor)
                 if not connection.send_small(head, self._request.body):
                     await connection.send_large(head, self._request.body, self._timeouts.first_byte_s)
-                self._head = await connection.wait_head(self._timeouts.first_byte_s)
+                head_received = await connection.wait_head(self._timeouts.first_byte_s)
+                self._head = head_received if self._redactor is None else self._redactor.head(head_received)
                 self._connection = connection
                 return self
             except BaseException as error:
@@ -182,7 +187,8 @@ class LanResponse:
     @property
     def headers(self) -> Mapping[str, str]:
         """See `BackendResponse.headers`."""
-        return self._reader.headers()
+        headers = self._reader.headers()
+        return headers if self._redactor is None else self._redactor.headers(headers)
 
     @property
     def until_close(self) -> bool:

@@ -18,6 +18,9 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable, BadRequest
 from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
+from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
+from hostler.gateway.backends.interim_limit import InterimLimit
+from hostler.gateway.backends.redaction import redactor
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0
@@ -74,11 +77,15 @@ class HttpxTransport:
     def client(self) -> httpx.AsyncClient:
         """The client, created on first use: loading the certificates takes a while."""
         if self._client is None:
-            self._client = httpx.AsyncClient(
+            self._client = client = httpx.AsyncClient(
                 follow_redirects=False,
                 cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEP_S),
             )
+            # httpx has no setting for this.
+            for transport in (client._transport, *client._mounts.values()):
+                if isinstance(transport, httpx.AsyncHTTPTransport):
+                    transport._pool._network_backend = InterimLimit(transport._pool._network_backend)
         return self._client
 
 
@@ -92,6 +99,7 @@ class HttpxResponse:
         self._waiting: asyncio.Timeout | None = None
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
+        self._redactor = redactor(endpoint.key)
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._head: ResponseHead | None = None
@@ -121,13 +129,19 @@ class HttpxResponse:
                 self._transport.leave(self)
         self._response = response
         length = response.headers.get("content-length", "")
-        coded = response.headers.get("content-encoding", "identity").lower() != "identity"
-        self._head = ResponseHead(
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        coded = coding not in ("", "identity")
+        head = ResponseHead(
             status=response.status_code,
             media_type=response.headers.get("content-type", ""),
             length=int(length) if length.isdigit() and not coded else None,
         )
-        self._pieces = response.aiter_bytes()
+        self._head = head if self._redactor is None else self._redactor.head(head)
+        try:
+            self._pieces = _decompressed(response, Decompressor(coding)) if coded else response.aiter_raw()
+        except UnknownCoding:
+            await self.__aexit__(None, None, None)
+            raise self._broken("compressed its answer although it was asked not to") from None
         return self
 
     async def __aexit__(
@@ -162,11 +176,12 @@ class HttpxResponse:
     def headers(self) -> Mapping[str, str]:
         """See `BackendResponse.headers`."""
         assert self._response is not None, "the response was read outside of its context"
-        return {
+        headers = {
             name: value
             for name, value in self._response.headers.items()
             if name not in _NOT_FORWARDED and not name.startswith(_NOT_FORWARDED_PREFIXES)
         }
+        return headers if self._redactor is None else self._redactor.headers(headers)
 
     @property
     def until_close(self) -> bool:
@@ -187,7 +202,8 @@ class HttpxResponse:
     def __aiter__(self) -> HttpxResponse:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def _next(self) -> bytes:
+        """The next piece as it was sent; empty at the end."""
         pieces = self._pieces
         if pieces is None or self._response is None:
             raise RuntimeError("the response was read outside of its context")
@@ -196,15 +212,22 @@ class HttpxResponse:
                 data = await anext(pieces, b"")
         except TimeoutError as error:
             raise self._timeout("stopped answering") from error
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.StreamError, UnknownCoding) as error:
             raise self._broken("ended its answer in the middle") from error
         finally:
             self._waiting = None
         self._silence_s = self._timeouts.between_bytes_s
-        if not data:
-            self._complete = True
-            raise StopAsyncIteration
         return data
+
+    async def __anext__(self) -> bytes:
+        redactor = self._redactor
+        while data := await self._next():
+            if redactor is None or (data := redactor.feed(data)):
+                return data
+        if redactor is not None and (held := redactor.rest()):
+            return held
+        self._complete = True
+        raise StopAsyncIteration
 
     async def read(self, limit: int) -> bytes:
         """See `BackendResponse.read`."""
@@ -258,3 +281,13 @@ class HttpxResponse:
 
     def _broken(self, problem: str) -> BackendBroken:
         return BackendBroken(f'backend "{self._endpoint.name}" {problem}', backend=self._endpoint.name)
+
+
+async def _decompressed(response: httpx.Response, decompressor: Decompressor) -> AsyncIterator[bytes]:
+    """The body in small steps, with a turn for other requests between them."""
+    async for piece in response.aiter_raw():
+        for step in decompressor.steps(piece):
+            yield step
+            await asyncio.sleep(0)
+    if not decompressor.complete:
+        raise UnknownCoding("incomplete")

@@ -1,0 +1,66 @@
+"""The gateway's own key in what a backend sends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import ResponseHead
+from hostler.gateway.backends.redaction import Redactor, redactor
+
+KEY = "sk-or-v1-0123456789abcdef/+=zz"
+ESCAPED = KEY.replace("/", "\\/")
+
+
+def subject() -> Redactor:
+    found = redactor(KEY)
+    assert found is not None
+    return found
+
+
+@given(
+    st.lists(st.sampled_from([KEY, ESCAPED, KEY[:10], KEY[5:], "sk-", "text\n", "\n\n", "z"]), max_size=8),
+    st.lists(st.integers(1, 40)),
+)
+def test_no_cut_lets_it_through_or_changes_anything_else(words: list[str], sizes: list[int]) -> None:
+    data = "".join(words).encode()
+    redacting, passed, at = subject(), b"", 0
+    for size in [*sizes, len(data)]:
+        passed += redacting.feed(data[at : at + size])
+        at += size
+    passed += redacting.rest()
+    assert len(passed) == len(data)
+    assert KEY.encode() not in passed
+    assert ESCAPED.encode() not in passed
+    assert all(here in (there, ord("*")) for here, there in zip(passed, data, strict=True))
+    if KEY.encode() not in data and ESCAPED.encode() not in data:
+        assert passed == data
+
+
+def test_events_are_not_held_back() -> None:
+    redacting = subject()
+    for data in (b'data: {"a": "sk-"}\n\n', b'{"a": 1}\n', b"[DONE]\n\n"):
+        assert redacting.feed(data) == data
+    assert redacting.feed(b"and sk-or") == b"and "
+    assert redacting.rest() == b"sk-or"
+
+
+@pytest.mark.parametrize("spelling", [KEY, ESCAPED, "".join(f"\\u{ord(c):04x}" if c in "/+=" else c for c in KEY)])
+def test_every_spelling_in_json_is_found(spelling: str) -> None:
+    assert KEY in json.loads(f'"{spelling}"')
+    assert KEY not in json.loads(b'"' + subject().feed(spelling.encode()) + b'"')
+
+
+def test_heads_and_headers_are_searched() -> None:
+    assert KEY not in subject().head(ResponseHead(media_type=f"text/plain; k={KEY}")).media_type
+    assert subject().headers({"x-a": f"Bearer {KEY}", "x-b": "plain"}) == {"x-a": "Bearer " + "*" * 30, "x-b": "plain"}
+    head = ResponseHead()
+    assert subject().head(head) is head
+
+
+@pytest.mark.parametrize("key", [None, "", "none", "EMPTY", "lm-studio", "not-needed", "sk-no-key-required"])
+def test_words_that_are_no_secrets_may_appear_in_answers(key: str | None) -> None:
+    assert redactor(key) is None
