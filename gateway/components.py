@@ -155,6 +155,12 @@ class Components:
                 for host in self.hosts.values():
                     await host.synced.wait()
                 await seeded.wait()
+            if (unknown := self.catalog.unknown_hosts & self._supervisors.keys()) and self.chain.has_remote:
+                logger.warning(
+                    "never reached: %s; requests for models that may be there stay local until then (`models` of a "
+                    "backend limits which)",
+                    ", ".join(sorted(unknown)),
+                )
             try:
                 yield
             finally:

@@ -34,7 +34,8 @@ class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """A model, its card, and its backends in the order of the chain.
 
-    `local_only`: requests for it are served by local backends only. With a `preset` the requested name is the preset's,
+    `local_only`: requests for it are served by local backends only, also while a host that may have it was never reached,
+    since only its profile knows. With a `preset` the requested name is the preset's,
     and `model` the model it was created from.
     """
 
@@ -120,6 +121,11 @@ class Catalog:
             self._hosts[backend] = HostStatus(profiles=profiles)
             self._unknown.discard(backend)
             self._rebuild()
+
+    @property
+    def unknown_hosts(self) -> frozenset[str]:
+        """Hosts that were never reached: nothing is known about their models."""
+        return frozenset(self._unknown)
 
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
         """Replace the models that clients created from others."""
@@ -259,7 +265,9 @@ class Catalog:
                         in_order.append(CatalogBackend(backend=backend, name_there=there, context=plain.context or 0))
                 elif backend in self._unknown and self._may_have(backend, name):
                     in_order.append(CatalogBackend(backend=backend, name_there=name))
-            local_only = any(profile.local_only for profile in described)
+            local_only = any(profile.local_only for profile in described) or any(
+                backend in self._unknown and self._may_have(backend, name) for backend in self._chain
+            )
             placement = Placement(
                 model=name, card=card, places=tuple(in_order), local_only=local_only, preset=card.preset
             )

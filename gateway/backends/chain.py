@@ -166,6 +166,11 @@ class Chain:
         for check in self._http_checks:
             await check.aclose()
 
+    @property
+    def has_remote(self) -> bool:
+        """Whether any hop is remote."""
+        return any(not hop.local for hop in self.hops.values())
+
     def availability(self, name: str, name_there: str, context: int, *, local_only: bool) -> RouteHop:
         """Whether a request would try this hop now."""
         hop, now = self.hops[name], self._clock()

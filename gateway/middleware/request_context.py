@@ -294,7 +294,7 @@ def _read_head(scope: Scope) -> _Head:
         path=_path(scope),
         query=scope["query_string"].decode("latin-1"),
         request_id=given if _REQUEST_ID.fullmatch(given) else None,
-        local_only=_header_value(headers.get("x-hostler-local-only", "")) is not None,
+        local_only=_is_local_only(scope),
         only=_header_value(headers.get("x-hostler-only", "")),
     )
 
@@ -311,6 +311,12 @@ def _header_value(value: str) -> str | None:
     """The value of an `X-Hostler-*` header; `None` if it is empty or means no."""
     value = value.strip()
     return None if value.lower() in ("", "false", "0", "no") else value
+
+
+def _is_local_only(scope: Scope) -> bool:
+    """Whether any of the headers says so: a proxy may add its own to the client's, or spell it with underscores."""
+    values = [value for name, value in scope["headers"] if name.replace(b"_", b"-") == b"x-hostler-local-only"]
+    return any(_header_value(value.decode("latin-1")) is not None for value in values)
 
 
 def _only(name: str, client: Client) -> str:

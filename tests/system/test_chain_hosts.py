@@ -207,7 +207,10 @@ async def test_a_local_only_model_stays_local_while_its_machine_sleeps(tmp_path:
     async with start_chain(tmp_path, backends, history=state) as chain:
         assert (await chain.chat()).status_code == 503
     assert cloud.requests == []
-    # An unreadable file counts as missing.
+    # An unreadable file counts as missing, and what is not known must stay local.
     state.with_name("machines.json").write_bytes(b"{\xff")
     async with start_chain(tmp_path, backends, history=state) as chain:
-        assert answer_text(await chain.chat()) == f"cloud:{ALL}"
+        response = await chain.chat()
+        assert response.status_code == 503
+        assert "cloud is not local" in response.json()["error"]["message"]
+    assert cloud.requests == []

@@ -95,4 +95,8 @@ async def test_models_of_a_host_that_does_not_answer_are_unavailable(tmp_path: P
     tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
     async with start_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
         assert await shown(chain, "big") == ("unavailable", "tower is unreachable")
-        assert await shown(chain) == ("available", "tower is unreachable; served by cloud")
+        # Only its profile says whether it must stay local.
+        state, why = await shown(chain)
+        assert state == "unavailable"
+        assert why is not None
+        assert "cloud is not local, and the request must stay local" in why

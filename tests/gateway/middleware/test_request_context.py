@@ -212,6 +212,16 @@ async def test_a_header_or_a_key_makes_a_request_local_only(value: str, client: 
     assert exchange.contexts[0].local_only is local_only
 
 
+@pytest.mark.parametrize(("values", "local_only"), [
+    (("true", "false"), True), (("false", "true"), True), (("no", ""), False), (("false, true",), True), (("ON",), True),
+])  # fmt: skip
+async def test_of_several_headers_any_makes_a_request_local_only(values: tuple[str, ...], local_only: bool) -> None:
+    exchange = Exchange()
+    exchange.scope["headers"] += [(b"x-hostler-local-only", value.encode()) for value in values]
+    await exchange.run()
+    assert exchange.contexts[0].local_only is local_only
+
+
 async def test_only_operators_may_name_the_backend() -> None:
     named = await Exchange(x_hostler_only="pc").run()
     assert named.contexts[0].only == "pc"
