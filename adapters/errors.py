@@ -3,7 +3,7 @@
 GatewayError
 ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · RequestTooLarge
 │   UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ShuttingDown
-│   ClientDisconnected · RequestCancelled
+│   OutOfDescriptors · ClientDisconnected · RequestCancelled
 └── BackendError
     ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
     ├── BackendTimeout       connected, but silent for too long
@@ -124,6 +124,18 @@ class ShuttingDown(GatewayError):
     """The gateway is shutting down."""
 
     status, code = 503, "shutting_down"
+
+
+class OutOfDescriptors(GatewayError):
+    """The gateway has no file descriptor left for another connection. The backend is not to blame."""
+
+    status, code = 503, "out_of_descriptors"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the gateway has as many connections as its limit of open files allows; raise it (ulimit -n, LimitNOFILE)",
+            retry_after_s=5.0,
+        )
 
 
 class ClientDisconnected(GatewayError):

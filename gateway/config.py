@@ -418,6 +418,7 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
 
 def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentError]:
     """The errors about rules that types cannot express."""
+    yield from document.empty_secrets()
     # Backends that could not be read count as well: they have errors of their own.
     written = document.value.get("backends") if isinstance(document.value, dict) else None
     known = list(dict.fromkeys((*settings.backends, *(written if isinstance(written, dict) else ()), LOCAL)))
@@ -508,9 +509,18 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def secret(value: str | None, file: str | None, where: str) -> str | None:
-    """A secret given in place or in a file; `where` is the file's key, for errors. Raises `ConfigError`."""
-    if value is not None or file is None:
+    """A secret given in place or in a file; `where` is the file's key, for errors. Raises `ConfigError`.
+
+    An empty one is an error: it would stand for no secret at all.
+    """
+    if value is not None:
+        if not value.strip():
+            raise ConfigError(f"{where.removesuffix('_file')} is empty; give it a value, or remove the line")
         return value
+    if file is None:
+        return None
+    if not file.strip():
+        raise ConfigError(f"{where} is empty; name a file, or remove the line")
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -23,6 +23,10 @@ _UNITS = {"": 1, "b": 1} | {
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECASE)
+#: Keys of settings that hold a secret, or name a file with one. `env` of a profile may hold anything.
+_SECRET_SETTING = re.compile(r"(api_keys?|token)(_file)?|authorization", re.IGNORECASE)
+#: What an empty variable leaves of a secret.
+_EMPTY_SECRETS = ("", "bearer", "basic")
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `(?P<key>key in )?\$?(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
 _EMPTY: Mapping[str, Any] = {"Expected `object`, got `null`": {}, "Expected `array`, got `null`": []}
@@ -105,6 +109,16 @@ class Document:
     def error(self, path: KeyPath, message: str) -> DocumentError:
         """An error about the value at `path`, with its position and without secrets."""
         return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message))
+
+    def empty_secrets(self) -> list[DocumentError]:
+        """Errors for tokens, keys and files of them that are empty, most often since a variable is: not the same as none."""
+        errors = []
+        for path in self._values.lines:
+            value = _value_at(self.value, path)
+            if isinstance(value, str) and _holds_secret(path) and value.strip().lower() in _EMPTY_SECRETS:
+                origin = f"{self._values.written[path]} is empty" if path in self._values.written else "is empty"
+                errors.append(self.error(path, f"{origin}; give it a value, or remove the line"))
+        return errors
 
     def to(self, shape: type[T]) -> T:
         """The document as a `shape`. Raises `DocumentError` for the first value that does not fit."""
@@ -343,3 +357,11 @@ def _excerpt(value: object) -> str:
 
 def _is_secret(path: KeyPath) -> bool:
     return any(isinstance(step, str) and _SECRET_KEY.search(step) for step in path[-2:])
+
+
+def _holds_secret(path: KeyPath) -> bool:
+    last = path[-1] if path else ""
+    if "env" in path or not isinstance(last, str):
+        return False
+    in_headers = len(path) > 1 and path[-2] == "headers"
+    return _SECRET_SETTING.fullmatch(last) is not None or (in_headers and _is_secret(path))

@@ -27,7 +27,6 @@ TESTED_ELSEWHERE = {
     "gateway/admin/transcripts.py": ["system/test_recording.py"],
     "gateway/asgi.py": ["gateway/test_app_servers.py"],
     "gateway/auth/middleware.py": ["system/test_security.py"],
-    "gateway/auth/sessions.py": ["system/test_login.py"],
     "gateway/backends/base.py": ["gateway/backends/test_http_transport.py", "gateway/backends/test_httpx_transport.py"],
     "gateway/backends/chain.py": ["gateway/middleware/test_fallback.py", "system/test_chain.py"],
     "gateway/cli/launch.py": ["system/test_cli_terminal.py", "system/test_startup.py"],

@@ -15,8 +15,9 @@ from hostler.gateway.context import Client
 #: The lifetime of a session, in seconds: a working day.
 LASTS_S = 12 * 3600.0
 
-#: Sessions kept; the oldest are dropped first.
-_MAX_SESSIONS = 1000
+#: Sessions kept of one key, and of all; the oldest are dropped first.
+_MAX_OF_KEY = 50
+_MAX_SESSIONS = 10_000
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -25,22 +26,28 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class Sessions:
-    """Kept in memory by the hash of their cookie: a restart ends them all."""
+    """Kept in memory by the hash of their cookie: a restart ends them all. One key's logins only end sessions of its own."""
 
     def __init__(self, keys: KeyRing, clock: Callable[[], float]) -> None:
         self._keys = keys
         self._clock = clock
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._by_key: dict[str, OrderedDict[str, None]] = {}
 
     def begin(self, key: str) -> tuple[str, Client] | None:
         """Log in with a key: the cookie's value and the client, or `None` for an invalid key."""
         client = self._keys.client(key)
         if client is None:
             return None
-        token = secrets.token_urlsafe(32)
-        self._sessions[_hashed(token)] = _Session(digest(key), self._clock() + LASTS_S)
-        while len(self._sessions) > _MAX_SESSIONS:
-            self._sessions.popitem(last=False)
+        token, now = secrets.token_urlsafe(32), self._clock()
+        hashed = digest(key)
+        own = self._by_key.setdefault(hashed, OrderedDict())
+        own[_hashed(token)] = None
+        self._sessions[_hashed(token)] = _Session(hashed, now + LASTS_S)
+        while len(own) > _MAX_OF_KEY:
+            self._drop(next(iter(own)))
+        while self._sessions and (len(self._sessions) > _MAX_SESSIONS or self._oldest.until <= now):
+            self._drop(next(iter(self._sessions)))
         return token, client
 
     def client(self, token: str) -> Client | None:
@@ -51,12 +58,25 @@ class Sessions:
             return None
         client = self._keys.client_of_hash(session.key) if self._clock() < session.until else None
         if client is None:
-            del self._sessions[name]
+            self._drop(name)
         return client
 
     def end(self, token: str) -> None:
         """Log out."""
-        self._sessions.pop(_hashed(token), None)
+        self._drop(_hashed(token))
+
+    @property
+    def _oldest(self) -> _Session:
+        return next(iter(self._sessions.values()))
+
+    def _drop(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is None:
+            return
+        own = self._by_key[session.key]
+        own.pop(name, None)
+        if not own:
+            del self._by_key[session.key]
 
 
 def cookie_name(port: int) -> str:

@@ -6,6 +6,7 @@ It knows nothing of requests and responses; `BackendConnection.reusable` decides
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import ssl
@@ -14,7 +15,7 @@ from typing import cast
 import anyio
 import msgspec
 
-from hostler.adapters.errors import BackendUnavailable
+from hostler.adapters.errors import BackendUnavailable, OutOfDescriptors
 from hostler.gateway.backends.http_connection import BackendConnection
 
 SWEEP_S = 0.5
@@ -98,6 +99,8 @@ class Pool:
             ) from error
         except (OSError, ssl.CertificateError) as error:
             self._discard(connection)
+            if is_out_of_descriptors(error):
+                raise OutOfDescriptors from error
             self._addresses.clear()
             raise BackendUnavailable(f'backend "{backend}" {_why(error)}', backend=backend) from error
         except BaseException:
@@ -218,6 +221,15 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether this process or the system has no file descriptor left, by the error or those that led to it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _why(error: OSError) -> str:

@@ -16,9 +16,17 @@ import httpx
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
-from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable, BadRequest
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendTimeout,
+    BackendUnavailable,
+    BadRequest,
+    GatewayError,
+    OutOfDescriptors,
+)
 from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
+from hostler.gateway.backends.http_pool import is_out_of_descriptors
 from hostler.gateway.backends.interim_limit import InterimLimit
 from hostler.gateway.backends.redaction import redactor
 
@@ -257,10 +265,12 @@ class HttpxResponse:
         except (httpx.InvalidURL, ValueError) as error:
             raise BadRequest("the path or a header contains characters that cannot be sent") from error
 
-    def _translate(self, error: Exception) -> BackendError:
+    def _translate(self, error: Exception) -> GatewayError:
         """httpx's error as a `BackendError`. Only errors before the connection was established are safe to retry
         elsewhere."""
         name = self._endpoint.name
+        if is_out_of_descriptors(error):
+            return OutOfDescriptors()
         if isinstance(error, httpx.ConnectTimeout):
             return BackendUnavailable(
                 f'backend "{name}" accepted no connection within {self._timeouts.connect_s:g} s',

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import os
 import socket
 import struct
 import sys
@@ -19,6 +21,8 @@ from uvicorn.lifespan.on import LifespanOn
 
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.server.http_protocol import HTTPProtocol, Limits
+
+logger = logging.getLogger(__name__)
 
 #: Deadlines of connections are checked once in this many turns of the main loop.
 _SWEEP_EVERY = 5
@@ -124,6 +128,7 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
         self._shared = shared
         self._started_callback = started_callback
+        self._refusing = False
         self._stopping = anyio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -157,9 +162,28 @@ class Server(uvicorn.Server):
                 await self._stopping.wait()
 
     def _sweep(self) -> None:
+        self._check_descriptors()
         now = asyncio.get_running_loop().time()
         for connection in list(self._connections):
             connection.expire(now)
+
+    def _check_descriptors(self) -> None:
+        """Log when no file descriptor is left, and when there is one again: the event loop closes new connections then
+        without a word."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self._refusing:
+                self._refusing = True
+                logger.error(
+                    "out of file descriptors with %d connections, new ones are closed; raise the limit of open files "
+                    "(ulimit -n, LimitNOFILE)",
+                    len(self._connections),
+                )
+        else:
+            if self._refusing:
+                self._refusing = False
+                logger.warning("file descriptors are available again")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Closing a listening socket resets the connections in its backlog. So stop new ones, accept those that are

@@ -16,7 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
-from hostler.gateway.telemetry.history_schema import is_damaged, open_database
+from hostler.gateway.telemetry.history_schema import is_damaged, make_private, open_database
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class History:
         if self._file is None:
             self._database = open_database(":memory:")
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._file)
         self._database = open_database(str(self._file))
 
     def _close(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -75,6 +78,16 @@ def open_database(name: str) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def make_private(file: Path) -> None:
+    """Create the file and its folder if need be, readable by this user only. SQLite gives the files that it puts beside it
+    the same mode. Raises `OSError`."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    for each in (file, *(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm"))):
+        with contextlib.suppress(FileNotFoundError):
+            each.chmod(0o600)
 
 
 def is_damaged(error: Exception) -> bool:
