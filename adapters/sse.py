@@ -12,6 +12,9 @@ MEDIA_TYPE = "text/event-stream"
 #: Bytes of one event, at most.
 MAX_EVENT = 16 * 1024 * 1024
 
+#: Lines of one event, at most: each is looked at.
+MAX_LINES = 20_000
+
 _END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -92,6 +95,8 @@ def parse(event: bytes) -> tuple[str, bytes | None]:
     event = event.rstrip(b"\r\n")
     if event.startswith(b"data:") and b"\n" not in event:
         return "", event[6:] if event.startswith(b" ", 5) else event[5:]
+    if event.count(b"\n") > MAX_LINES:
+        raise EventTooLarge(f"The backend sent an event of more than {MAX_LINES} lines.")
     name = ""
     lines: list[bytes] = []
     for line in event.splitlines():

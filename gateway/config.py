@@ -508,6 +508,10 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
 
+#: Bytes that are read of a file with a secret.
+_MAX_SECRET = 16 * 1024
+
+
 def secret(value: str | None, file: str | None, where: str) -> str | None:
     """A secret given in place or in a file; `where` is the file's key, for errors. Raises `ConfigError`.
 
@@ -522,9 +526,12 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
     if not file.strip():
         raise ConfigError(f"{where} is empty; name a file, or remove the line")
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8").strip()
+        with Path(file).expanduser().open("rb") as opened:  # may be a pipe, or a device without end
+            text = opened.read(_MAX_SECRET).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: {file}: cannot be read: {error}") from error
     if not text:
         raise ConfigError(f"{where}: {file} is empty")
+    if len(text) >= _MAX_SECRET or not text.isprintable():
+        raise ConfigError(f"{where}: {file} does not hold a key: one line of plain text is expected")
     return text

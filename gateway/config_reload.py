@@ -16,9 +16,10 @@ import msgspec
 from hostler.gateway import last_good
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings
 from hostler.gateway.last_good import FindMistakes, Texts
+from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
-from hostler.profiles.store import diff
+from hostler.profiles.store import MAX_FILE_BYTES, diff
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ _MAX_STEPS = 10
 
 #: The files are looked at this often, in seconds: not every change is reported, such as one behind a link.
 _POLL_S = 2.0
-
-#: A configuration of the largest size that is read.
-_MAX_BYTES = 8 * 1024 * 1024
 
 ApplyProfiles = Callable[[Sequence[Profile]], Awaitable[None]]
 
@@ -194,8 +192,9 @@ def _contents(files: Iterable[Path]) -> dict[Path, str | None]:
     found: dict[Path, str | None] = {}
     for file in files:
         try:
-            with file.open("rb") as content:
-                found[file] = content.read(_MAX_BYTES).decode("utf-8", "replace")
+            found[file] = read_limited(file, MAX_FILE_BYTES).decode("utf-8", "replace")
+        except FileTooLarge as error:
+            found[file] = str(error)  # different from any other state of it
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise

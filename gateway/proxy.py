@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 #: A whole answer up to this size, in bytes, is read to its end before it is passed on, since it may end with an error.
 HELD_BACK = 256 * 1024
 
+#: Bytes of an answer that are parsed in one go. A backend may send thousands of events at once, and other requests wait.
+TURN = 16 * 1024
+
+#: Bytes of an answer that are folded into a whole one, at most.
+MAX_FOLDED = 64 * 1024 * 1024
+
 #: Bytes of an error answer that are read and passed on, at most.
 ERROR_BODY_LIMIT = 1024 * 1024
 

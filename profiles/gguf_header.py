@@ -24,6 +24,7 @@ MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 4 * 1024 * 1024
 MAX_KEPT_BYTES = 16 * 1024 * 1024
 MAX_ELEMENTS = 4_000_000
+MAX_INNER_ARRAYS = 65_536
 MAX_TENSORS = 131_072
 MAX_LISTED_TENSORS = 8192
 MAX_DIMENSIONS = 8
@@ -105,7 +106,7 @@ class _HeaderReader:
         self._buffer = b""
         self._start = 0  # position of the buffer in the file
         self._at = 0  # position in the buffer
-        self._elements = 0
+        self._elements = self._inner_arrays = 0
         self._kept = 0
         self._described: list[tuple[str, int, tuple[int, ...]]] = []
         self._word = _U64
@@ -190,7 +191,8 @@ class _HeaderReader:
         kind, count = self._number(_U32), self._count()
         if kind in (_STRING, _ARRAY):
             self._elements += count
-            if self._elements > MAX_ELEMENTS or depth > MAX_NESTING:
+            self._inner_arrays += count if kind == _ARRAY else 0
+            if self._elements > MAX_ELEMENTS or self._inner_arrays > MAX_INNER_ARRAYS or depth > MAX_NESTING:
                 raise self._damaged(f"has an array of {count} elements")
             if kind == _STRING:
                 self._skip_strings(count)

@@ -127,6 +127,9 @@ class ProfileError(Exception):
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,127}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: Profiles between one and the last of its bases, at most: all are looked up for each profile.
+MAX_BASES = 32
+
 _NOT_INHERITED = ("base", "aliases", "description", "default")
 
 # Set by the supervisor for every engine, and the profile key to use instead (None: there is none).
@@ -233,6 +236,10 @@ def _ancestry(name: str, entries: Mapping[str, ProfileEntry]) -> list[str]:
         if base in ancestry:
             cycle = " -> ".join([*ancestry[ancestry.index(base) :], base])
             raise ProfileError(ancestry[-1], "base", f"circular inheritance: {cycle}")
+        if len(ancestry) > MAX_BASES:
+            raise ProfileError(
+                name, "base", f"inherits over more than {MAX_BASES} profiles; shorten the chain of base:"
+            )
         ancestry.append(base)
     return ancestry
 

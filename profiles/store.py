@@ -16,11 +16,15 @@ from typing import Any
 
 import msgspec
 
+from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
 from hostler.profiles.sources import ModelSource
 from hostler.profiles.yaml_config import Document, DocumentError, dotted, parse
 
 MANIFEST_KEY = "profiles"
+
+#: Bytes of a configuration file, at most: a mebibyte of characters.
+MAX_FILE_BYTES = 4 * 1024**2
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +134,11 @@ def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Raises `DocumentError` if the file cannot be read."""
+    """Raises `DocumentError` if the file cannot be read, is no regular file, or is larger than `MAX_FILE_BYTES`."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_limited(path, MAX_FILE_BYTES).decode("utf-8")
+    except FileTooLarge as error:
+        raise DocumentError(str(path), None, "", str(error)) from None
     except UnicodeDecodeError:
         raise DocumentError(str(path), None, "", "is not UTF-8 text") from None
     except OSError as error:

@@ -13,10 +13,15 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from hostler.profiles.file_reading import FileTooLarge, read_limited
+
 T = TypeVar("T")
 
 #: The version of the envelope that values are written in. Files of older releases hold the bare value.
 VERSION: Final = 1
+
+#: Bytes of a file, at most.
+MAX_BYTES: Final = 64 * 1024**2
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +52,10 @@ class JsonStore(Generic[T]):
             return None
         self._remove_leftovers(self.file)
         try:
-            return self._decode(self.file.read_bytes())
+            return self._decode(read_limited(self.file, MAX_BYTES))
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        except (OSError, FileTooLarge, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
             logger.warning("%s: cannot be read, %s lost: %s", self.file, self._contents, error)
             return None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from hostler.gateway.context import ALL_SCOPES, Client, KeyScope
+from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.supervisor.state_store import replace_file
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     priority: int = 0
 
 
+#: Bytes of a key file, at most: some ten thousand keys.
+_MAX_BYTES = 4 * 1024**2
+
+
 class KeyFileError(Exception):
     """The key file cannot be used; the message names it and the line."""
 
@@ -53,10 +58,10 @@ def default_file() -> Path:
 def read(path: Path) -> tuple[KeyRecord, ...]:
     """The records in the file, none if there is no file. Raises `KeyFileError`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_limited(path, _MAX_BYTES).decode("utf-8").splitlines()
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, FileTooLarge) as error:
         raise KeyFileError(f"{path}: cannot be read: {error}") from error
     records = []
     for number, line in enumerate(lines, start=1):

@@ -1,0 +1,27 @@
+"""Files are read whole, within a limit, and nothing that may have no end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hostler.profiles.file_reading import FileTooLarge, read_limited
+
+
+def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    assert read_limited(file, 5) == b"12345"
+    with pytest.raises(FileTooLarge, match="larger than 4 bytes"):
+        read_limited(file, 4)
+    with pytest.raises(FileNotFoundError):
+        read_limited(tmp_path / "none", 4)
+
+
+def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(FileTooLarge, match="not a regular file"):
+            read_limited(path, 10)
