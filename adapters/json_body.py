@@ -23,6 +23,7 @@ NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError)
 MAX_DEPTH = 128
 MAX_KEYS = 100_000
 MAX_BRACKETS = 100_000
+MAX_VALUES = 2_000_000
 
 # A smaller body cannot have so many keys that reading them takes long.
 _SMALL = 64 * 1024
@@ -39,6 +40,7 @@ _number = msgspec.json.Decoder(int | None)
 _KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\n\r]*([,}])")
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
+_NO_COMMAS = bytes(byte for byte in range(256) if byte not in b'",')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 T = TypeVar("T")
@@ -48,8 +50,8 @@ class JsonBody:
     """The top-level members of a JSON object, by name, as undecoded bytes.
 
     Raises `BadRequest` for anything that is not one well-formed JSON object, for what parsers disagree about (duplicate
-    names, bytes that are not UTF-8, lone surrogates), and beyond `MAX_DEPTH` levels, `MAX_KEYS` names or `MAX_BRACKETS`
-    lists and objects in a member.
+    names, bytes that are not UTF-8, lone surrogates), and beyond `MAX_DEPTH` levels, `MAX_KEYS` names, `MAX_VALUES` values
+    or `MAX_BRACKETS` lists and objects in a member.
     """
 
     __slots__ = ("body", "members")
@@ -71,10 +73,10 @@ class JsonBody:
             raise BadRequest(_malformed(body, error)) from None
         colons = body.count(b":")
         # Colons only between names and values, and a single object: no duplicate names, and only lists can be nested.
-        if colons == len(self.members) and body.count(b"[") < MAX_DEPTH and body.count(b"{") == 1:
-            return
-        if _check_depth(self.members) != colons:
+        is_flat = colons == len(self.members) and body.count(b"[") < MAX_DEPTH and body.count(b"{") == 1
+        if not is_flat and _check_depth(self.members) != colons:
             spans(body, self.members)
+        _check_values(body)
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
@@ -169,6 +171,12 @@ def check_size(body: bytes) -> None:
     _check_keys(body)
     if _brackets(body) > MAX_DEPTH:
         _check_levels(body, MAX_DEPTH)
+    _check_values(body)
+
+
+def _check_values(body: bytes) -> None:
+    if len(body) > MAX_VALUES and body.count(b",") > MAX_VALUES and _commas(body) > MAX_VALUES:
+        raise BadRequest(f"The request body has more than {MAX_VALUES} values.")
 
 
 def _check_keys(body: bytes) -> None:
@@ -222,6 +230,24 @@ def _check_levels(value: bytes, most: int) -> None:
         if max(accumulate(steps, initial=depth)) > most:
             raise _too_deep()
         depth += sum(steps)
+
+
+def _commas(body: bytes) -> int:
+    """The commas outside of strings, counted block by block."""
+    at = inside = commas = 0
+    while at < len(body):
+        block = body[at : at + _BLOCK]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:
+            block = body[at : at + len(block) + 1]  # never cut an escape in two
+        at += len(block)
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
+        marks = block.translate(None, _NO_COMMAS).replace(b'""', b"").split(b'"')
+        commas += sum(map(len, marks[inside::2]))
+        inside ^= (len(marks) - 1) % 2
+        if commas > MAX_VALUES:
+            break
+    return commas
 
 
 def _too_deep() -> BadRequest:

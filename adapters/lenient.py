@@ -23,6 +23,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 
 _MAX_DIGITS = 40
+#: Bytes that are converted, at most: that takes many times as long as decoding what fits.
+_MAX_CONVERTED = 4 * 1024 * 1024
 _UNFIT: Any = object()
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
         try:
             return decode_strictly(data)
         except msgspec.ValidationError:
+            if len(data) > _MAX_CONVERTED:
+                raise
             found: T = _convert(data, kind)
             if found is _UNFIT:
                 raise

@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 
 import msgspec
 
 from hostler.adapters.base import Parser, Timing, WireRequest
 from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Request, ResponseHead
 from hostler.adapters.error_body import is_overflow
-from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
-from hostler.adapters.sniffing import actual_head, without_mark
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendTimeout,
+    ClientDisconnected,
+    GatewayError,
+    oversized_response,
+)
+from hostler.adapters.sniffing import JSON, actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after
@@ -25,8 +33,14 @@ logger = logging.getLogger(__name__)
 #: A whole answer up to this size, in bytes, is read to its end before it is passed on, since it may end with an error.
 HELD_BACK = 256 * 1024
 
-#: Bytes of an answer that are parsed in one go. A backend may send thousands of events at once, and other requests wait.
+#: Bytes of a stream that are parsed in one go. A backend may send thousands of events at once, and other requests wait.
 TURN = 16 * 1024
+
+#: Bodies from this size on, in bytes, are translated in a thread.
+LARGE = 256 * 1024
+
+#: Chunks of an answer's end that are encoded in one go.
+TURN_CHUNKS = 64
 
 #: Bytes of an answer that are folded into a whole one, at most.
 MAX_FOLDED = 64 * 1024 * 1024
@@ -86,10 +100,10 @@ class Proxy:
         target = attempt.target
         backend = self._backends[target.backend]
         same_wire = backend.upstream.speaks(request.origin.wire)
-        if not same_wire:
-            request = context.adapter.expand(request)
-        stream = backend.folds or _streamed(request)
-        wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+        build = partial(_built, context, backend, request, same_wire=same_wire)
+        # Translating a large body takes a while, and other requests are served meanwhile.
+        large = len(request.origin.body) >= LARGE
+        request, wire_request = await asyncio.to_thread(build) if large else build()
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
@@ -147,31 +161,40 @@ class Proxy:
         tokens: the first token must arrive within `first_token_s`.
         """
         attempt, writer = context.current, context.writer
-        held, size = list[Chunk](), 0
+        held, size, received, turn = list[Chunk](), 0, 0, TURN
         encode = writer.encoder.encode
         latest = self._clock() + first_token_s
         begun = False
         async for segment in answer.segments():
             attempt.segments += 1
+            received += len(segment)
             if not begun:
-                begun, segment = True, self._begin(request, answer.head, segment, parser, writer)
-            ready: list[bytes] = []
-            try:
-                for chunk in parser.feed(segment):
-                    if chunk.is_body and size <= HELD_BACK:
-                        held.append(chunk)
-                        size += len(chunk.raw)
-                        continue
-                    if attempt.first_token_at is None or chunk.finish is not None or chunk.usage is not None:
-                        self._notice(attempt, chunk)
-                    if held:
-                        ready += map(encode, held)
-                        held.clear()
-                    ready.append(encode(chunk))
-            finally:
-                # Chunks before an error in the same segment are sent all the same.
-                if ready:
-                    await writer.put(b"".join(ready))
+                begun = True
+                head, segment = self._begin(request, answer.head, segment, parser, writer)
+                # A body is only collected here: there is nothing to parse in small pieces.
+                turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
+            for piece in (segment,) if len(segment) <= turn else _cut(segment, turn):
+                ready: list[bytes] = []
+                try:
+                    for chunk in parser.feed(piece):
+                        if chunk.is_body and size <= HELD_BACK:
+                            held.append(chunk)
+                            size += len(chunk.raw)
+                            continue
+                        if attempt.first_token_at is None or chunk.finish is not None or chunk.usage is not None:
+                            self._notice(attempt, chunk)
+                        if held:
+                            ready += map(encode, held)
+                            held.clear()
+                        ready.append(encode(chunk))
+                finally:
+                    # Chunks before an error in the same segment are sent all the same.
+                    if ready:
+                        await writer.put(b"".join(ready))
+                if piece is not segment:
+                    await asyncio.sleep(0)
+            if received > MAX_FOLDED and not writer.committed:
+                raise oversized_response(MAX_FOLDED)
             if attempt.first_token_at is None and not held and self._clock() >= latest:
                 # The transport detects silence; this is for backends that send keep-alives only.
                 raise BackendTimeout("only keep-alives arrived, but no token in time")
@@ -182,17 +205,22 @@ class Proxy:
         for chunk in [*held, *list(parser.finish())] if held else parser.finish():
             self._notice(attempt, chunk)
             rest.append(encode(chunk))
+            if len(rest) % TURN_CHUNKS == 0:
+                await asyncio.sleep(0)
         return b"".join(rest)
 
     @staticmethod
-    def _begin(request: Request, head: ResponseHead, start: bytes, parser: Parser, writer: ResponseWriter) -> bytes:
-        """Tell parser and encoder what the response is, judged by its first bytes; returns these for the parser."""
+    def _begin(
+        request: Request, head: ResponseHead, start: bytes, parser: Parser, writer: ResponseWriter
+    ) -> tuple[ResponseHead, bytes]:
+        """Tell parser and encoder what the response is, judged by its first bytes; returns that, and these for the
+        parser."""
         if not isinstance(request, Passthrough):
             head, start = without_mark(head, start)
             head = actual_head(head, start)
         parser.start(head)
         writer.begin(head)
-        return start
+        return head, start
 
     def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
         if attempt.first_token_at is None:
@@ -203,6 +231,21 @@ class Proxy:
             attempt.usage = chunk.usage
         if chunk.finish is not None:
             attempt.finish = chunk.finish
+
+
+def _built(
+    context: RequestContext, backend: Backend, request: Request, *, same_wire: bool
+) -> tuple[Request, WireRequest]:
+    """The request as the backend's protocol needs it, and its bytes."""
+    if not same_wire:
+        request = context.adapter.expand(request)
+    stream = backend.folds or _streamed(request)
+    return request, backend.upstream.build(request, model=context.current.target.name_there, stream=stream)
+
+
+def _cut(segment: bytes, size: int) -> Iterator[bytes]:
+    for at in range(0, len(segment), size):
+        yield segment[at : at + size]
 
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:

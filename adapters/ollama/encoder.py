@@ -67,7 +67,7 @@ class OllamaEncoder(Encoder):
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
-        self._vectors: list[tuple[float, ...]] = []
+        self._vectors: list[msgspec.Raw] = []
         self._open_calls: dict[int, tuple[str, str, list[str]]] = {}
         self._calls: list[dict[str, Any]] = []
         self._usage: Usage | None = None
@@ -84,7 +84,8 @@ class OllamaEncoder(Encoder):
             return self._forward(chunk.raw)
         if self._is_silent and (chunk.text or chunk.reasoning):
             chunk = msgspec.structs.replace(chunk, text="", reasoning="", logprobs=())
-        self._vectors += chunk.vectors
+        if chunk.vectors:
+            self._vectors += map(self._encode_vector, chunk.vectors)
         lines: list[bytes] = []
         calls = self._collect_calls(chunk)
         if chunk.text or chunk.reasoning or chunk.logprobs:
@@ -231,12 +232,17 @@ class OllamaEncoder(Encoder):
         }
         return {name: count for name, count in counts.items() if count}
 
+    def _encode_vector(self, vector: tuple[float, ...]) -> msgspec.Raw:
+        """Encoded one by one: there may be millions of numbers."""
+        if self._operation == "embeddings":
+            return msgspec.Raw(msgspec.json.encode(vector))
+        size = self._request.dimensions if isinstance(self._request, EmbedRequest) else None
+        return msgspec.Raw(msgspec.json.encode(_unit(vector[:size])))
+
     def _embeddings(self) -> dict[str, Any]:
-        request = self._request
         if self._operation == "embeddings":
             return {"embedding": self._vectors[0] if self._vectors else ()}
-        size = request.dimensions if isinstance(request, EmbedRequest) else None
-        body: dict[str, Any] = {"model": self._model, "embeddings": [_unit(v[:size]) for v in self._vectors]}
+        body: dict[str, Any] = {"model": self._model, "embeddings": self._vectors}
         counts = self._counts()
         names = ("total_duration", "load_duration", "prompt_eval_count")
         return body | ({name: counts[name] for name in names if name in counts} if self._vectors else {})

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 from array import array
+from collections.abc import Iterator
 from typing import Any
+
+import msgspec
 
 from hostler.adapters import lenient
 from hostler.adapters.canonical import Chunk, TokenLogprob, Usage
+from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.schema import (
     WIRE,
     LlamaTimings,
@@ -20,15 +24,21 @@ from hostler.adapters.openai.schema import (
     OpenAILogprobs,
     OpenAITokenCount,
     OpenAIUsage,
+    OpenAIVector,
     TokenDetails,
 )
 from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
 _decode = lenient.decoder(OpenAIEvent)
 _decode_embeddings = lenient.decoder(OpenAIEmbeddings)
+_decode_vector = lenient.decoder(OpenAIVector)
+_decode_usage = lenient.decoder(OpenAIUsage)
 _decode_count = lenient.decoder(OpenAITokenCount)
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
 
+
+#: Bytes of a vector: more than any model has dimensions.
+_MAX_VECTOR = 4 * 1024 * 1024
 
 _NO_USAGE, _NO_TIMINGS, _NO_DETAILS = OpenAIUsage(), LlamaTimings(), TokenDetails()
 _NO_FUNCTION = OpenAIFunctionCall()
@@ -95,13 +105,23 @@ def decode_response(body: bytes) -> list[Chunk]:
     return chunks
 
 
-def decode_embeddings(body: bytes) -> list[Chunk]:
-    """The vectors of an embeddings response, in the order of the inputs. Raises `NOT_JSON` errors."""
+def decode_embeddings(body: bytes) -> Iterator[Chunk]:
+    """The vectors of an embeddings response, in the order of the inputs, each in a chunk of its own, so that millions of
+    numbers are not decoded in one go. Raises `NOT_JSON` errors and `ValueError`."""
     answer = _decode_embeddings(body)
-    vectors = tuple(
-        tuple(decode_vector(entry.embedding)) for entry in sorted(answer.data, key=lambda entry: entry.index)
-    )
-    return [Chunk(wire=WIRE, raw=body, is_body=True, vectors=vectors, usage=decode_usage(answer.usage, None))]
+    yield Chunk(wire=WIRE, raw=body, is_body=True, usage=_embeddings_usage(answer.usage))
+    for entry in sorted(answer.data, key=lambda entry: lenient.count(entry.index) or 0):
+        if memoryview(entry.embedding).nbytes > _MAX_VECTOR:
+            raise ValueError("a vector of too many numbers")
+        vector = tuple(decode_vector(_decode_vector(b'{"numbers":%b}' % entry.embedding).numbers))
+        yield Chunk(wire=WIRE, is_body=True, vectors=(vector,))
+
+
+def _embeddings_usage(raw: msgspec.Raw) -> Usage | None:
+    try:
+        return decode_usage(_decode_usage(raw), None)
+    except NOT_JSON:
+        return None
 
 
 def decode_token_count(body: bytes) -> list[Chunk]:

@@ -124,15 +124,21 @@ class OpenAIChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIEmbedding(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers, or base64 of 32-bit little-endian floats."""
+    """`embedding`: numbers, or base64 of 32-bit little-endian floats."""
 
-    index: Count = 0
-    embedding: list[float] | str = []
+    index: Any = 0
+    embedding: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class OpenAIVector(msgspec.Struct, frozen=True):
+    numbers: list[float] | str
 
 
 class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """A vector can be millions of bytes, so that each is decoded by itself."""
+
     data: list[OpenAIEmbedding]
-    usage: OpenAIUsage | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class OpenAITokenCount(msgspec.Struct, frozen=True, kw_only=True):

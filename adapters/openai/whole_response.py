@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -24,10 +25,11 @@ from hostler.adapters.openai.schema import NO_ERROR, NOT_ERRORS, ResponseSummary
 JSON_OPERATIONS = frozenset({"chat", "completions", "embeddings", "rerank", "responses", "count"})
 
 _LONG = 64
+#: Embeddings from this size on, in bytes, are read once only: an error is never so long.
+_LARGE = 256 * 1024
 _BRACKET = ord("[")
 _CHOICES = frozenset({"chat", "completions"})
 _UNFINISHED = frozenset({"queued", "in_progress", "failed", "cancelled", "incomplete"})
-_DECODERS = {"embeddings": decode_embeddings, "count": decode_token_count}
 _decode_summary = lenient.decoder(ResponseSummary)
 
 
@@ -43,12 +45,27 @@ def check(operation: str, raw: bytes, sent: bytes = b"") -> tuple[str | None, Us
     return canonical_finish(finish) if finish else None, decode_usage(body.usage, body.timings)
 
 
-def decode(operation: str, raw: bytes) -> list[Chunk]:
-    """The chunks of a response, the first with the bytes. Raises `BackendBroken` for an error, and for what is none."""
+def decode(operation: str, raw: bytes) -> Iterable[Chunk]:
+    """The chunks of a response, the first with the bytes. Raises `BackendBroken` for an error, and for what is none.
+
+    The vectors of embeddings are decoded one by one as they are taken, and may raise it then.
+    """
+    if operation == "embeddings":
+        if len(raw) <= _LARGE:
+            _summary(operation, raw)
+        return _decode_vectors(raw)
     _summary(operation, raw)
     try:
-        return _DECODERS.get(operation, decode_response)(raw)
+        return decode_token_count(raw) if operation == "count" else decode_response(raw)
     except (*NOT_JSON, ValueError):
+        raise invalid_response() from None
+
+
+def _decode_vectors(raw: bytes) -> Iterator[Chunk]:
+    try:
+        yield from decode_embeddings(raw)
+    except (*NOT_JSON, ValueError):
+        _summary("embeddings", raw)  # it may be an error
         raise invalid_response() from None
 
 

@@ -8,13 +8,14 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 
-from hostler.adapters.base import Incoming
-from hostler.adapters.canonical import ModelInfoRequest
+from hostler.adapters.base import Adapter, Encoder, Incoming, Operation
+from hostler.adapters.canonical import ModelInfoRequest, Request
 from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 #: Time for the error that a stopping gateway sends, in seconds: clients that read nothing are not waited for.
 _LAST_ERROR_S = 1.0
+
+#: Bodies from this size on, in bytes, are decoded in a thread.
+_LARGE = 256 * 1024
 
 #: Request ids generated at a time.
 _IDS_AT_ONCE = 256
@@ -135,12 +139,10 @@ class RequestContextMiddleware:
                 path_params=scope["path_params"],
                 headers=headers,
             )
-            request = adapter.decode(operation, incoming)
-            if not isinstance(request, ModelInfoRequest):
-                encoder = adapter.encoder(
-                    request, response_id=request_id, created=int(self._wall()), progress=self._progress
-                )
-                encoder.set_clock(self._wall)
+            decode = partial(self._decode, adapter, operation, incoming, request_id)
+            # Checking a large body takes a while, and other requests are served meanwhile.
+            request, encoder = decode() if len(body) < _LARGE else await asyncio.to_thread(decode)
+            if encoder is not None:
                 writer.use(encoder)
             context = facts.context = RequestContext(
                 request_id=request_id,
@@ -177,6 +179,17 @@ class RequestContextMiddleware:
             await writer.fail(internal, adapter.error_response(internal, operation))
         finally:
             facts.context = None  # which refers to the writer, and so to the facts
+
+    def _decode(
+        self, adapter: Adapter, operation: Operation, incoming: Incoming, request_id: str
+    ) -> tuple[Request, Encoder | None]:
+        """The request, and an encoder unless it is answered from the catalog alone."""
+        request = adapter.decode(operation, incoming)
+        if isinstance(request, ModelInfoRequest):
+            return request, None
+        encoder = adapter.encoder(request, response_id=request_id, created=int(self._wall()), progress=self._progress)
+        encoder.set_clock(self._wall)
+        return request, encoder
 
     async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client disconnects or an operator cancels it."""

@@ -160,6 +160,13 @@ def test_null_is_absent() -> None:
 MANY = 8 * 1024 * 1024
 
 
+def test_too_many_values_are_rejected_but_not_for_commas_in_texts() -> None:
+    with pytest.raises(BadRequest, match="more than 2000000 values"):
+        JsonBody(b'{"input":[' + b"1," * 2_100_000 + b"1]}")
+    for text in (b"," * 3_000_000, b'\\",' * 2_100_000, b"\\\\," * 2_100_000):
+        assert JsonBody(b'{"input":["' + text + b'"]}').has("input")
+
+
 @pytest.mark.parametrize(
     "value",
     [
