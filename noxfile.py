@@ -349,6 +349,20 @@ def storm(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Run the fuzzers with new random examples, and schemathesis against every route. A failure prints the seed;
+    `nox -s fuzz -- --hypothesis-seed=N` repeats it."""
+    _install(session, "fuzz", "-e", ".")
+    fuzzers = (
+        "tests/security/test_fuzz.py",
+        "tests/profiles/test_gguf_header.py",
+        "tests/profiles/test_yaml_config.py",
+    )
+    session.run("pytest", "-p", "no:schemathesis", *fuzzers, "tests/adapters/test_sse.py", *session.posargs, env=CLEAN)
+    session.run("pytest", "-p", "no:schemathesis", "-s", "tests/security/check_openapi.py", env=CLEAN)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the gateway against talking to the backend directly, in about a minute. Prints figures, judges nothing."""
     _install(session, "bench", "-e", ".")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
 
 from hostler.gateway.asgi import RouteMatch
+
+_PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 def openapi(routes: Iterable[RouteMatch], *, version: str) -> bytes:
@@ -30,6 +33,10 @@ def openapi(routes: Iterable[RouteMatch], *, version: str) -> bytes:
                 "tags": [owner],
                 "responses": {"default": {"description": f"as {owner} answers"}},
             }
+            if parameters := _PARAMETER.findall(path):
+                entry["parameters"] = [
+                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
+                ]
             if operation.scope != "open":
                 entry["security"] = [{"key": [operation.scope]}]
             paths.setdefault(path, {})[method.lower()] = entry
