@@ -15,7 +15,7 @@ from hostler.gateway.auth import keys
 
 TESTS = Path(__file__).parents[1]
 SECURITY = "system/test_security.py::"
-PROTOCOL = "gateway/server/test_protocol.py::"
+PROTOCOL = "gateway/server/test_http_protocol.py::"
 HERE = "security/test_checks.py::"
 
 CHECKS: dict[str, list[str]] = {
