@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import anyio
 import msgspec
@@ -56,6 +57,8 @@ LONGEST_RETRY_AFTER_S = 3.0
 _BACK_WAIT_S = 2.0
 #: How often a hop that is loading the model is asked again, in seconds.
 _RETRY_LOADING_S = 0.5
+#: Bodies from this size on, in bytes, are looked through in a thread.
+_LARGE = 256 * 1024
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -140,12 +143,9 @@ class FallbackMiddleware(RequestMiddleware):
     def _skipped(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> FailedHop | None:
         """The candidate as a skipped hop, or `None` if it is to be tried."""
         reason = self._skip_reason(context, candidate, failed)
-        if reason is not None:
-            return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
-        if not candidate.target.needs_load or isinstance(context.request, LoadRequest):
+        if reason is None:
             return None
-        inability = known_inability(context.request, candidate.target, context.adapter, context.requested_model)
-        return None if inability is None else FailedHop(hop=candidate.hop, reason=inability[0], error=inability[1])
+        return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
 
     def _skip_reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
         hop, target = candidate.hop, candidate.target
@@ -180,6 +180,8 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> FailedHop | None:
         """Try one hop, again if the policy says so. `None` if it answered; raises errors that no other hop can fix."""
         hop, target = candidate.hop, candidate.target
+        if target.needs_load and (unable := await _unable(context, candidate)) is not None:
+            return unable
         if failed:
             _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0
@@ -356,6 +358,17 @@ class FallbackMiddleware(RequestMiddleware):
                 waited_s = now - started_at
                 await heartbeat.show(Progress(phase=phase, model=context.model or "", eta_s=eta_s, waited_s=waited_s))
                 now = self._clock()
+
+
+async def _unable(context: RequestContext, candidate: Candidate) -> FailedHop | None:
+    """The candidate as a skipped hop if its model, which is not loaded, certainly cannot serve the request."""
+    request, target = context.request, candidate.target
+    if isinstance(request, LoadRequest):
+        return None
+    judge = partial(known_inability, request, target, context.adapter, context.requested_model)
+    # Looking through a large body takes a while, and other requests are served meanwhile.
+    inability = judge() if len(request.origin.body) < _LARGE else await asyncio.to_thread(judge)
+    return None if inability is None else FailedHop(hop=candidate.hop, reason=inability[0], error=inability[1])
 
 
 def _note(context: RequestContext, failed: list[FailedHop]) -> None:
