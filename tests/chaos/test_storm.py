@@ -1,7 +1,7 @@
 """Requests in a storm of failing backends, kills, stops, freezes, full disks, wrong clocks and saved mistakes.
 
 Nothing is lost, cut, duplicated or mixed up, no program logs a traceback, and no process is left. `HOSTLER_STORM` is the number of
-requests, `HOSTLER_STORM_SEED` gives chance the same start, `HOSTLER_STORM_FAULTS` names the kinds of faults or is `all`,
+requests, `HOSTLER_STORM_SEED` gives chance the same start, `HOSTLER_STORM_FAULTS` names the kinds of faults,
 `HOSTLER_STORM_GATEWAYS` is the number of gateways.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
-from chaos.storm import ALL_FAULTS, BREAKS, REFUSALS, Storm
+from chaos.storm import ALL_FAULTS, Storm
 from chaos.world import start_world, until_used
 
 REQUESTS = int(os.environ.get("HOSTLER_STORM", "150"))
@@ -29,9 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120 + REQUESTS * 2)]
 def kinds() -> tuple[str, ...]:
     """The kinds of faults of this storm."""
     named = os.environ.get("HOSTLER_STORM_FAULTS", "")
-    if named == "all":
-        return ALL_FAULTS
-    chosen = tuple(named.split(",")) if named else (*REFUSALS, *BREAKS)
+    chosen = tuple(named.split(",")) if named else ALL_FAULTS
     assert set(chosen) <= set(ALL_FAULTS), f"kinds of faults are: {', '.join(ALL_FAULTS)}"
     return chosen
 
