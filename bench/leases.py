@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from bench.processes import cpu_s
+from bench.processes import ROOT, cpu_s
 from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
@@ -95,7 +95,7 @@ async def serve() -> None:
 def supervisor() -> Iterator[tuple[str, int]]:
     """A supervisor's URL and its pid."""
     command = [sys.executable, "-m", "bench.leases"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process.pid
@@ -103,10 +103,10 @@ def supervisor() -> Iterator[tuple[str, int]]:
             process.kill()
 
 
-async def measure(where: str, host: Host, clients: int, pid: int | None) -> LeaseCost:
+async def measure(where: str, host: Host, clients: int, pid: int | None, seconds: float) -> LeaseCost:
     """Run this many clients for a while."""
     took: list[float] = []
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         while (began := time.perf_counter()) and time.monotonic() < end:
@@ -130,23 +130,23 @@ async def measure(where: str, host: Host, clients: int, pid: int | None) -> Leas
         clients=clients,
         median_ms=1e3 * took[len(took) // 2],
         p99_ms=1e3 * took[int(0.99 * len(took))],
-        per_s=len(took) / SECONDS,
+        per_s=len(took) / seconds,
         gateway_us=1e6 * spent / len(took),
         supervisor_us=1e6 * theirs / len(took),
     )
 
 
-async def local() -> list[LeaseCost]:
+async def local(seconds: float, clients: Sequence[int]) -> list[LeaseCost]:
     """Leases of this process's own host."""
     nothing: Any = lambda value: None  # noqa: E731 - three callbacks that do nothing
     host = Orchestrator(
         "local", Ready(), settings=SchedulerSettings(), publish=nothing, on_status=nothing, on_stopping=nothing,
         clock=time.monotonic,
     )  # fmt: skip
-    return await _rows("local", host, None)
+    return await _rows("local", host, None, seconds, clients)
 
 
-async def remote() -> list[LeaseCost]:
+async def remote(seconds: float, clients: Sequence[int]) -> list[LeaseCost]:
     """Leases of a host behind a connection."""
     nothing: Any = lambda value: None  # noqa: E731 - three callbacks that do nothing
     with supervisor() as (url, pid):
@@ -155,22 +155,25 @@ async def remote() -> list[LeaseCost]:
                 "pc", url, "t", client=client, limits=GatewayLimits(10, 120.0, 10.0, 0.0), publish=nothing,
                 on_status=nothing, on_stopping=nothing, clock=time.monotonic,
             )  # fmt: skip
-            return await _rows("remote", host, pid)
+            return await _rows("remote", host, pid, seconds, clients)
 
 
-async def _rows(where: str, host: Host, pid: int | None) -> list[LeaseCost]:
+async def _rows(where: str, host: Host, pid: int | None, seconds: float, clients: Sequence[int]) -> list[LeaseCost]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.run)
         await host.synced.wait()
-        rows = [await measure(where, host, clients, pid) for clients in CLIENTS]
+        rows = [await measure(where, host, number, pid, seconds) for number in clients]
         tasks.cancel_scope.cancel()
     return rows
 
 
-def leases() -> list[LeaseCost]:
+def leases(*, seconds: float = SECONDS, clients: Sequence[int] = CLIENTS) -> list[LeaseCost]:
     """A row for each place and number of clients."""
     options = {"use_uvloop": True}
-    return [*anyio.run(local, backend_options=options), *anyio.run(remote, backend_options=options)]
+    return [
+        *anyio.run(local, seconds, clients, backend_options=options),
+        *anyio.run(remote, seconds, clients, backend_options=options),
+    ]
 
 
 def table(rows: list[LeaseCost]) -> str:

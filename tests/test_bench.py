@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import clients, conversation, dead, ladder, scale, start, switching, waiting
+from bench import clients, conversation, dead, ladder, leases, scale, start, switching, waiting
 from bench.compare import compare
 from bench.pages import Pages
 from bench.pages import table as table_of_pages
@@ -114,6 +114,12 @@ def test_queued_requests_are_measured() -> None:
     costs = waiting.waiting(lengths=(3,), events=2)
     assert [cost.waiting for cost in costs] == [3]
     assert len(waiting.table(costs).splitlines()) == 3
+
+
+def test_leases_are_measured() -> None:
+    costs = leases.leases(seconds=0.1, clients=(1, 2))
+    assert [(cost.where, cost.clients) for cost in costs] == [("local", 1), ("local", 2), ("remote", 1), ("remote", 2)]
+    assert len(leases.table(costs).splitlines()) == 2 + len(costs)
 
 
 def test_switches_under_load_are_measured() -> None:
