@@ -1,6 +1,6 @@
-"""Removes the gateway's own key from what a backend sends, wherever it comes: a backend may echo the headers it received.
+"""Removes a key from what its recipient sends back, wherever it comes: a server may echo the headers it received.
 
-No I/O. Replacements have the length of what they replace, so that framing stays valid.
+Replacements have the length of what they replace, so that framing stays valid.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def redactor(key: str | None) -> Redactor | None:
     """For one response of a backend that was sent `key`; `None` without a key that is worth it."""
     needles, last = _needles(key)
     return Redactor(needles, last) if needles else None
+
+
+def redacted(data: bytes, key: str | None) -> bytes:
+    """The whole of a body without `key`."""
+    redacting = redactor(key)
+    return data if redacting is None else redacting.feed(data) + redacting.rest()
 
 
 @lru_cache(maxsize=256)

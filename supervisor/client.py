@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from hostler.adapters import sse
+from hostler.adapters.redaction import redacted
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import HostStatus, SupervisorUnreachable
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
@@ -68,6 +69,7 @@ class SupervisorClient:
         limits: ClientLimits | None = None,
     ) -> None:
         self._url = httpx.URL(url.rstrip("/")).copy_with(userinfo=b"", query=None, fragment=None)
+        self._token = token
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = http
         self._owns_http = http is None
@@ -119,7 +121,7 @@ class SupervisorClient:
                 if name == "ready":
                     return
                 if name == "failed":
-                    raise decode_error(self._decode(data, SupervisorErrorResponse).error)
+                    raise decode_error(self._decode(redacted(data, self._token), SupervisorErrorResponse).error)
                 if name == "progress":
                     report(self._decode(data, FetchProgress))
         raise _ConnectionLost(self._message("ended the stream before the download finished"))
@@ -241,7 +243,7 @@ class SupervisorClient:
             )
         else:
             try:
-                body = msgspec.json.decode(content, type=SupervisorErrorResponse).error
+                body = msgspec.json.decode(redacted(content, self._token), type=SupervisorErrorResponse).error
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 error = SupervisorUnreachable(self._message(f"returned {status}, but not as a supervisor does"))
             else:

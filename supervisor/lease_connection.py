@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
+from hostler.adapters.redaction import redacted
 from hostler.supervisor.contract import SupervisorUnreachable
 from hostler.supervisor.lease_frames import (
     CONTRACT,
@@ -173,14 +174,14 @@ async def open_connection(
     except _Rejected as rejected:
         connection.close("rejected the connection")
         kind = IncompatibleSupervisor if rejected.status in (404, 426) else SupervisorUnreachable
-        raise kind(f"the supervisor at {url} {_explain(rejected)}") from None
+        raise kind(f"the supervisor at {url} {_explain(rejected, token)}") from None
     except BaseException:
         connection.close("cancelled")
         raise
     return connection
 
 
-def _explain(rejected: _Rejected) -> str:
+def _explain(rejected: _Rejected, token: str | None) -> str:
     if rejected.status == 0:
         return "closed the connection without an answer"
     if rejected.status == 401:
@@ -188,7 +189,7 @@ def _explain(rejected: _Rejected) -> str:
     if rejected.status == 404:
         return f"is of an older release: it has no {PATH}; update it"
     try:
-        message = msgspec.json.decode(rejected.body, type=SupervisorErrorResponse).error.message
+        message = msgspec.json.decode(redacted(rejected.body, token), type=SupervisorErrorResponse).error.message
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return f"returned {rejected.status}, but not as a supervisor does"
     return f"returned {rejected.status}: {message}"

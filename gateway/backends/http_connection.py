@@ -15,8 +15,8 @@ from typing import cast
 
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
+from hostler.adapters.redaction import Redactor
 from hostler.gateway.backends.http_response import MalformedResponse, ResponseReader, ResponseTemplate
-from hostler.gateway.backends.redaction import Redactor
 
 HIGH_WATER = 256 * 1024  # unread bytes of a response above which reading is paused
 COPY_BELOW = 64 * 1024  # bodies up to this size are sent in one write with their head

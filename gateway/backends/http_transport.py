@@ -15,11 +15,11 @@ from typing import Any
 from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
+from hostler.adapters.redaction import redactor
 from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings
 from hostler.gateway.backends.http_response import ResponseReader
-from hostler.gateway.backends.redaction import redactor
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _PATH = re.compile(r"/[!-~]*")

@@ -24,11 +24,11 @@ from hostler.adapters.errors import (
     GatewayError,
     OutOfDescriptors,
 )
+from hostler.adapters.redaction import redactor
 from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
 from hostler.gateway.backends.interim_limit import InterimLimit
-from hostler.gateway.backends.redaction import redactor
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.canonical import ResponseHead
-from hostler.gateway.backends.redaction import Redactor, redactor
+from hostler.adapters.redaction import Redactor, redactor
 
 KEY = "sk-or-v1-0123456789abcdef/+=zz"
 ESCAPED = KEY.replace("/", "\\/")

@@ -279,6 +279,14 @@ async def test_a_key_is_nowhere_but_in_addresses(host: Host) -> None:
         assert key in (await http.post("/models/switch", json={"model": "alpha"})).text
 
 
+async def test_an_error_does_not_repeat_the_token(quick: SupervisorClient, httpx_mock: HTTPXMock) -> None:
+    body = SupervisorErrorResponse(error=SupervisorErrorBody(type="other", message=f"{TOKEN} is wrong"))
+    httpx_mock.add_response(status_code=500, content=msgspec.json.encode(body))
+    with pytest.raises(SupervisorUnreachable, match=r"returned 500: \*+ is wrong") as caught:
+        await quick.status()
+    assert TOKEN not in str(caught.value)
+
+
 def _reset_at_once() -> AttributeError:
     """What httpx raises under uvloop for a connection that was reset as soon as it was made."""
     transport: Any = None

@@ -41,6 +41,13 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+async def test_a_rejection_does_not_repeat_the_token() -> None:
+    body = b'{"error": {"type": "t", "message": "do not send secret-token-1"}}'
+    async with answering(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as url:
+        with pytest.raises(SupervisorUnreachable, match=r"returned 400: do not send \*+$"):
+            await open_connection(url, "secret-token-1", lambda frame: None, timeout_s=5)
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
