@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from fakes.recorded_errors import OVERFLOWS, REQUEST_FAULTS, RecordedError
+from fakes.server_errors import OVERFLOWS, REQUEST_FAULTS, ServerError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from hostler.adapters.errors import BackendRejected
 
 
 @pytest.mark.parametrize("error", [*REQUEST_FAULTS, *OVERFLOWS], ids=lambda error: error.name)
-def test_recorded_errors_are_read(error: RecordedError) -> None:
+def test_errors_of_servers_are_read(error: ServerError) -> None:
     details = read_error(error.data)
     assert details is not None
     assert error.words in details.message

@@ -40,14 +40,14 @@ class ScriptedAnswer:
 class ScriptedServer:
     """The server. `requests` holds the path and body of each request; `has_responses`: it also has OpenAI's responses API.
 
-    `recorded` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
+    `prepared` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
     parts that arrive one after the other. GET requests are health checks, answered with `health_status`.
     """
 
     def __init__(self) -> None:
         self.answer = ScriptedAnswer()
         self.has_responses = False
-        self.recorded: list[tuple[int, str, bytes | tuple[bytes, bytes]]] = []
+        self.prepared: list[tuple[int, str, bytes | tuple[bytes, bytes]]] = []
         self.health_status = 200
         self.paused = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -75,7 +75,7 @@ class ScriptedServer:
             return True
         body = json.loads(data)
         self.requests.append((path, body))
-        self.paused = bool(self.recorded) and isinstance(self.recorded[0][2], tuple)
+        self.paused = bool(self.prepared) and isinstance(self.prepared[0][2], tuple)
         status, media_type, pieces = self._answer(path, body)
         if media_type == "application/json":
             whole = b"".join(pieces)
@@ -93,8 +93,8 @@ class ScriptedServer:
         return True
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, str, Iterator[bytes]]:
-        if self.recorded:
-            status, media_type, data = self.recorded.pop(0)
+        if self.prepared:
+            status, media_type, data = self.prepared.pop(0)
             return status, media_type, filter(None, [data] if isinstance(data, bytes) else data)
         answer = self.answer
         turns = json.dumps(body.get("messages", ""))

@@ -1,7 +1,6 @@
-"""Errors as real servers send them, with the words that a client must see.
+"""Errors in the forms that servers send, with the words that a client must see.
 
-Where each form comes from: llama-server and Ollama were recorded; the others are those of the servers' documentation and of
-public reports. vLLM has had two forms (`ErrorResponse` at the top level until 0.10, under `error` since).
+They are written from the servers' documentation and from public reports. vLLM has had two forms (`ErrorResponse` at the top level until 0.10, under `error` since).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ _BLURB = "Provider returned error"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedError:
+class ServerError:
     """An error of `server`: what it answers a request with that it cannot serve, and the `words` in it."""
 
     server: str
@@ -48,86 +47,86 @@ _TRACE = 'Traceback (most recent call last):\n  File "/srv/tabby/endpoints/OAI/u
 
 #: Requests that an engine cannot serve, although it is well.
 REQUEST_FAULTS = [
-    RecordedError(server="llama-server", status=500, body=_openai(500, _IMAGE, "server_error"), words=_IMAGE),
-    RecordedError(server="llama-server", status=500, body=_openai(500, _ROLES, "server_error"), words=_ROLES),
-    RecordedError(
+    ServerError(server="llama-server", status=500, body=_openai(500, _IMAGE, "server_error"), words=_IMAGE),
+    ServerError(server="llama-server", status=500, body=_openai(500, _ROLES, "server_error"), words=_ROLES),
+    ServerError(
         server="llama-server", status=500, words="Value is not callable: null at row 1, column 72",
         body=_openai(500, "Value is not callable: null at row 1, column 72:\n{{ x }}\n", "server_error"),
     ),
-    RecordedError(
+    ServerError(
         server="llama-server", status=400, words="tools param requires --jinja flag",
         body=_openai(400, "tools param requires --jinja flag", "invalid_request_error"),
     ),
-    RecordedError(
+    ServerError(
         server="llama-server", status=501, words="This server does not support embeddings",
         body=_openai(501, "This server does not support embeddings. Start it with `--embeddings`", "not_supported_error"),
     ),
-    RecordedError(
+    ServerError(
         server="llama-server", status=403, words="this feature is disabled",
         body={"error": {"message": "this feature is disabled", "type": "feature_disabled"}},
     ),
-    RecordedError(server="vLLM", status=400, body=_flat(_ROLES), words=_ROLES),
-    RecordedError(
+    ServerError(server="vLLM", status=400, body=_flat(_ROLES), words=_ROLES),
+    ServerError(
         server="vLLM", status=400, words="is not a multimodal model",
         body={"error": _flat("there is not a multimodal model", "BadRequestError")},
     ),
-    RecordedError(server="vLLM", status=500, body=_flat("list index out of range", "InternalServerError", 500),
+    ServerError(server="vLLM", status=500, body=_flat("list index out of range", "InternalServerError", 500),
                   words="list index out of range"),
-    RecordedError(server="SGLang", status=400, body=_flat(_ROLES, "BadRequest"), words=_ROLES),
-    RecordedError(
+    ServerError(server="SGLang", status=400, body=_flat(_ROLES, "BadRequest"), words=_ROLES),
+    ServerError(
         server="SGLang", status=500, words="Internal server error: 'NoneType' object has no attribute 'images'",
         body=_flat("Internal server error: 'NoneType' object has no attribute 'images'", "InternalServerError", 500),
     ),
-    RecordedError(
+    ServerError(
         server="SGLang", status=422, words="body.messages: Field required",
         body={"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required", "input": {}}]},
     ),
-    RecordedError(
+    ServerError(
         server="Ollama", status=400, words="does not support tools",
         body={"error": "registry.ollama.ai/library/there:latest does not support tools"},
     ),
-    RecordedError(
+    ServerError(
         server="Ollama", status=500, words="Failed to create new sequence: failed to process inputs",
         body={"error": "Failed to create new sequence: failed to process inputs: image: unknown format"},
     ),
-    RecordedError(
+    ServerError(
         server="LM Studio", status=400, words="Invalid 'messages' in payload",
         body={"error": "Invalid 'messages' in payload: last message must be from the user"},
     ),
-    RecordedError(
+    ServerError(
         server="LM Studio", status=500, words="Error rendering prompt with jinja template",
         body=_openai(500, f'Error rendering prompt with jinja template: "{_ROLES}"', "internal_error", "unknown"),
     ),
-    RecordedError(
+    ServerError(
         server="TabbyAPI", status=500, words="Chat completion aborted",
         body={"error": {"message": "Chat completion aborted. Please check the server console.", "trace": _TRACE}},
     ),
-    RecordedError(
+    ServerError(
         server="TabbyAPI", status=400, words="A prompt template is required",
         body={"detail": "A prompt template is required for chat completions"},
     ),
-    RecordedError(
+    ServerError(
         server="Gemini", status=400, words="Please ensure that function call turn comes immediately after a user turn",
         body=[{"error": {"code": 400, "status": "INVALID_ARGUMENT",
                          "message": "Please ensure that function call turn comes immediately after a user turn."}}],
     ),
-    RecordedError(
+    ServerError(
         server="Mistral", status=400, words="Expected last role User or Tool",
         body={"object": "error", "message": "Expected last role User or Tool (or Assistant with prefix True) for serving "
               "but got assistant", "type": "invalid_request_message_order", "param": None, "code": "3230"},
     ),
-    RecordedError(
+    ServerError(
         server="Mistral", status=422, words="Input should be greater than or equal to 0",
         body={"object": "error", "type": "invalid_request_error", "param": None, "code": None, "message": {
             "detail": [{"type": "greater_than_equal", "loc": ["body", "max_tokens"],
                         "msg": "Input should be greater than or equal to 0", "input": -1}]}},
     ),
-    RecordedError(
+    ServerError(
         server="Groq", status=400, words="Failed to call a function",
         body=_openai(400, "Failed to call a function. Please adjust your prompt.", "invalid_request_error",
                      "tool_use_failed", failed_generation="<function=f>"),
     ),
-    RecordedError(
+    ServerError(
         server="OpenRouter", status=400, words="not a valid model ID",
         body={"error": {"message": "there is not a valid model ID", "code": 400}, "user_id": "user_1"},
     ),
@@ -135,70 +134,70 @@ REQUEST_FAULTS = [
 
 #: Requests that are too long, in the words of each server.
 OVERFLOWS = [
-    RecordedError(
+    ServerError(
         server="llama-server", status=400, words="exceeds the available context size", sizes=(5000, 4096),
         body=_openai(400, "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it",
                      "exceed_context_size_error", n_prompt_tokens=5000, n_ctx=4096),
     ),
-    RecordedError(server="llama-server", status=500, body=_openai(500, _BATCH, "server_error"), words=_BATCH,
+    ServerError(server="llama-server", status=500, body=_openai(500, _BATCH, "server_error"), words=_BATCH,
                   sizes=(513, 512)),
-    RecordedError(
+    ServerError(
         server="vLLM", status=400, words="maximum context length is 4096 tokens", sizes=(5000, 4096),
         body=_flat("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the "
                    "messages, 1000 in the completion). Please reduce the length of the messages or completion."),
     ),
-    RecordedError(
+    ServerError(
         server="vLLM", status=400, words="longer than the maximum model length",
         body={"error": _flat("The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make "
                              "sure that `max_model_len` is no smaller than the number of text tokens.")},
     ),
-    RecordedError(
+    ServerError(
         server="SGLang", status=400, words="longer than the model's context length", sizes=(61709, 40960),
         body=_flat("The input (61709 tokens) is longer than the model's context length (40960 tokens)."),
     ),
-    RecordedError(
+    ServerError(
         server="Ollama", status=400, words="the input length exceeds the context length",
         body={"error": "the input length exceeds the context length"},
     ),
-    RecordedError(
+    ServerError(
         server="Ollama", status=500, words="prompt too long; exceeded max context length",
         body={"error": "prompt too long; exceeded max context length by 904 tokens"},
     ),
-    RecordedError(
+    ServerError(
         server="LM Studio", status=400, words="Trying to keep the first 5000 tokens", sizes=(5000, 4096),
         body={"error": "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded "
               "with context length of only 4096 tokens, which is not enough. Try to load the model with a larger "
               "context length, or provide a shorter input"},
     ),
-    RecordedError(server="LM Studio", status=400, body={"error": "Context size has been exceeded."},
+    ServerError(server="LM Studio", status=400, body={"error": "Context size has been exceeded."},
                   words="Context size has been exceeded."),
-    RecordedError(
+    ServerError(
         server="TabbyAPI", status=500, words="is greater than max_seq_len", sizes=(71599, 65536),
         body={"error": {"message": "Request length 71599 + 2048 is greater than max_seq_len 65536", "trace": _TRACE}},
     ),
-    RecordedError(
+    ServerError(
         server="Gemini", status=400, words="exceeds the maximum number of tokens allowed", sizes=(134123, 131072),
         body=[{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
                          "The input token count (134123) exceeds the maximum number of tokens allowed (131072)."}}],
     ),
-    RecordedError(
+    ServerError(
         server="Mistral", status=400, words="too large for model with 32768 maximum context length",
         sizes=(40000, 32768),
         body={"object": "error", "type": "invalid_request_prompt", "param": None, "code": "3051", "message":
               "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length"},
     ),
-    RecordedError(
+    ServerError(
         server="Groq", status=400, words="Please reduce the length of the messages or completion",
         body=_openai(400, "Please reduce the length of the messages or completion.", "invalid_request_error",
                      "context_length_exceeded", param="messages"),
     ),
-    RecordedError(
+    ServerError(
         server="OpenRouter", status=400, words="maximum context length is 8192 tokens", sizes=(9000, 8192),
         body={"error": {"code": 400, "message": "This endpoint's maximum context length is 8192 tokens. However, you "
                         "requested about 9000 tokens (9000 of text input). Please reduce the length of either one, or "
                         'use the "middle-out" transform to compress your prompt automatically.'}},
     ),
-    RecordedError(
+    ServerError(
         server="OpenRouter", status=400, words=_BLURB,
         body={"error": {"code": 400, "message": _BLURB, "metadata": {"provider_name": "X", "raw":
               '{"error":{"message":"prompt is too long: 209000 tokens > 200000 maximum"}}'}}},

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.recorded_errors import NO_ANSWERS
 from fakes.scripted_server import (
     ScriptedAnswer,
     ScriptedServer,
@@ -20,6 +19,7 @@ from fakes.scripted_server import (
     openai_embeddings,
     start_scripted_server,
 )
+from fakes.server_errors import NO_ANSWERS
 from system.fallback_chain import start_chain
 from system.protocol_clients import CHATS, expected
 
@@ -70,7 +70,7 @@ async def test_what_is_no_answer_goes_to_the_next_hop(tmp_path: Path, client: st
         backends = {"first": backend(first.url), "second": backend(second.url)}
         async with start_chain(tmp_path, backends, breaker={"failures": 1000}) as chain:
             for name, (media_type, body) in NO_ANSWERS.items():
-                first.recorded = [(200, media_type, body)] * 2
+                first.prepared = [(200, media_type, body)] * 2
                 response = await ask(chain.http, client, stream=stream)
                 assert response.status_code == 200, (name, response.text)
                 assert response.headers["x-hostler-backend"] == "second", name
@@ -88,7 +88,7 @@ async def test_what_is_no_answer_is_an_error_without_another_hop(tmp_path: Path,
 
 async def _all_fail(http: httpx.AsyncClient, server: ScriptedServer, client: str, *, stream: bool) -> None:
     for name, (media_type, body) in NO_ANSWERS.items():
-        server.recorded = [(200, media_type, body)] * 2
+        server.prepared = [(200, media_type, body)] * 2
         response = await ask(http, client, stream=stream)
         assert response.status_code >= 500, (name, response.text)
 
@@ -107,7 +107,7 @@ async def test_no_answer_of_any_kind_of_backend_is_a_success(
         start_chain(tmp_path, {"first": backend(first.url, kind), "second": backend(second.url)}) as chain,
     ):
         for asking in {client, "openai"}:
-            first.recorded = [(200, media_type, body)] * 2
+            first.prepared = [(200, media_type, body)] * 2
             response = await ask(chain.http, asking, stream=stream)
             assert response.headers["x-hostler-backend"] == "second"
             assert CHATS[asking][1](response, stream) == expected(WORDS)
@@ -124,7 +124,7 @@ async def test_an_end_mark_without_an_end_breaks_a_stream(tmp_path: Path, client
         start_chain(tmp_path, {"first": backend(first.url), "second": backend(second.url)}) as chain,
     ):
         half = cut.index(b"data: ", len(cut) // 2)
-        first.recorded = [(200, SSE, (cut[:half], cut[half:] + end)) for end in (b"", b"data: [DONE]\n\n")]
+        first.prepared = [(200, SSE, (cut[:half], cut[half:] + end)) for end in (b"", b"data: [DONE]\n\n")]
         for _ in range(2):
             response = await ask(chain.http, client, stream=True)
             assert "capital" in response.text
@@ -133,7 +133,7 @@ async def test_an_end_mark_without_an_end_breaks_a_stream(tmp_path: Path, client
             assert "end_turn" not in response.text
             assert '"done":true' not in response.text
             assert second.requests == []
-        first.recorded = [(200, SSE, cut + b"data: [DONE]\n\n")] * 2
+        first.prepared = [(200, SSE, cut + b"data: [DONE]\n\n")] * 2
         response = await ask(chain.http, client, stream=False)
         assert CHATS[client][1](response, False) == expected(WORDS)
         assert second.requests
@@ -146,11 +146,11 @@ async def test_a_right_answer_is_read_under_a_wrong_label(tmp_path: Path, kind: 
     async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
         for client in CHATS:
             for start in (b"", b"\xef\xbb\xbf", b"\r\n")[: 3 if stream else 2]:
-                server.recorded = [(200, label, start + body)]
+                server.prepared = [(200, label, start + body)]
                 response = await ask(chain.http, client, stream=stream)
                 assert response.status_code == 200, response.text
                 assert CHATS[client][1](response, stream).words == "".join(WORDS.words), (client, start)
-                assert len(server.recorded) == 0
+                assert len(server.prepared) == 0
                 label_sent = response.headers["content-type"]
                 assert label_sent.startswith((SSE, LINES) if stream else JSON), (client, label_sent)
 
@@ -160,10 +160,10 @@ async def test_embeddings_are_read_under_a_wrong_label(tmp_path: Path, label: st
     body = whole_of(openai_embeddings(WORDS, {"input": ["a"]}))
     async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
         for path in ("/v1/embeddings", "/api/embed"):
-            server.recorded = [(200, label, body)]
+            server.prepared = [(200, label, body)]
             response = await chain.http.post(path, json={"model": "m", "input": ["a"]})
             assert response.status_code == 200, response.text
-            server.recorded = [(200, JSON, b'{"object":"list","data":[]}')] * 2
+            server.prepared = [(200, JSON, b'{"object":"list","data":[]}')] * 2
             response = await chain.http.post(path, json={"model": "m", "input": ["a"]})
             assert response.status_code >= 500, response.text
 
@@ -174,7 +174,7 @@ async def test_a_stream_instead_of_a_whole_answer_and_the_other_way_round(tmp_pa
         media_type, body = ANSWERS[kind, not stream]
         async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, kind)}) as chain:
             for client in CHATS:
-                server.recorded = [(200, media_type, body)]
+                server.prepared = [(200, media_type, body)]
                 response = await ask(chain.http, client, stream=stream)
                 assert CHATS[client][1](response, stream).words == "".join(WORDS.words), (kind, client)
 
@@ -196,12 +196,12 @@ async def test_absurd_numbers_harm_nobody(
             if kind in ("openai", "llamacpp"):
                 odd = odd.replace(b'"usage"', timings % ((value,) * 4))
             for client in CHATS:
-                server.recorded = [(200, media_type, odd)]
+                server.prepared = [(200, media_type, odd)]
                 response = await ask(chain.http, client, stream=stream)
                 assert response.status_code == 200, (client, number, response.text)
                 assert "capital" in response.text
                 assert "error" not in response.text
-                assert not server.recorded
+                assert not server.prepared
         for path in ("/metrics", "/admin/status", "/admin/history"):
             assert (await chain.http.get(path)).status_code in (200, 404)
     assert "Traceback" not in caplog.text

@@ -1,4 +1,4 @@
-"""A request's own fault stays that request's: recorded errors of real servers, and what clients of each protocol get."""
+"""A request's own fault stays that request's: errors in the forms of real servers, and what clients of each protocol get."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.recorded_errors import OVERFLOWS, REQUEST_FAULTS, RecordedError
 from fakes.scripted_server import ScriptedAnswer, start_scripted_server
+from fakes.server_errors import OVERFLOWS, REQUEST_FAULTS, ServerError
 from system.fallback_chain import start_chain
 from system.running_gateway import StartGateway, data_events
 
@@ -34,11 +34,11 @@ def backend(url: str, kind: str = "openai", **more: Any) -> dict[str, Any]:
     return {"kind": kind, "url": url, "models": {"m": "there"}, **more}
 
 
-def as_recorded(error: RecordedError) -> tuple[int, str, bytes]:
+def as_answer(error: ServerError) -> tuple[int, str, bytes]:
     return error.status, error.media_type, error.data
 
 
-def as_event(error: RecordedError) -> tuple[int, str, bytes]:
+def as_event(error: ServerError) -> tuple[int, str, bytes]:
     """The error as servers send it after the head of a stream."""
     return 200, "text/event-stream", b"data: " + json.dumps(json.loads(error.data)).encode() + b"\n\n"
 
@@ -69,7 +69,7 @@ async def test_an_engines_error_reaches_its_client_alone(tmp_path: Path, client:
                 continue  # a server without this route gets a chat instead
             for _ in range(3):
                 server.requests.clear()
-                server.recorded = [as_recorded(error)]
+                server.prepared = [as_answer(error)]
                 response = await ask(chain.http, client, stream=stream)
                 assert 400 <= response.status_code < 500 or response.status_code == error.status == 501, error.name
                 assert error.words in message_of(response, client), error.name
@@ -88,7 +88,7 @@ async def test_an_error_in_a_stream_before_its_first_token_is_the_same(tmp_path:
             if isinstance(json.loads(error.data), dict) and "detail" in json.loads(error.data):
                 continue  # from frameworks, before a stream begins
             server.requests.clear()
-            server.recorded = [as_event(error)]
+            server.prepared = [as_event(error)]
             response = await ask(chain.http, "openai", stream=stream)
             assert 400 <= response.status_code < 500 or response.status_code == 501, error.name
             assert error.words in message_of(response, "openai"), error.name
@@ -98,7 +98,7 @@ async def test_an_error_in_a_stream_before_its_first_token_is_the_same(tmp_path:
 async def test_a_silent_health_check_makes_an_error_the_backends_failure(tmp_path: Path) -> None:
     async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
         server.health_status = 500
-        server.recorded = [as_recorded(REQUEST_FAULTS[0])] * 2
+        server.prepared = [as_answer(REQUEST_FAULTS[0])] * 2
         response = await ask(chain.http, "openai", stream=False)
         assert response.status_code == 503
         assert [attempt.outcome for attempt in chain.finished[0].attempts] == ["server_error"] * 2
@@ -108,7 +108,7 @@ async def test_a_clouds_500_stays_a_failure(tmp_path: Path) -> None:
     async with start_scripted_server() as cloud, start_scripted_server() as lan:
         backends = {"cloud": backend(cloud.url, local=False), "lan": backend(lan.url)}
         async with start_chain(tmp_path, backends) as chain:
-            cloud.recorded = [as_recorded(REQUEST_FAULTS[0])] * 2
+            cloud.prepared = [as_answer(REQUEST_FAULTS[0])] * 2
             response = await ask(chain.http, "openai", stream=False)
             assert response.headers["x-hostler-backend"] == "lan"
             assert response.headers["x-hostler-reason"] == "cloud: server_error"
@@ -121,14 +121,14 @@ async def test_another_hop_may_answer_what_an_engine_failed_at(tmp_path: Path) -
         start_scripted_server() as second,
         start_chain(tmp_path, {"first": backend(first.url), "second": backend(second.url)}) as chain,
     ):
-        first.recorded = [as_recorded(REQUEST_FAULTS[0])]
+        first.prepared = [as_answer(REQUEST_FAULTS[0])]
         response = await ask(chain.http, "openai", stream=False)
         assert response.headers["x-hostler-backend"] == "second"
-        first.recorded, second.recorded = [as_recorded(REQUEST_FAULTS[0])], [as_recorded(REQUEST_FAULTS[1])]
+        first.prepared, second.prepared = [as_answer(REQUEST_FAULTS[0])], [as_answer(REQUEST_FAULTS[1])]
         response = await ask(chain.http, "openai", stream=False)
         assert (response.status_code, REQUEST_FAULTS[0].words in response.text) == (400, True)
         assert (len(first.requests), len(second.requests)) == (2, 2)
-        first.recorded, second.recorded = [as_recorded(REQUEST_FAULTS[0])], [(502, "text/html", b"<html>")] * 2
+        first.prepared, second.prepared = [as_answer(REQUEST_FAULTS[0])], [(502, "text/html", b"<html>")] * 2
         response = await ask(chain.http, "openai", stream=False)
         assert response.status_code == 503, "the second hop may serve it later"
 
@@ -147,7 +147,7 @@ async def test_a_request_that_is_too_long_goes_to_the_hop_that_has_room(
         async with start_chain(tmp_path, backends) as chain:
             for error in OVERFLOWS:
                 small.requests.clear()
-                small.recorded = [as_event(error) if in_stream else as_recorded(error)]
+                small.prepared = [as_event(error) if in_stream else as_answer(error)]
                 response = await ask(chain.http, "openai", stream=stream)
                 assert response.status_code == 200, (error.name, response.text)
                 assert response.headers["x-hostler-backend"] == "large", error.name
@@ -162,9 +162,9 @@ async def test_a_request_that_is_too_long_everywhere_is_invalid(tmp_path: Path, 
         start_chain(tmp_path, {"there": backend(server.url, context=4096, local=local)}) as chain,
     ):
         for error in OVERFLOWS:
-            for recorded in (as_recorded(error), as_event(error)):
+            for prepared in (as_answer(error), as_event(error)):
                 server.requests.clear()
-                server.recorded = [recorded]
+                server.prepared = [prepared]
                 response = await ask(chain.http, client, stream=False)
                 assert response.status_code == 400, (error.name, response.text)
                 assert len(server.requests) == 1, error.name
@@ -176,7 +176,7 @@ async def test_a_request_that_is_too_long_everywhere_is_invalid(tmp_path: Path, 
                     assert error.words in message, error.name
                 else:
                     assert "maximum context length" in message, error.name
-        server.recorded = []
+        server.prepared = []
         assert (await ask(chain.http, client, stream=False)).status_code == 200
 
 
