@@ -61,8 +61,8 @@ class Components:
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
     clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file. Raises `ConfigError` for settings
-    that contradict each other, and for an address beyond loopback without a key.
+    wrong with the configuration file. Raises `ConfigError` for settings that contradict each other, and for an address
+    beyond loopback without a key.
     """
 
     def __init__(

@@ -28,8 +28,9 @@ def create_app(
 ) -> Starlette:
     """The supervisor's HTTP API, with a lifespan in which its engines run: `uvicorn --factory hostler.gateway.supervisor_app:create_app`.
 
-    `app.state.leases` is the `LeaseServer`. Without a `configuration` it is read from its usual places, and a `manager` is made from it. Setting `app.state.stopping`
-    ends streams and pending requests. Raises `ConfigError`, and `OSError` for a cache folder that cannot be made.
+    `app.state.leases` is the `LeaseServer`. Without a `configuration` it is read from its usual places, and a `manager` is
+    made from it. Setting `app.state.stopping` ends streams and pending requests. Raises `ConfigError`, and `OSError` for a
+    cache folder that cannot be made.
     """
     from hostler.supervisor.api import create_app as create_api
     from hostler.supervisor.lease_server import LeaseServer

@@ -42,8 +42,6 @@ _ANSWERS_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
 _REMOTE_TRIES, _LOCAL_TRIES = 5, 2
 #: The time for a stall detector's check, in seconds. It costs an idle server a millisecond and a busy one hardly more.
 _STALL_TIMEOUT_S = 3.0
-
-
 #: How often it is checked whether a hop is back, in seconds.
 _BACK_TICK_S = 0.05
 
