@@ -74,16 +74,20 @@ CHECKS: dict[str, list[str]] = {
     ],
     "24 errors": ["security/test_disclosure.py::test_neither_keys_nor_words_of_a_backend_leak"],
     "25 supervisor": [
-        f"supervisor/test_api.py::{name}"
-        for name in (
-            "test_rejects_requests_without_the_token",
-            "test_takes_no_token_from_the_query",
-            "test_rejects_a_foreign_host_name",
-            "test_changes_state_on_post_only",
-            "test_rejects_invalid_bodies",
-            "test_an_unknown_model_is_an_error_that_lists_the_known_ones",
-            "test_a_request_with_a_stale_epoch_is_rejected",
-        )
+        *(
+            f"supervisor/test_api.py::{name}"
+            for name in (
+                "test_rejects_requests_without_the_token",
+                "test_takes_no_token_from_the_query",
+                "test_rejects_a_foreign_host_name",
+                "test_changes_state_on_post_only",
+                "test_rejects_invalid_bodies",
+                "test_an_unknown_model_is_an_error_that_lists_the_known_ones",
+            )
+        ),
+        "supervisor/test_standalone.py::test_gateways_of_another_release_are_refused_with_a_word_for_their_log",
+        "supervisor/test_lease_session.py::test_whoever_breaks_the_protocol_is_disconnected_alone",
+        "supervisor/test_lease_session.py::test_a_gateway_that_does_not_read_is_disconnected",
     ],
 }
 
