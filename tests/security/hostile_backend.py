@@ -22,6 +22,12 @@ SECRET = "sk-or-v1-0123456789abcdef/+=zz"
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
+_COMPLETION = b'{"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]}'
+_RESPONSE = (
+    b'{"id": "resp_1", "object": "response", "status": "completed", "model": "m", "output": [{"type": "message", "id": "m1",'
+    b' "role": "assistant", "status": "completed", "content": [{"type": "output_text", "text": "hello", "annotations": []}]}]}'
+)
+
 Answer = Callable[["BackendRequest"], Awaitable[None]]
 
 
@@ -96,8 +102,7 @@ class HostileBackend:
 
 
 async def _words(request: BackendRequest) -> None:
-    text = b'{"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]}'
-    await request.whole(text)
+    await request.whole(_RESPONSE if request.path.endswith("/responses") else _COMPLETION)
 
 
 @asynccontextmanager
