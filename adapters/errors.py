@@ -22,11 +22,13 @@ class GatewayError(Exception):
     """An error with a message for the client's user that names the cause and the way out.
 
     `status` is the HTTP status, `code` a stable identifier for programs. `retry_after_s` becomes `Retry-After`.
-    `log_message` is what logs and events may say: the message without anything that a backend sent.
+    `final`: the same request fails again until someone changes something, see `is_final`. `log_message` is what logs and
+    events may say: the message without anything that a backend sent.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    final: bool = True
 
     def __init__(
         self, message: str, *, retry_after_s: float | None = None, param: str | None = None, model: str | None = None
@@ -100,6 +102,7 @@ class TooManyRequests(GatewayError):
     """The queue is full."""
 
     status, code = 429, "queue_full"
+    final = False
 
 
 class RateLimited(TooManyRequests):
@@ -112,6 +115,7 @@ class WaitTimeout(GatewayError):
     """The request was in the queue for the longest time allowed."""
 
     status, code = 503, "wait_limit_reached"
+    final = False
 
 
 class ModelUnavailable(GatewayError):
@@ -119,17 +123,25 @@ class ModelUnavailable(GatewayError):
 
     status, code = 503, "model_not_available"
 
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, model: str | None = None, final: bool = False
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, model=model)
+        self.final = final
+
 
 class ShuttingDown(GatewayError):
     """The gateway is shutting down."""
 
     status, code = 503, "shutting_down"
+    final = False
 
 
 class OutOfDescriptors(GatewayError):
     """The gateway has no file descriptor left for another connection. The backend is not to blame."""
 
     status, code = 503, "out_of_descriptors"
+    final = False
 
     def __init__(self) -> None:
         super().__init__(
@@ -154,6 +166,7 @@ class BackendError(GatewayError):
     """A backend failed; `backend` is its name in the configuration."""
 
     status, code = 502, "backend_error"
+    final = False
 
     def __init__(self, message: str, *, backend: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
@@ -243,11 +256,34 @@ def drop_tracebacks(error: BaseException) -> None:
         ]
 
 
+#: `Retry-After` when nothing better is known, in seconds.
+DEFAULT_RETRY_AFTER_S = 2.0
+
+#: Statuses that clients send a request again for.
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+def is_final(error: GatewayError) -> bool:
+    """Whether the same request fails again until someone changes it, the configuration, or a backend's account."""
+    if isinstance(error, BackendRejected):
+        return is_account_error(error) or client_status(error) not in _RETRIED
+    return error.final
+
+
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
-    """The headers of an error response: `Retry-After`, `WWW-Authenticate` and `Allow`."""
+    """The headers of an error response: `x-should-retry` or `Retry-After`, `WWW-Authenticate` and `Allow`.
+
+    Clients built with OpenAI's and Anthropic's libraries, and Claude Code, send no request again after
+    `x-should-retry: false`. A final error may have a `Retry-After` as well, for what is over by itself, but not soon.
+    """
     headers: list[tuple[str, str]] = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+    final, retry_after_s = is_final(error), error.retry_after_s
+    if final:
+        headers.append(("x-should-retry", "false"))
+    elif retry_after_s is None:
+        retry_after_s = DEFAULT_RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers.append(("Retry-After", str(max(1, math.ceil(retry_after_s)))))
     if isinstance(error, Unauthenticated):
         headers.append(("WWW-Authenticate", "Bearer"))
     if isinstance(error, MethodNotAllowed) and error.allowed:

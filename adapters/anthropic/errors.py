@@ -17,6 +17,7 @@ from hostler.adapters.errors import (
     client_status,
     error_headers,
     is_account_error,
+    is_final,
     printable,
 )
 
@@ -52,6 +53,8 @@ def error_event(error: GatewayError) -> bytes:
 def _body(error: GatewayError) -> dict[str, Any]:
     status = client_status(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    if status >= 500 and is_final(error):
+        kind = "api_error"  # clients send a request again after an overloaded_error, whatever the headers say
     return {"type": "error", "error": {"type": kind, "message": printable(_message(error), 2000)}}
 
 

@@ -110,7 +110,7 @@ class OpenAIAdapter(Adapter):
         return OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
-        return error_response(error)
+        return error_response(error, operation)
 
 
 def _output(body: JsonBody) -> Output:

@@ -22,7 +22,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import GatewayError, invalid_event
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.openai.errors import error_event, responses_error_event
+from hostler.adapters.openai.errors import error_event
 from hostler.adapters.openai.fold import StreamFold, objects
 from hostler.adapters.progress import PREFIX, progress_line
 
@@ -143,7 +143,7 @@ class OpenAIEncoder(Encoder):
     def error(self, error: GatewayError) -> bytes:
         if not self.streaming:
             return b""
-        return responses_error_event(error) if self._operation == "responses" else error_event(error)
+        return error_event(error)
 
     @property
     def _fold(self) -> StreamFold:

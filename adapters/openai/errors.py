@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import sse
-from hostler.adapters.base import WireResponse
+from hostler.adapters.base import Operation, WireResponse
 from hostler.adapters.error_body import is_overflow, is_passed_on, read_error
 from hostler.adapters.errors import (
     BackendRejected,
@@ -16,6 +16,7 @@ from hostler.adapters.errors import (
     client_status,
     error_headers,
     is_account_error,
+    is_final,
     printable,
 )
 
@@ -24,8 +25,12 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 _OPENAI_ERRORS = frozenset({"openai", "llamacpp"})
 
 
-def error_response(error: GatewayError) -> WireResponse:
-    """The error as a response. An error of an engine of this protocol is passed on as it came."""
+def error_response(error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    """The error as a response. An error of an engine of this protocol is passed on as it came.
+
+    Clients of the responses API (Codex) send a request again after every status but 400, whatever the headers say, so
+    that is the status of a final failure there.
+    """
     headers = error_headers(error)
     if isinstance(error, BackendRejected) and error.wire in _OPENAI_ERRORS and is_passed_on(error):
         media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
@@ -33,7 +38,10 @@ def error_response(error: GatewayError) -> WireResponse:
             media_type = "application/json"
         return WireResponse(status=error.backend_status, media_type=media_type, body=error.body, headers=tuple(headers))
     body = msgspec.json.encode({"error": error_body(error)})
-    return WireResponse(status=client_status(error), body=body, headers=tuple(headers))
+    status = client_status(error)
+    if status >= 500 and operation is not None and operation.name == "responses" and is_final(error):
+        status = 400
+    return WireResponse(status=status, body=body, headers=tuple(headers))
 
 
 def error_event(error: GatewayError) -> bytes:
@@ -41,12 +49,22 @@ def error_event(error: GatewayError) -> bytes:
     return sse.event(msgspec.json.encode({"error": error_body(error)})) + b"data: [DONE]\n\n"
 
 
-def responses_error_event(error: GatewayError, sequence_number: int = 0) -> bytes:
-    """The error inside a stream of the responses API."""
+def responses_error_events(error: GatewayError, response: dict[str, Any], sequence_number: int = 0) -> bytes:
+    """The error inside a stream of the responses API, and the end of the stream: `response` as failed.
+
+    OpenAI's libraries raise the first event, Codex reads only the second. It tries again after each of the codes that a
+    failed response may have, except `invalid_prompt`.
+    """
     body = error_body(error)
     event = {"type": "error", "sequence_number": sequence_number}
     event |= {"code": body["code"], "message": body["message"], "param": body["param"]}
-    return sse.event(msgspec.json.encode(event), "error")
+    code = body["code"]
+    if code != "context_length_exceeded":
+        limited = client_status(error) == 429
+        code = "invalid_prompt" if is_final(error) else "rate_limit_exceeded" if limited else "server_error"
+    response = {**response, "status": "failed", "error": {"code": code, "message": body["message"]}}
+    failed = {"type": "response.failed", "sequence_number": sequence_number + 1, "response": response}
+    return sse.event(msgspec.json.encode(event), "error") + sse.event(msgspec.json.encode(failed), "response.failed")
 
 
 def error_body(error: GatewayError) -> dict[str, Any]:

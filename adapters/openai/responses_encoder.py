@@ -12,7 +12,7 @@ from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHea
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
-from hostler.adapters.openai.errors import responses_error_event
+from hostler.adapters.openai.errors import responses_error_events
 from hostler.adapters.openai.schema import RESPONSES
 
 # The request's fields that a response repeats, and their defaults.
@@ -119,7 +119,9 @@ class ResponsesEncoder(Encoder):
         return self._forward.heartbeat(progress)
 
     def error(self, error: GatewayError) -> bytes:
-        return responses_error_event(error, self._sequence_number + 1) if self.streaming else b""
+        if not self.streaming:
+            return b""
+        return responses_error_events(error, self._response(), self._sequence_number + 1)
 
     def _forwarded(self, data: bytes) -> bytes:
         self.media_type, self.length = self._forward.media_type, self._forward.length

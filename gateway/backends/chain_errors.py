@@ -8,6 +8,7 @@ import msgspec
 
 from hostler.adapters.error_body import read_error
 from hostler.adapters.errors import (
+    DEFAULT_RETRY_AFTER_S,
     BackendBroken,
     BackendError,
     BackendRejected,
@@ -27,8 +28,8 @@ from hostler.gateway.backends.failure_policy import (
     rejection_cause,
 )
 
-#: `Retry-After` when nothing better is known, in seconds.
-DEFAULT_RETRY_AFTER_S = 2.0
+#: The longest pause of a backend that a client should wait for on its own, in seconds. Many wait without a word.
+LONGEST_PAUSE_S = 60.0
 
 _REJECTIONS: dict[RejectionCause, str] = {
     "context": "the request is longer than the maximum context length of the model at {}",
@@ -39,13 +40,17 @@ _REJECTIONS: dict[RejectionCause, str] = {
 }
 #: What is the request's own fault at each hop.
 _FAULTS = frozenset({"rejected", "unsupported", "too_long"})
-_PERMANENT = frozenset({"rejected", "unsupported", "non_local", "too_long", "excluded"})
+#: What no other try changes, until someone acts.
+_PERMANENT = frozenset(
+    {"rejected", "unsupported", "non_local", "too_long", "excluded", "auth_failed", "payment_required"}
+)
 
 
 class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
     """A hop that failed or was skipped, and when trying it again makes sense. `error` is `None` if it was skipped.
 
-    `context` is the model's context there in tokens, 0 if unknown.
+    `context` is the model's context there in tokens, 0 if unknown. `paused_by` is the failure for which its circuit is
+    open.
     """
 
     hop: Hop
@@ -53,13 +58,35 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
     error: GatewayError | None = None
     retry_after_s: float | None = None
     context: int = 0
+    paused_by: AttemptResult | None = None
 
     @property
     def description(self) -> str:
         """The failure as a clause, with its reason in parentheses."""
         if isinstance(self.error, TooManyRequests):
             return f"the queue of {self.hop.name} is full ({self.reason})"
-        return f"{self.hop.name} {DESCRIPTIONS[self.reason]} ({self.reason})"
+        if isinstance(self.error, ModelUnavailable) and self.hop.supervised:
+            return f"{self.error.message} ({self.reason})"
+        words = f"{self.hop.name} {DESCRIPTIONS[self.reason]}"
+        if self.paused_by is not None:
+            words += f": it {DESCRIPTIONS[self.paused_by]}"
+        return f"{words} ({self.reason})"
+
+    @property
+    def permanent(self) -> bool:
+        """Whether every other try fails as well, until someone acts."""
+        error = self.error
+        return (
+            self.reason in _PERMANENT
+            or self.paused_by in _PERMANENT
+            or (isinstance(error, ModelUnavailable) and error.final)
+        )
+
+    @property
+    def final(self) -> bool:
+        """Whether clients should not try again on their own: it is permanent, or takes too long."""
+        pauses = self.reason in ("circuit_open", "busy") and (self.retry_after_s or 0.0) > LONGEST_PAUSE_S
+        return self.permanent or pauses or self.reason == "budget_exhausted"
 
 
 def summary(failed: Sequence[FailedHop]) -> str:
@@ -80,21 +107,24 @@ def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
     details = "; ".join(each.description for each in failed)
     if failed and all(each.reason == "non_local" for each in failed):
         return Forbidden(f"this request must stay local, but {model} has remote backends only: {details}")
-    waits = [each.retry_after_s for each in failed if each.retry_after_s]
-    permanent = all(each.reason in _PERMANENT for each in failed)
-    retry_after_s = min(waits) if waits else None if permanent else DEFAULT_RETRY_AFTER_S
+    final = all(each.final for each in failed)
+    waits = [each.retry_after_s for each in failed if each.retry_after_s and not each.permanent and each.final == final]
+    retry_after_s = min(waits, default=None if final else DEFAULT_RETRY_AFTER_S)
     if tried and all(each.reason == "busy" or isinstance(each.error, TooManyRequests) for each in tried):
         if len(failed) == 1 and isinstance(tried[0].error, TooManyRequests):
             return tried[0].error
-        return TooManyRequests(
+        busy = TooManyRequests(
             f"all backends for {model} are busy: {details}", retry_after_s=retry_after_s, model=model
         )
+        busy.final = final
+        return busy
     if len(failed) == 1 and tried:
         only = tried[0]
         assert only.error is not None
         if only.hop.supervised and only.reason not in ("unreachable", "connect_timeout"):
             return public_error(only.error, only.hop)
-    return ModelUnavailable(f"no backend could answer for {model}: {details}", retry_after_s=retry_after_s, model=model)
+    message = f"no backend could answer for {model}: {details}"
+    return ModelUnavailable(message, retry_after_s=retry_after_s, model=model, final=final)
 
 
 def public_error(error: GatewayError, hop: Hop) -> GatewayError:

@@ -250,6 +250,10 @@ class CircuitBreakers:
         """The last failure of `model`, or (`None`) of the host; its breaker may have closed since."""
         return self._last_failures.get(model)
 
+    def paused_by(self, model: str, now: float) -> AttemptResult | None:
+        """The last failure of what allows no attempt at `model` now: of the host, else of the model."""
+        return self._last_failures.get(model if self._host.allows(now) else None)
+
     def retry_in(self, model: str, now: float) -> float:
         """Seconds until an attempt is allowed again."""
         return max(self._host.retry_in(now), self._of(model).retry_in(now))

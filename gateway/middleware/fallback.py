@@ -105,7 +105,7 @@ class FallbackMiddleware(RequestMiddleware):
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
         targets, now = context.candidates, self._clock()
         if not targets:
-            raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model)
+            raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model, final=True)
         context.deadline = now + self._max_wait_s
         self._budget.count_request(now)
         failed: list[FailedHop] = []
@@ -145,7 +145,12 @@ class FallbackMiddleware(RequestMiddleware):
         reason = self._skip_reason(context, candidate, failed)
         if reason is None:
             return None
-        return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
+        hop, paused_by = candidate.hop, None
+        if reason == "circuit_open":
+            paused_by = hop.breakers.paused_by(candidate.target.name_there, self._clock())
+        return FailedHop(
+            hop=hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason), paused_by=paused_by
+        )
 
     def _skip_reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
         hop, target = candidate.hop, candidate.target

@@ -28,6 +28,14 @@ _CAUSES: dict[FailureKind, str] = {
     "cancelled": "the start was cancelled",
 }
 
+#: What stays as it is until someone acts. A killed engine, one that hung, and a download may succeed at the next try.
+_FINAL: frozenset[FailureKind] = frozenset(
+    {
+        *("file_missing", "not_gguf", "model_damaged", "unknown_architecture", "port_taken", "out_of_memory"),
+        *("engine_missing", "bad_argument", "exited", "start_timeout", "does_not_fit"),
+    }
+)
+
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:/[^\s/'\":,;]+)*/([^\s/'\":,;]+)")
 # Some clients take these words in an error for a context overflow, and start to truncate the conversation.
 _MISREAD = re.compile(r"context|token|max_length|window", re.IGNORECASE)
@@ -44,15 +52,35 @@ def load_failure_message(model: str, host: str, failure: Failure | None) -> str:
     shown."""
     if failure is None:
         return f"{model} could not be loaded on {host}; see the log there (`hostler status`)"
-    lines = [
-        line
-        for line in (_PATH.sub(r"\1", text).strip()[:_LINE_LENGTH] for text in failure.lines if text.strip())
-        if not _MISREAD.search(line)
-    ]
     message = f"{model} could not be loaded on {host}: {_CAUSES[failure.kind]}"
+    if details := _details(failure):
+        message += f" ({details})"
+    lines = [shown for line in failure.lines if (shown := _shown(line))]
     if lines:
         message += "; last engine output: " + " | ".join(lines[-_LINES_SHOWN:])
     return message
+
+
+def _details(failure: Failure) -> str:
+    """What the log says beyond the cause: how the engine exited, else the supervisor's own message."""
+    code = failure.exit_code
+    if code is None:
+        return _shown(failure.message)
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def _shown(line: str) -> str:
+    """A line as it may be shown: without paths, empty if clients would misread it."""
+    line = _PATH.sub(r"\1", line).strip()[:_LINE_LENGTH]
+    return "" if _MISREAD.search(line) else line
+
+
+def is_final_failure(failure: Failure | None) -> bool:
+    """Whether loading the model fails again until someone acts. An engine that was killed several times in a row, so that
+    its supervisor pauses, will be killed again."""
+    return failure is not None and (
+        failure.kind in _FINAL or (failure.kind == "killed" and failure.retry_after_s is not None)
+    )
 
 
 def supervisor_unreachable(host: str) -> GatewayError:
@@ -69,7 +97,7 @@ def supervisor_stopping(host: str) -> GatewayError:
 
 def profile_removed(model: str, host: str) -> GatewayError:
     """The host does not know the model, but did when the request was routed."""
-    return ModelUnavailable(f"{host} no longer has a profile {model!r}", model=model)
+    return ModelUnavailable(f"{host} no longer has a profile {model!r}", model=model, final=True)
 
 
 def unloaded(model: str) -> GatewayError:
@@ -105,9 +133,14 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
             f"{model} can never fit into the memory budget of {host}{_memory(model, status)}; raise "
             "supervisor.memory_budget or make the profile smaller",
             model=model,
+            final=True,
         )
+    final = is_final_failure(refusal.failure)
     return ModelUnavailable(
-        load_failure_message(model, host, refusal.failure), retry_after_s=after or None, model=model
+        load_failure_message(model, host, refusal.failure),
+        retry_after_s=None if final else after or None,
+        model=model,
+        final=final,
     )
 
 

@@ -283,7 +283,7 @@ class Orchestrator:
         Returns whether the supervisor keeps the pin over a restart. Raises `GatewayError`.
         """
         if not isinstance(self._supervisor, SupportsPinning):
-            raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model)
+            raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model, final=True)
         try:
             return await self._supervisor.pin(model, pinned)
         except (UnknownProfile, SupervisorUnreachable) as error:

@@ -5,7 +5,22 @@ from __future__ import annotations
 import pytest
 
 from hostler.adapters import errors
-from hostler.adapters.errors import BackendRejected, GatewayError, MethodNotAllowed, TooManyRequests, Unauthenticated
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    GatewayError,
+    MethodNotAllowed,
+    ModelUnavailable,
+    OutOfDescriptors,
+    ShuttingDown,
+    TooManyRequests,
+    Unauthenticated,
+    WaitTimeout,
+)
+
+FINAL = ("x-should-retry", "false")
 
 
 def rejected(status: int) -> BackendRejected:
@@ -22,9 +37,45 @@ def test_only_the_clients_own_mistakes_keep_a_backends_status(error: GatewayErro
 
 def test_each_error_has_its_headers() -> None:
     assert errors.error_headers(TooManyRequests("x", retry_after_s=0.2)) == [("Retry-After", "1")]
-    assert errors.error_headers(Unauthenticated("x")) == [("WWW-Authenticate", "Bearer")]
-    assert errors.error_headers(MethodNotAllowed("x", allowed=("GET", "HEAD"))) == [("Allow", "GET, HEAD")]
-    assert errors.error_headers(GatewayError("x")) == []
+    assert errors.error_headers(Unauthenticated("x")) == [FINAL, ("WWW-Authenticate", "Bearer")]
+    assert errors.error_headers(MethodNotAllowed("x", allowed=("GET", "HEAD"))) == [FINAL, ("Allow", "GET, HEAD")]
+    assert errors.error_headers(GatewayError("x")) == [FINAL]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ModelUnavailable("x"), ShuttingDown("x"), WaitTimeout("x"), TooManyRequests("x"), OutOfDescriptors()),
+        *(
+            BackendUnavailable("x"),
+            BackendTimeout("x"),
+            BackendBroken("x"),
+            rejected(500),
+            rejected(503),
+            rejected(429),
+        ),
+    ],
+)
+def test_what_may_succeed_later_says_when_to_try_again(error: GatewayError) -> None:
+    ((name, seconds),) = errors.error_headers(error)
+    assert (name, int(seconds) >= 1) == ("Retry-After", True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ModelUnavailable("x", final=True), Unauthenticated("x"), errors.BadRequest("x"), errors.ModelNotFound("x")),
+        *(rejected(400), rejected(401), rejected(402), rejected(501), errors.RequestCancelled("x")),
+    ],
+)
+def test_what_fails_again_says_that_a_retry_is_useless(error: GatewayError) -> None:
+    headers = errors.error_headers(error)
+    assert headers[0] == FINAL and "Retry-After" not in dict(headers)
+
+
+def test_what_is_over_by_itself_but_not_soon_says_both() -> None:
+    error = ModelUnavailable("x", final=True, retry_after_s=3600.0)
+    assert errors.error_headers(error) == [FINAL, ("Retry-After", "3600")]
 
 
 def test_untrusted_text_is_truncated_and_escaped() -> None:

@@ -150,16 +150,24 @@ async def test_vercels_package_reads_a_stream_with_progress_in_it(
     assert printed == {"openai": answer, "compatible": answer}
 
 
-async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
-    """The JSON that Claude Code prints without a terminal, in its own home folder."""
-    environ = {
+CLAUDE = f"{INSTALLED}/js/node_modules/.bin/claude"
+HEADLESS = ("-p", "--output-format", "json")
+CODEX = (f"{INSTALLED}/js/node_modules/.bin/codex", "exec", "--skip-git-repo-check")
+
+
+def claude_environ(url: str) -> dict[str, str]:
+    """The environment with Claude Code's settings: the model of this gateway."""
+    return {
         "ANTHROPIC_BASE_URL": url,
         "ANTHROPIC_AUTH_TOKEN": "unused",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         **{f"ANTHROPIC_{which}": "a" for which in ("MODEL", "SMALL_FAST_MODEL", "DEFAULT_HAIKU_MODEL")},
     }
-    command = [f"{INSTALLED}/js/node_modules/.bin/claude", "-p", "--output-format", "json", *words]
-    printed: dict[str, Any] = json.loads(await run(command, folder, **environ))
+
+
+async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
+    """The JSON that Claude Code prints without a terminal, in its own home folder."""
+    printed: dict[str, Any] = json.loads(await run([CLAUDE, *HEADLESS, *words], folder, **claude_environ(url)))
     return printed
 
 
@@ -191,6 +199,51 @@ async def test_claude_code_uses_its_tools(tmp_path: Path, kind: str) -> None:
             printed = await claude(url, tmp_path, "--allowedTools", "Read", "--", "Which number?")
     assert (printed["result"], printed["is_error"], printed["num_turns"]) == ("It is 42.", False, 2)
     assert "The number is 42." in json.dumps(server.requests[-1][1]["messages"])
+
+
+BROKEN: dict[str, Any] = {"a": {"default": True, "script": {"exit_code": 7}}}
+
+
+async def fails(command: list[str], folder: Path, **environ: str) -> str:
+    """What a command that ends with an error prints. It may try again once, not for minutes."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")}
+    done = await anyio.run_process(
+        command, cwd=folder, env={**kept, "HOME": str(folder), "NO_PROXY": "127.0.0.1", **environ}, check=False
+    )
+    assert done.returncode != 0
+    return (done.stdout + done.stderr).decode()
+
+
+async def test_claude_code_ends_when_the_model_cannot_start(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(BROKEN) as gateway:
+        printed = await fails([CLAUDE, *HEADLESS, "Hello"], tmp_path, **claude_environ(gateway.url))
+        assert len(gateway.starts()) <= 2  # every request starts it again, up to the third
+    assert "exit code 7" in printed
+
+
+def codex_home(url: str, folder: Path) -> dict[str, str]:
+    """The environment with Codex' settings: the model of this gateway."""
+    home = folder / "codex"
+    home.mkdir(exist_ok=True)
+    provider = f'name = "hostler"\nbase_url = "{url}/v1"\nwire_api = "responses"\nenv_key = "HOSTLER_API_KEY"\n'
+    settings = f'model = "a"\nmodel_provider = "hostler"\n[model_providers.hostler]\n{provider}'
+    (home / "config.toml").write_text(settings)
+    return {"CODEX_HOME": str(home), "HOSTLER_API_KEY": "unused"}
+
+
+async def test_codex_gets_an_answer(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        assert WORDS.strip() in await run([*CODEX, "Hello"], tmp_path, **codex_home(gateway.url, tmp_path))
+
+
+@in_every_form
+async def test_codex_ends_when_the_model_cannot_start(
+    start_gateway: StartGateway, tmp_path: Path, progress: str
+) -> None:
+    async with start_gateway(BROKEN, gateway=shown(progress)) as gateway:
+        printed = await fails([*CODEX, "Hello"], tmp_path, **codex_home(gateway.url, tmp_path))
+        assert gateway.starts() == ["a"]
+    assert "exit code 7" in printed and "Reconnecting" not in printed
 
 
 def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str) -> str:

@@ -34,8 +34,8 @@ def test_errors_have_llama_servers_form(error: GatewayError, status: int, kind: 
 
 def test_errors_have_their_headers() -> None:
     assert ADAPTER.error_response(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
-    assert ADAPTER.error_response(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert ADAPTER.error_response(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (
+    assert ADAPTER.error_response(errors.Unauthenticated("x")).headers[1:] == (("WWW-Authenticate", "Bearer"),)
+    assert ADAPTER.error_response(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers[1:] == (
         ("Allow", "GET, HEAD"),
     )
 

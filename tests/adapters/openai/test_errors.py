@@ -21,6 +21,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
 )
 from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.errors import responses_error_events
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ from hostler.adapters.openai.adapter import OpenAIAdapter
         (TooManyRequests("x"), 429, "rate_limit_error", "queue_full"),
         (RateLimited("x"), 429, "rate_limit_error", "rate_limited"),
         (ModelUnavailable("x"), 503, "server_error", "model_not_available"),
+        (ModelUnavailable("x", final=True), 503, "server_error", "model_not_available"),
         (BackendTimeout("x"), 504, "server_error", "backend_timeout"),
     ],
 )
@@ -52,8 +54,10 @@ def test_retry_after_is_rounded_up(adapter: OpenAIAdapter, seconds: float, heade
 
 
 def test_challenges_and_allowed_methods_are_in_the_headers(adapter: OpenAIAdapter) -> None:
-    assert adapter.error_response(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert adapter.error_response(MethodNotAllowed("x", allowed=("GET", "POST"))).headers == (("Allow", "GET, POST"),)
+    assert adapter.error_response(Unauthenticated("x")).headers[1:] == (("WWW-Authenticate", "Bearer"),)
+    assert adapter.error_response(MethodNotAllowed("x", allowed=("GET", "POST"))).headers[1:] == (
+        ("Allow", "GET, POST"),
+    )
 
 
 def rejected(status: int, wire: str = "openai") -> BackendRejected:
@@ -109,3 +113,22 @@ def test_an_error_under_a_wrong_label_gets_the_right_one(
     )
     response = adapter.error_response(error)
     assert (response.media_type, response.body) == (sent, body)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ModelUnavailable("x"), 503, "server_error"),
+        (ModelUnavailable("x", final=True), 400, "invalid_prompt"),
+        (TooManyRequests("x"), 429, "rate_limit_exceeded"),
+        (rejected(401, "ollama"), 400, "invalid_prompt"),
+        (BadRequest("x"), 400, "invalid_prompt"),
+        (Unauthenticated("x"), 401, "invalid_prompt"),
+    ],
+)
+def test_final_errors_have_what_clients_of_the_responses_api_do_not_retry(
+    adapter: OpenAIAdapter, error: GatewayError, status: int, code: str
+) -> None:
+    operation = next(each for each in adapter.operations if each.name == "responses")
+    assert adapter.error_response(error, operation).status == status
+    assert b'"code":"%s"' % code.encode() in responses_error_events(error, {"id": "resp_1"})

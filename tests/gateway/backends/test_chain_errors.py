@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.errors import (
+    DEFAULT_RETRY_AFTER_S,
     BackendBroken,
     BackendError,
     BackendRejected,
@@ -17,13 +18,13 @@ from hostler.adapters.errors import (
 )
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import (
-    DEFAULT_RETRY_AFTER_S,
     FailedHop,
     chain_error,
     public_error,
     summary,
 )
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+from hostler.gateway.backends.failure_policy import AttemptResult
 
 SECRET = b'{"error": {"message": "https://internal.example/key"}}'
 
@@ -126,3 +127,38 @@ def test_a_broken_answer_is_described_without_the_backends_words() -> None:
     assert shown.message == "a broke off its answer"
     own = BackendBroken("the engine crashed", backend="pc")
     assert public_error(own, hop("pc", supervised=True)) is own
+
+
+def final_and_retry(*hops: FailedHop) -> tuple[bool, float | None]:
+    error = chain_error("m", hops)
+    return error.final, error.retry_after_s
+
+
+def test_an_error_is_final_only_if_every_hops_is() -> None:
+    broken = failed("pc", "model_unavailable", ModelUnavailable("it exited", final=True), supervised=True)
+    wrong_key = failed("a", "auth_failed", rejected(401), 900.0)
+    paused = failed("b", "circuit_open", retry_after_s=4.0)
+    assert final_and_retry(broken, wrong_key) == (True, None)
+    assert final_and_retry(broken, wrong_key, paused) == (False, 4.0)
+    assert final_and_retry(broken, failed("b", "unreachable", BackendUnavailable("x"))) == (
+        False,
+        DEFAULT_RETRY_AFTER_S,
+    )
+
+
+def test_a_circuit_that_a_wrong_key_opened_is_final_and_one_after_failures_is_not() -> None:
+    causes: tuple[AttemptResult, ...] = ("auth_failed", "payment_required", "server_error")
+    hops = [FailedHop(hop=hop("a"), reason="circuit_open", retry_after_s=30.0, paused_by=cause) for cause in causes]
+    assert [final_and_retry(each) for each in hops] == [(True, None), (True, None), (False, 30.0)]
+    assert "a is paused after failures: it rejected the API key (circuit_open)" in chain_error("m", hops[:1]).message
+
+
+@pytest.mark.parametrize("reason", ["circuit_open", "busy", "budget_exhausted"])
+def test_a_pause_that_is_too_long_to_wait_for_is_final_but_says_when_it_ends(reason: Any) -> None:
+    error = rejected(429) if reason == "busy" else None
+    assert final_and_retry(failed("a", reason, error, 3600.0)) == (True, 3600.0)
+
+
+def test_what_a_supervisor_says_of_a_model_is_kept_beside_other_hops() -> None:
+    broken = failed("pc", "model_unavailable", ModelUnavailable("m: exit code 3", final=True), supervised=True)
+    assert "m: exit code 3 (model_unavailable)" in chain_error("m", [broken, failed("a", "circuit_open")]).message

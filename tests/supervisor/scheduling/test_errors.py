@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from hostler.adapters.errors import GatewayError
 from hostler.supervisor.contract import Failure
-from hostler.supervisor.scheduling.errors import load_failure_message
+from hostler.supervisor.scheduling.errors import load_failure_message, refusal_error
+from hostler.supervisor.scheduling.types import Refuse
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,36 @@ def test_paths_are_shortened_to_file_names() -> None:
         "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
     )
     assert "cannot open x.gguf here" in message and "srv" not in message
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (Failure(kind="exited", message="x", exit_code=3), "the engine exited (exit code 3)"),
+        (Failure(kind="killed", message="x", exit_code=-9), "the engine was killed (signal 9)"),
+        (Failure(kind="start_timeout", message="not ready within 15 s"), "(not ready within 15 s)"),
+        (Failure(kind="file_missing", message="/srv/secret/x.gguf does not exist"), "(x.gguf does not exist)"),
+        (Failure(kind="out_of_memory", message="no room for its context"), "stop other programs"),
+    ],
+)
+def test_the_exit_code_or_the_reason_of_the_log_is_in_the_message(failure: Failure, words: str) -> None:
+    message = load_failure_message("a", "pc", failure)
+    assert words in message and "secret" not in message and "context" not in message
+
+
+def load_error(**fields: Any) -> GatewayError:
+    failure = Failure(message="x", **fields)
+    refusal = Refuse(ticket=1, model="a", reason="load_failed", retry_after_s=60.0, failure=failure)
+    return refusal_error(refusal, "pc")
+
+
+@pytest.mark.parametrize("kind", ["file_missing", "bad_argument", "exited", "start_timeout", "out_of_memory"])
+def test_a_model_that_cannot_start_is_final(kind: str) -> None:
+    error = load_error(kind=kind, retry_after_s=60.0)
+    assert (error.final, error.retry_after_s) == (True, None)
+
+
+def test_what_may_load_at_the_next_try_is_not_final() -> None:
+    for kind in ("killed", "cancelled", "source_unavailable", "unresponsive"):
+        assert not load_error(kind=kind).final
+    assert load_error(kind="killed", retry_after_s=60.0).final  # again and again
