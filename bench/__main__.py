@@ -1,5 +1,5 @@
 """`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many clients;
-`... waiting`: many queued requests; `... leases`: leases of a local and of a remote host; `... ladder`: the cost of each
+`... waiting`: many queued requests; `... crowd`: more clients than places; `... leases`: leases of a local and of a remote host; `... ladder`: the cost of each
 step of a request; `... start`: start and memory."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients, ladder, leases, scale, start, waiting
+from bench import clients, crowd, ladder, leases, scale, start, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, plot_growth, table
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["proxies", "clients", "scale", "waiting", "leases", "ladder", "start"],
+        choices=["proxies", "clients", "scale", "waiting", "crowd", "leases", "ladder", "start"],
         default="proxies",
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
@@ -79,6 +79,11 @@ def main() -> None:
         prices = leases.leases()
         print(leases.table(prices))
         kept(options, prices, "", "", {})
+        return
+    if options.what == "crowd":
+        crowds = crowd.crowd()
+        print(crowd.table(crowds))
+        kept(options, crowds, "", "", {})
         return
     if options.what == "waiting":
         costs = waiting.waiting()

@@ -94,7 +94,7 @@ class RequestContext:
     `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
     backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
     `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
-    not answer. `deadline` is when waiting ends, one for all attempts. `cancel_reason` says why the request was
+    not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting ends, one for all attempts. `cancel_reason` says why the request was
     cancelled; without one it was cut off when the gateway stopped.
     """
 
@@ -105,6 +105,7 @@ class RequestContext:
         "cancel_reason",
         "candidates",
         "client",
+        "client_port",
         "deadline",
         "failed_hops",
         "id",
@@ -132,6 +133,7 @@ class RequestContext:
         started_at: float,
         local_only: bool = False,
         only: str | None = None,
+        client_port: int = 0,
     ) -> None:
         self.id = request_id
         self.adapter = adapter
@@ -139,6 +141,7 @@ class RequestContext:
         self.request = request
         self.writer = writer
         self.client = client
+        self.client_port = client_port
         self.started_at = started_at
         self.local_only = local_only
         self.only = only

@@ -69,7 +69,8 @@ class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 
 class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """Request a lease. The gateway chooses `id`, new for each. `waited_s`: it has waited so long already."""
+    """Request a lease. The gateway chooses `id`, new for each. `waited_s`: it has waited so long already.
+    `client_port` as in `Ticket`."""
 
     id: LeaseId
     model: _Name
@@ -78,6 +79,7 @@ class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     priority: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 0
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     waited_s: _Seconds = 0.0
+    client_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):

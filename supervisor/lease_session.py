@@ -205,6 +205,7 @@ class LeaseSession(Response):
             keep_alive_s=frame.keep_alive_s,
             priority=frame.priority,
             waited_s=frame.waited_s,
+            client_port=frame.client_port,
         )
         self._leases[frame.id] = lease
         lease.on_change = partial(self._on_change, frame.id)

@@ -191,12 +191,13 @@ class RemoteHost:
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
+        client_port: int = 0,
     ) -> Lease:
         """See `Host`."""
         number = next(self._ids)
         lease = Lease(
             self, lease_id=number, model=model, requested_at=self._clock(), client=client, request_id=request_id,
-            keep_alive_s=keep_alive_s, priority=priority,
+            keep_alive_s=keep_alive_s, priority=priority, client_port=client_port,
         )  # fmt: skip
         if self._stopped_with is not None:
             lease.refuse(self._stopped_with())
@@ -220,6 +221,7 @@ class RemoteHost:
             lease.priority,
             None if keep is None or math.isnan(keep) else max(0.0, keep),
             waited_s,
+            lease.client_port,
         )
 
     def release(self, lease: Lease) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import clients, conversation, dead, ladder, leases, scale, start, switching, waiting
+from bench import clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
 from bench.compare import compare
 from bench.pages import Pages
 from bench.pages import table as table_of_pages
@@ -111,6 +111,7 @@ def test_clients_are_compared() -> None:
 
 
 def test_queued_requests_are_measured() -> None:
+    assert len(crowd.table([crowd.measure(5, places=1)]).splitlines()) == 3
     costs = waiting.waiting(lengths=(3,), events=2)
     assert [cost.waiting for cost in costs] == [3]
     assert len(waiting.table(costs).splitlines()) == 3

@@ -68,6 +68,7 @@ class QueueingMiddleware(RequestMiddleware):
             request_id=context.id,
             keep_alive_s=getattr(context.request, "keep_alive_s", None),
             priority=context.client.priority,
+            client_port=context.client_port,
         )
 
     async def _wait(self, context: RequestContext, lease: Lease) -> None:

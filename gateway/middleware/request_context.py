@@ -154,6 +154,7 @@ class RequestContextMiddleware:
                 started_at=started_at,
                 local_only=client.local_only or head.local_only,
                 only=head.only if head.only is None else _only(head.only, client),
+                client_port=peer[1] or 0 if (peer := scope.get("client")) else 0,
             )
             scope[CONTEXT_KEY] = context
             await self._watched(context, scope, receive, send)

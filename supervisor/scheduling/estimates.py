@@ -10,6 +10,9 @@ import msgspec
 from hostler.supervisor.scheduling.eviction import HostCapacity, models_to_evict
 from hostler.supervisor.scheduling.model import ScheduledModel
 
+#: The time of an answer in a line of refused requests until one was measured, and the shortest one, in seconds.
+_GUESSED_S, _INSTANT_S = 1.0, 0.001
+
 
 def seconds_until_served(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel], now: float) -> float:
     """The wait of a request for `model` with `ahead` others before it in the model's queue."""
@@ -32,10 +35,23 @@ def is_measured(model: ScheduledModel, ahead: int, models: Collection[ScheduledM
     return model.phase == "loading" or all(_share_is_measured(other) for other in _before(model, models))
 
 
-def seconds_until_queue_slot(models: Collection[ScheduledModel], now: float) -> float:
-    """The time until the first queued request is served and its place in the queue is free; 0 if none is queued."""
-    firsts = [_until_next(model, models, now) for model in models if model.queue]
-    return min(firsts, default=0.0)
+def queue_slots(models: Collection[ScheduledModel], now: float) -> tuple[float, float]:
+    """The time until the first queued request is served and its place in the queue is free, and from each such time to
+    the next; 0 if none is queued.
+
+    Loaded models serve at once, others in turns.
+    """
+    queued = [model for model in models if model.queue]
+    if not queued:
+        return 0.0, 0.0
+    serving = [model for model in queued if _admits(model)] or queued[:1]
+    interval_s = 1.0 / sum(model.parallel / max(_INSTANT_S, _service_s(model)) for model in serving)
+    return min(_until_next(model, models, now) for model in queued), interval_s
+
+
+def _service_s(model: ScheduledModel) -> float:
+    """As `service_s`, with a lower guess: a crowd that is sent away for too long leaves the host idle."""
+    return _GUESSED_S if model.measured_service_s is None else model.measured_service_s
 
 
 def _admits(model: ScheduledModel) -> bool:

@@ -39,8 +39,12 @@ class Host(Protocol):
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
+        client_port: int = 0,
     ) -> Lease:
-        """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued."""
+        """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued.
+
+        `client_port` as in `Ticket`.
+        """
         ...
 
     def stop(self, error: Callable[[], GatewayError]) -> None:

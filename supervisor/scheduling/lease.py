@@ -41,6 +41,7 @@ class Lease:
         "acknowledged",
         "answered",
         "client",
+        "client_port",
         "id",
         "keep_alive_s",
         "model",
@@ -67,6 +68,7 @@ class Lease:
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
+        client_port: int = 0,
     ) -> None:
         self._owner = owner
         self._address: EngineAddress | None = None
@@ -80,6 +82,7 @@ class Lease:
         self.request_id = request_id
         self.keep_alive_s = keep_alive_s
         self.priority = priority
+        self.client_port = client_port
         self.acknowledged = True
         self.queued = False
         self.revoked = False

@@ -139,6 +139,7 @@ class Orchestrator:
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
+        client_port: int = 0,
         waited_s: float = 0.0,
     ) -> Lease:
         """See `Host.lease`. `waited_s` is how long the request has waited already."""
@@ -148,7 +149,9 @@ class Orchestrator:
             keep_alive_s=keep_alive_s,
         )  # fmt: skip
         self._leases[lease.id] = lease
-        ticket = Ticket(id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority)
+        ticket = Ticket(
+            id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority, client_port=client_port
+        )
         self._carry_out(self._scheduler.request(ticket, now), now)
         if not lease.settled and self._stopped_with is not None:
             lease.refuse(self._stopped_with(), self._stopping(lease))

@@ -12,13 +12,17 @@ QueueRank = tuple[int, float, int]
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a model. `at` is its arrival in seconds; tickets of different `client`s share the host fairly."""
+    """A request for a model. `at` is its arrival in seconds; tickets of different `client`s share the host fairly.
+
+    `client_port` is that of the client's connection, by which its next request is recognised; 0 if unknown.
+    """
 
     id: int
     model: str
     at: float
     client: str = ""
     priority: int = 0
+    client_port: int = 0
 
 
 class QueueEntry(msgspec.Struct, frozen=True):
@@ -69,38 +73,6 @@ class FairQueue:
     def largest(self) -> int:
         """The number of queued tickets of the client that has the most."""
         return max(self._waiting.values(), default=0)
-
-
-class AdmissionControl:
-    """Bounds the number of queued tickets, and keeps one busy client from occupying the whole queue.
-
-    A client refused while another one holds several places gets a reserved place until shortly after its
-    `Retry-After`. Clients that are queued already cannot take reserved places.
-    """
-
-    _GRACE_S = 5.0
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._reserved: dict[str, float] = {}
-
-    def admits(self, client: str, queue: FairQueue, taken: int, now: float) -> bool:
-        """Whether one more ticket of `client` may queue."""
-        if self._reserved and queue.waiting(client):
-            self._reserved = {other: until for other, until in self._reserved.items() if until > now}
-            taken += len(self._reserved)
-        return taken < self.limit
-
-    def admitted(self, client: str) -> None:
-        """A ticket of `client` was queued: its reservation is used."""
-        self._reserved.pop(client, None)
-
-    def reserve(self, client: str, queue: FairQueue, until: float) -> None:
-        """Reserve a place for `client`, which was refused, until `until`. At most half of the places are reserved."""
-        if queue.waiting(client) or queue.largest() < 2:
-            return
-        if client in self._reserved or len(self._reserved) < self.limit // 2:
-            self._reserved[client] = until + self._GRACE_S
 
 
 class ModelQueue:

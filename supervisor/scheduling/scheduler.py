@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
+from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.estimates import (
     SwitchEstimate,
     estimate_switch,
     is_measured,
-    seconds_until_queue_slot,
+    queue_slots,
     seconds_until_served,
 )
 from hostler.supervisor.scheduling.eviction import HostCapacity
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.policy import PlannedLoad, plan_loads
-from hostler.supervisor.scheduling.queue import AdmissionControl, FairQueue, ModelQueue, QueueEntry, Ticket
+from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, QueueEntry, Ticket
 from hostler.supervisor.scheduling.types import (
     Decision,
     Grant,
@@ -100,16 +101,15 @@ class Scheduler:
         if model.phase == "ready":
             # The hot path: a free slot and nothing queued for the model.
             if model.running < model.parallel and model.barrier is None and not model.queue and not model.unloading:
+                if self._admission:
+                    self._admission.leave(ticket, now)
                 return [self._grant(ticket, model, now)]
         elif not self._connected:
             return [self._refuse(ticket, "host_gone", now)]
         elif now < model.failed_until:
             return [self._refuse(ticket, "load_failed", now)]
-        if not self._admission.admits(ticket.client, self._queue, len(self._waiting), now):
-            refusal = self._refuse(ticket, "queue_full", now)
-            self._admission.reserve(ticket.client, self._queue, now + refusal.retry_after_s)
-            return [refusal]
-        self._admission.admitted(ticket.client)
+        if not self._admission.admits(ticket, self._queue, len(self._waiting), now):
+            return [self._refuse(ticket, "queue_full", now)]
         model.queue.add(self._queue.join(ticket))
         self._waiting[ticket.id] = model
         return self._settle(now)
@@ -352,7 +352,8 @@ class Scheduler:
         if reason == "load_failed" and model is not None and now < model.failed_until:
             failure, retry_after_s = model.failure, model.failed_until - now
         elif reason == "queue_full":
-            retry_after_s = max(1.0, seconds_until_queue_slot(self._models.values(), now))
+            first_s, interval_s = queue_slots(self._models.values(), now)
+            retry_after_s = self._admission.retry_after_s(ticket, first_s, interval_s, now)
         elif reason == "wait_limit":
             retry_after_s = max(1.0, self.estimate_s(ticket.model, now))
         return Refuse(

@@ -275,3 +275,25 @@ async def test_an_operator_can_cancel_a_waiting_request_and_a_streaming_one(star
     asked = [event for event in events if isinstance(event, RequestFinished) and event.operation == "chat"]
     assert [event.outcome for event in asked] == ["cancelled", "cancelled"]
     assert [attempt.outcome for event in asked for attempt in event.attempts] == ["cancelled", "cancelled"]
+
+
+async def test_everybody_of_a_crowd_that_obeys_retry_after_gets_in(start_gateway: StartGateway) -> None:
+    profiles = {"a": {"script": {"chunks": 2, "chunk_delay": 0.05}}}
+    async with start_gateway(profiles, gateway={"queue": {"max_waiting": 5}}) as gateway:
+        tries: list[int] = []
+
+        async def insist() -> None:
+            for number in range(1, 30):
+                answer = await gateway.chat("a")
+                if answer.status_code == 200:
+                    tries.append(number)
+                    return
+                assert answer.status_code == 429
+                assert "x-should-retry" not in answer.headers
+                await anyio.sleep(int(answer.headers["retry-after"]))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(30):
+                tasks.start_soon(insist)
+        assert len(tries) == 30
+        assert max(tries) < 10

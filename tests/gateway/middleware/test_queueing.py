@@ -52,7 +52,10 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     [(lease, granted, released)] = leases
     assert (granted, released, host.released) == (True, False, [lease])
     assert host.requested == [
-        {"model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3}
+        {
+            **{"model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3},
+            "client_port": 0,
+        }
     ]
     assert context.waits == (0.0, 0.0)
 
