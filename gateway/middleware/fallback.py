@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 import anyio
 import msgspec
@@ -27,6 +26,7 @@ from hostler.adapters.errors import (
 )
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
+from hostler.gateway.backends.candidates import Candidate, find_inability, paused_candidates, shortest_rest_s
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import FailedHop, chain_error, public_error, summary
 from hostler.gateway.backends.circuit_breaker import Permit
@@ -40,9 +40,9 @@ from hostler.gateway.backends.failure_policy import (
 )
 from hostler.gateway.backends.reservation import estimate, refusal, settle
 from hostler.gateway.backends.retry_budget import RetryBudget
-from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room, known_inability
+from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
 from hostler.gateway.config import SwitchingSettings
-from hostler.gateway.context import Attempt, RequestContext, Target
+from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.middleware.heartbeat import Heartbeat
@@ -53,21 +53,12 @@ logger = logging.getLogger(__name__)
 MAX_HOPS = 3
 #: The longest `Retry-After` that is waited for, in seconds; for a longer one the next hop is tried.
 LONGEST_RETRY_AFTER_S = 3.0
+#: The longest wait for circuits to close, when all hops that could answer are paused, in seconds.
+MAX_REST_S = 10.0
 #: How often it is checked whether a host is still expected back, in seconds.
 _BACK_WAIT_S = 2.0
 #: How often a hop that is loading the model is asked again, in seconds.
 _RETRY_LOADING_S = 0.5
-#: Bodies from this size on, in bytes, are looked through in a thread.
-_LARGE = 256 * 1024
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A target with its hop: `index` is its place among the request's targets, `later` are those that may follow it."""
-
-    index: int
-    hop: Hop
-    target: Target
-    later: tuple[Target, ...]
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +71,8 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
 class FallbackMiddleware(RequestMiddleware):
     """Tries the request's candidates in order, and reports each attempt to its hop's circuit breakers.
 
-    `max_wait_s` sets the request's deadline: the time that it may wait, over all candidates together.
+    `max_wait_s` sets the request's deadline: the time that it may wait, over all candidates together. `max_rest_s` is how
+    long it waits for circuits that are open, a fifth of that for backends that are down.
     """
 
     def __init__(
@@ -92,6 +84,7 @@ class FallbackMiddleware(RequestMiddleware):
         sleeps: CancellableSleeps,
         settings: SwitchingSettings,
         max_wait_s: float,
+        max_rest_s: float = MAX_REST_S,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(app)
@@ -100,6 +93,7 @@ class FallbackMiddleware(RequestMiddleware):
         self._sleeps = sleeps
         self._settings = settings
         self._max_wait_s = max_wait_s
+        self._max_rest_s = max_rest_s
         self._clock = clock
 
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
@@ -111,32 +105,32 @@ class FallbackMiddleware(RequestMiddleware):
         failed: list[FailedHop] = []
         for index, target in enumerate(targets):
             candidate = Candidate(index, self._hops[target.backend], target, targets[index + 1 :])
-            failure = self._skipped(context, candidate, failed)
-            if failure is None:
-                failure = await self._try(context, candidate, failed, call_next)
-                if failure is None:
-                    return
-            failed.append(failure)
-        for index, target in enumerate(targets):
-            # Trying the others took time: circuits that were open before may allow attempts again.
-            candidate = Candidate(index, self._hops[target.backend], target, ())
-            was_paused = any(each.hop is candidate.hop and each.reason == "circuit_open" for each in failed)
-            if was_paused and self._skipped(context, candidate, failed) is None:
-                failed = [each for each in failed if each.hop is not candidate.hop]
-                failure = await self._try(context, candidate, failed, call_next)
-                if failure is None:
-                    return
-                failed.append(failure)
+            skipped = self._skipped(context, candidate, failed)
+            if skipped is not None:
+                failed.append(skipped)
+            elif await self._answered(context, candidate, failed, call_next):
+                return
+        rests_since = self._clock()
+        while (paused := await self._rested(context, failed, rests_since)) is not None:
+            if await self._answered(context, paused, failed, call_next):
+                return
         for index, target in enumerate(targets):
             candidate = Candidate(index, self._hops[target.backend], target, ())
-            if await self._is_back(context, candidate, failed):
-                failed = [each for each in failed if each.hop is not candidate.hop]
-                failure = await self._try(context, candidate, failed, call_next)
-                if failure is None:
-                    return
-                failed.append(failure)
+            back = await self._is_back(context, candidate, failed)
+            if back and await self._answered(context, candidate, failed, call_next):
+                return
         _note(context, failed)
         raise chain_error(context.model, failed)
+
+    async def _answered(
+        self, context: RequestContext, candidate: Candidate, failed: list[FailedHop], call_next: CallNext
+    ) -> bool:
+        """Try one hop, perhaps not for the first time. It is added to `failed` if it does not answer."""
+        failed[:] = [each for each in failed if each.hop is not candidate.hop]
+        failure = await self._try(context, candidate, failed, call_next)
+        if failure is not None:
+            failed.append(failure)
+        return failure is None
 
     # Hops that are skipped
 
@@ -175,7 +169,7 @@ class FallbackMiddleware(RequestMiddleware):
         if reason == "budget_exhausted" and hop.spending is not None:
             return hop.spending.resumes_in()
         if reason == "circuit_open":
-            return max(0.1, hop.breakers.retry_in(candidate.target.name_there, self._clock()))
+            return candidate.rest_s(self._clock())
         return None
 
     # Attempts
@@ -185,7 +179,7 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> FailedHop | None:
         """Try one hop, again if the policy says so. `None` if it answered; raises errors that no other hop can fix."""
         hop, target = candidate.hop, candidate.target
-        if target.needs_load and (unable := await _unable(context, candidate)) is not None:
+        if target.needs_load and (unable := await find_inability(context, candidate)) is not None:
             return unable
         if failed:
             _note(context, failed)
@@ -324,6 +318,23 @@ class FallbackMiddleware(RequestMiddleware):
         if not await self._wait(context, until, "waking", hop.wake_on_lan.wait):
             raise BackendUnavailable(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
 
+    async def _rested(self, context: RequestContext, failed: list[FailedHop], since: float) -> Candidate | None:
+        """The first hop whose circuit was open and allows attempts again, which is waited for if it does so soon.
+
+        `since` is when the request began to wait for it.
+        """
+        candidates = paused_candidates(context.candidates, self._hops, failed)
+        while True:
+            for candidate in candidates:
+                if self._skip_reason(context, candidate, failed) is None:
+                    return candidate
+            now = self._clock()
+            deadline = now if context.deadline is None else context.deadline
+            rest_s = shortest_rest_s(candidates, since=since, now=now, deadline=deadline, max_rest_s=self._max_rest_s)
+            if rest_s is None:
+                return None
+            await self._sleep(context, rest_s, "fallback")
+
     async def _is_back(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> bool:
         """Wait for a host that will be back soon, when nothing else can answer. Returns whether to try it now."""
         hop = candidate.hop
@@ -363,17 +374,6 @@ class FallbackMiddleware(RequestMiddleware):
                 waited_s = now - started_at
                 await heartbeat.show(Progress(phase=phase, model=context.model or "", eta_s=eta_s, waited_s=waited_s))
                 now = self._clock()
-
-
-async def _unable(context: RequestContext, candidate: Candidate) -> FailedHop | None:
-    """The candidate as a skipped hop if its model, which is not loaded, certainly cannot serve the request."""
-    request, target = context.request, candidate.target
-    if isinstance(request, LoadRequest):
-        return None
-    judge = partial(known_inability, request, target, context.adapter, context.requested_model)
-    # Looking through a large body takes a while, and other requests are served meanwhile.
-    inability = judge() if len(request.origin.body) < _LARGE else await asyncio.to_thread(judge)
-    return None if inability is None else FailedHop(hop=candidate.hop, reason=inability[0], error=inability[1])
 
 
 def _note(context: RequestContext, failed: list[FailedHop]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
-from fakes.requests import OPENAI, FakeWriter
+from fakes.fake_chain import FakeChain, outcomes
+from fakes.requests import OPENAI
 
-from hostler.adapters.canonical import ChatRequest, LoadRequest, Origin, Output, Usage
+from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -30,94 +31,21 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import Reservation, SpendingTracker
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
-from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
-from hostler.gateway.context import Client, RequestContext, Target
-from hostler.gateway.middleware.fallback import FallbackMiddleware
+from hostler.gateway.config import PriceSettings, WakeSettings
+from hostler.gateway.context import RequestContext
 
 pytestmark = pytest.mark.anyio
-
-Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
-
-
-class FakeChain:
-    """A chain of hops `a`, `b`, `c`, ...; `steps` are what happens at each, in order, and then it answers."""
-
-    def __init__(self, *names: str, contexts: dict[str, int] | None = None, **steps: list[Step]) -> None:
-        self.now = 100.0
-        self.clock: Callable[[], float] = lambda: self.now
-        self.steps = steps
-        self.asked: list[str] = []
-        self.checked: list[str] = []
-        self.breakers = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
-        self.hops = {
-            name: Hop(name=name, breakers=self.breakers[name], check_now=lambda name=name: self.checked.append(name))  # type: ignore[misc]  # a default binds the name
-            for name in names
-        }
-        self.writer = FakeWriter()
-        self.contexts = contexts or {}
-        self.budget = RetryBudget(RetryRules())
-        self.max_wait_s = 120.0
-        self.sleeps = CancellableSleeps()
-
-    def context(self, request: Any = None, **more: Any) -> RequestContext:
-        origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
-        context = RequestContext(
-            request_id="r",
-            adapter=None,  # type: ignore[arg-type]  # no protocol is needed here
-            operation=None,  # type: ignore[arg-type]
-            request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
-            writer=self.writer,  # type: ignore[arg-type]
-            client=Client(name="c"),
-            started_at=self.clock(),
-            **more,
-        )
-        context.model = "m"
-        context.candidates = tuple(
-            Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
-            for name in self.hops
-        )
-        return context
-
-    async def dispatch(self, context: RequestContext | None = None) -> RequestContext:
-        context = context or self.context()
-        middleware = FallbackMiddleware(
-            None,  # type: ignore[arg-type]  # `dispatch` is called by itself
-            hops=self.hops,
-            budget=self.budget,
-            sleeps=self.sleeps,
-            settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
-            max_wait_s=self.max_wait_s,
-            clock=self.clock,
-        )
-
-        async def call_next() -> None:
-            name = context.current.target.backend
-            self.asked.append(name)
-            steps = self.steps.get(name, [])
-            step = steps.pop(0) if steps else "answered"
-            if isinstance(step, GatewayError):
-                raise step
-            if callable(step):
-                await step(context)
-
-        await middleware.dispatch(context, call_next)
-        return context
 
 
 def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> BackendRejected:
     return BackendRejected(
         "x", backend="a", wire="openai", backend_status=status, headers={}, body=body, retry_after_s=after
     )
-
-
-def outcomes(context: RequestContext) -> list[tuple[str, str]]:
-    return [(attempt.target.backend, attempt.outcome) for attempt in context.attempts]
 
 
 # The error of hop a (at every try), its outcome, how often it is tried, and its breakers after three requests: host, model.
