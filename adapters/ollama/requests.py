@@ -32,6 +32,7 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.context import unpack_context
 from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
 from hostler.adapters.ollama.names import require_name
+from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 
 _ANY_OBJECT = msgspec.Raw(b'"json"')
@@ -53,7 +54,7 @@ def decode_chat(origin: Origin) -> Request:
     if not messages:
         return _control(origin, model, keep_alive_s)
     conversation = Conversation(
-        messages=tuple(messages),
+        messages=tuple(with_one_system_turn(messages)),
         tools=tuple(_tool(tool) for tool in fields.each("tools", "Tool")),
         sampling=decode_sampling(fields.mapping("options")),
         thinking=thinking,

@@ -23,6 +23,7 @@ from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
 from hostler.adapters.openai.schema import NULL
+from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import arguments_text
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
@@ -130,7 +131,7 @@ def decode_request(request: ChatRequest) -> ChatRequest:
         choice = choice.name if choice.type == "function" else None
     effort = body.reasoning.effort if body.reasoning is not None else None
     conversation = Conversation(
-        messages=tuple(messages),
+        messages=tuple(with_one_system_turn(messages)),
         tools=tuple(map(_tool, tools)),
         tool_choice=choice if tools else None,
         parallel_tool_calls=body.parallel_tool_calls if tools else None,

@@ -42,8 +42,7 @@ def test_items_become_messages() -> None:
         ToolCall(index=1, id="c2", name="g", arguments="{}"),
     )
     assert request.conversation.messages == (
-        ChatMessage(role="system", parts=(Text(text="I"),)),
-        ChatMessage(role="system", parts=(Text(text="D"),)),
+        ChatMessage(role="system", parts=(Text(text="I\n\nD"),)),
         ChatMessage(role="user", parts=(Text(text="U"),)),
         ChatMessage(role="assistant", reasoning="S", tool_calls=called),
         ChatMessage(role="tool", parts=(Text(text="O"),), tool_call_id="c1"),
