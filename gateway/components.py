@@ -30,7 +30,7 @@ from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
-from hostler.gateway.model_catalog import Catalog, with_unload_times
+from hostler.gateway.model_catalog import Catalog, with_unknown_states, with_unload_times
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
@@ -180,7 +180,10 @@ class Components:
 
     def model_list(self) -> ModelList:
         """The models of all backends, with the times at which idle ones will be unloaded."""
-        return with_unload_times(self.catalog.listing, _unload_times(self.hosts, self.clock()))
+        listing = with_unload_times(self.catalog.listing, _unload_times(self.hosts, self.clock()))
+        if all(host.reachable for host in self.hosts.values()):
+            return listing
+        return with_unknown_states(listing, _unreachable_models(self.hosts))
 
     async def _aclose(self) -> None:
         await self._lan.aclose()
@@ -321,3 +324,12 @@ def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:
         for model, seconds in host.idle_times(now).items():
             ends[model] = max(ends.get(model, 0.0), wall + seconds)
     return ends
+
+
+def _unreachable_models(hosts: Mapping[str, Host]) -> set[str]:
+    """The models whose hosts are all unreachable."""
+    models: dict[bool, set[str]] = {True: set(), False: set()}
+    for host in hosts.values():
+        if host.status is not None:
+            models[host.reachable].update(profile.name for profile in host.status.profiles)
+    return models[False] - models[True]

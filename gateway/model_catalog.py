@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -48,10 +48,20 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 def with_unload_times(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
     """The listing with `ends`: when idle models will be unloaded, in seconds since the epoch."""
+    return _changed(listing, {name: {"expires_at": end} for name, end in ends.items()})
+
+
+def with_unknown_states(listing: ModelList, models: Collection[str]) -> ModelList:
+    """The listing without knowledge of what these models do: their hosts cannot be reached."""
+    return _changed(listing, {model: {"state_known": False} for model in models})
+
+
+def _changed(listing: ModelList, fields: Mapping[str, Mapping[str, object]]) -> ModelList:
+    """The listing with these fields of the cards of these models, and of those that run as them."""
     changed = {
-        card.name: msgspec.structs.replace(card, expires_at=ends[runs])
+        card.name: msgspec.structs.replace(card, **fields[runs])
         for card in listing.cards
-        if (runs := card.preset.model if card.preset is not None else card.name) in ends
+        if (runs := card.preset.model if card.preset is not None else card.name) in fields
     }
     if not changed:
         return listing
@@ -189,7 +199,7 @@ class Catalog:
                         name_there=profile.name,
                         context=profile.context,
                         hosted=True,
-                        lacks=lacking(profile.facts),
+                        lacks=lacking(profile.facts, embeddings=profile.embeddings),
                     )
                 )
                 if profile.default and default is None:
@@ -198,7 +208,9 @@ class Catalog:
             for model in backend_settings.models:
                 if model != "*" and model not in cards:
                     context = backend_settings.context or 0
-                    cards[model] = ModelCard(name=model, state="loaded", context=context, created=self._since)
+                    cards[model] = ModelCard(
+                        name=model, state="loaded", state_known=False, context=context, created=self._since
+                    )
         for backend in self._chain:
             if backend in self._unknown:
                 for model in self._declared.get(backend, ()):
@@ -296,7 +308,7 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         size=profile.size,
         digest=profile.digest,
         facts=profile.facts,
-        capabilities=profile.facts.capabilities if profile.facts else ("completion",),
+        capabilities=_capabilities(profile),
         description=profile.description,
         listed=profile.listed,
         memory_bytes=status.memory_bytes if status else 0,
@@ -304,6 +316,12 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         failure=status.failure.message if status and status.failure else None,
         percent=status.percent if status and status.state == "starting" else None,
     )
+
+
+def _capabilities(profile: ProfileInfo) -> tuple[str, ...]:
+    if profile.facts is not None:
+        return profile.facts.capabilities
+    return ("embedding",) if profile.embeddings else ("completion",)
 
 
 def _preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:

@@ -15,7 +15,7 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
     """The facts with the capabilities of the profile rather than of the file.
 
-    What a projector (`--mmproj`) or another chat template supports is not known, so that they may support everything.
+    An engine for embeddings gives nothing else. What a projector (`--mmproj`) or another chat template supports is not known, so that they may support everything.
     """
     if facts is None:
         return None
@@ -24,19 +24,22 @@ def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | N
         added += ("vision", "audio")
     if _given(profile, _TEMPLATES) or _TEMPLATE_VARIABLES & profile.env.keys():
         added.append("tools")
+    if profile.embeddings:
+        media = [name for name in (*facts.capabilities, *added) if name in ("vision", "audio")]
+        return msgspec.structs.replace(facts, capabilities=("embedding", *dict.fromkeys(media)))
     added = [capability for capability in added if capability not in facts.capabilities]
     if not added:
         return facts
     return msgspec.structs.replace(facts, capabilities=(*facts.capabilities, *added))
 
 
-def lacking(facts: ModelFacts | None) -> frozenset[str]:
-    """What a model certainly cannot do; nothing if its file could not be read.
+def lacking(facts: ModelFacts | None, *, embeddings: bool = False) -> frozenset[str]:
+    """What a model certainly cannot do; nothing if its file could not be read, and its profile is not for `embeddings`.
 
     Without a chat template of its own a model gets the engine's, about which nothing is known.
     """
     if facts is None:
-        return frozenset()
+        return frozenset({"completion"}) if embeddings else frozenset()
     known = {"completion", "vision", "audio", *(("tools",) if facts.chat_template else ())}
     return frozenset(known.difference(facts.capabilities))
 

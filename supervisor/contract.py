@@ -80,7 +80,7 @@ class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A profile as published to gateways. `context` is what one request gets."""
+    """A profile as published to gateways. `context` is what one request gets. `embeddings`: it gives nothing else."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -99,6 +99,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     chain: tuple[str, ...] | None = None
     local_only: bool = False
+    embeddings: bool = False
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ class ManagedModel:
             modified_at=description.modified_at, facts=with_arguments(description.facts, profile),
             ttl_s=profile.ttl_s, pinned=self.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
-            load_s=load_s, chain=profile.chain, local_only=profile.local_only,
+            load_s=load_s, chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
         )  # fmt: skip
 
     async def run(self) -> None:

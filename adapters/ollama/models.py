@@ -32,9 +32,10 @@ def list_tags(listing: ModelList) -> WireResponse:
 
 
 def list_running(listing: ModelList) -> WireResponse:
-    """The models that are loaded or loading, those that expire last first."""
+    """The models that are loaded or loading, those that expire last first. Not those of which that is not known."""
     # A derived model runs under the name of its base.
-    cards = [card for card in listing.cards if card.state in ("loaded", "loading") and not _is_derived(card)]
+    running = [card for card in listing.cards if card.state_known and card.state in ("loaded", "loading")]
+    cards = [card for card in running if not _is_derived(card)]
     cards.sort(key=lambda card: -(card.expires_at if card.expires_at is not None else float("inf")))
     models = []
     for card in cards:

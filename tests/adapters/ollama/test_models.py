@@ -11,7 +11,7 @@ import pytest
 from fakes.ollama_harness import SMOL, OllamaHarness
 
 from hostler.adapters.canonical import ModelInfoRequest
-from hostler.adapters.model_list import ModelList
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.models import human_number
 
 HEX = "0123456789abcdef"
@@ -65,6 +65,13 @@ def test_an_unlisted_model_can_be_shown() -> None:
     harness = OllamaHarness(ModelList(cards=(hidden,), index={"smol": hidden}))
     assert harness.respond_json("tags") == {"models": []}
     assert harness.respond("show", {"model": "smol"}).status == 200
+
+
+def test_ps_lists_no_model_whose_state_is_not_known() -> None:
+    cards = (ModelCard(name="cloud", state="loaded", state_known=False), ModelCard(name="here", state="loaded"))
+    harness = OllamaHarness(ModelList(cards=cards, index={card.name: card for card in cards}))
+    assert [model["name"] for model in harness.respond_json("ps")["models"]] == ["here:latest"]
+    assert len(harness.respond_json("tags")["models"]) == 2
 
 
 def test_ps_shows_loaded_and_loading_models_with_their_expiry(harness: OllamaHarness) -> None:
