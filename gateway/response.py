@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder, WireResponse
 from hostler.adapters.canonical import Chunk, Progress, ResponseHead
 from hostler.adapters.errors import GatewayError
@@ -12,18 +14,25 @@ from hostler.gateway.asgi import Send
 Headers = list[tuple[bytes, bytes]]
 
 
+class Facts(Protocol):
+    """Returns headers, names in lower case, that describe how the request was served. `early`: nothing of that is certain."""
+
+    def __call__(self, *, early: bool = False) -> Headers: ...
+
+
 class ResponseWriter:
     """Writes one answer through ASGI's `send`, which waits while the client lags behind.
 
     `started`: the status was sent. `committed`: a token was sent, so no other backend may serve the request any more.
     `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `streaming`: the client requested a
-    stream, so it can receive progress. There is an `encoder` only for answers of models and of model admin. `facts`
-    returns the headers, names in lower case, that describe how the request was served, as far as it is known.
+    stream, so it can receive progress. There is an `encoder` only for answers of models and of model admin. Headers
+    that leave before the answer has begun contain none of the `facts` that may still change: event streams name them in
+    a comment before the first token, and in another one at the end.
     """
 
     __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "started", "status", "streaming")
 
-    def __init__(self, send: Send, facts: Callable[[], Headers]) -> None:
+    def __init__(self, send: Send, facts: Facts) -> None:
         self._send = send
         self._facts = facts
         self.encoder: Encoder
@@ -50,7 +59,9 @@ class ResponseWriter:
     def put(self, data: bytes) -> Awaitable[None]:
         """Send encoded chunks, see `write`. Not a coroutine: streams pass here most often."""
         if data:
-            self.committed = True
+            if not self.committed:
+                self.committed = True
+                data = self._late_facts() + data
             if self.started:
                 return self._send({"type": "http.response.body", "body": data, "more_body": True})
         return self._put(data)
@@ -58,16 +69,18 @@ class ResponseWriter:
     async def heartbeat(self, progress: Progress) -> None:
         """Send progress to a waiting client. Commits nothing but the status."""
         data = self.encoder.heartbeat(progress)
-        self._late = self._late or bool(data)
+        if data and not self.started:
+            self._late = True
         await self._put(data)
 
     async def end(self, last: bytes = b"") -> None:
         """End the answer, after the last encoded chunks."""
         encoder = self.encoder
         data = last + encoder.finish()
-        self.committed = True
-        if self._late and encoder.streaming:
-            data += _comment(self._facts())
+        if not self.committed:
+            self.committed = True
+            data = self._late_facts() + data
+        data += self._late_facts()
         if not self.started:
             await self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
         await self._end(data)
@@ -102,6 +115,12 @@ class ResponseWriter:
             await self._end(self.encoder.error(error))
         self.ended = True
 
+    def _late_facts(self) -> bytes:
+        """The facts that came too late for the headers, where the stream has comments."""
+        if not self._late or not self.encoder.media_type.startswith(sse.MEDIA_TYPE):
+            return b""
+        return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in self._facts())
+
     async def _put(self, data: bytes) -> None:
         if data:
             if not self.started:
@@ -116,7 +135,7 @@ class ResponseWriter:
     async def _start(
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
-        headers = self._facts()
+        headers = self._facts(early=self._late and not self.committed)
         if status != 204:  # has no body, so neither a type nor a length
             if media_type:
                 headers.append((b"content-type", media_type.encode("latin-1")))
@@ -132,8 +151,3 @@ class ResponseWriter:
 
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-
-
-def _comment(facts: Headers) -> bytes:
-    """The facts that came too late for the headers, as a comment of the event stream."""
-    return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in facts)

@@ -10,7 +10,10 @@ from hostler.gateway.response import Headers
 
 
 class ServingHeaders:
-    """The headers that describe how a request was served, as far as it is known when they are sent."""
+    """The headers that describe how a request was served, as far as it is known when they are sent.
+
+    `early`: the request still waits, and another backend may answer it.
+    """
 
     __slots__ = ("_request_id", "context")
 
@@ -18,9 +21,9 @@ class ServingHeaders:
         self._request_id = request_id.encode("latin-1")
         self.context: RequestContext | None = None
 
-    def __call__(self) -> Headers:
+    def __call__(self, *, early: bool = False) -> Headers:
         facts, context = [(b"x-request-id", self._request_id)], self.context
-        if context is None or (attempt := context.attempt) is None:
+        if early or context is None or (attempt := context.attempt) is None:
             return facts
         queue_s, switch_s = context.waits
         facts += _target_headers(attempt.target.backend, attempt.target.model, attempt.hop)

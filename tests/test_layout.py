@@ -35,7 +35,6 @@ TESTED_ELSEWHERE = {
     "gateway/cli/run.py": ["system/test_cli_terminal.py", "system/test_cli_errors.py"],
     "gateway/cli/status.py": ["system/test_cli_commands.py"],
     "gateway/events.py": ["system/test_behaviours_events.py"],
-    "gateway/response.py": ["system/test_behaviours_progress.py", "system/test_behaviours_bytes.py"],
     "supervisor/scheduling/model.py": ["supervisor/scheduling/test_scheduler.py"],
     "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],
     "gateway/telemetry/history_schema.py": ["gateway/telemetry/test_history.py"],

@@ -222,13 +222,14 @@ class OllamaEncoder(Encoder):
         usage = self._usage or Usage()
         prompt_s, completion_s = (usage.prompt_ms or 0.0) / 1000, (usage.completion_ms or 0.0) / 1000
         timing = self._timing or Timing(total_s=prompt_s + completion_s)
+        # As in Ollama, where no duration is 0, and the counts are left out if they are.
         counts = {
-            "total_duration": nanoseconds(timing.total_s),
-            "load_duration": nanoseconds(timing.queue_s + timing.switch_s),
+            "total_duration": max(1, nanoseconds(timing.total_s)),
+            "load_duration": max(1, nanoseconds(timing.queue_s + timing.switch_s)),
             "prompt_eval_count": usage.prompt_tokens,
-            "prompt_eval_duration": nanoseconds(prompt_s),
+            "prompt_eval_duration": max(1, nanoseconds(prompt_s)),
             "eval_count": usage.completion_tokens,
-            "eval_duration": nanoseconds(completion_s),
+            "eval_duration": max(1, nanoseconds(completion_s)),
         }
         return {name: count for name, count in counts.items() if count}
 

@@ -21,6 +21,7 @@ def test_target_hop_and_times_are_those_of_all_attempts() -> None:
     context.begin_attempt(TARGET, hop=1, now=2.0).switch_s = 0.25
     shown = dict(headers())
     assert shown[b"x-hostler-hop"] == b"1"
+    assert headers(early=True) == [(b"x-request-id", b"req-1")]
     assert (shown[b"x-hostler-queue-ms"], shown[b"x-hostler-switch-ms"]) == (b"1500", b"250")
 
 

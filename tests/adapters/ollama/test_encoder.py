@@ -25,6 +25,7 @@ METRICS = {
     "eval_duration": 8_312_151_000,
 }
 TIMING = Timing(queue_s=0.187045333, switch_s=1.0, total_s=10.192426603)
+DURATIONS = [name for name in METRICS if name.endswith("duration")]
 WHEN = "2023-11-14T22:13:20Z"
 
 pieces = st.builds(
@@ -138,9 +139,21 @@ def test_alternatives_to_tokens_are_included_only_on_request(harness: OllamaHarn
 
 def test_without_timing_the_engines_total_is_used(harness: OllamaHarness) -> None:
     last = harness.lines(harness.chat(), say("x", finish="stop", usage=COUNTS))[-1]
-    assert last["total_duration"] == 9_002_733_000 and "load_duration" not in last
-    bare = harness.lines(harness.chat(), say("x", finish="stop"))[-1]
-    assert not [name for name in bare if name.endswith(("duration", "count"))]
+    assert (last["total_duration"], last["load_duration"]) == (9_002_733_000, 1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_durations_are_always_there_and_never_0(harness: OllamaHarness, stream: bool) -> None:
+    text = harness.encode(harness.chat(stream=stream), say("x", finish="stop"))
+    last = json.loads(text.splitlines()[-1])
+    durations = {name: value for name, value in last.items() if name.endswith("duration")}
+    assert durations == dict.fromkeys(DURATIONS, 1)
+
+
+def test_embeddings_have_their_durations(harness: OllamaHarness) -> None:
+    request = harness.decode("embed", {"model": "smol", "input": "hi"})
+    body = json.loads(harness.encode(request, say(vectors=((1.0, 0.0),))))
+    assert (body["total_duration"], body["load_duration"]) == (1, 1)
 
 
 def test_the_encoder_takes_timing(harness: OllamaHarness) -> None:

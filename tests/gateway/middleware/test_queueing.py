@@ -53,7 +53,11 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     assert (granted, released, host.released) == (True, False, [lease])
     assert host.requested == [
         {
-            **{"model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3},
+            "model": "m",
+            "client": "anna",
+            "request_id": "req-1",
+            "keep_alive_s": 5.0,
+            "priority": 3,
             "client_port": 0,
         }
     ]
