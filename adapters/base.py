@@ -11,10 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from hostler.adapters.canonical import Chunk, ModelInfoRequest, Origin, Progress, Request, ResponseHead
+from hostler.adapters.canonical import (
+    Chunk,
+    ModelInfoRequest,
+    Origin,
+    Progress,
+    Request,
+    ResponseHead,
+    StoredRequest,
+)
 from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
 
 
@@ -26,7 +35,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from
     the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept
     JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
-    `upload` marks those whose body is a file, which is never held in memory.
+    `stores` marks those that use stored responses. `upload` marks those whose body is a file, which is never held in memory.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     writes: bool = False
     media_types: tuple[str, ...] = ()
     upload: bool = False
+    stores: bool = False
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +103,8 @@ class Encoder(ABC):
     streaming: bool = False
     media_type: str = "application/json"
     length: int | None = None
+    #: For protocols that store responses: receives the whole response, just before its last bytes are sent.
+    on_response: Callable[[bytes], None] | None = None
 
     def set_clock(self, clock: Callable[[], float]) -> None:
         """For protocols that put a time into each line: `clock` returns seconds since the epoch."""
@@ -190,6 +202,31 @@ class Adapter(ABC):
         model does not support, such as tools, if the protocol requires that.
         """
         return request
+
+    def with_stored(self, request: Request, stored: StoredResponses, *, pass_on: bool) -> Request:
+        """The request with what it refers to of stored responses.
+
+        Raises `BadRequest` for what is not stored, unless `pass_on`: a backend may have stored it.
+        """
+        return request
+
+    def wants_stored(self, request: Request) -> bool:
+        """Whether its response is to be stored."""
+        return False
+
+    def stored_response(
+        self, request: Request, body: bytes, at: float, stored: StoredResponses
+    ) -> StoredResponse | None:
+        """The response to a request as its client sent it, to be stored; `None` if it cannot be."""
+        return None
+
+    def stored_info(self, request: StoredRequest, stored: StoredResponses) -> WireResponse:
+        """The answer to a request about a stored response, before it is deleted if that is requested. Raises `NotFound`."""
+        raise NotFound(f"The {self.name} adapter stores no responses.")
+
+    def check_for_engines(self, request: Request) -> None:
+        """Raises `BadRequest` for what certainly cannot be sent to an engine. Called before one is started."""
+        return
 
     def shortens(self, request: Request) -> bool:
         """Whether `amend` shortens the request if it is too long."""

@@ -196,6 +196,18 @@ class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model_inf
     model: str | None = None
 
 
+class StoredRequest(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):
+    """A request about a response that the gateway has stored: it reaches no backend.
+
+    `kind` is the adapter's own name for it.
+    """
+
+    origin: Origin
+    kind: str
+    id: str
+    model: str | None = None
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """Load or unload a model now, without generating anything."""
 
@@ -263,6 +275,7 @@ Request = (
     | CountRequest
     | Passthrough
     | ModelInfoRequest
+    | StoredRequest
     | LoadRequest
     | PullModel
     | CopyModel

@@ -24,7 +24,6 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loopback
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
-from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
 from hostler.gateway.config_reload import Reloader
@@ -38,6 +37,7 @@ from hostler.gateway.middleware.model_info import ModelInfoMiddleware
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
+from hostler.gateway.middleware.stored_responses import StoredResponsesMiddleware
 from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
@@ -99,8 +99,8 @@ def create_app(
     return gateway.app
 
 
-def model_middleware(parts: Components) -> list[Middleware]:
-    """The middleware of requests for models, outermost first, around `Proxy`."""
+def model_middleware(parts: Components, *, stores: bool = False) -> list[Middleware]:
+    """The middleware of requests for models, outermost first, around `Proxy`; `stores`: those that use stored responses."""
     settings, clock = parts.settings.gateway, parts.clock
     recording = []
     if parts.transcripts is not None:
@@ -110,6 +110,10 @@ def model_middleware(parts: Components) -> list[Middleware]:
         from hostler.gateway.middleware.tracing import TracingMiddleware
 
         tracing.append(Middleware(TracingMiddleware, record=tracer.record, should_sample=tracer.should_sample))
+    storing = []
+    if stores:
+        pass_on = any(backend.kind == "openai" for backend in parts.settings.backends.values())
+        storing.append(Middleware(StoredResponsesMiddleware, store=parts.responses, pass_on=pass_on))
     return [
         *recording,
         Middleware(
@@ -121,6 +125,7 @@ def model_middleware(parts: Components) -> list[Middleware]:
         ),
         *tracing,
         Middleware(AccessLogMiddleware, bus=parts.bus, log=parts.access_log.add, clock=clock),
+        *storing,
         Middleware(ModelInfoMiddleware, listing=parts.model_list, bus=parts.bus),
         Middleware(ModelAdminMiddleware, model_admin=parts.model_admin),
         Middleware(
@@ -131,7 +136,7 @@ def model_middleware(parts: Components) -> list[Middleware]:
         Middleware(
             FallbackMiddleware,
             hops=parts.chain.hops,
-            budget=RetryBudget(RetryRules()),
+            budget=parts.retry_budget,
             sleeps=parts.sleeps,
             settings=settings.switching,
             max_wait_s=settings.queue.max_wait_s,
@@ -144,9 +149,11 @@ def model_middleware(parts: Components) -> list[Middleware]:
 
 def router(parts: Components) -> Router:
     """Every path the gateway answers: those of the adapters, and its own."""
-    models = wrap(Proxy(parts.backends, clock=parts.clock), model_middleware(parts))
+    proxy = Proxy(parts.backends, clock=parts.clock)
+    models = wrap(proxy, model_middleware(parts))
+    stored = wrap(proxy, model_middleware(parts, stores=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)
-    found = Router([*adapter_routes(load_adapters(), models, uploads), *parts.admin.routes()])
+    found = Router([*adapter_routes(load_adapters(), models, uploads, stored), *parts.admin.routes()])
     parts.admin.describe(found.routes())
     return found
 

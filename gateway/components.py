@@ -24,6 +24,7 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
+from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
@@ -31,6 +32,8 @@ from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import Catalog, with_unknown_states, with_unload_times
+from hostler.gateway.response_store import ResponseStore
+from hostler.gateway.response_store import default_file as responses_file
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
@@ -86,6 +89,7 @@ class Components:
         self.bus = Bus()
         self.in_flight = InFlightRequests()
         self.sleeps = CancellableSleeps()
+        self.retry_budget = RetryBudget(RetryRules())
         self._tokens: dict[str, str | None] = {}
         self._clients = self._find_clients()
         self._supervisors: dict[str, object] = {**({} if local is None else {LOCAL: local}), **self._clients}
@@ -106,6 +110,7 @@ class Components:
             refresh=refresh or self._read_library,
         )
         self.tracer, self.transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
+        self.responses = _response_store(settings.gateway)
         self._lan: Transport = LanTransport()
         self._remote = remote_transport(self._lan, settings)
         self.backends = self._build_backends()
@@ -146,6 +151,8 @@ class Components:
             for host in self.hosts.values():
                 tasks.start_soon(host.run)
             tasks.start_soon(self.chain.run)
+            if self.responses is not None:
+                tasks.start_soon(self.responses.run)
             # Supervisors answer within milliseconds; the first client should see their models.
             if LOCAL in self.hosts:
                 await self.hosts[LOCAL].synced.wait()
@@ -314,6 +321,17 @@ def _transcripts(settings: GatewaySettings) -> Transcripts | None:
     if file.is_file():
         logger.warning("%s still contains recorded prompts and answers; delete it if it is no longer needed", file)
     return None
+
+
+def _response_store(settings: GatewaySettings) -> ResponseStore | None:
+    """`None` if no responses are stored."""
+    stored = settings.responses
+    if stored.store == "off":
+        return None
+    file = None
+    if stored.store == "disk":
+        file = Path(stored.file).expanduser() if stored.file else responses_file()
+    return ResponseStore(file, max_bytes=stored.max_size, max_age_s=stored.max_age_s, wall=time.time)
 
 
 def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:

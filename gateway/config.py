@@ -95,6 +95,15 @@ class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
 
 
+class ResponsesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether responses of the responses API are stored, where, how much and for how long."""
+
+    store: Literal["memory", "disk", "off"] = "memory"
+    file: str | None = None
+    max_size: Size = Size(64 * 1024**2)
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
+
+
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The changes that clients may make to models, and the file that stores them."""
 
@@ -122,6 +131,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     spending: SpendingSettings = SpendingSettings()
     tracing: TracingSettings = TracingSettings()
     recording: RecordingSettings = RecordingSettings()
+    responses: ResponsesSettings = ResponsesSettings()
     library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
 
@@ -374,6 +384,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
             api_keys_file=absolute(gateway.api_keys_file),
             spending=replace(gateway.spending, file=absolute(gateway.spending.file)),
             recording=replace(gateway.recording, file=absolute(gateway.recording.file)),
+            responses=replace(gateway.responses, file=absolute(gateway.responses.file)),
         ),
         backends={
             name: replace(backend, token_file=absolute(backend.token_file), api_key_file=absolute(backend.api_key_file))

@@ -112,10 +112,17 @@ class Router(BaseRoute):
         await scope[ROUTE_KEY].app(scope, receive, send)
 
 
-def adapter_routes(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None) -> list[RouteMatch]:
-    """A route for every operation of every adapter, all served by `pipeline`, uploads by `uploads`."""
+def adapter_routes(
+    adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None, stored: ASGIApp | None = None
+) -> list[RouteMatch]:
+    """A route for every operation of every adapter, all served by `pipeline`, except for uploads by `uploads`, and those
+    that use stored responses by `stored`."""
+
+    def app(operation: Operation) -> ASGIApp:
+        return (uploads if operation.upload else stored if operation.stores else None) or pipeline
+
     return [
-        RouteMatch(operation=operation, app=(uploads or pipeline) if operation.upload else pipeline, adapter=adapter)
+        RouteMatch(operation=operation, app=app(operation), adapter=adapter)
         for adapter in adapters
         for operation in adapter.operations
     ]

@@ -15,12 +15,14 @@ from hostler.adapters.canonical import (
     Passthrough,
     Request,
     RerankRequest,
+    StoredRequest,
 )
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai import chat, models, responses
+from hostler.adapters.openai import stored as stored_responses
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.errors import error_response
 from hostler.adapters.openai.operations import FORMS, OPERATIONS
@@ -28,6 +30,7 @@ from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.schema import RESPONSES, WIRE, StreamOptions
 from hostler.adapters.requested_model import model_outside_body
+from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
@@ -49,11 +52,14 @@ class OpenAIAdapter(Adapter):
         name = operation.name
         content_type = incoming.headers.get("content-type", "application/json")
         is_form = name in FORMS and content_type.lower().startswith(_FORM)
-        body = None if is_form or operation.model_info else JsonBody(incoming.body)
+        is_stored = name in ("response", "input_items")
+        body = None if is_form or operation.model_info or is_stored else JsonBody(incoming.body)
         origin = self.origin(operation, incoming, json_body=body)
         if operation.model_info:
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
             return ModelInfoRequest(origin=origin, kind=name, model=model)
+        if is_stored:
+            return StoredRequest(origin=origin, kind=name, id=incoming.path_params.get("id", ""))
         if body is None:
             model = multipart.field(incoming.body, content_type, "model") or model_outside_body(incoming)
             stream = multipart.field(incoming.body, content_type, "stream") == "true"
@@ -83,6 +89,32 @@ class OpenAIAdapter(Adapter):
 
     def apply_preset(self, request: Request, preset: Preset) -> Request:
         return chat.with_preset(request, preset)
+
+    def with_stored(self, request: Request, stored: StoredResponses, *, pass_on: bool) -> Request:
+        if isinstance(request, ChatRequest) and request.origin.wire == RESPONSES:
+            return stored_responses.with_stored(request, stored, pass_on=pass_on)
+        return request
+
+    def wants_stored(self, request: Request) -> bool:
+        return (
+            isinstance(request, ChatRequest)
+            and request.origin.wire == RESPONSES
+            and stored_responses.wants_stored(request)
+        )
+
+    def stored_response(
+        self, request: Request, body: bytes, at: float, stored: StoredResponses
+    ) -> StoredResponse | None:
+        if not isinstance(request, ChatRequest):
+            return None
+        return stored_responses.stored_response(request, body, at, stored)
+
+    def stored_info(self, request: StoredRequest, stored: StoredResponses) -> WireResponse:
+        return stored_responses.stored_info(request, stored)
+
+    def check_for_engines(self, request: Request) -> None:
+        if request.origin.wire == RESPONSES:
+            self.expand(request)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """A chat for a backend without the responses API; no reasoning options for a model without reasoning."""

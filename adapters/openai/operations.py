@@ -19,6 +19,12 @@ _POSTS: tuple[tuple[str, str], ...] = (
     ("image_variations", "/images/variations"),
 )
 
+# What is stored of the responses API.
+_STORED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("response", "/responses/{id}", ("GET", "DELETE")),
+    ("input_items", "/responses/{id}/input_items", ("GET",)),
+)
+
 # Without /v1 these paths are llama.cpp's own, answered in its native form.
 _ONLY_V1 = frozenset({"completions", "embeddings", "rerank"})
 
@@ -31,7 +37,21 @@ def _operations() -> tuple[Operation, ...]:
     for prefix in ("/v1", ""):
         for name, path in (*_POSTS, ("rerank", "/rerank")):
             if prefix or name not in _ONLY_V1:
-                operations += (Operation(name=name, path=prefix + path + slash) for slash in ("", "/"))
+                operations += (
+                    Operation(name=name, path=prefix + path + slash, stores=name == "responses") for slash in ("", "/")
+                )
+        for slash in ("", "/"):
+            for name, path, methods in _STORED:
+                operations.append(
+                    Operation(
+                        name=name,
+                        path=prefix + path + slash,
+                        methods=methods,
+                        writes=True,
+                        media_types=("",),
+                        stores=True,
+                    )
+                )
         # The list before the single model, whose pattern would take the list's trailing slash for an empty name.
         operations += (
             Operation(name="models", path=prefix + "/models" + slash, methods=("GET",), scope="read", model_info=True)

@@ -14,13 +14,17 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_events
 from hostler.adapters.openai.schema import RESPONSES
+from hostler.adapters.openai.stored import MAX_STORED
 
 # The request's fields that a response repeats, and their defaults.
 _REPEATED: dict[str, Any] = {
-    "instructions": None, "max_output_tokens": None, "metadata": {}, "parallel_tool_calls": True,
+    "previous_response_id": None, "instructions": None, "max_output_tokens": None, "metadata": {}, "parallel_tool_calls": True,
     "reasoning": {"effort": None, "summary": None}, "temperature": None, "text": {"format": {"type": "text"}},
     "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled", "user": None,
 }  # fmt: skip
+
+# In the last events of a backend's stream.
+_ENDS = (b'"response.completed"', b'"response.incomplete"')
 
 _Event = dict[str, Any]
 
@@ -86,6 +90,7 @@ class ResponsesEncoder(Encoder):
     def start(self, head: ResponseHead) -> None:
         self._forward.start(head)
         self._forwards = False
+        self._body = bytearray()
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self.length = None
         self._items: list[OutputItem] = []
@@ -97,6 +102,8 @@ class ResponsesEncoder(Encoder):
     def encode(self, chunk: Chunk) -> bytes:
         if chunk.wire == RESPONSES:
             self._forwards = True
+            if self.on_response is not None and chunk.raw:
+                self._report(chunk)
             return self._forwarded(self._forward.encode(chunk))
         self._usage = chunk.usage or self._usage
         if chunk.index:
@@ -106,12 +113,16 @@ class ResponsesEncoder(Encoder):
 
     def finish(self) -> bytes:
         if self._forwards:
+            if self._body and self.on_response is not None:
+                self.on_response(bytes(self._body))
             return self._forwarded(self._forward.finish())
         events = [*self._open_response(), *self._close_items(last=True)]
         response = self._response()
+        body = msgspec.json.encode(response)
+        if self.on_response is not None:
+            self.on_response(body)
         if self.streaming:
             return self._encode([*events, {"type": f"response.{response['status']}", "response": response}])
-        body = msgspec.json.encode(response)
         self.length = len(body)
         return body
 
@@ -122,6 +133,23 @@ class ResponsesEncoder(Encoder):
         if not self.streaming:
             return b""
         return responses_error_events(error, self._response(), self._sequence_number + 1)
+
+    def _report(self, chunk: Chunk) -> None:
+        """Pass on the whole response, which a backend's stream has at its end, and a whole answer is."""
+        assert self.on_response is not None
+        if chunk.is_body:
+            self._body += chunk.raw
+            if len(self._body) > MAX_STORED:
+                self.on_response = None
+            return
+        if not any(mark in chunk.raw for mark in _ENDS):
+            return
+        for line in chunk.raw.splitlines():
+            if line.startswith(b"data:") and any(mark in line for mark in _ENDS):
+                try:
+                    self.on_response(bytes(json_body.members(line[5:].strip())["response"]))
+                except (KeyError, *NOT_JSON):
+                    continue
 
     def _forwarded(self, data: bytes) -> bytes:
         self.media_type, self.length = self._forward.media_type, self._forward.length
@@ -224,8 +252,7 @@ class ResponsesEncoder(Encoder):
             "incomplete_details": {"reason": cut} if cut and not running else None,
             "model": self._model,
             "output": [] if running else [item.body() for item in self._items],
-            "previous_response_id": None,
-            "store": False,
+            "store": self.on_response is not None,
             **self._repeated,
             "usage": None
             if running

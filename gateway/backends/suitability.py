@@ -30,6 +30,10 @@ def known_inability(
     A loaded model is asked all the same: its engine knows better, and says by how much a request is too long. `name` is
     the model's name as the client sent it.
     """
+    try:
+        adapter.check_for_engines(request)
+    except BadRequest as error:
+        return "unsupported", error
     name = name or target.model
     missing = target.lacks & needs(request, adapter.expand) if target.lacks else frozenset[str]()
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hostler.adapters.canonical import ModelInfoRequest
+from hostler.adapters.canonical import ModelInfoRequest, StoredRequest
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import RequestContext
 from hostler.gateway.telemetry.transcripts import Transcript
@@ -36,7 +36,7 @@ class RecordingMiddleware:
             await self.app(scope, receive, recording)
         finally:
             context: RequestContext | None = scope.get(CONTEXT_KEY)
-            if context is not None and not isinstance(context.request, ModelInfoRequest):
+            if context is not None and not isinstance(context.request, (ModelInfoRequest, StoredRequest)):
                 self._keep(self._transcript(context, answer))
 
     def _transcript(self, context: RequestContext, answer: bytearray) -> Transcript:

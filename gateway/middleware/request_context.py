@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation
-from hostler.adapters.canonical import ModelInfoRequest, Request
+from hostler.adapters.canonical import ModelInfoRequest, Request, StoredRequest
 from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
@@ -186,7 +186,7 @@ class RequestContextMiddleware:
     ) -> tuple[Request, Encoder | None]:
         """The request, and an encoder unless it is answered from the catalog alone."""
         request = adapter.decode(operation, incoming)
-        if isinstance(request, ModelInfoRequest):
+        if isinstance(request, (ModelInfoRequest, StoredRequest)):
             return request, None
         encoder = adapter.encoder(request, response_id=request_id, created=int(self._wall()), progress=self._progress)
         encoder.set_clock(self._wall)

@@ -22,6 +22,7 @@ from hostler.adapters.canonical import (
     ModelOperation,
     ProgressStep,
     ResponseHead,
+    StoredRequest,
     ToolCall,
     Usage,
 )
@@ -112,7 +113,7 @@ def respond(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -
             response = adapter.model_info(request, LISTING)
             return {**result, "answer": readable(response.body), "status": response.status, "type": response.media_type}
         result["becomes"] = type(request).__name__
-        if isinstance(request, LoadRequest):
+        if isinstance(request, (LoadRequest, StoredRequest)):
             return result
         if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="off")

@@ -1,0 +1,34 @@
+"""A response that was stored with the input it answered, so that later requests can refer to both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """`body` is the response as its client received it, `input` what it answered, after the response `previous`.
+
+    `output` are the items of the body by their ids. `at` is in seconds since the epoch.
+    """
+
+    id: str
+    at: float
+    body: msgspec.Raw
+    input: tuple[msgspec.Raw, ...] = ()
+    output: dict[str, msgspec.Raw] = {}
+    previous: str | None = None
+
+
+class StoredResponses(Protocol):
+    """The stored responses of one client."""
+
+    def find(self, response_id: str) -> StoredResponse | None: ...
+
+    def find_item(self, item_id: str) -> msgspec.Raw | None: ...
+
+    def history(self, response_id: str) -> Sequence[StoredResponse] | None:
+        """The response and those before it, oldest first; `None` if one of them is not stored."""
+        ...

@@ -1,0 +1,213 @@
+"""Stored responses, by client: a bounded store in memory, and the file that keeps it over restarts if there is one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from hostler.adapters.stored_response import StoredResponse
+
+logger = logging.getLogger(__name__)
+
+#: Responses that one follows from the last, at most.
+_LONGEST_HISTORY: Final = 1000
+_WRITE_INTERVAL_S: Final = 1.0
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS responses (
+    n INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, at REAL NOT NULL, body BLOB NOT NULL,
+    UNIQUE (client, id) ON CONFLICT REPLACE
+);
+"""
+
+_Key = tuple[str, str]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    response: StoredResponse
+    size: int
+
+
+class ResponseStore:
+    """The responses of all clients, each visible to its own client only. The oldest are dropped beyond the limits.
+
+    `max_bytes` bounds what is kept, `max_age_s` for how long. With a `file`, `run` reads it and writes every change to it
+    within a second; errors of the disk lose stored responses, never answers.
+    """
+
+    def __init__(self, file: Path | None, *, max_bytes: int, max_age_s: float, wall: Callable[[], float]) -> None:
+        self.file = file
+        self.wall = wall
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._items: dict[_Key, msgspec.Raw] = {}
+        self._bytes = 0
+        self._changed: dict[_Key, StoredResponse | None] = {}
+        self._logged_error = False
+
+    def of(self, client: str) -> ClientResponses:
+        """The stored responses of one client."""
+        return ClientResponses(self, client)
+
+    def add(self, client: str, response: StoredResponse) -> None:
+        """Store a response, and drop the oldest ones for it."""
+        self._insert((client, response.id), response)
+        self._changed[(client, response.id)] = response
+
+    def find(self, client: str, response_id: str) -> StoredResponse | None:
+        """The response, unless it is too old."""
+        entry = self._entries.get((client, response_id))
+        if entry is None or entry.response.at < self.wall() - self._max_age_s:
+            return None
+        return entry.response
+
+    def find_item(self, client: str, item_id: str) -> msgspec.Raw | None:
+        """An item of one of the client's responses."""
+        return self._items.get((client, item_id))
+
+    def delete(self, client: str, response_id: str) -> None:
+        """Forget a response and its items."""
+        self._drop((client, response_id))
+
+    async def run(self) -> None:
+        """Keep the file like the memory until cancelled, and once more at the end."""
+        if self.file is None:
+            return
+        await self._in_thread(self._load)
+        try:
+            while True:
+                await anyio.sleep(_WRITE_INTERVAL_S)
+                await self.flush()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Write what has changed."""
+        if self._changed and self.file is not None:
+            changed, self._changed = self._changed, {}
+            await self._in_thread(lambda: self._write(changed))
+
+    # Inside
+
+    def _insert(self, key: _Key, response: StoredResponse) -> None:
+        if key in self._entries:
+            self._drop(key)
+        items = (*response.input, *response.output.values())
+        # The body repeats the output; both are counted, with an allowance for the objects.
+        size = len(bytes(response.body)) + sum(len(bytes(item)) + 100 for item in items) + 500
+        self._entries[key] = _Entry(response, size)
+        self._bytes += size
+        for item_id, item in response.output.items():
+            self._items[(key[0], item_id)] = item
+        oldest = self.wall() - self._max_age_s
+        while self._entries:
+            first = next(iter(self._entries))
+            if self._bytes <= self._max_bytes and self._entries[first].response.at >= oldest:
+                break
+            self._drop(first)
+
+    def _drop(self, key: _Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._bytes -= entry.size
+        for item_id in entry.response.output:
+            self._items.pop((key[0], item_id), None)
+        self._changed[key] = None
+
+    # In a thread
+
+    async def _in_thread(self, work: Callable[[], object]) -> None:
+        try:
+            await anyio.to_thread.run_sync(work)
+            self._logged_error = False
+        except (sqlite3.Error, OSError) as error:
+            if not self._logged_error:
+                logger.error("%s: cannot store responses: %s", self.file, error)
+            self._logged_error = True
+
+    def _open(self) -> sqlite3.Connection:
+        assert self.file is not None
+        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+        self.file.chmod(0o600)
+        database = sqlite3.connect(self.file, timeout=2.0)
+        try:
+            database.execute("PRAGMA auto_vacuum = FULL")
+            database.execute("PRAGMA secure_delete = ON")
+            database.executescript(_SCHEMA)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _load(self) -> None:
+        database = self._open()
+        try:
+            for client, body in database.execute("SELECT client, body FROM responses ORDER BY n"):
+                try:
+                    response = msgspec.json.decode(body, type=StoredResponse)
+                except (msgspec.MsgspecError, UnicodeError):
+                    continue  # of another release, or damaged
+                if (client, response.id) not in self._entries:
+                    self._insert((client, response.id), response)
+        finally:
+            database.close()
+
+    def _write(self, changed: Mapping[_Key, StoredResponse | None]) -> None:
+        database = self._open()
+        try:
+            with database:
+                for (client, response_id), response in changed.items():
+                    if response is None:
+                        database.execute("DELETE FROM responses WHERE client = ? AND id = ?", (client, response_id))
+                    else:
+                        row = (client, response_id, response.at, msgspec.json.encode(response))
+                        database.execute("INSERT INTO responses (client, id, at, body) VALUES (?, ?, ?, ?)", row)
+        finally:
+            database.close()
+
+
+class ClientResponses:
+    """The stored responses of one client; see `StoredResponses`."""
+
+    def __init__(self, store: ResponseStore, client: str) -> None:
+        self._store = store
+        self._client = client
+
+    def find(self, response_id: str) -> StoredResponse | None:
+        return self._store.find(self._client, response_id)
+
+    def find_item(self, item_id: str) -> msgspec.Raw | None:
+        return self._store.find_item(self._client, item_id)
+
+    def history(self, response_id: str) -> Sequence[StoredResponse] | None:
+        """See `StoredResponses`."""
+        found: list[StoredResponse] = []
+        following: str | None = response_id
+        while following is not None:
+            response = self.find(following)
+            if response is None or len(found) >= _LONGEST_HISTORY:
+                return None
+            found.append(response)
+            following = response.previous
+        return found[::-1]
+
+
+def default_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file where the configuration names none."""
+    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
+        return Path(directory.partition(":")[0]) / "responses.sqlite3"
+    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hostler" / "responses.sqlite3"
