@@ -50,21 +50,21 @@ def error_event(error: GatewayError) -> bytes:
 
 
 def responses_error_events(error: GatewayError, response: dict[str, Any], sequence_number: int = 0) -> bytes:
-    """The error inside a stream of the responses API, and the end of the stream: `response` as failed.
+    """The error inside a stream of the responses API, which it ends: `response` as failed, then the error itself.
 
-    OpenAI's libraries raise the first event, Codex reads only the second. It tries again after each of the codes that a
-    failed response may have, except `invalid_prompt`.
+    Codex reads only the first event. It tries again after each of the codes that a failed response may have, except
+    `invalid_prompt`.
     """
     body = error_body(error)
-    event = {"type": "error", "sequence_number": sequence_number}
+    event = {"type": "error", "sequence_number": sequence_number + 1}
     event |= {"code": body["code"], "message": body["message"], "param": body["param"]}
     code = body["code"]
     if code != "context_length_exceeded":
         limited = client_status(error) == 429
         code = "invalid_prompt" if is_final(error) else "rate_limit_exceeded" if limited else "server_error"
     response = {**response, "status": "failed", "error": {"code": code, "message": body["message"]}}
-    failed = {"type": "response.failed", "sequence_number": sequence_number + 1, "response": response}
-    return sse.event(msgspec.json.encode(event), "error") + sse.event(msgspec.json.encode(failed), "response.failed")
+    failed = {"type": "response.failed", "sequence_number": sequence_number, "response": response}
+    return sse.event(msgspec.json.encode(failed), "response.failed") + sse.event(msgspec.json.encode(event), "error")
 
 
 def error_body(error: GatewayError) -> dict[str, Any]:

@@ -91,7 +91,7 @@ async def test_a_failure_after_progress_is_final_inside_the_stream(start_gateway
     }
     assert events["anthropic"][-1]["error"]["type"] == "api_error"
     assert events["openai"][-1]["error"]["type"] == "server_error"
-    error, failed = events["responses"][-2:]
+    failed, error = events["responses"][-2:]
     assert (error["type"], failed["type"], failed["response"]["status"]) == ("error", "response.failed", "failed")
     assert failed["response"]["error"]["code"] == "invalid_prompt"
     for text in texts.values():

@@ -29,7 +29,7 @@ async def meeting(
         backend = {"kind": kind, "url": server.url, "models": {"m": "there"}}
         async with (
             start_chain(tmp_path, {"there": backend}, gateway=gateway) as chain,
-            openai.AsyncOpenAI(base_url=f"{chain.http.base_url}v1", api_key="x", max_retries=0) as client,
+            openai.AsyncOpenAI(base_url=f"{chain.http.base_url}/v1", api_key="x", max_retries=0) as client,
         ):
             yield server, client
 
