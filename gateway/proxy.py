@@ -19,6 +19,7 @@ from hostler.adapters.errors import (
     BackendTimeout,
     ClientDisconnected,
     GatewayError,
+    drop_tracebacks,
     oversized_response,
 )
 from hostler.adapters.sniffing import JSON, actual_head, without_mark
@@ -51,6 +52,9 @@ ERROR_BODY_LIMIT = 1024 * 1024
 #: Time limits for the check whether a backend that answered with an error is alive.
 _HEALTH = Timeouts(connect_s=2.0, first_byte_s=3.0, between_bytes_s=3.0)
 
+#: How long it is remembered that a backend lacks a route, in seconds: it may get it with an update.
+FORM_KNOWN_S = 300.0
+
 #: How often a rejected request is amended and sent again, at most.
 AMENDMENTS = 8
 
@@ -61,6 +65,7 @@ class Proxy:
     def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
         self._backends = backends
         self._clock = clock
+        self._other_forms: dict[tuple[str, str], tuple[BackendRejected, float]] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self.dispatch(scope[CONTEXT_KEY])
@@ -71,6 +76,8 @@ class Proxy:
             # The middleware have loaded the model; nothing is sent to a backend.
             context.writer.begin(ResponseHead())
         else:
+            if self._other_forms:
+                request = self._in_known_form(context, request)
             for left in range(AMENDMENTS, -1, -1):
                 try:
                     last = await self._ask(context, request)
@@ -87,11 +94,32 @@ class Proxy:
                         finally:
                             # A frame that keeps its own error keeps the request's body, too.
                             del rejected
+                    self._learn_form(context, request, amended, rejected)
                     request = amended
         total_s, (queue_s, switch_s) = self._clock() - context.started_at, context.waits
         timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
         await context.writer.end(last)
+
+    def _learn_form(
+        self, context: RequestContext, request: Request, amended: Request, rejected: BackendRejected
+    ) -> None:
+        """Remember that a backend lacks the route of a request, which is sent there in another form from now on."""
+        if amended.origin.wire != request.origin.wire:
+            key = context.current.target.backend, request.origin.wire
+            drop_tracebacks(rejected)
+            self._other_forms[key] = rejected, self._clock() + FORM_KNOWN_S
+
+    def _in_known_form(self, context: RequestContext, request: Request) -> Request:
+        """The request in the form that its target is known to understand."""
+        key = context.current.target.backend, request.origin.wire
+        known = self._other_forms.get(key)
+        if known is None:
+            return request
+        if self._clock() >= known[1]:
+            del self._other_forms[key]
+            return request
+        return context.adapter.amend(request, known[0]) or request
 
     async def _ask(self, context: RequestContext, request: Request) -> bytes:
         """Send the request to the target and write its answer, except for the last bytes, which are returned."""

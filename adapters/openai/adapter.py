@@ -18,6 +18,7 @@ from hostler.adapters.canonical import (
     StoredRequest,
 )
 from hostler.adapters.degrade import without_thinking
+from hostler.adapters.error_body import read_error
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
@@ -34,7 +35,7 @@ from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
-# What servers answer for a route that they do not have; also for an unknown model, which then fails as a chat too.
+# What servers answer for a route that they do not have.
 _NO_ROUTE = frozenset({404, 405, 501})
 # The wire of a responses request that is sent to a backend of this protocol as a chat.
 _AS_CHAT = "responses as chat"
@@ -123,7 +124,7 @@ class OpenAIAdapter(Adapter):
             expanded = self.expand(request)
         except BadRequest:
             return None  # no other form of the request exists: the backend's own error stands
-        if origin.wire == RESPONSES and rejected.wire == WIRE and rejected.backend_status in _NO_ROUTE:
+        if origin.wire == RESPONSES and rejected.wire == WIRE and _lacks_route(rejected):
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 
@@ -143,6 +144,14 @@ class OpenAIAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         return error_response(error, operation)
+
+
+def _lacks_route(rejected: BackendRejected) -> bool:
+    """Whether the backend does not know the route. A 404 for an unknown model names the model."""
+    if rejected.backend_status not in _NO_ROUTE:
+        return False
+    details = read_error(rejected.body)
+    return details is None or (details.code != "model_not_found" and "model" not in details.message.lower())
 
 
 def _output(body: JsonBody) -> Output:

@@ -204,3 +204,21 @@ async def test_a_supervised_engine_that_fails_at_requests_serves_on(
         assert len(gateway.requests("m")) == 2 * len(CLIENTS)
         assert gateway.starts() == ["m"]
         assert (await gateway.chat("other")).status_code == 200
+
+
+@each_mode
+async def test_a_backend_without_the_responses_api_is_asked_for_it_once(tmp_path: Path, stream: bool) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        for paths in (["/v1/responses", "/v1/chat/completions"], ["/v1/chat/completions"], ["/v1/chat/completions"]):
+            server.requests.clear()
+            assert (await ask(chain.http, "responses", stream=stream)).status_code == 200
+            assert [path for path, _ in server.requests] == paths
+
+
+@pytest.mark.parametrize("client", ["openai", "responses", "anthropic", "ollama"])
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+async def test_a_wrong_request_is_asked_once(tmp_path: Path, client: str, status: int) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        server.answer = ScriptedAnswer(error=(status, "the model `there` does not exist, and more is wrong"))
+        assert (await ask(chain.http, client, stream=True)).status_code >= 400
+        assert len(server.requests) == 1
