@@ -315,7 +315,7 @@ CLIENTS = {"langchain": ["langchain-openai", "langchain-ollama"], "litellm": ["l
 LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"]}
 NODE_CLIENTS = [
     *("ollama", "openai", "@anthropic-ai/sdk", "@anthropic-ai/claude-code", "@openai/codex"),
-    *("ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2"),
+    *("ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2", "ollama-ai-provider-v2"),
 ]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: Responses that one follows from the last, at most.
 _LONGEST_HISTORY: Final = 1000
 _WRITE_INTERVAL_S: Final = 1.0
+#: Responses taken over from the file in one go.
+_BATCH: Final = 100
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -30,6 +34,7 @@ CREATE TABLE IF NOT EXISTS responses (
 """
 
 _Key = tuple[str, str]
+_T = TypeVar("_T")
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -83,7 +88,7 @@ class ResponseStore:
         """Keep the file like the memory until cancelled, and once more at the end."""
         if self.file is None:
             return
-        await self._in_thread(self._load)
+        await self.load()
         try:
             while True:
                 await anyio.sleep(_WRITE_INTERVAL_S)
@@ -91,6 +96,14 @@ class ResponseStore:
         finally:
             with anyio.CancelScope(shield=True):
                 await self.flush()
+
+    async def load(self) -> None:
+        """Read the file."""
+        for number, (client, response) in enumerate(await self._in_thread(self._read) or ()):
+            if (client, response.id) not in self._entries:
+                self._insert((client, response.id), response)
+            if number % _BATCH == 0:
+                await anyio.lowlevel.checkpoint()
 
     async def flush(self) -> None:
         """Write what has changed."""
@@ -128,14 +141,16 @@ class ResponseStore:
 
     # In a thread
 
-    async def _in_thread(self, work: Callable[[], object]) -> None:
+    async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
         try:
-            await anyio.to_thread.run_sync(work)
+            result = await anyio.to_thread.run_sync(work)
             self._logged_error = False
+            return result
         except (sqlite3.Error, OSError) as error:
             if not self._logged_error:
                 logger.error("%s: cannot store responses: %s", self.file, error)
             self._logged_error = True
+            return None
 
     def _open(self) -> sqlite3.Connection:
         assert self.file is not None
@@ -152,18 +167,17 @@ class ResponseStore:
             raise
         return database
 
-    def _load(self) -> None:
+    def _read(self) -> list[tuple[str, StoredResponse]]:
+        found: list[tuple[str, StoredResponse]] = []
         database = self._open()
         try:
             for client, body in database.execute("SELECT client, body FROM responses ORDER BY n"):
-                try:
-                    response = msgspec.json.decode(body, type=StoredResponse)
-                except (msgspec.MsgspecError, UnicodeError):
-                    continue  # of another release, or damaged
-                if (client, response.id) not in self._entries:
-                    self._insert((client, response.id), response)
+                # Those of another release, or damaged ones, are left out.
+                with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
+                    found.append((client, msgspec.json.decode(body, type=StoredResponse)))
         finally:
             database.close()
+        return found
 
     def _write(self, changed: Mapping[_Key, StoredResponse | None]) -> None:
         database = self._open()

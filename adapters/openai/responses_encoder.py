@@ -132,7 +132,7 @@ class ResponsesEncoder(Encoder):
     def error(self, error: GatewayError) -> bytes:
         if not self.streaming:
             return b""
-        return responses_error_events(error, self._response(), self._sequence_number + 1)
+        return responses_error_events(error, {**self._response(), "store": False}, self._sequence_number + 1)
 
     def _report(self, chunk: Chunk) -> None:
         """Pass on the whole response, which a backend's stream has at its end, and a whole answer is."""

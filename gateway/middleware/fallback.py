@@ -105,27 +105,28 @@ class FallbackMiddleware(RequestMiddleware):
         failed: list[FailedHop] = []
         for index, target in enumerate(targets):
             candidate = Candidate(index, self._hops[target.backend], target, targets[index + 1 :])
-            skipped = self._skipped(context, candidate, failed)
-            if skipped is not None:
-                failed.append(skipped)
-            elif await self._answered(context, candidate, failed, call_next):
-                return
+            failure = self._skipped(context, candidate, failed)
+            if failure is None:
+                failure = await self._try(context, candidate, failed, call_next)
+                if failure is None:
+                    return
+            failed.append(failure)
         rests_since = self._clock()
         while (paused := await self._rested(context, failed, rests_since)) is not None:
-            if await self._answered(context, paused, failed, call_next):
+            if await self._try_again(context, paused, failed, call_next):
                 return
         for index, target in enumerate(targets):
             candidate = Candidate(index, self._hops[target.backend], target, ())
             back = await self._is_back(context, candidate, failed)
-            if back and await self._answered(context, candidate, failed, call_next):
+            if back and await self._try_again(context, candidate, failed, call_next):
                 return
         _note(context, failed)
         raise chain_error(context.model, failed)
 
-    async def _answered(
+    async def _try_again(
         self, context: RequestContext, candidate: Candidate, failed: list[FailedHop], call_next: CallNext
     ) -> bool:
-        """Try one hop, perhaps not for the first time. It is added to `failed` if it does not answer."""
+        """Try one of the failed hops again."""
         failed[:] = [each for each in failed if each.hop is not candidate.hop]
         failure = await self._try(context, candidate, failed, call_next)
         if failure is not None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
-from hostler.adapters.canonical import StoredRequest
+from hostler.adapters.base import Adapter
+from hostler.adapters.canonical import Request, StoredRequest
 from hostler.adapters.errors import NotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.response_store import ResponseStore
+
+#: Bodies from this size on, in bytes, are looked through in a thread.
+_LARGE = 256 * 1024
 
 
 class StoredResponsesMiddleware(RequestMiddleware):
@@ -29,17 +35,18 @@ class StoredResponsesMiddleware(RequestMiddleware):
             return self._answer(context, request)
         if store is None:
             return call_next()
-        stored, client = store.of(context.client.name), context.client.name
-        context.request = adapter.with_stored(request, stored, pass_on=self._pass_on)
         if adapter.wants_stored(request):
-
-            def keep(body: bytes) -> None:
-                response = adapter.stored_response(request, body, store.wall(), stored)
-                if response is not None:
-                    store.add(client, response)
-
-            context.writer.encoder.on_response = keep
+            context.writer.encoder.on_response = partial(_keep, store, context.client.name, adapter, request)
+        resolve = partial(adapter.with_stored, request, store.of(context.client.name), pass_on=self._pass_on)
+        if len(request.origin.body) >= _LARGE:
+            return self._resolved(context, resolve, call_next)
+        context.request = resolve()
         return call_next()
+
+    async def _resolved(self, context: RequestContext, resolve: Callable[[], Request], call_next: CallNext) -> None:
+        """Looking through a large body takes a while, and other requests are served meanwhile."""
+        context.request = await asyncio.to_thread(resolve)
+        await call_next()
 
     async def _answer(self, context: RequestContext, request: StoredRequest) -> None:
         if self._store is None:
@@ -49,3 +56,10 @@ class StoredResponsesMiddleware(RequestMiddleware):
         if request.origin.method == "DELETE":
             self._store.delete(client, request.id)
         await context.writer.respond(answer)
+
+
+def _keep(store: ResponseStore, client: str, adapter: Adapter, request: Request, body: bytes) -> None:
+    """Store the whole response to a request."""
+    response = adapter.stored_response(request, body, store.wall(), store.of(client))
+    if response is not None:
+        store.add(client, response)

@@ -92,7 +92,7 @@ async def test_a_file_keeps_what_memory_has(tmp_path: Path) -> None:
     await subject.flush()
     assert file.stat().st_mode & 0o777 == 0o600
     later = store(file)
-    await later._in_thread(later._load)
+    await later.load()
     assert (later.find("anna", "resp_1"), later.find("anna", "resp_2")) == (None, response(2))
 
 

@@ -150,6 +150,22 @@ async def test_vercels_package_reads_a_stream_with_progress_in_it(
     assert printed == {"openai": answer, "compatible": answer}
 
 
+async def test_the_ai_sdk_refers_to_earlier_items_by_their_ids(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        assert await node("ai_default", gateway, tmp_path) == {
+            "first": WORDS,
+            "second": WORDS,
+            "ollama": [WORDS, WORDS],
+        }
+        second = gateway.requests("a")[1]
+        turns = json.loads(second["body"])["messages"]
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("user", "I am Bob."),
+        ("assistant", WORDS),
+        ("user", "Who am I?"),
+    ]
+
+
 CLAUDE = f"{INSTALLED}/js/node_modules/.bin/claude"
 HEADLESS = ("-p", "--output-format", "json")
 CODEX = (f"{INSTALLED}/js/node_modules/.bin/codex", "exec", "--skip-git-repo-check")
