@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
@@ -66,6 +66,9 @@ MAX_NAME = 200
 _OPERATOR = "operator"
 
 T = TypeVar("T")
+
+#: `Retry-After` while it stops, in seconds: it usually starts again at once.
+_STOP_RETRY_S: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +250,9 @@ class _Api:
 
         await run_until(self.stopping, run)
         if not results:
-            raise RequestRejected(503, "stopping", "the supervisor is stopping; try again when it is back")
+            raise RequestRejected(
+                503, "stopping", "the supervisor is stopping; try again when it is back", retry_after_s=_STOP_RETRY_S
+            )
         return results[0]
 
     async def _load(self, model: str) -> EngineAddress:

@@ -19,6 +19,9 @@ LATE_S: Final = 4.0
 #: The line advances more slowly than places become free by this factor, since no two answers take equally long.
 _SLACK: Final = 1.2
 
+#: The weight of one request in the share of those that come back.
+_RATE_STEP: Final = 0.05
+
 #: Places in line, at most. Requests beyond are sent away for the longest time.
 _LONGEST_LINE: Final = 2000
 
@@ -34,15 +37,16 @@ class AdmissionControl:
     """Admits tickets while fewer than `limit` are queued, and gives each refused one a place in line and a time.
 
     A request is recognised by its client and the time when it comes back, an early one by its connection. If the queue
-    is full again, it keeps its place and gets another time. Places for those that are due are kept free from later ones, half of all at most, since
-    nobody is certain to come back; from clients that are queued already also before they are due. Clients alternate in
-    the line as in the queue.
+    is full again, it keeps its place and gets another time. Places for those that are due are kept free from later ones:
+    as many as usually come back, half of all at most, and from clients that are queued already also before they are due.
+    Clients alternate in the line as in the queue.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._line: list[_Place] = []
         self._ranks = FairQueue()
+        self._return_rate = 1.0
 
     def __bool__(self) -> bool:
         return bool(self._line)
@@ -59,7 +63,8 @@ class AdmissionControl:
             for other in self._line
             if other is not place and (place is None or other.entry.rank < place.entry.rank)
         )
-        if queued + min(ahead, (self.limit + 1) // 2) >= self.limit:
+        kept = min(round(ahead * self._return_rate), (self.limit + 1) // 2)
+        if queued + kept >= self.limit:
             return False
         self.leave(ticket, now)
         return True
@@ -70,6 +75,7 @@ class AdmissionControl:
         if place is not None:
             self._line.remove(place)
             self._ranks.serve(place.entry)
+            self._observe(returned=True)
 
     def retry_after_s(self, ticket: Ticket, first_s: float, interval_s: float, now: float) -> float:
         """When the refused ticket should come back, in whole seconds from now.
@@ -77,7 +83,9 @@ class AdmissionControl:
         `first_s` is the time until the next place in the queue becomes free, `interval_s` the time from each to the next.
         """
         place = self._returning(ticket, now) or self._early(ticket)
-        if place is None:
+        if place is not None:
+            self._observe(returned=True)
+        else:
             if len(self._line) >= _LONGEST_LINE:
                 return LONGEST_S
             place = _Place(self._ranks.join(ticket))
@@ -102,10 +110,15 @@ class AdmissionControl:
         places = ((each, each.entry.ticket) for each in self._line)
         return next((each for each, it in places if it.client_port == port and it.client == client), None)
 
+    def _observe(self, *, returned: bool) -> None:
+        """Average in whether a refused request came back. Those that another backend serves, for example, never do."""
+        self._return_rate += _RATE_STEP * (returned - self._return_rate)
+
     def _drop_no_shows(self, now: float) -> None:
         if all(now <= each.due + LATE_S for each in self._line):
             return
         for each in self._line:
             if now > each.due + LATE_S:
                 self._ranks.leave(each.entry)
+                self._observe(returned=False)
         self._line = [each for each in self._line if now <= each.due + LATE_S]

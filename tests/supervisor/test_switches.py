@@ -116,6 +116,7 @@ async def test_a_client_gets_the_sum_when_its_model_can_never_fit(tmp_path: Path
         answer = await gateway.chat("huge")
         assert answer.status_code == 503
         assert "it needs 9.0 GiB of 8.0 GiB" in answer.json()["error"]["message"]
+        assert answer.headers["x-should-retry"] == "false"
         assert gateway.starts() == ["a"]
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import anyio
 import httpx
+import openai
 import pytest
 from fakes.scripted_server import ScriptedAnswer, start_scripted_server
 from system.fallback_chain import start_chain
@@ -96,6 +98,18 @@ async def test_a_failure_after_progress_is_final_inside_the_stream(start_gateway
     assert failed["response"]["error"]["code"] == "invalid_prompt"
     for text in texts.values():
         assert "exit code 7" in text
+
+
+async def test_the_official_libraries_do_not_try_again(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"exit_code": 7}}}) as gateway:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="x") as client:
+            with pytest.raises(openai.APIStatusError, match="exit code 7"):
+                await client.chat.completions.create(model="a", messages=[{"role": "user", "content": "Hello"}])
+        assert len(gateway.starts()) == 1
+        async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key="x") as claude:
+            with pytest.raises(anthropic.APIStatusError, match="exit code 7"):
+                await claude.messages.create(model="a", max_tokens=9, messages=[{"role": "user", "content": "Hello"}])
+        assert len(gateway.starts()) == 2
 
 
 @in_each_protocol

@@ -81,6 +81,17 @@ def test_no_more_than_half_of_the_places_are_kept() -> None:
     assert not admits(line, "new", 2, 4.0)
 
 
+def test_no_places_are_kept_where_nobody_comes_back() -> None:
+    line = AdmissionControl(4)
+    now = 0.0
+    for _ in range(100):
+        times(line, "gone", now=now)
+        now += 10.0
+        line.admits(ticket("other"), FairQueue(), 0, now)
+    times(line, *["gone"] * 10, now=now)
+    assert admits(line, "new", 3, now + 3.0)
+
+
 def test_one_clients_crowd_does_not_put_another_client_at_the_end_of_the_line() -> None:
     line = AdmissionControl(10)
     times(line, *["crowd"] * 40)
