@@ -35,7 +35,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from
     the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept
     JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
-    `stores` marks those that use stored responses. `upload` marks those whose body is a file, which is never held in memory.
+    `stores` marks those that use stored responses. `upload` marks those whose body is a file, which is never held in
+    memory.
     """
 
     name: str

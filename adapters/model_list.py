@@ -23,7 +23,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     `modified_at` are seconds since the epoch, stable over restarts. `digest` is 64 hex digits, distinct per profile.
     `facts` is the metadata of the model's file, `None` if it could not be read. `expires_at` is when an idle model will
     be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, if known.
-    `state_known`: a supervisor that can be reached says what its state is. `preset` is set for a model that a client derived from another one, which runs for it.
+    `state_known`: a supervisor that can be reached says what its state is. `preset` is set for a model that a client
+    derived from another one, which runs for it.
     """
 
     name: str

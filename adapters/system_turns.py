@@ -16,5 +16,7 @@ def with_one_system_turn(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         return list(messages)
     texts = (part.text for message in messages[:first] for part in message.parts if isinstance(part, Text))
     joined = "\n\n".join(text for text in texts if text.strip())
-    system = [ChatMessage(role="system", parts=(Text(text=joined),))] if joined else []
+    others = tuple(part for message in messages[:first] for part in message.parts if not isinstance(part, Text))
+    parts = (*([Text(text=joined)] if joined else ()), *others)
+    system = [ChatMessage(role="system", parts=parts)] if parts else []
     return [*system, *messages[first:]]

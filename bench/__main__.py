@@ -1,6 +1,6 @@
-"""`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many clients;
-`... waiting`: many queued requests; `... crowd`: more clients than places; `... leases`: leases of a local and of a remote host; `... ladder`: the cost of each
-step of a request; `... start`: start and memory."""
+"""`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many
+clients; `... waiting`: many queued requests; `... crowd`: more clients than places; `... leases`: leases of a local
+and of a remote host; `... ladder`: the cost of each step of a request; `... start`: start and memory."""
 
 from __future__ import annotations
 

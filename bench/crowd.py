@@ -116,7 +116,8 @@ def crowd() -> list[Crowd]:
 def table(rows: list[Crowd]) -> str:
     """A Markdown table."""
     lines = [
-        "| clients | places | served | tries, median | tries, most | longest `Retry-After`, s | all served after, s | at best, s |",
+        "| clients | places | served | tries, median | tries, most | longest `Retry-After`, s | all served after, s "
+        "| at best, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [

@@ -100,7 +100,8 @@ def create_app(
 
 
 def model_middleware(parts: Components, *, stores: bool = False) -> list[Middleware]:
-    """The middleware of requests for models, outermost first, around `Proxy`; `stores`: those that use stored responses."""
+    """The middleware of requests for models, outermost first, around `Proxy`. `stores`: of routes that use stored
+    responses."""
     settings, clock = parts.settings.gateway, parts.clock
     recording = []
     if parts.transcripts is not None:

@@ -92,10 +92,11 @@ class RequestContext:
     """A request, its state so far, and its response writer. Moments are by the loop's clock, in seconds.
 
     `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
-    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
-    `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
-    not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting ends, one for all attempts. `cancel_reason` says why the request was
-    cancelled; without one it was cut off when the gateway stopped.
+    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last
+    one; `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why
+    it did not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting
+    ends, one for all attempts. `cancel_reason` says why the request was cancelled; without one it was cut off when
+    the gateway stopped.
     """
 
     __slots__ = (

@@ -15,7 +15,8 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Facts(Protocol):
-    """Returns headers, names in lower case, that describe how the request was served. `early`: nothing of that is certain."""
+    """Returns the headers that describe how the request was served, names in lower case; `early`: only what is certain
+    before a backend answers."""
 
     def __call__(self, *, early: bool = False) -> Headers: ...
 

@@ -15,7 +15,8 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
     """The facts with the capabilities of the profile rather than of the file.
 
-    An engine for embeddings gives nothing else. What a projector (`--mmproj`) or another chat template supports is not known, so that they may support everything.
+    An engine for embeddings gives nothing else. What a projector (`--mmproj`) or another chat template supports is
+    not known, so that they may support everything.
     """
     if facts is None:
         return None

@@ -18,7 +18,8 @@ from hostler.adapters.openai.stored import MAX_STORED
 
 # The request's fields that a response repeats, and their defaults.
 _REPEATED: dict[str, Any] = {
-    "previous_response_id": None, "instructions": None, "max_output_tokens": None, "metadata": {}, "parallel_tool_calls": True,
+    "previous_response_id": None, "instructions": None, "max_output_tokens": None, "metadata": {},
+    "parallel_tool_calls": True,
     "reasoning": {"effort": None, "summary": None}, "temperature": None, "text": {"format": {"type": "text"}},
     "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled", "user": None,
 }  # fmt: skip

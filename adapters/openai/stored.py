@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,6 +20,7 @@ from hostler.adapters.stored_response import StoredResponse, StoredResponses
 MAX_STORED = 8 * 1024**2
 
 _REFERENCES = (b"item_reference", b"previous_response_id")
+_BARE_REFERENCE = re.compile(rb'\{\s*"id"\s*:\s*"[^"]{1,200}"\s*\}')
 _MAX_ITEMS = 100
 
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -34,9 +36,7 @@ class _ItemHead(msgspec.Struct):
 
 class _ResponseHead(msgspec.Struct):
     id: str
-    status: str = "completed"
     output: list[msgspec.Raw] = []
-    previous_response_id: str | None = None
 
 
 _decode_head = msgspec.json.Decoder(_ItemHead).decode
@@ -54,7 +54,7 @@ def wants_stored(request: ChatRequest) -> bool:
 def with_stored(request: ChatRequest, stored: StoredResponses, *, pass_on: bool) -> ChatRequest:
     """The request with its items instead of references to them, and after those of `previous_response_id`."""
     body = request.origin.body
-    if not any(mark in body for mark in _REFERENCES):
+    if not any(mark in body for mark in _REFERENCES) and _BARE_REFERENCE.search(body) is None:
         return request
     members = json_body.members(body)
     changes: dict[str, bytes | None] = {}
@@ -119,7 +119,7 @@ def _page(found: StoredResponse, stored: StoredResponses, query: str) -> dict[st
     if asked.get("order", ["desc"])[-1] != "asc":
         items.reverse()
     after, limit = asked.get("after", [""])[-1], asked.get("limit", ["20"])[-1]
-    if not limit.isdecimal() or not 1 <= int(limit) <= _MAX_ITEMS:
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= _MAX_ITEMS:
         raise BadRequest(f"`limit` must be a number from 1 to {_MAX_ITEMS}.", param="limit")
     ids = [item["id"] for item in items]
     start = ids.index(after) + 1 if after in ids else 0
@@ -141,8 +141,9 @@ def _shown(response: StoredResponse, *, last: bool) -> Iterable[dict[str, Any]]:
         if isinstance(content, str):
             kind = "output_text" if item.get("role") == "assistant" else "input_text"
             item["content"] = [{"type": kind, "text": content}]
-        shown = {"id": f"msg_{response.id.removeprefix('resp_')}_in{index}", "type": "message", **item}
-        yield shown
+        item["id"] = item.get("id") or f"msg_{response.id.removeprefix('resp_')}_in{index}"
+        item.setdefault("type", "message")
+        yield item
     if not last:
         yield from map(msgspec.json.decode, response.output.values())
 

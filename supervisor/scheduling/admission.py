@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.supervisor.scheduling.queue import FairQueue, QueueEntry, Ticket
 
-#: The longest `Retry-After`, in seconds. Clients obey no longer ones; whoever comes back then keeps the place in line.
+#: The longest `Retry-After`, in seconds. Clients obey no longer ones; a request keeps its place in line.
 LONGEST_S: Final = 60
 
 #: How much earlier than asked a request may come back, in seconds, and how much later it still has its place.

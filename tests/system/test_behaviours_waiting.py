@@ -277,7 +277,7 @@ async def test_an_operator_can_cancel_a_waiting_request_and_a_streaming_one(star
     assert [attempt.outcome for event in asked for attempt in event.attempts] == ["cancelled", "cancelled"]
 
 
-async def test_everybody_of_a_crowd_that_obeys_retry_after_gets_in(start_gateway: StartGateway) -> None:
+async def test_all_of_a_crowd_that_obeys_retry_after_get_in(start_gateway: StartGateway) -> None:
     profiles = {"a": {"script": {"chunks": 2, "chunk_delay": 0.05}}}
     async with start_gateway(profiles, gateway={"queue": {"max_waiting": 5}}) as gateway:
         tries: list[int] = []

@@ -102,7 +102,8 @@ def test_an_error_ends_the_stream(chat: Any, start_encoder: Any) -> None:
     }
 
 
-def test_an_error_in_a_responses_stream_is_an_error_event(decode_request: Any, start_encoder: Any) -> None:
+def test_an_error_in_a_responses_stream_fails_it_and_is_its_last_event(decode_request: Any, start_encoder: Any) -> None:
     encoder = start_encoder(decode_request("/v1/responses", {"input": "x", "stream": True}))
-    name, data = next(sse.iter_events(encoder.error(ModelUnavailable("no"))))
+    (failed, response), (name, data) = sse.iter_events(encoder.error(ModelUnavailable("no")))
+    assert (failed, json.loads(response)["response"]["status"]) == ("response.failed", "failed")
     assert (name, json.loads(data)["type"], json.loads(data)["code"]) == ("error", "error", "model_not_available")

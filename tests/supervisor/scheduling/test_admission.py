@@ -1,4 +1,4 @@
-"""The line of refused requests: who comes back when asked gets in, in bounded time, whatever others do."""
+"""The line of refused requests: those that come back when asked get in, in bounded time, whatever others do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def admits(line: AdmissionControl, client: str, queued: int, now: float) -> bool
 
 @pytest.mark.parametrize("names", [None, 1, 7])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_everybody_of_a_crowd_that_obeys_gets_in_with_few_tries(names: int | None, seed: int) -> None:
+def test_all_of_a_crowd_that_obeys_get_in_with_few_tries(names: int | None, seed: int) -> None:
     crowd = measure(200, places=10, names=names, seed=seed)
     assert crowd.served == 200
     assert crowd.most_tries <= 4
@@ -81,7 +81,7 @@ def test_no_more_than_half_of_the_places_are_kept() -> None:
     assert not admits(line, "new", 2, 4.0)
 
 
-def test_no_places_are_kept_where_nobody_comes_back() -> None:
+def test_no_places_are_kept_for_requests_that_never_come_back() -> None:
     line = AdmissionControl(4)
     now = 0.0
     for _ in range(100):
