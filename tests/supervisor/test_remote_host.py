@@ -130,6 +130,13 @@ async def test_a_refusal_has_the_reason(gateway: Gateway, fake_supervisor: Any) 
     error = await gateway.refusal()
     assert isinstance(error, ModelUnavailable)
     assert "not enough memory" in error.message
+    assert (error.final, error.retry_after_s) == (True, None)
+
+
+async def test_a_refusal_that_may_be_over_soon_says_when(gateway: Gateway, fake_supervisor: Any) -> None:
+    fake_supervisor.failure = Failure(kind="unresponsive", message="it hung", retry_after_s=4)
+    error = await gateway.refusal()
+    assert isinstance(error, ModelUnavailable) and not error.final
     assert error.retry_after_s == pytest.approx(4, abs=1)
 
 
