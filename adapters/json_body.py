@@ -37,6 +37,11 @@ _decode_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str | None)
 _flag = msgspec.json.Decoder(bool | None)
 _number = msgspec.json.Decoder(int | None)
+#: An escape: a whole pair of surrogates, half of one (the group), or anything else.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_RAW_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
 _KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\n\r]*([,}])")
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
@@ -64,12 +69,14 @@ class JsonBody:
                 str(body, "utf-8")
             self.members = _decode_members(body)
         except UnicodeDecodeError as error:
+            check_surrogates(body)
             raise BadRequest(f"The request body is not UTF-8 (byte {error.start}).") from None
         except RecursionError:
             raise _too_deep() from None
         except msgspec.ValidationError:
             raise BadRequest("The request body must be a JSON object.") from None
         except msgspec.DecodeError as error:
+            check_surrogates(body)
             raise BadRequest(_malformed(body, error)) from None
         colons = body.count(b":")
         # Colons only between names and values, and a single object: no duplicate names, and only lists can be nested.
@@ -172,6 +179,19 @@ def check_size(body: bytes) -> None:
     if _brackets(body) > MAX_DEPTH:
         _check_levels(body, MAX_DEPTH)
     _check_values(body)
+
+
+def check_surrogates(body: bytes) -> None:
+    """Raise `BadRequest` for half of a surrogate pair, escaped or as bytes: parsers disagree about it, and no model reads it."""
+    raw = _RAW_SURROGATE.search(body)
+    at = None if raw is None else raw.start()
+    if b"\\ud" in body or b"\\uD" in body:
+        at = next((match.start() for match in _ESCAPE.finditer(body) if match[1]), at)
+    if at is not None:
+        raise BadRequest(
+            f"The request body is not valid JSON: a lone surrogate (byte {at}) is not a character; "
+            "send both halves of the pair, or remove it."
+        )
 
 
 def _check_values(body: bytes) -> None:

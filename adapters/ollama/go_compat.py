@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import check_size
+from hostler.adapters.json_body import check_size, check_surrogates
 
 _SPACE = " \t\r\n"
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -109,6 +108,7 @@ def decode_fields(body: bytes, struct: str) -> Fields:
     if not body.strip():
         raise BadRequest("missing request body")
     check_size(body)
+    check_surrogates(body)
     text = body.decode("utf-8", "replace").lstrip(_SPACE)
     try:
         value, _ = _decoder.raw_decode(text)
@@ -116,8 +116,6 @@ def decode_fields(body: bytes, struct: str) -> Fields:
         raise BadRequest(_syntax_error(error, text)) from None
     except (ValueError, RecursionError):
         raise BadRequest("json: a value is too large") from None
-    if _SURROGATE.search(text):
-        value = _without_surrogates(value)
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -192,17 +190,6 @@ def _in_object(text: str, at: int) -> bool:
                 return character == "{"
             depth -= 1
     return True
-
-
-def _without_surrogates(value: Any) -> Any:
-    """The value with lone surrogates replaced, as Go does."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_surrogates(entry) for entry in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(name): _without_surrogates(entry) for name, entry in value.items()}
-    return value
 
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

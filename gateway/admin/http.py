@@ -13,8 +13,10 @@ from starlette.responses import Response
 from starlette.routing import request_response
 
 from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge, ShuttingDown
+from hostler.adapters.json_body import check_surrogates
 from hostler.gateway.asgi import ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import DRAIN_EXPIRED
+from hostler.gateway.request_body import codings, decompress, without_mark
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,7 +30,8 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:
-    """The whole body. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes, and `ClientDisconnected`."""
+    """The whole body, decompressed. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes, and `ClientDisconnected`."""
+    compressed = codings(",".join(request.headers.getlist("content-encoding")))
     content = bytearray()
     try:
         async for part in request.stream():
@@ -37,7 +40,8 @@ async def read_body(request: Request, *, limit: int) -> bytes:
                 raise RequestTooLarge(f"the body exceeds the limit of {limit} bytes")
     except ClientDisconnect as error:
         raise ClientDisconnected("the client disconnected before its request was complete") from error
-    return bytes(content)
+    body = bytes(content)
+    return without_mark(await decompress(body, compressed, limit) if compressed else body)
 
 
 async def decode_body(request: Request, kind: type[_Body]) -> _Body:
@@ -46,6 +50,7 @@ async def decode_body(request: Request, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        check_surrogates(content)
         fields = ", ".join(kind.__struct_fields__)
         raise BadRequest(f"expected a JSON object with {fields}: {error}") from error
 

@@ -17,12 +17,10 @@ import msgspec
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation
 from hostler.adapters.canonical import ModelInfoRequest, Request, StoredRequest
 from hostler.adapters.errors import (
-    BadRequest,
     ClientDisconnected,
     Forbidden,
     GatewayError,
     RequestCancelled,
-    RequestTooLarge,
     ShuttingDown,
     drop_tracebacks,
 )
@@ -40,6 +38,7 @@ from hostler.gateway.asgi import (
 )
 from hostler.gateway.config import ProgressMode
 from hostler.gateway.context import DRAIN_EXPIRED, Client, RequestContext
+from hostler.gateway.request_body import codings, decompress, too_large, without_mark
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.serving_headers import ServingHeaders
 
@@ -130,7 +129,11 @@ class RequestContextMiddleware:
         facts = ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
         try:
+            compressed = codings(headers["content-encoding"]) if "content-encoding" in headers else ()
             body = await self._read(receive, headers)
+            if compressed:
+                body = await decompress(body, compressed, self._max_body)
+            body = without_mark(body)
             incoming = Incoming(
                 method=scope["method"],
                 path=head.path,
@@ -241,12 +244,10 @@ class RequestContextMiddleware:
         return self._ids.pop()
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
-        """The whole body, within the limit. The server ends bodies that stall."""
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise BadRequest("compressed bodies are not supported; send it without Content-Encoding")
+        """The whole body as sent, within the limit. The server ends bodies that stall."""
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
-            raise self._too_large()
+            raise too_large(self._max_body)
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -258,13 +259,8 @@ class RequestContextMiddleware:
             parts.append(body)
             size += len(body)
             if size > self._max_body:
-                raise self._too_large()
+                raise too_large(self._max_body)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"the request exceeds {round(self._max_body / 1024**2, 2):g} MiB, the limit in gateway.max_body"
-        )
 
 
 async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:

@@ -140,8 +140,8 @@ def test_media_types_are_detected_from_the_first_bytes(
 
 
 def test_field_names_are_case_insensitive_and_trailing_data_is_ignored(harness: OllamaHarness) -> None:
-    body = b' {"MODEL":"smol","Messages":[{"Role":"user","CONTENT":"\\ud800x"}],"nonsense":[1]} {trailing'
-    assert content(harness.decode("chat", body)) == [("user", "\ufffdx")]
+    body = b' {"MODEL":"smol","Messages":[{"Role":"user","CONTENT":"\\ud83d\\ude00x\xff"}],"nonsense":[1]} {trailing'
+    assert content(harness.decode("chat", body)) == [("user", "\U0001f600x\ufffd")]
 
 
 @pytest.mark.parametrize("level", ["high", "medium", "low", "max", True, False])

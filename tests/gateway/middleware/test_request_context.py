@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -153,13 +154,27 @@ async def test_an_unforeseen_exception_is_answered_without_its_details(caplog: p
     [
         (lambda: Exchange(content_length="1001"), 413),
         (lambda: Exchange(body=b"x" * 1001), 413),
-        (lambda: Exchange(content_encoding="gzip"), 400),
+        (lambda: Exchange(content_encoding="compress"), 415),
     ],
 )
 async def test_a_body_that_is_not_read_closes_the_connection(exchange: Callable[[], Exchange], status: int) -> None:
     refused = await exchange().run()
     assert (refused.status, refused.contexts) == (status, [])
     assert refused.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_a_body_is_read_as_its_client_meant_it(coding: str, mark: bytes) -> None:
+    pack = gzip.compress if coding == "gzip" else bytes
+    exchange = await Exchange(body=pack(mark + BODY), content_encoding=coding).run()
+    assert (exchange.status, exchange.contexts[0].request.origin.body) == (200, BODY)
+
+
+async def test_a_small_body_may_not_stand_for_a_large_one() -> None:
+    bomb = gzip.compress(b" " * 1001)
+    refused = await Exchange(body=bomb, content_encoding="gzip").run()
+    assert (len(bomb) < 100, refused.status, refused.contexts) == (True, 413, [])
 
 
 async def test_a_body_that_is_no_request_is_refused() -> None:
