@@ -24,6 +24,7 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loopback
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
+from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
 from hostler.gateway.config_reload import Reloader
@@ -159,24 +160,32 @@ def router(parts: Components) -> Router:
     return found
 
 
-def auth_middleware(parts: Components, routes: Router) -> Middleware:
-    """The one middleware in front of every route."""
+def entrance_middleware(parts: Components, routes: Router) -> list[Middleware]:
+    """The middleware in front of every route, outermost first."""
     settings = parts.settings.gateway
     rules = Rules(
         hosts=frozenset(name.lower() for name in settings.allowed_hosts),
         origins=frozenset(settings.cors_origins),
         open_probes=settings.open_probes,
     )
-    return Middleware(
-        AuthMiddleware,
-        router=routes,
-        fallback=OpenAIAdapter(),
-        keys=parts.keys,
-        rules=rules,
-        throttle=parts.admin.throttle,
-        sessions=parts.admin.sessions,
-        login_form=login_form,
-    )
+    proxied = []
+    if settings.trusted_proxies or settings.root_path:
+        proxied.append(
+            Middleware(ReverseProxyMiddleware, trusted=settings.trusted_proxies, root_path=settings.root_path)
+        )
+    return [
+        *proxied,
+        Middleware(
+            AuthMiddleware,
+            router=routes,
+            fallback=OpenAIAdapter(),
+            keys=parts.keys,
+            rules=rules,
+            throttle=parts.admin.throttle,
+            sessions=parts.admin.sessions,
+            login_form=login_form,
+        ),
+    ]
 
 
 class Gateway:
@@ -216,7 +225,7 @@ class Gateway:
         self._stopping = False
         routes = router(self._parts)
         self.app = _Application(
-            routes=[routes], middleware=[auth_middleware(self._parts, routes)], lifespan=self._lifespan
+            routes=[routes], middleware=entrance_middleware(self._parts, routes), lifespan=self._lifespan
         )
         self.app.state.gateway = self
 

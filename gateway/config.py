@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UnsetType
 
+from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
 from hostler.profiles.library import optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
@@ -121,6 +122,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     open_probes: bool = False
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...], msgspec.Meta(description="Reverse proxies whose X-Forwarded-For names the client.")
+    ] = ()
+    root_path: Annotated[str, msgspec.Meta(description="The path below which a reverse proxy serves the gateway.")] = ""
     max_body: Size = Size(64 * 1024**2)
     drain_s: Seconds = 30.0
     logging: LoggingSettings = LoggingSettings()
@@ -212,11 +217,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     supervisor: SupervisorSettings = SupervisorSettings()
     profiles: Mapping[str, ProfileEntry] = {}
     manifest: str | None = None
-
-
-#: A host name or address as in the `Host` header, and a web page's origin as in the `Origin` header.
-_HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]*|null")
 
 
 class ConfigError(Exception):
@@ -427,6 +427,13 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     return Path(base).expanduser() / "hostler" / "models.yaml"
 
 
+_NETWORK_RULES: Mapping[str, Callable[[str], str | None]] = {
+    "allowed_hosts": host_mistake,
+    "cors_origins": origin_mistake,
+    "trusted_proxies": proxy_mistake,
+}
+
+
 def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentError]:
     """The errors about rules that types cannot express."""
     yield from document.empty_secrets()
@@ -444,14 +451,12 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
         yield document.error(
             ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the full URL, http://.../v1/traces"
         )
-    for index, host in enumerate(settings.gateway.allowed_hosts):
-        if not _HOST.fullmatch(host):
-            message = f"{host!r} is not a host name; list the names that clients use, e.g. llm.lan"
-            yield document.error(("gateway", "allowed_hosts", index), message)
-    for index, origin in enumerate(settings.gateway.cors_origins):
-        if not _ORIGIN.fullmatch(origin):
-            message = f"{origin!r} is not an origin; list the web pages' origins, e.g. https://chat.lan"
-            yield document.error(("gateway", "cors_origins", index), message)
+    for name, check in _NETWORK_RULES.items():
+        for index, text in enumerate(getattr(settings.gateway, name)):
+            if (mistake := check(text)) is not None:
+                yield document.error(("gateway", name, index), mistake)
+    if (mistake := root_path_mistake(settings.gateway.root_path)) is not None:
+        yield document.error(("gateway", "root_path"), mistake)
     for index, listen in enumerate(settings.gateway.listen):
         yield from _address_errors(document, ("gateway", "listen", index), listen)
     yield from _address_errors(document, ("supervisor", "listen"), settings.supervisor.listen)
@@ -512,7 +517,17 @@ LOCAL = "local"
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`host:port`, `[v6]:port` or `:port` (all addresses) as host and port. Raises `ValueError`."""
+    """`host:port`, `[v6]:port` or `:port` (all addresses) as host and port; of a Unix socket its path, and 0.
+
+    Raises `ValueError`.
+    """
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:")).expanduser()
+        if not path.is_absolute():
+            raise ValueError(
+                f"{text!r} is not the path of a socket; write it in full, e.g. unix:/run/hostler/gateway.sock"
+            )
+        return str(path), 0
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
         raise ValueError(f"{text!r} is not an address; write host:port, e.g. 127.0.0.1:8000")

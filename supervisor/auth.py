@@ -28,7 +28,9 @@ from hostler.supervisor.schemas import SupervisorErrorBody, SupervisorErrorRespo
 BODY_LIMIT: Final = 64 * 1024
 BODY_S: Final = 10.0
 
-_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+#: Domains that exist in local networks only: RFC 6761 and 6762, and ICANN's resolution on `internal`, to which the names
+#: belong that containers have for their machine (`host.docker.internal`).
+LOCAL_DOMAINS: Final = (".localhost", ".local", ".internal")
 _REMEMBERED_HOSTS: Final = 256
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -66,29 +68,44 @@ class FailureThrottle:
 class HostCheck:
     """Whether a `Host` header names this server. A foreign name that resolves to it (DNS rebinding) does not.
 
-    `names` are allowed besides the address that the connection came in on. Loopback names are allowed on connections
-    to a loopback address, or on all with `loopback_everywhere`.
+    Addresses do, and names that no public name server answers for: `localhost`, and those that end in `LOCAL_DOMAINS`.
+    `names` are allowed besides; a `*.` at their start stands for any names below, another `*` for a part of a label.
     """
 
-    def __init__(self, names: Collection[str], *, loopback_everywhere: bool = False) -> None:
-        self._names = frozenset(host_name(name) or name.lower() for name in names)
-        self._loopback_everywhere = loopback_everywhere
-        self._allowed: set[tuple[str, str]] = set()
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(host_name(name) or name.lower() for name in names if "*" not in name)
+        self._patterns = tuple(_host_pattern(name) for name in names if "*" in name)
+        self._allowed: set[str] = set()
 
-    def allows(self, header: str, bound: str) -> bool:
-        """`bound` is the address that the connection came in on. Results are cached: this runs for every request."""
-        if (header, bound) in self._allowed:
+    def allows(self, header: str) -> bool:
+        """Results are cached: this runs for every request."""
+        if header in self._allowed:
             return True
-        name, own = host_name(header), host_name(bound.partition("%")[0])
-        if name is None or not (name in self._names or name == own or self._is_loopback(name, own or bound)):
+        name = host_name(header)
+        if name is None or not (
+            name in self._names or is_local_name(name) or any(pattern.fullmatch(name) for pattern in self._patterns)
+        ):
             return False
         if len(self._allowed) >= _REMEMBERED_HOSTS:
             self._allowed.clear()
-        self._allowed.add((header, bound))
+        self._allowed.add(header)
         return True
 
-    def _is_loopback(self, name: str, own: str) -> bool:
-        return name in _LOOPBACK_NAMES and (self._loopback_everywhere or is_local(own))
+
+def is_local_name(name: str) -> bool:
+    """Whether a host's name is an address, or one that public name servers cannot resolve to anything."""
+    if name == "localhost" or name.endswith(LOCAL_DOMAINS):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _host_pattern(name: str) -> re.Pattern[str]:
+    start, rest = ("", name.lower()) if not name.startswith("*.") else (r"(?:[^.]+\.)+", name[2:].lower())
+    return re.compile(start + "[^.]*".join(map(re.escape, rest.rstrip(".").split("*"))))
 
 
 class TokenCheck:
@@ -122,11 +139,6 @@ def host_name(value: str) -> str | None:
         return str(ipaddress.ip_address(name))
     except ValueError:
         return name.rstrip(".")
-
-
-def is_local(bound: str) -> bool:
-    """Whether only this machine can reach an address, or a Unix socket by its path."""
-    return not bound or bound == "localhost" or bound.startswith("/") or _is_loopback(bound) is True
 
 
 @lru_cache(maxsize=256)
@@ -182,7 +194,7 @@ class SupervisorAuthMiddleware:
     ) -> None:
         self._app = app
         self._token = None if token is None else TokenCheck(token)
-        self._hosts = HostCheck(allowed_hosts, loopback_everywhere=True)
+        self._hosts = HostCheck(allowed_hosts)
         self._open_paths = frozenset(open_paths)
         self._throttle = FailureThrottle()
 
@@ -220,7 +232,7 @@ class SupervisorAuthMiddleware:
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1:
             raise RequestRejected(400, "invalid_request", "exactly one Host header is required")
-        if not self._hosts.allows(hosts[0], (scope.get("server") or ("",))[0] or ""):
+        if not self._hosts.allows(hosts[0]):
             raise RequestRejected(
                 421, "misdirected", "the Host header names an unknown host; add it to gateway.allowed_hosts"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from hostler.adapters.canonical import (
     Request,
 )
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
+from hostler.adapters.local_origin import is_local_origin
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
 from hostler.adapters.ollama import go_compat, model_ops, models, requests
@@ -32,13 +32,6 @@ from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
 from hostler.adapters.ollama.truncation import may_truncate, truncated
 from hostler.adapters.requested_model import with_model_in_body
 from hostler.profiles.presets import Preset
-
-# Pages served by this machine and apps with an embedded browser: no website can claim to be one. Ollama also allows
-# `file://`; here it is not allowed, since a saved page can come from anywhere.
-_LOCAL_ORIGIN = re.compile(
-    r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?"
-    r"|(?:app|tauri|vscode-webview|vscode-file)://[\x21-\x7e]{0,200}"
-)
 
 _DECODERS: Mapping[str, Callable[[Origin], Request]] = {
     "chat": requests.decode_chat,
@@ -156,7 +149,7 @@ class OllamaAdapter(Adapter):
 
     def allows_origin(self, origin: str) -> bool:
         """The origins that Ollama allows by default."""
-        return _LOCAL_ORIGIN.fullmatch(origin) is not None
+        return is_local_origin(origin)
 
 
 def _decode_show(origin: Origin, incoming: Incoming) -> ModelInfoRequest:

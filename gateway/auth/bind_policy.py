@@ -18,8 +18,9 @@ def addresses(settings: Settings) -> list[tuple[str, int]]:
 
 
 def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
-    """The addresses of sockets: a socket unit may use others than the configuration."""
-    return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
+    """The addresses of sockets: a socket unit may use others than the configuration. Of a Unix socket its path, and 0."""
+    names = [each.getsockname() for each in sockets]
+    return [(name, 0) if isinstance(name, str) else (name[0], name[1]) for name in names]
 
 
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
@@ -73,7 +74,9 @@ def without_keys(host: str, port: int, path: Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. IPv4-mapped IPv6 counts as IPv4."""
+    """Whether only this machine can reach an address, or a Unix socket by its path. IPv4-mapped IPv6 counts as IPv4."""
+    if host.startswith("/"):
+        return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -21,6 +24,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from hostler.adapters.local_origin import is_local_origin
 from hostler.gateway.asgi import (
     CLIENT_KEY,
     HEAD,
@@ -58,6 +62,7 @@ class KeyThrottle(FailureThrottle):
 
 audit = logging.getLogger("hostler.audit")
 
+_SLASHES = re.compile(rb"//+")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _NONE: dict[str, Any] = {}
 
@@ -139,6 +144,8 @@ class AuthMiddleware:
             return
         route: RouteMatch | None = None
         origin: str | None = None
+        if "//" in scope["path"]:
+            scope = self._with_single_slashes(scope)
         try:
             headers = _headers(scope)
             self._check_host(scope, headers)
@@ -168,6 +175,17 @@ class AuthMiddleware:
         app = self.app if route.adapter is None else route.app
         await app(scope, receive, send)
 
+    def _with_single_slashes(self, scope: Scope) -> Scope:
+        """The scope with each run of slashes as one, unless a protocol has a route for them as they are.
+
+        They come from base URLs that end in a slash.
+        """
+        with contextlib.suppress(GatewayError):
+            if "//" in self._router.find(scope)[0].operation.path:
+                return scope
+        raw = _SLASHES.sub(b"/", scope.get("raw_path") or quote(scope["path"]).encode())
+        return {**scope, "path": unquote(raw.decode("latin-1")), "raw_path": raw}
+
     def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         values = headers.get("host", [])
         if len(values) != 1 or not values[0]:
@@ -176,7 +194,7 @@ class AuthMiddleware:
         if self._keys is None and is_public(bound):
             # The own server does not listen there, but another ASGI server may.
             raise Forbidden("without API keys only loopback is served; create a key with `hostler keys add NAME`")
-        if not self._hosts.allows(values[0], bound):
+        if not self._hosts.allows(values[0]):
             if host_name(values[0]) is None:
                 raise BadRequest("the Host header is not a host name")
             raise MisdirectedRequest("unknown Host; add the name to gateway.allowed_hosts")
@@ -194,7 +212,7 @@ class AuthMiddleware:
         if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
             return None
         owner = self._router.owner(scope) if len(origins) == 1 else None
-        if owner is not None and owner.allows_origin(origin):
+        if owner is not None and (owner.allows_origin(origin) or (self._keys is None and is_local_origin(origin))):
             return origin
         raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
 

@@ -20,7 +20,8 @@ def banner(
     """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`."""
     local = list(dict.fromkeys(local_url(*address) for address in addresses))
     remote = list(dict.fromkeys(f"http://{hostname}:{port}" for host, port in addresses if host in _LOOPBACK))
-    url = local[0]
+    url = next((each for each in local if not each.startswith("unix:")), "http://localhost")
+    socket = f" --unix-socket {addresses[0][0]}" if url not in local else ""
     lines = [
         f"Hostler {__version__} listens on {' and '.join(local)}",
         *([f"  network    {' and '.join(remote)}"] if remote else []),
@@ -28,7 +29,7 @@ def banner(
         *(["  API keys   required; `hostler keys add NAME` creates one"] if keys_required else []),
         "",
         # Broken so that no line is longer than 80 columns.
-        f"  curl {url}/v1/chat/completions \\",
+        f"  curl{socket} {url}/v1/chat/completions \\",
         "    -H 'Content-Type: application/json' \\",
         *(["    -H 'Authorization: Bearer KEY' \\"] if keys_required else []),
         f'    -d \'{{"model": "{default}", "stream": true,',
@@ -49,10 +50,14 @@ def _first(names: Sequence[str]) -> str:
 
 
 def local_url(host: str, port: int) -> str:
-    """The URL at which this machine reaches a gateway that listens there."""
+    """The URL at which this machine reaches a gateway that listens there; `unix:PATH` for a Unix socket."""
+    if host.startswith("/"):
+        return f"unix:{host}"
     return f"http://{format_address(_LOOPBACK.get(host, host), port)}"
 
 
 def format_address(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
+    """`host:port`, with brackets around an IPv6 address; `unix:PATH` for a Unix socket."""
+    if host.startswith("/"):
+        return f"unix:{host}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -66,16 +66,24 @@ class AdminResponse(msgspec.Struct, frozen=True):
 class AdminClient:
     """Calls the gateway or supervisor at `url`, without proxies or redirects: the key is for this address alone.
 
+    `url` may be `unix:PATH`.
+
     All methods raise `CallFailed`.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        socket_path = self.url.removeprefix("unix:") if self.url.startswith("unix:") else None
+        self._base = self.url if socket_path is None else "http://localhost"
         self._has_key = key is not None
+        limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(
             headers={"User-Agent": f"hostler/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
+            limits=limits,
+            transport=None
+            if socket_path is None
+            else httpx.HTTPTransport(uds=socket_path, verify=False, limits=limits),
             # The system's certificates rather than certifi's; loading them takes a while, so only for https.
             verify=ssl.create_default_context() if url.startswith("https:") else False,
         )
@@ -152,7 +160,7 @@ class AdminClient:
     ) -> Iterator[httpx.Response]:
         timeout = httpx.Timeout(timeout_s)
         with self._http.stream(
-            method, self.url + path, params=query, json=body, headers=headers, timeout=timeout
+            method, self._base + path, params=query, json=body, headers=headers, timeout=timeout
         ) as response:
             yield response
 
@@ -204,7 +212,7 @@ class AdminClient:
         raise CallFailed(message, USAGE if unknown_name else FAILED, status)
 
     def _not_reached(self, error: Exception) -> CallFailed:
-        if not _is_url(self.url) or isinstance(error, httpx.InvalidURL | UnicodeError):
+        if not _is_url(self._base) or isinstance(error, httpx.InvalidURL | UnicodeError):
             return CallFailed(f"{self.url} is not a valid URL; write it like http://127.0.0.1:8000", UNREACHABLE)
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             unknown = " (unknown host name)" if _caused_by(error, socket.gaierror) else ""
@@ -330,9 +338,9 @@ def _local_supervisor(configuration: Configuration, key: str | None) -> AdminTar
 
 
 def gateway_url(configuration: Configuration, url: str | None = None) -> str:
-    """The given URL, `http://` added if need be, else that of the first of `gateway.listen`."""
+    """The given URL, `http://` added if need be, or `unix:PATH`; else that of the first of `gateway.listen`."""
     if url:
-        return (url if "://" in url else f"http://{url}").rstrip("/")
+        return (url if "://" in url or url.startswith("unix:") else f"http://{url}").rstrip("/")
     return local_url(*parse_address(configuration.settings.gateway.listen[0]))
 
 

@@ -219,8 +219,8 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> tuple[list[socke
     they are systemd's.
     """
     passed = systemd.inherited()
-    if any(each.family not in (socket.AF_INET, socket.AF_INET6) for each in passed):
-        raise CannotRun("systemd passed a socket that is not TCP; write ListenStream=ADDRESS:PORT in its unit")
+    if any(each.type != socket.SOCK_STREAM for each in passed):
+        raise CannotRun("systemd passed a socket that is no stream; write ListenStream= in its unit")
     if passed:
         return passed, True
     return _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file")), False

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,13 +43,19 @@ _CLEAN_UP_S = 2.0
 
 _SO_ATTACH_FILTER = 26
 
+#: Who may use a Unix socket: its owner and its group, to which a reverse proxy can be added.
+_UNIX_MODE = 0o660
+
 
 class ListenError(Exception):
     """An address cannot be listened on; the message has the address, the reason, and what to change."""
 
 
 def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
-    """A listening socket for each address, all or none. `setting` names the configuration key for the error."""
+    """A listening socket for each address, all or none: host and port, or the path of a Unix socket and 0.
+
+    `setting` names the configuration key for the error.
+    """
     sockets: list[socket.socket] = []
     try:
         for host, port in addresses:
@@ -60,7 +67,37 @@ def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
     return sockets
 
 
+def _bind_unix(path: str, setting: str) -> socket.socket:
+    """A socket that its owner's group may use, too. One that a killed process left behind is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 - sockets are named by text
+                try:
+                    sock.connect(path)
+                except ConnectionRefusedError:
+                    os.unlink(path)  # noqa: PTH108
+                else:
+                    raise ListenError(
+                        f"cannot listen on unix:{path}: another program is using it; stop that program or change {setting}"
+                    )
+        sock.bind(path)
+        os.chmod(path, _UNIX_MODE)  # noqa: PTH101
+        sock.listen(2048)
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    except ListenError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on unix:{path}: {error.strerror or error}; change {setting}") from error
+    return sock
+
+
 def _bind_one(host: str, port: int, setting: str) -> socket.socket:
+    if host.startswith("/"):
+        return _bind_unix(host, setting)
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         # As bytes: for a text the codec of international names is loaded, which takes 0.5 MB.
@@ -128,10 +165,13 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
         self._shared = shared
         self._started_callback = started_callback
+        self._unix_paths: list[str] = []
         self._refusing = False
         self._stopping = anyio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        if not self._shared:
+            self._unix_paths = [each.getsockname() for each in sockets or () if each.family == socket.AF_UNIX]
         try:
             await super().serve(sockets)
         finally:
@@ -210,6 +250,10 @@ class Server(uvicorn.Server):
             server.close()
         for each in sockets or ():
             each.close()
+        for path in self._unix_paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - sockets are named by text
+        self._unix_paths = []
 
     async def _cut_off(self) -> None:
         """Cancel the requests that did not end in time, give them time to send an error, then abort the connections."""
@@ -297,6 +341,8 @@ def _refuse_new_connections(listening: Sequence[socket.socket]) -> bool:
     steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     for each in listening:
+        if each.family == socket.AF_UNIX:
+            return False
         plain = socket.socket(fileno=each.fileno())  # the loop's sockets may lack `setsockopt`
         try:
             plain.setsockopt(

@@ -65,6 +65,10 @@ def test_without_a_file_the_defaults_and_the_shipped_profiles_apply(tmp_path: Pa
         ("gateway: {tracing: {endpoint: collector}}", "must be the full URL"),
         ("gateway: {listen: [8000]}", "listen"),
         ("gateway: {listen: ['localhost']}", "write host:port"),
+        ("gateway: {allowed_hosts: ['*']}", "would allow names of anybody"),
+        ("gateway: {cors_origins: ['*']}", "is not an origin"),
+        ("gateway: {trusted_proxies: ['0.0.0.0/0']}", "let every client choose"),
+        ("gateway: {root_path: llm}", "is not a path"),
         (
             "backends: {b: {kind: supervisor, url: 'http://x'}}\nprofiles: {m: {model: /m.gguf, chain: [c]}}",
             "'c' is not a backend; backends are: b, local",
@@ -81,10 +85,21 @@ def test_an_invalid_file_is_an_error_that_names_the_line(text: str, message: str
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), (":8000", ("0.0.0.0", 8000))],
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:0", ("::1", 0)),
+        (":8000", ("0.0.0.0", 8000)),
+        ("unix:/run/h:1.sock", ("/run/h:1.sock", 0)),
+    ],
 )
 def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:here.sock"])
+def test_a_socket_is_named_by_its_full_path(text: str) -> None:
+    with pytest.raises(ValueError, match="write it in full"):
+        parse_address(text)
 
 
 @pytest.mark.parametrize("text", ["localhost", "::1:80", "host:70000", "host:", "host:x"])

@@ -37,6 +37,7 @@ def settings(listen: str = "127.0.0.1:0", api_keys_file: Path | None = None) -> 
         ("::", False),
         ("fe80::1%eth0", False),
         ("127.0.0.1.evil.example", False),
+        ("/run/hostler.sock", True),
         ("", False),
     ],
 )
@@ -49,6 +50,14 @@ def test_addresses_are_those_of_the_configuration_and_bound_addresses_those_of_s
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert bound_addresses([sock]) == [sock.getsockname()]
+
+
+def test_a_unix_socket_has_a_path_for_an_address(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    assert addresses(settings(f"unix:{path}")) == [(path, 0)]
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        assert bound_addresses([sock]) == [(path, 0)]
 
 
 def test_the_first_address_beyond_loopback_is_refused(tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def test_every_address_is_named() -> None:
     assert "listens on http://127.0.0.1:80 and http://[fd00::7]:81\n" in text_for(("127.0.0.1", 80), ("fd00::7", 81))
 
 
+def test_a_unix_socket_is_named_and_used_where_there_is_nothing_else() -> None:
+    alone, beside = text_for(("/run/h.sock", 0)), text_for(("/run/h.sock", 0), ("127.0.0.1", 80))
+    assert "listens on unix:/run/h.sock\n" in alone
+    assert "curl --unix-socket /run/h.sock http://localhost/v1/chat/completions" in alone
+    assert "curl http://127.0.0.1:80/v1/chat/completions" in beside
+
+
 def test_pasted_lines_hold_a_key_where_one_is_required() -> None:
     with_keys = text_for(("127.0.0.1", 80), keys_required=True)
     assert "-H 'Authorization: Bearer KEY' \\\n" in with_keys

@@ -88,6 +88,26 @@ def test_proxies_of_the_environment_are_not_used(server: FakeServer, monkeypatch
     assert AdminClient(server.url).get("/healthz") == {"status": "ok"}
 
 
+def test_a_unix_socket_is_called_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                heads.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+        heads: list[bytes] = []
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert AdminClient(f"unix:{path}").get("/healthz") == {}
+        thread.join()
+    assert b"Host: localhost\r\n" in heads[0]
+
+
 def test_a_redirect_is_not_followed(server: FakeServer) -> None:
     server.reply("/admin/status", b"", 302, Location=f"{server.url}/elsewhere")
     error = failure(lambda: AdminClient(server.url, "hst-key").get("/admin/status"))

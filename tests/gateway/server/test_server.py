@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import stat
 import time
+from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.server.http_protocol import Limits
-from hostler.gateway.server.server import Server, bind
+from hostler.gateway.server.server import ListenError, Server, bind
 
 pytestmark = pytest.mark.anyio
 
@@ -203,3 +207,37 @@ async def test_an_answer_that_a_slow_client_still_reads_is_not_cut_off_by_a_stop
     writer.close()
     with anyio.fail_after(20):
         await serving
+
+
+async def test_a_unix_socket_is_served_and_removed_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    sockets = bind([(str(path), 0)], "gateway.listen")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with pytest.raises(ListenError, match=r"another program is using it; stop that program or change gateway\.listen"):
+        bind([(str(path), 0)], "gateway.listen")
+    scopes = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    started = anyio.Event()
+    server = Server(app, drain_s=1, started_callback=started.set)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, sockets)
+        await started.wait()
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as http:
+            assert (await http.get("http://localhost/")).status_code == 204
+        server.stop()
+    assert (scopes[0]["client"], path.exists()) == (None, False)
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "s"
+    file.write_text("kept")
+    with pytest.raises(ListenError, match="unix:"):
+        bind([(str(file), 0)], "gateway.listen")
+    assert file.read_text() == "kept"
