@@ -23,6 +23,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.rate_limits import RateLimit, openai_headers
 from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
 
@@ -259,6 +260,10 @@ class Adapter(ABC):
     @abstractmethod
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete response of this protocol."""
+
+    def rate_limit_headers(self, limits: Sequence[RateLimit], now: float) -> list[tuple[str, str]]:
+        """Headers that say what is left of the limits of the client's key. `now` is in seconds since the epoch."""
+        return openai_headers(limits)
 
     def allows_origin(self, origin: str) -> bool:
         """Whether web pages of this `Origin` may call the adapter's routes although no setting names them."""

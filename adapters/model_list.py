@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -77,3 +77,15 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     def names(self) -> list[str]:
         """The names of the listed models in order, without aliases."""
         return [card.name for card in self.cards if card.listed]
+
+    def only(self, allowed: Callable[[str], bool]) -> ModelList:
+        """The list of the models whose names are `allowed`."""
+        cards = tuple(card for card in self.cards if allowed(card.name))
+        names = {card.name for card in cards}
+        return msgspec.structs.replace(
+            self,
+            cards=cards,
+            index={name: card for name, card in self.index.items() if card.name in names},
+            active=self.active if self.active in names else None,
+            default=self.default if self.default in names else None,
+        )

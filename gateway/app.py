@@ -32,6 +32,7 @@ from hostler.gateway.events import Bus
 from hostler.gateway.last_good import load
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
 from hostler.gateway.middleware.fallback import FallbackMiddleware
+from hostler.gateway.middleware.key_limits import KeyLimitsMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware
@@ -116,6 +117,9 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
     if stores:
         pass_on = any(backend.kind == "openai" for backend in parts.settings.backends.values())
         storing.append(Middleware(StoredResponsesMiddleware, store=parts.responses, pass_on=pass_on))
+    key_limits = []
+    if parts.key_usage is not None:
+        key_limits.append(Middleware(KeyLimitsMiddleware, hops=parts.chain.hops, usage=parts.key_usage))
     return [
         *recording,
         Middleware(
@@ -135,6 +139,7 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
             find=parts.catalog.find,
             order=lambda targets: nearest_first(targets, parts.hosts),
         ),
+        *key_limits,
         Middleware(
             FallbackMiddleware,
             hops=parts.chain.hops,

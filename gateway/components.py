@@ -29,6 +29,7 @@ from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettin
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
+from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import Catalog, with_unknown_states, with_unload_times
@@ -127,6 +128,7 @@ class Components:
             clock=clock,
         )
         self.access_log = AccessLog()
+        self.key_usage = None if self.keys is None else KeyUsage(usage_file(settings.gateway), time.time)
         self.admin = AdminApp(
             bus=self.bus,
             catalog=self.catalog,
@@ -137,6 +139,7 @@ class Components:
             config_errors=config_errors,
             in_progress=self.in_flight,
             keys=self.keys,
+            key_usage=self.key_usage,
             history=history,
             transcripts=self.transcripts,
             clock=clock,
@@ -148,6 +151,8 @@ class Components:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.admin.run)
             tasks.start_soon(anyio.to_thread.run_sync, self.blobs.remove_abandoned, time.time())
+            if self.key_usage is not None:
+                tasks.start_soon(self.key_usage.run)
             for host in self.hosts.values():
                 tasks.start_soon(host.run)
             tasks.start_soon(self.chain.run)

@@ -119,6 +119,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     listen: tuple[str, ...] = ("127.0.0.1:8000",)
     api_keys_file: str | None = None
+    key_usage_file: Annotated[str, msgspec.Meta(description="File that counts what keys with limits use.")] | None = (
+        None
+    )
     open_probes: bool = False
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -382,6 +385,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
         gateway=replace(
             gateway,
             api_keys_file=absolute(gateway.api_keys_file),
+            key_usage_file=absolute(gateway.key_usage_file),
             spending=replace(gateway.spending, file=absolute(gateway.spending.file)),
             recording=replace(gateway.recording, file=absolute(gateway.recording.file)),
             responses=replace(gateway.responses, file=absolute(gateway.responses.file)),

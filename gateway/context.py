@@ -6,7 +6,8 @@ Owned by the request's task. Middleware find it in the ASGI scope, and communica
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -30,17 +31,44 @@ DRAIN_EXPIRED = "the gateway is shutting down and could not wait longer for this
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
 
 
+class KeyRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a key may use: models and backends by patterns in which `*` stands for anything (none: all), and how much."""
+
+    models: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    tokens_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dollars_per_day: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def allows_model(self, name: str) -> bool:
+        """Whether the key may use the model of this name, in any case."""
+        return not self.models or any(fnmatchcase(name.lower(), pattern.lower()) for pattern in self.models)
+
+    def allows_backend(self, name: str) -> bool:
+        """Whether the key's requests may go to the backend of this name."""
+        return not self.backends or any(fnmatchcase(name, pattern) for pattern in self.backends)
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is anything to count."""
+        limits = self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.dollars_per_day
+        return any(limit is not None for limit in limits)
+
+
 class Client(msgspec.Struct, frozen=True, kw_only=True):
     """The client: `name` is that of its key, else its address; `scopes` is what the key allows.
 
     `local_only`: its requests are served by local backends only. `priority`: waiting requests with a higher one are
-    served first.
+    served first. `rules` is `None` where the key has none, and `expires` whether it ends at some time.
     """
 
     name: str
     scopes: frozenset[KeyScope] = ALL_SCOPES
     local_only: bool = False
     priority: int = 0
+    rules: KeyRules | None = None
+    expires: bool = False
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +124,7 @@ class RequestContext:
     one; `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why
     it did not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting
     ends, one for all attempts. `cancel_reason` says why the request was cancelled; without one it was cut off when
-    the gateway stopped.
+    the gateway stopped. `limit_headers` describe the limits of the client's key.
     """
 
     __slots__ = (
@@ -110,6 +138,7 @@ class RequestContext:
         "deadline",
         "failed_hops",
         "id",
+        "limit_headers",
         "local_only",
         "model",
         "only",
@@ -153,6 +182,7 @@ class RequestContext:
         self.attempts: list[Attempt] = []
         self.failed_hops: tuple[tuple[str, str], ...] = ()
         self.reason = ""
+        self.limit_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.deadline: float | None = None
         self.cancel_reason: GatewayError | None = None
         self.outcome: RequestOutcome = "failed"

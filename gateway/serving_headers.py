@@ -23,6 +23,8 @@ class ServingHeaders:
 
     def __call__(self, *, early: bool = False) -> Headers:
         facts, context = [(b"x-request-id", self._request_id)], self.context
+        if context is not None and context.limit_headers:
+            facts += context.limit_headers
         if early or context is None or (attempt := context.attempt) is None:
             return facts
         queue_s, switch_s = context.waits

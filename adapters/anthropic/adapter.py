@@ -7,6 +7,7 @@ reject them. Only backends of kind `anthropic` get the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.presets import preset_sampling, with_defaults, with_messages
+from hostler.adapters.rate_limits import RateLimit, anthropic_headers, openai_headers
 from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
@@ -108,3 +110,6 @@ class AnthropicAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         return error_response(error)
+
+    def rate_limit_headers(self, limits: Sequence[RateLimit], now: float) -> list[tuple[str, str]]:
+        return openai_headers(limits) + anthropic_headers(limits, now)

@@ -12,6 +12,7 @@ import anyio
 from hostler import __version__
 from hostler.gateway.admin.actions import ActionRoutes
 from hostler.gateway.admin.dry_run import DryRunRoutes
+from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
 from hostler.gateway.admin.logs import LogRoutes
 from hostler.gateway.admin.routes import StatusRoutes
@@ -25,6 +26,7 @@ from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
+from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.telemetry.history import History
@@ -75,6 +77,7 @@ class AdminApp:
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
         keys: KeyRing | None,
+        key_usage: KeyUsage | None = None,
         history: Path | None,
         transcripts: Transcripts | None = None,
         clock: Callable[[], float],
@@ -114,6 +117,7 @@ class AdminApp:
             DryRunRoutes(catalog.find, chain),
             self._log_routes,
             TranscriptRoutes(transcripts),
+            KeyRoutes(keys, key_usage),
             LoginRoutes(self.sessions, lambda address: self.throttle.refusal(address, _INVALID_KEY)),
             UI(self._status.view, logins=self.sessions is not None),
         )

@@ -103,13 +103,14 @@ def _document(status: StatusView, client: Client, *, logged_in: bool) -> str:
     )
     logout = '<form method="post" action="logout"><button class="quiet">Log out</button></form>' if logged_in else ""
     scopes = " ".join(sorted(client.scopes))
+    keys = " data-keys" if logged_in and "operate" in client.scopes else ""
     recording = _RECORDING if status.recording else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Hostler</title>
 <link rel="icon" href="icon.svg" type="image/svg+xml"><link rel="stylesheet" href="style.css">
 <script type="module" src="app.js"></script></head>
-<body data-scopes="{_text(scopes)}" data-name="{_text(client.name)}">
+<body data-scopes="{_text(scopes)}" data-name="{_text(client.name)}"{keys}>
 <a class="skip" href="#main">Skip to content</a>
 <header><img class="mark" src="icon.svg" alt=""><h1>Hostler <small>{_text(status.version)}</small></h1>
 <p id="link" role="status"></p><button id="theme" class="quiet" type="button" hidden>Theme</button>{logout}{recording}</header>

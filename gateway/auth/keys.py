@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.gateway.context import ALL_SCOPES, Client, KeyScope
+from hostler.gateway.context import ALL_SCOPES, Client, KeyRules, KeyScope
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.supervisor.state_store import replace_file
 
@@ -30,7 +30,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One line of the key file. `hash` is the SHA-256 of the whole key in hex, `created` seconds since the epoch.
 
     `local_only`: requests with this key are served by local backends only. `priority`: waiting requests with a higher one
-    are served first.
+    are served first. `expires` is in seconds since the epoch; `note` is for people.
     """
 
     name: str
@@ -39,7 +39,12 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     created: int
     local_only: bool = False
     priority: int = 0
+    rules: KeyRules | None = None
+    expires: int | None = None
+    note: str = ""
 
+
+_NO_RULES = KeyRules()
 
 #: Bytes of a key file, at most: some ten thousand keys.
 _MAX_BYTES = 4 * 1024**2
@@ -74,7 +79,17 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
     return tuple(records)
 
 
-def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool = False, priority: int = 0) -> str:
+def add(
+    path: Path,
+    name: str,
+    scopes: Iterable[KeyScope],
+    *,
+    local_only: bool = False,
+    priority: int = 0,
+    rules: KeyRules | None = None,
+    expires: int | None = None,
+    note: str = "",
+) -> str:
     """Create a key, store its hash under `name`, and return the key. Raises `KeyFileError`."""
     wanted = frozenset(scopes)
     key = _PREFIX + secrets.token_urlsafe(32)
@@ -85,6 +100,9 @@ def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool =
         created=int(time.time()),
         local_only=local_only,
         priority=priority,
+        rules=None if rules == _NO_RULES else rules,
+        expires=expires,
+        note=note,
     )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(path):
@@ -93,6 +111,24 @@ def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool =
             raise KeyFileError(f"{path}: a key named {name!r} exists; revoke it first or use another name")
         _write(path, (*records, record))
     return key
+
+
+def change(path: Path, name: str, **changes: object) -> bool:
+    """Change fields of the key of that name, and of its rules; whether there was one. Raises `KeyFileError`."""
+    if not path.exists():
+        return False
+    with _locked(path):
+        records = list(read(path))
+        for index, record in enumerate(records):
+            if record.name == name:
+                limits = {field: value for field, value in changes.items() if field in KeyRules.__struct_fields__}
+                others = {field: value for field, value in changes.items() if field not in limits}
+                rules = msgspec.structs.replace(record.rules or _NO_RULES, **limits)
+                others["rules"] = None if rules == _NO_RULES else rules
+                records[index] = msgspec.structs.replace(record, **others)
+                _write(path, records)
+                return True
+    return False
 
 
 def revoke(path: Path, name: str) -> bool:
@@ -120,7 +156,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, records: Iterable[KeyRecord]) -> None:
-    text = "# Hostler's API keys, hashed. `hostler keys add|list|revoke` changes this file.\n"
+    text = "# Hostler's API keys, hashed. `hostler keys add|set|revoke` changes this file.\n"
     text += "".join(msgspec.json.encode(record).decode() + "\n" for record in records)
     replace_file(path, text.encode(), sync=True)
 
@@ -136,9 +172,12 @@ class KeyRing:
     Without any key left every request is refused: whether keys are needed was decided at the start.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._wall = wall
         self._stamp = self._mark()
         self._records = read(path)
         self._checked = clock()
@@ -157,17 +196,36 @@ class KeyRing:
         return self.client_of_hash(digest(key))
 
     def client_of_hash(self, hashed: str) -> Client | None:
-        """The client of the key with this hash."""
+        """The client of the key with this hash; `None` if there is none, or if it has expired."""
+        record = self._record(hashed)
+        if record is None or (record.expires is not None and record.expires <= self._wall()):
+            return None
+        return Client(
+            name=record.name,
+            scopes=frozenset(record.scopes),
+            local_only=record.local_only,
+            priority=record.priority,
+            rules=record.rules,
+            expires=record.expires is not None,
+        )
+
+    def is_expired(self, key: str) -> bool:
+        """Whether this was a valid key until it expired."""
+        record = self._record(digest(key))
+        return record is not None and record.expires is not None and record.expires <= self._wall()
+
+    def records(self) -> tuple[KeyRecord, ...]:
+        """All keys, expired ones included."""
+        self._refresh()
+        return self._records
+
+    def _record(self, hashed: str) -> KeyRecord | None:
         self._refresh()
         found: KeyRecord | None = None
         for record in self._records:
             if hmac.compare_digest(record.hash, hashed):
                 found = record
-        if found is None:
-            return None
-        return Client(
-            name=found.name, scopes=frozenset(found.scopes), local_only=found.local_only, priority=found.priority
-        )
+        return found
 
     def _refresh(self) -> None:
         now = self._clock()

@@ -236,7 +236,10 @@ class AuthMiddleware:
             open_route = self._open_route(scope)
             if open_route is None:
                 message = "a valid API key is required: send `Authorization: Bearer KEY` (create one with `hostler keys add NAME`)"
-                if _presented(headers) is not None:
+                presented = _presented(headers)
+                if presented is not None and self._keys is not None and self._keys.is_expired(presented):
+                    raise Unauthenticated("this API key has expired; create another one with `hostler keys add NAME`")
+                if presented is not None:
                     raise self._throttle.refusal(address, message)
                 raise Unauthenticated(message)
             route, parameters = open_route
@@ -322,8 +325,8 @@ class AuthMiddleware:
 
 
 def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
-    """Whether the client stays the same while the keys do: sessions expire."""
-    return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
+    """Whether the client stays the same while the keys do: sessions and some keys expire."""
+    return keys is None or (client.scopes != frozenset() and not client.expires and _presented(headers) is not None)
 
 
 def _target(scope: Scope) -> tuple[object, ...]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import events, models, status
+from hostler.gateway.cli import events, keys, models, status
 from hostler.gateway.cli.options import (
     EXIT_CODES,
     ConfigOption,
     JsonOption,
     ModelsArgument,
+    cannot_write,
     fail,
     fail_with,
     print_json,
@@ -35,16 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 profiles_app = typer.Typer(
     help="Edit the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
 )
-
-
-class KeyScopeOption(StrEnum):
-    infer = "infer"
-    read = "read"
-    operate = "operate"
 
 
 def _show_version(wanted: bool) -> None:
@@ -205,86 +198,8 @@ def schema(
     print_json(describe(Settings))
 
 
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys.keys_app, name="keys")
 app.add_typer(profiles_app, name="profiles")
-
-
-@keys_app.command("add")
-def keys_add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, shown in logs.")],
-    scope: Annotated[
-        list[KeyScopeOption] | None,
-        typer.Option("--scope", help="Permission; repeatable. Default: infer and read."),
-    ] = None,
-    priority: Annotated[int, typer.Option("--priority", help="Priority in the queue; higher goes first.")] = 0,
-    local_only: Annotated[
-        bool, typer.Option("--local-only", help="Never send its requests to external backends.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Create a key; it is shown once and stored as a hash."""
-    from hostler.gateway.auth import keys
-    from hostler.gateway.context import KeyScope
-
-    path = _key_file(config)
-    try:
-        scopes = cast("list[KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)])
-        key = keys.add(path, name, scopes, priority=priority, local_only=local_only)
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        _cannot_write(path, error)
-    if as_json:
-        print_json({"name": name, "scopes": sorted(scopes), "key": key, "file": str(path)})
-        return
-    typer.echo(f"stored as a hash in {path}; the key is shown only now:", err=True)
-    typer.echo(key)
-
-
-@keys_app.command("list")
-def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List API keys."""
-    from hostler.gateway.auth import keys
-    from hostler.gateway.cli.formatting import Column, print_table
-    from hostler.gateway.cli.views import key_rows
-
-    path = _key_file(config)
-    try:
-        records = keys.read(path)
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    if as_json:
-        print_json([{"name": each.name, "scopes": list(each.scopes), "created": each.created} for each in records])
-    elif not records:
-        typer.echo(f"No keys in {path}: the gateway serves this machine only, without authentication.")
-    else:
-        print_table([Column("NAME", named=True), Column("SCOPES"), Column("CREATED", drop=1)], key_rows(records))
-
-
-@keys_app.command("revoke")
-def keys_revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")],
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Revoke a key; running gateways notice within a second."""
-    from hostler.gateway.auth import keys
-
-    path = _key_file(config)
-    try:
-        known = keys.revoke(path, name)
-        names = [] if known else [each.name for each in keys.read(path)]
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        _cannot_write(path, error)
-    if not known:
-        fail(f"no key named {name!r} in {path}; keys are: {', '.join(names) or 'none'}", FAILED)
-    if as_json:
-        print_json({"name": name, "revoked": True})
-    else:
-        typer.echo(f"revoked {name}")
 
 
 @profiles_app.command("add")
@@ -320,19 +235,8 @@ def profiles_add(
     except DocumentError as error:
         fail(str(error), FAILED)
     except OSError as error:
-        _cannot_write(target, error)
+        cannot_write(target, error)
     if as_json:
         print_json({"name": profile, "model": model, "file": str(target)})
     else:
         typer.echo(f"added {profile} to {target}")
-
-
-def _key_file(config: str | None) -> Path:
-    from hostler.gateway.auth import keys
-
-    named = read_configuration(config).settings.gateway.api_keys_file
-    return Path(named).expanduser() if named else keys.default_file()
-
-
-def _cannot_write(path: Path, error: OSError) -> None:
-    fail(f"{error.filename or path}: {error.strerror or error}; use another file or change its permissions", FAILED)

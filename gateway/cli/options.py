@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hostler.gateway.cli.start_options import CONFIG, INTERRUPTED, USAGE
+from hostler.gateway.cli.start_options import CONFIG, FAILED, INTERRUPTED, USAGE
 
 if TYPE_CHECKING:
     from hostler.gateway.cli.client import AdminTarget
@@ -83,6 +84,11 @@ def fail_with(messages: Iterable[str], code: int) -> NoReturn:
     for message in messages:
         echo(f"hostler: {message}", err=True)
     raise typer.Exit(code)
+
+
+def cannot_write(path: Path, error: OSError) -> NoReturn:
+    """Print why a file cannot be written, and exit."""
+    fail(f"{error.filename or path}: {error.strerror or error}; use another file or change its permissions", FAILED)
 
 
 def read_configuration(config: str | None) -> Configuration:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hostler.gateway.auth.keys import KeyRecord
 from hostler.gateway.cli.formatting import (
     MISSING,
     cut_middle,
@@ -309,17 +307,6 @@ def _circuit(breaker: Mapping[str, Any]) -> str:
     until = f" until {format_time(breaker['retry_at'])}" if breaker["retry_at"] else ""
     # Older gateways do not send the reason.
     return f"paused{until}: {breaker.get('reason') or 'failed'}"
-
-
-def key_rows(records: Iterable[KeyRecord]) -> list[Row]:
-    return [
-        (
-            record.name,
-            ", ".join(record.scopes),
-            datetime.datetime.fromtimestamp(record.created, datetime.UTC).strftime("%Y-%m-%d"),
-        )
-        for record in records
-    ]
 
 
 def host_limits(configuration: Configuration) -> Iterator[tuple[str, float, str]]:

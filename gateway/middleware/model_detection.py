@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import groupby
 
+from hostler.adapters.errors import Forbidden, ModelNotFound
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.model_catalog import Placement
 from hostler.supervisor.scheduling.host import Host
@@ -18,7 +19,7 @@ OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
-    `find` raises `ModelNotFound` for an unknown name. `order` may reorder targets that are equally good.
+    `find` raises `ModelNotFound` for an unknown name, and `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
     """
 
     def __init__(self, app: ASGIApp, *, find: FindModel, order: OrderTargets) -> None:
@@ -28,7 +29,11 @@ class ModelDetectionMiddleware(RequestMiddleware):
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        placement = self._find(context.request.model)
+        rules = context.client.rules
+        if rules is not None and rules.models:
+            placement = self._find_allowed(context.request.model, rules)
+        else:
+            placement = self._find(context.request.model)
         context.model = placement.model
         context.local_only = context.local_only or placement.local_only
         adapter = context.adapter
@@ -39,6 +44,17 @@ class ModelDetectionMiddleware(RequestMiddleware):
         candidates = self._targets_of(placement)
         context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         return call_next()
+
+    def _find_allowed(self, name: str | None, rules: KeyRules) -> Placement:
+        """The model, if the client's key may use it. Errors name none that it may not."""
+        allowed = f"this API key may use: {', '.join(rules.models)}"
+        try:
+            placement = self._find(name)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"the model does not exist; {allowed}", model=error.model, param="model") from None
+        if not rules.allows_model(placement.card.name):
+            raise Forbidden(f"this API key may not use this model; {allowed}", param="model")
+        return placement
 
     def _targets_of(self, placement: Placement) -> tuple[Target, ...]:
         """The placement's targets, kept as long as the catalogue keeps the placement."""

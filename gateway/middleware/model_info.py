@@ -41,13 +41,18 @@ class ModelInfoMiddleware(RequestMiddleware):
         if adapter.is_subscription(request):
             await self._watch(context, adapter)
         else:
-            await context.writer.respond(adapter.model_info(request, self._listing()))
+            await context.writer.respond(adapter.model_info(request, self._allowed(context)))
+
+    def _allowed(self, context: RequestContext) -> ModelList:
+        """The models that the client's key may use."""
+        listing, rules = self._listing(), context.client.rules
+        return listing if rules is None or not rules.models else listing.only(rules.allows_model)
 
     async def _watch(self, context: RequestContext, adapter: Adapter) -> None:
         writer = context.writer
         subscription = self._bus.subscribe(_BUFFERED)
         try:
-            sent = self._listing()
+            sent = self._allowed(context)
             await writer.write_event(adapter.change_events(None, sent), last=context.request.origin.method == "HEAD")
             while not writer.ended:
                 with anyio.move_on_after(self._ping_s) as timeout:
@@ -55,7 +60,7 @@ class ModelInfoMiddleware(RequestMiddleware):
                 if timeout.cancelled_caught:
                     await writer.write_event(_PING)
                     continue
-                previous, sent = sent, self._listing()
+                previous, sent = sent, self._allowed(context)
                 changes = adapter.change_events(previous, sent)
                 if changes or subscription.closed:
                     await writer.write_event(changes, last=subscription.closed)

@@ -10,6 +10,7 @@ import * as charts from "./charts.js";
 import * as tryit from "./tryit.js";
 import * as logs from "./logs.js";
 import * as programs from "./connect.js";
+import * as keys from "./keys.js";
 
 const SECTIONS = [
   ["now", "Now", overview],
@@ -20,6 +21,7 @@ const SECTIONS = [
   ["try", "Try it", tryit],
   ["logs", "Logs", logs],
   ["connect", "Connect", programs],
+  ...("keys" in document.body.dataset ? [["keys", "Keys", keys]] : []),
 ];
 
 const main = document.getElementById("main");

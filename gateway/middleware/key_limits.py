@@ -1,0 +1,96 @@
+"""The limits of the client's key: which backends it may use, and how much in a minute and in a day."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from hostler.adapters.canonical import CountRequest, LoadRequest
+from hostler.adapters.errors import Forbidden
+from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.reservation import estimate
+from hostler.gateway.context import Attempt, KeyRules, RequestContext
+from hostler.gateway.key_usage import KeyReservation, KeyUsage
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+
+
+class KeyLimitsMiddleware(RequestMiddleware):
+    """Keeps requests within the rules of their keys, and counts what they use. Raises `Forbidden` and `RateLimited`.
+
+    Requests without rules pass. Beyond the day's dollars a request still goes to the local backends among its candidates.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, hops: Mapping[str, Hop], usage: KeyUsage, wall: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(app)
+        self._hops = hops
+        self._usage = usage
+        self._wall = wall
+
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+        rules = context.client.rules
+        if rules is None:
+            return call_next()
+        if rules.backends:
+            _keep_allowed_backends(context, rules)
+        if not rules.counts or isinstance(context.request, LoadRequest):
+            return call_next()
+        return self._counted(context, rules, call_next)
+
+    async def _counted(self, context: RequestContext, rules: KeyRules, call_next: CallNext) -> None:
+        key, prompt_tokens = context.client.name, _prompt_tokens(context)
+        dollars = self._dollars(context)
+        if not self._usage.allows_cost(key, rules, dollars):
+            local = tuple(target for target in context.candidates if self._hops[target.backend].local)
+            if local:
+                context.candidates, dollars = local, 0.0
+        try:
+            reservation = self._usage.reserve(key, rules, prompt_tokens=prompt_tokens, dollars=dollars)
+        finally:
+            headers = context.adapter.rate_limit_headers(self._usage.limits(key, rules), self._wall())
+            context.limit_headers = tuple((name.encode(), value.encode()) for name, value in headers)
+        try:
+            await call_next()
+        finally:
+            self._settle(context, reservation)
+
+    def _dollars(self, context: RequestContext) -> float:
+        """What the request may cost at the dearest backend that may answer it."""
+        if context.local_only:
+            return 0.0
+        amounts = [estimate(context, self._hops[target.backend], target) for target in context.candidates]
+        return max((each.amount for each in amounts if each is not None), default=0.0)
+
+    def _settle(self, context: RequestContext, reservation: KeyReservation) -> None:
+        prompt, answer, dollars = 0, 0, 0.0
+        for attempt in context.attempts:
+            began = attempt.outcome == "answered" or attempt.first_token_at is not None
+            if attempt.usage is not None:
+                prompt += attempt.usage.prompt_tokens
+                answer += attempt.usage.completion_tokens
+            elif began and not isinstance(context.request, CountRequest):
+                prompt += _prompt_tokens(context)
+                answer += attempt.segments
+            dollars += self._cost(attempt, reservation) if began else attempt.cost or 0.0
+        self._usage.settle(reservation, prompt_tokens=prompt, answer_tokens=answer, dollars=dollars)
+
+    def _cost(self, attempt: Attempt, reservation: KeyReservation) -> float:
+        """What an answer has cost; as much as was reserved if it broke off before its cost was known."""
+        if attempt.cost is not None:
+            return attempt.cost
+        is_remote = not self._hops[attempt.target.backend].local
+        return reservation.dollars if is_remote and attempt.outcome != "answered" else 0.0
+
+
+def _keep_allowed_backends(context: RequestContext, rules: KeyRules) -> None:
+    allowed = tuple(target for target in context.candidates if rules.allows_backend(target.backend))
+    if context.candidates and not allowed:
+        raise Forbidden(f"this API key may not use the backends of {context.model}")
+    context.candidates = allowed
+
+
+def _prompt_tokens(context: RequestContext) -> int:
+    """About four bytes are a token."""
+    return len(context.request.origin.body) // 4
