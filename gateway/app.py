@@ -44,7 +44,7 @@ from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
-from hostler.gateway.server.server import Server
+from hostler.gateway.server.server import Server, server_certificate
 from hostler.gateway.telemetry.history import default_file as history_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.presets import Preset
@@ -257,8 +257,15 @@ class Gateway:
         """
         if self._parts.keys is None:
             refuse_beyond_loopback(bound_addresses(sockets), key_file.default_file())
-        drain_s = self._parts.settings.gateway.drain_s
-        self._server = Server(self.app, drain_s=drain_s, lifespan=True, shared=shared, started_callback=started)
+        settings = self._parts.settings.gateway
+        self._server = Server(
+            self.app,
+            drain_s=settings.drain_s,
+            lifespan=True,
+            shared=shared,
+            started_callback=started,
+            certificate=server_certificate(settings.tls, "gateway.tls"),
+        )
         if self._stopping:
             self._server.stop()
         await self._server.serve(sockets)

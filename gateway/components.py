@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -46,6 +47,7 @@ from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
+from hostler.supervisor.tls import CertificateError, pinned_context
 
 if TYPE_CHECKING:
     from hostler.gateway.telemetry.tracing import Tracer
@@ -92,6 +94,7 @@ class Components:
         self.sleeps = CancellableSleeps()
         self.retry_budget = RetryBudget(RetryRules())
         self._tokens: dict[str, str | None] = {}
+        self._tls: dict[str, ssl.SSLContext | None] = {}
         self._clients = self._find_clients()
         self._supervisors: dict[str, object] = {**({} if local is None else {LOCAL: local}), **self._clients}
         self._chain_order = chain_order(settings, local)
@@ -214,7 +217,9 @@ class Components:
                 from hostler.supervisor.client import ClientLimits, SupervisorClient
 
                 token = self._tokens[name] = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
-                clients[name] = SupervisorClient(backend.url, token, limits=ClientLimits(max_retry_s=_MAX_RETRY_S))
+                tls = self._tls[name] = _pinned(backend.certificate, f"backends.{name}.certificate")
+                limits = ClientLimits(max_retry_s=_MAX_RETRY_S)
+                clients[name] = SupervisorClient(backend.url, token, limits=limits, tls=tls)
         return clients
 
     def _build_backends(self) -> dict[str, Backend]:
@@ -273,6 +278,7 @@ class Components:
             on_stopping=partial(self._close_connections, name),
             clock=self.clock,
             connect_s=self.settings.gateway.timeouts.connect_s,
+            tls=self._tls[name],
         )
 
     def _chain_view(self) -> ChainView:
@@ -292,6 +298,15 @@ async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Host], done: 
     for name, host in hosts.items():
         host.seed_service_times(answers.get(name, {}))
     done.set()
+
+
+def _pinned(certificate: str | None, where: str) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    try:
+        return pinned_context(certificate)
+    except CertificateError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _require_tracing() -> None:

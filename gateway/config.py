@@ -20,7 +20,7 @@ from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import load_profiles, read_text
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, Size, parse
-from hostler.supervisor.config import HostLimits, SupervisorSettings
+from hostler.supervisor.config import HostLimits, SupervisorSettings, TLSSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -118,6 +118,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The gateway itself: where it listens, who may use it, and how it queues, retries and logs."""
 
     listen: tuple[str, ...] = ("127.0.0.1:8000",)
+    tls: TLSSettings | None = None
     api_keys_file: str | None = None
     key_usage_file: Annotated[str, msgspec.Meta(description="File that counts what keys with limits use.")] | None = (
         None
@@ -185,6 +186,9 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url: str
     token: str | None = None
     token_file: str | None = None
+    certificate: (
+        Annotated[str, msgspec.Meta(description="The only certificate that the supervisor may have.")] | None
+    ) = None
     api_key: str | None = None
     api_key_file: str | None = None
     models: Mapping[str, str] = {}
@@ -378,12 +382,18 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     def absolute(path: str | None) -> str | None:
         return None if path is None else str(folder / Path(path).expanduser())
 
+    def certificate(tls: TLSSettings | None) -> TLSSettings | None:
+        return tls and TLSSettings(
+            cert=str(folder / Path(tls.cert).expanduser()), key=str(folder / Path(tls.key).expanduser())
+        )
+
     replace = msgspec.structs.replace
     gateway, supervisor = settings.gateway, settings.supervisor
     return replace(
         settings,
         gateway=replace(
             gateway,
+            tls=certificate(gateway.tls),
             api_keys_file=absolute(gateway.api_keys_file),
             key_usage_file=absolute(gateway.key_usage_file),
             spending=replace(gateway.spending, file=absolute(gateway.spending.file)),
@@ -391,11 +401,19 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
             responses=replace(gateway.responses, file=absolute(gateway.responses.file)),
         ),
         backends={
-            name: replace(backend, token_file=absolute(backend.token_file), api_key_file=absolute(backend.api_key_file))
+            name: replace(
+                backend,
+                token_file=absolute(backend.token_file),
+                certificate=absolute(backend.certificate),
+                api_key_file=absolute(backend.api_key_file),
+            )
             for name, backend in settings.backends.items()
         },
         supervisor=replace(
-            supervisor, token_file=absolute(supervisor.token_file), slots_dir=absolute(supervisor.slots_dir)
+            supervisor,
+            tls=certificate(supervisor.tls),
+            token_file=absolute(supervisor.token_file),
+            slots_dir=absolute(supervisor.slots_dir),
         ),
     )
 
@@ -484,6 +502,10 @@ def _backend_errors(document: Document, name: str, backend: BackendSettings) -> 
         value = getattr(backend, key)
         if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
             yield document.error((*path, key), "must be one line of plain text")
+    if backend.certificate is not None and (backend.kind != "supervisor" or not backend.url.startswith("https://")):
+        yield document.error(
+            (*path, "certificate"), "only for supervisors with an https:// URL; remove it or change these"
+        )
     if backend.wake is not None:
         yield from _wake_errors(document, (*path, "wake"), backend, backend.wake)
     if backend.kind != "supervisor" and not backend.models:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import ModelSource
+from hostler.supervisor.config import TLSSettings
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.engine_command import engine_program, parse_port_range
+from hostler.supervisor.tls import CertificateError, ServerCertificate, pinned_context
 
 Command = Literal["up", "gateway", "supervisor"]
 
@@ -69,10 +71,12 @@ def all_mistakes(configuration: Configuration) -> list[str]:
 
 def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> list[str]:
     settings = configuration.settings
-    found = list(key_mistakes(settings))
+    found = list(key_mistakes(settings)) + _tls_mistakes(settings.gateway.tls, "gateway.tls")
     for name, backend in settings.backends.items():
         found += _secret_mistakes(backend.token, backend.token_file, f"backends.{name}.token_file")
         found += _secret_mistakes(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file")
+        if backend.certificate is not None:
+            found += _certificate_mistakes(partial(pinned_context, backend.certificate), f"backends.{name}.certificate")
     if LOCAL in (settings.gateway.chain or ()) and not has_supervisor:
         found.append(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
     if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
@@ -84,6 +88,7 @@ def supervisor_mistakes(configuration: Configuration) -> list[str]:
     """What keeps the supervisor's own interface from running."""
     settings = configuration.settings.supervisor
     found = _secret_mistakes(settings.token, settings.token_file, "supervisor.token_file")
+    found += _tls_mistakes(settings.tls, "supervisor.tls")
     host, port = parse_address(settings.listen)
     if settings.token is None and settings.token_file is None and not is_loopback(host):
         found.append(without_token(host, port))
@@ -103,6 +108,20 @@ def _secret_mistakes(value: str | None, file: str | None, where: str) -> list[st
         secret(value, file, where)
     except ConfigError as error:
         return list(error.mistakes)
+    return []
+
+
+def _tls_mistakes(settings: TLSSettings | None, where: str) -> list[str]:
+    if settings is None:
+        return []
+    return _certificate_mistakes(partial(ServerCertificate, settings.cert, settings.key), where)
+
+
+def _certificate_mistakes(load: Callable[[], object], where: str) -> list[str]:
+    try:
+        load()
+    except CertificateError as error:
+        return [f"{where}: {error}"]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from types import TracebackType
@@ -57,7 +58,8 @@ class _ConnectionLost(Exception):
 class SupervisorClient:
     """The supervisor at `url`. An async context manager; else call `aclose`.
 
-    `reachable` is whether the last request got a response.
+    `reachable` is whether the last request got a response. `tls` is what certificates are checked with, if not what the
+    system trusts.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class SupervisorClient:
         *,
         http: httpx.AsyncClient | None = None,
         limits: ClientLimits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._url = httpx.URL(url.rstrip("/")).copy_with(userinfo=b"", query=None, fragment=None)
         self._token = token
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = http
+        self._tls = tls
         self._owns_http = http is None
         self._limits = limits or ClientLimits()
         self.reachable: bool | None = None
@@ -232,7 +236,7 @@ class SupervisorClient:
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             # trust_env: a proxy for the internet must not see the token of a machine on the local network.
-            self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False)
+            self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False, verify=self._tls or True)
         return self._http
 
     def _error(self, status: int, content: bytes) -> Exception:

@@ -7,6 +7,14 @@ import msgspec
 from hostler.profiles.yaml_config import Size
 
 
+class TLSSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server's certificate (with those that lead to its issuer) and its key, in PEM files that are read again when they
+    change."""
+
+    cert: str
+    key: str
+
+
 class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How engines run on this host. Times in seconds, sizes in bytes.
 
@@ -17,6 +25,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """
 
     listen: str = "127.0.0.1:8080"
+    tls: TLSSettings | None = None
     token: str | None = None
     token_file: str | None = None
     engine: str | None = None

@@ -141,9 +141,17 @@ class _Rejected(Exception):
 
 
 async def open_connection(
-    url: str, token: str | None, on_frame: Callable[[EventFrame], None], *, timeout_s: float
+    url: str,
+    token: str | None,
+    on_frame: Callable[[EventFrame], None],
+    *,
+    timeout_s: float,
+    tls: ssl.SSLContext | None = None,
 ) -> LeaseConnection:
-    """Connect to the supervisor at `url`. Raises `SupervisorUnreachable` with the reason and what to do about it."""
+    """Connect to the supervisor at `url`, with `tls` if that is not what the system trusts.
+
+    Raises `SupervisorUnreachable` with the reason and what to do about it.
+    """
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
     secure = parts.scheme == "https"
@@ -162,12 +170,18 @@ async def open_connection(
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(
-                lambda: connection, host, port, ssl=ssl.create_default_context() if secure else None
+                lambda: connection, host, port, ssl=(tls or ssl.create_default_context()) if secure else None
             )
             await connection.accepted
     except TimeoutError:
         connection.close("did not answer")
         raise SupervisorUnreachable(f"the supervisor at {url} did not answer within {timeout_s:g} s") from None
+    except ssl.SSLCertVerificationError as error:
+        connection.close("has another certificate")
+        raise SupervisorUnreachable(
+            f"the supervisor at {url} has a certificate that is not trusted ({error.verify_message}); set the backend's "
+            "certificate to a copy of the supervisor's"
+        ) from None
     except OSError as error:
         what = "refuses connections" if isinstance(error, ConnectionRefusedError) else f"cannot be reached ({error})"
         raise SupervisorUnreachable(f"the supervisor at {url} {what}") from None

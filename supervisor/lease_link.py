@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -45,6 +46,7 @@ class LeaseLink:
         on_lost: Callable[[str, bool], None],
         usable: Callable[[], bool],
         connect_s: float,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url
         self._token = token
@@ -53,6 +55,7 @@ class LeaseLink:
         self._on_lost = on_lost
         self._usable = usable
         self._connect_s = connect_s
+        self._tls = tls
         self._connection: LeaseConnection | None = None
         self._alive_at = 0.0
 
@@ -61,7 +64,9 @@ class LeaseLink:
         pause_s = RETRY_S
         while True:
             try:
-                connection = await open_connection(self.url, self._token, self._on_frame, timeout_s=self._connect_s)
+                connection = await open_connection(
+                    self.url, self._token, self._on_frame, timeout_s=self._connect_s, tls=self._tls
+                )
             except SupervisorUnreachable as error:
                 self._on_lost(str(error), isinstance(error, IncompatibleSupervisor))
             else:

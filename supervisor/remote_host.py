@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -100,11 +101,12 @@ class RemoteHost:
         on_stopping: Callable[[EngineAddress], None],
         clock: Callable[[], float],
         connect_s: float = 2.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name = name
         self._link = LeaseLink(
             url, token, hello=self._hello, on_frame=self._on_frame, on_lost=self._lose, usable=self._is_usable,
-            connect_s=connect_s,
+            connect_s=connect_s, tls=tls,
         )  # fmt: skip
         self._client = client
         self._limits = limits

@@ -157,11 +157,14 @@ def test_the_unit_of_a_key_is_documented(key: str) -> None:
 def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     *sections, name = key.split(".")
     lines = {f"{name}: {ROWS[key].example.strip('`')}"}
-    beside = {line for line in ("kind: supervisor", "url: http://h:1") if not line.startswith(f"{name}:")}
+    url = "url: https://h:1" if name == "certificate" else "url: http://h:1"
+    beside = {line for line in ("kind: supervisor", url) if not line.startswith(f"{name}:")}
     if sections and sections[-1] == "wake":
         lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
         sections[-1:] = []
         lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
+    elif sections[-1:] == ["tls"]:
+        lines |= {line for line in ("cert: a.crt", "key: a.key") if not line.startswith(f"{name}:")}
     elif sections[-2:] == ["prices", "NAME"]:
         sections[-2:] = []
         lines = {f"prices: {{NAME: {{{lines.pop()}}}}}", *beside}

@@ -15,12 +15,19 @@ _MAX_NAMES: Final = 6
 
 
 def banner(
-    models: Sequence[str], default: str, addresses: Sequence[tuple[str, int]], *, keys_required: bool, hostname: str
+    models: Sequence[str],
+    default: str,
+    addresses: Sequence[tuple[str, int]],
+    *,
+    keys_required: bool,
+    hostname: str,
+    secure: bool = False,
 ) -> str:
-    """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`."""
-    local = list(dict.fromkeys(local_url(*address) for address in addresses))
-    remote = list(dict.fromkeys(f"http://{hostname}:{port}" for host, port in addresses if host in _LOOPBACK))
-    url = next((each for each in local if not each.startswith("unix:")), "http://localhost")
+    """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`. `secure`: with TLS."""
+    scheme = "https" if secure else "http"
+    local = list(dict.fromkeys(local_url(*address, secure=secure) for address in addresses))
+    remote = list(dict.fromkeys(f"{scheme}://{hostname}:{port}" for host, port in addresses if host in _LOOPBACK))
+    url = next((each for each in local if not each.startswith("unix:")), f"{scheme}://localhost")
     socket = f" --unix-socket {addresses[0][0]}" if url not in local else ""
     lines = [
         f"Hostler {__version__} listens on {' and '.join(local)}",
@@ -35,8 +42,12 @@ def banner(
         f'    -d \'{{"model": "{default}", "stream": true,',
         '         "messages": [{"role": "user", "content": "Hello!"}]}\'',
         "",
-        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if keys_required else 'unused'}",
-        f"  export OLLAMA_HOST={url}",
+        *(
+            [f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if keys_required else 'unused'}"]
+            if url in local
+            else []
+        ),
+        *([f"  export OLLAMA_HOST={url}"] if url in local else []),
         f"  dashboard  {url}/ui/",
         "",
         "  Press Ctrl-C to stop.",
@@ -49,11 +60,11 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names) if more < 2 else f"{', '.join(names[:_MAX_NAMES])} and {more} more"
 
 
-def local_url(host: str, port: int) -> str:
+def local_url(host: str, port: int, *, secure: bool = False) -> str:
     """The URL at which this machine reaches a gateway that listens there; `unix:PATH` for a Unix socket."""
     if host.startswith("/"):
         return f"unix:{host}"
-    return f"http://{format_address(_LOOPBACK.get(host, host), port)}"
+    return f"{'https' if secure else 'http'}://{format_address(_LOOPBACK.get(host, host), port)}"
 
 
 def format_address(host: str, port: int) -> str:

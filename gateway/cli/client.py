@@ -21,6 +21,7 @@ from hostler.adapters import sse
 from hostler.gateway.cli.banner import local_url
 from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
+from hostler.supervisor.tls import CertificateError, pinned_context
 
 # Where rich and click are installed, httpx loads its own command line as well: 0.16 s that a command need not take.
 sys.modules.setdefault("httpx._main", cast(ModuleType, None))
@@ -66,12 +67,12 @@ class AdminResponse(msgspec.Struct, frozen=True):
 class AdminClient:
     """Calls the gateway or supervisor at `url`, without proxies or redirects: the key is for this address alone.
 
-    `url` may be `unix:PATH`.
+    `url` may be `unix:PATH`. `certificate` is the file with the server's own, if it need not be one that the system trusts.
 
     All methods raise `CallFailed`.
     """
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, *, certificate: str | None = None) -> None:
         self.url = url.rstrip("/")
         socket_path = self.url.removeprefix("unix:") if self.url.startswith("unix:") else None
         self._base = self.url if socket_path is None else "http://localhost"
@@ -85,7 +86,7 @@ class AdminClient:
             if socket_path is None
             else httpx.HTTPTransport(uds=socket_path, verify=False, limits=limits),
             # The system's certificates rather than certifi's; loading them takes a while, so only for https.
-            verify=ssl.create_default_context() if url.startswith("https:") else False,
+            verify=_context(certificate) if url.startswith("https:") else False,
         )
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -240,6 +241,13 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
     return error is not None
 
 
+def _context(certificate: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context() if certificate is None else pinned_context(certificate)
+    except CertificateError as error:
+        raise CallFailed(str(error), USAGE) from error
+
+
 class AdminTarget:
     """The gateway or supervisor that a command works with, and its status when it was found.
 
@@ -294,7 +302,7 @@ def connect(
     """
     key = read_key(key_file)
     try:
-        return _identify(AdminClient(gateway_url(configuration, url), key), status_required=status_required)
+        return _identify(gateway_client(configuration, url, key), status_required=status_required)
     except NotListening:
         target = None if url else _local_supervisor(configuration, key)
         if target is None:
@@ -332,7 +340,8 @@ def _local_supervisor(configuration: Configuration, key: str | None) -> AdminTar
     settings = configuration.settings.supervisor
     try:
         token = key or secret(settings.token, settings.token_file, "supervisor.token_file")
-        return _identify(AdminClient(local_url(*parse_address(settings.listen)), token))
+        url = local_url(*parse_address(settings.listen), secure=settings.tls is not None)
+        return _identify(AdminClient(url, token, certificate=settings.tls.cert if settings.tls else None))
     except (CallFailed, ConfigError):
         return None
 
@@ -341,7 +350,14 @@ def gateway_url(configuration: Configuration, url: str | None = None) -> str:
     """The given URL, `http://` added if need be, or `unix:PATH`; else that of the first of `gateway.listen`."""
     if url:
         return (url if "://" in url or url.startswith("unix:") else f"http://{url}").rstrip("/")
-    return local_url(*parse_address(configuration.settings.gateway.listen[0]))
+    settings = configuration.settings.gateway
+    return local_url(*parse_address(settings.listen[0]), secure=settings.tls is not None)
+
+
+def gateway_client(configuration: Configuration, url: str | None, key: str | None) -> AdminClient:
+    """A client for the gateway at `url` or as configured: then its certificate is the configured one."""
+    tls = None if url else configuration.settings.gateway.tls
+    return AdminClient(gateway_url(configuration, url), key, certificate=tls.cert if tls else None)
 
 
 def read_key(key_file: str | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 import typer
 
 from hostler.gateway.cli import events, keys, models, status
+from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.options import (
     EXIT_CODES,
     ConfigOption,
@@ -198,6 +199,7 @@ def schema(
     print_json(describe(Settings))
 
 
+app.command()(certificate)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(profiles_app, name="profiles")
 

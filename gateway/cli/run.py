@@ -24,7 +24,7 @@ from hostler.gateway.events import SwitchChanged
 from hostler.gateway.preflight import without_token
 from hostler.gateway.server import systemd
 from hostler.gateway.server.event_loop import Loop
-from hostler.gateway.server.server import ListenError, Server, bind
+from hostler.gateway.server.server import ListenError, Server, bind, server_certificate
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
 if TYPE_CHECKING:  # other modules are imported by the commands that need them
@@ -102,6 +102,8 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
     settings = configuration.settings.supervisor
     token = _or_cannot_run(lambda: secret(settings.token, settings.token_file, "supervisor.token_file"))
     host, port = parse_address(settings.listen)
+    certificate = _or_cannot_run(lambda: server_certificate(settings.tls, "supervisor.tls"))
+    scheme = "http" if certificate is None else "https"
     sockets, shared = _listen([(host, port)], "supervisor.listen")
     if token is None:
         _refuse_without_token(bound_addresses(sockets))
@@ -116,10 +118,12 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
             if view is None:
                 print_in_background(_STDOUT, text)
             else:
-                view.begin(text, f"hostler {__version__}, supervisor", [f"http://{bound}"], requests=False)
+                view.begin(text, f"hostler {__version__}, supervisor", [f"{scheme}://{bound}"], requests=False)
             systemd.notify("READY=1")
 
-        server = Server(app, drain_s=5.0, lifespan=True, shared=shared, started_callback=announce)
+        server = Server(
+            app, drain_s=5.0, lifespan=True, shared=shared, started_callback=announce, certificate=certificate
+        )
 
         requested = anyio.Event()
 
@@ -312,13 +316,19 @@ def _announce(
     names = [profile.name for profile in profiles]
     named = [*names, *(model for backend in backends for model in backend.models if model != "*"), "NAME"]
     default = next((profile.name for profile in profiles if profile.default), named[0])
+    secure = configuration.settings.gateway.tls is not None
     text = banner(
-        names, default, bound_addresses(sockets), keys_required=keys_required, hostname=socket.gethostname().lower()
+        names,
+        default,
+        bound_addresses(sockets),
+        keys_required=keys_required,
+        hostname=socket.gethostname().lower(),
+        secure=secure,
     )
     if view is None:
         print_in_background(_STDOUT, text)
     else:
-        urls = list(dict.fromkeys(local_url(*place) for place in bound_addresses(sockets)))
+        urls = list(dict.fromkeys(local_url(*place, secure=secure) for place in bound_addresses(sockets)))
         view.begin(text, f"hostler {__version__}", [*urls, f"{urls[0]}/ui/"])
     systemd.notify("READY=1")
     _freeze_garbage_collector()

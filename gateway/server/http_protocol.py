@@ -206,7 +206,7 @@ class HTTPProtocol(HttpToolsProtocol):
             "http_version": version,
             "server": self.server,
             "client": self.client,
-            "scheme": "http",
+            "scheme": self.scheme or "http",
             "method": method.decode("ascii"),
             "root_path": self.root_path,
             "path": self.root_path + path,
@@ -312,8 +312,11 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self.discarding:
             if self.transport.get_write_buffer_size():
                 self.deadline = now + self.limits.stop_s  # the client still reads, within `stall_s`
-            else:
+            elif self.transport.can_write_eof() or self.transport.is_closing():
                 self.transport.abort()
+            else:
+                self.deadline = now + self.limits.stop_s
+                self.transport.close()
         elif self.in_head and self.active is None:
             self.refuse(408, "the request head did not arrive in time")
         elif self.reading is not None:
@@ -392,7 +395,8 @@ class HTTPProtocol(HttpToolsProtocol):
             self.resume_reading()
             if self.transport.get_write_buffer_size():
                 self.stalled_at = min(self.stalled_at, now + self.limits.stall_s)
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS cannot
+                self.transport.write_eof()
         self.deadline = now + seconds
 
 

@@ -22,6 +22,8 @@ from uvicorn.lifespan.on import LifespanOn
 
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.server.http_protocol import HTTPProtocol, Limits
+from hostler.supervisor.config import TLSSettings
+from hostler.supervisor.tls import CertificateError, ServerCertificate
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +128,23 @@ def _bind_one(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
+def server_certificate(settings: TLSSettings | None, setting: str) -> ServerCertificate | None:
+    """The configured certificate. Raises `ListenError`; `setting` names the configuration key for it."""
+    if settings is None:
+        return None
+    try:
+        return ServerCertificate(settings.cert, settings.key)
+    except CertificateError as error:
+        raise ListenError(f"{setting}: {error}") from error
+
+
 class Server(uvicorn.Server):
     """uvicorn's server without its signal handlers: call `stop` to stop it.
 
     `started_callback` is called once the sockets accept connections. After `stop`, requests in progress have `drain_s`
     seconds to finish; then they are cancelled, with a moment to send an error. No request outlives `serve`, which closes
     the sockets and raises the error that ended the application's lifespan, if any. With `lifespan`, the application starts
-    before the first request and ends after the last one. `shared` sockets stay open in another process, which accepts new
+    before the first request and ends after the last one. With a `certificate` it serves TLS, but on Unix sockets. `shared` sockets stay open in another process, which accepts new
     connections after `stop`.
     """
 
@@ -145,6 +157,7 @@ class Server(uvicorn.Server):
         shared: bool = False,
         started_callback: Callable[[], None] | None = None,
         limits: Limits | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -160,10 +173,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         config.load()
+        if certificate is not None:
+            config.ssl = certificate.context
         if lifespan:
             config.lifespan_class = cast(Any, partial(_Lifespan, on_end=self._lifespan_ended))
         self._drain_s = drain_s
         self._shared = shared
+        self._certificate = certificate
         self._started_callback = started_callback
         self._unix_paths: list[str] = []
         self._refusing = False
@@ -187,7 +203,14 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        # Unix sockets stay plain: only this machine reaches them.
+        plain = [each for each in sockets or () if self._certificate is not None and each.family == socket.AF_UNIX]
+        await super().startup(sockets=sockets if sockets is None else [each for each in sockets if each not in plain])
+        config, loop = self.config, asyncio.get_running_loop()
+        state = {"config": config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        for each in plain:
+            protocol = partial(cast(Any, config.http_protocol_class), **state)
+            self.servers.append(await loop.create_server(protocol, sock=each, backlog=config.backlog))
         if self.started and self._started_callback is not None:
             self._started_callback()
 
@@ -203,6 +226,8 @@ class Server(uvicorn.Server):
 
     def _sweep(self) -> None:
         self._check_descriptors()
+        if self._certificate is not None:
+            self._certificate.refresh()
         now = asyncio.get_running_loop().time()
         for connection in list(self._connections):
             connection.expire(now)

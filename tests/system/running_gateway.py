@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import httpx
 from anyio.abc import TaskGroup
+from fakes.certificates import Pair
 from fakes.ports import free_port
 
 from hostler.gateway.app import Gateway
@@ -21,6 +22,7 @@ from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.manager import EngineManager, create_manager
+from hostler.supervisor.tls import ServerCertificate
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
@@ -110,8 +112,17 @@ class RunningGateway(EngineLog):
 class RemoteSupervisor(EngineLog):
     """A supervisor behind its HTTP interface, as on another machine."""
 
-    def __init__(self, manager: EngineManager, leases: LeaseServer, port: int, log: Path, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        manager: EngineManager,
+        leases: LeaseServer,
+        port: int,
+        log: Path,
+        tasks: TaskGroup,
+        pair: Pair | None = None,
+    ) -> None:
         super().__init__(log)
+        self.pair = pair
         self.manager = manager
         self.leases = leases
         self.port = port
@@ -120,7 +131,10 @@ class RemoteSupervisor(EngineLog):
     @property
     def backend(self) -> dict[str, str]:
         """Its entry in a gateway's configuration."""
-        return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
+        entry = {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
+        if self.pair is None:
+            return entry
+        return {**entry, "url": f"https://127.0.0.1:{self.port}", "certificate": self.pair.cert}
 
     async def scrape(self) -> httpx.Response:
         """Fetch its metrics as Prometheus does."""
@@ -144,7 +158,8 @@ class RemoteSupervisor(EngineLog):
         )
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
-        server = Server(app, drain_s=1.0, started_callback=listening.set)
+        certificate = None if self.pair is None else ServerCertificate(*self.pair)
+        server = Server(app, drain_s=1.0, started_callback=listening.set, certificate=certificate)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.serve, sockets)
@@ -200,16 +215,17 @@ def gateway_starter(tmp_path: Path) -> StartGateway:
 
 @asynccontextmanager
 async def remote_supervisor(
-    folder: Path, profiles: Profiles, *, port: int = 0, **sections: Any
+    folder: Path, profiles: Profiles, *, port: int = 0, pair: Pair | None = None, **sections: Any
 ) -> AsyncIterator[RemoteSupervisor]:
-    """Run a supervisor behind its HTTP interface, as on another machine, with its engines, until the context ends."""
+    """Run a supervisor behind its HTTP interface, as on another machine, with its engines, until the context ends. With a
+    `pair` it has TLS."""
     configuration, manager = _host_in(folder, profiles, sections)
     leases = LeaseServer(manager, limits=configuration.host_limits)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.run)
         tasks.start_soon(leases.run)
         # Reserved: while the interface is stopped, the system could give an ephemeral port to another socket.
-        host = RemoteSupervisor(manager, leases, port or free_port(), folder / "engines.log", tasks)
+        host = RemoteSupervisor(manager, leases, port or free_port(), folder / "engines.log", tasks, pair)
         await manager.started()
         await host.listen()
         try:

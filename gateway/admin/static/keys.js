@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { count, moment, money, plural } from "./format.js";
 
 const COLUMNS = ["key", "scopes", "limits", "used today", "expires", "note"];
-const WIDTHS = ["free", "", "long", "long", "", "long"];
+const WIDTHS = ["free", "free", "free", "free", "", "free"];
 const REFRESH_MS = 5000;
 
 export function build(root) {

@@ -1,0 +1,95 @@
+"""TLS of gateways and supervisors: certificates of servers, renewed while they run, and pinned ones of their clients."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class CertificateError(Exception):
+    """A certificate or its key cannot be used; the message names the file."""
+
+
+class ServerCertificate:
+    """A certificate and its key in PEM files. `context` serves new connections with the latest valid pair."""
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Blocks. Raises `CertificateError`."""
+        self._cert, self._key = Path(cert).expanduser(), Path(key).expanduser()
+        self._stamp = self._mark()
+        self.context = self._load()
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed. An invalid pair is logged, and the old one stays in use."""
+        stamp = self._mark()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._load()  # a pair that does not match would be half loaded
+            self.context.load_cert_chain(self._cert, self._key)
+        except (CertificateError, OSError) as error:
+            logger.error("%s; keeping the previous certificate", error)
+        else:
+            logger.info("%s: the new certificate is in use", self._cert)
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        for path in (self._cert, self._key):
+            try:
+                with path.open("rb"):
+                    pass
+            except OSError as error:
+                raise CertificateError(f"{path}: cannot be read: {error.strerror or error}") from error
+        try:
+            # Without a password: the prompt for one would wait for a terminal.
+            context.load_cert_chain(self._cert, self._key, password=_no_password)
+        except (OSError, ValueError) as error:
+            reason = (
+                "is encrypted with a password"
+                if isinstance(error, ValueError)
+                else "do not fit together, or are not PEM"
+            )
+            files = self._key if isinstance(error, ValueError) else f"{self._cert} and {self._key}"
+            raise CertificateError(f"{files} {reason}") from error
+        return context
+
+    def _mark(self) -> tuple[tuple[int, ...] | None, ...]:
+        return _stamp_of(self._cert), _stamp_of(self._key)
+
+
+def pinned_context(certificate: str) -> ssl.SSLContext:
+    """A client's context that accepts exactly the certificates in this file, whatever names they have.
+
+    Raises `CertificateError`.
+    """
+    path = Path(certificate).expanduser()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False  # only the holder of the key has this certificate
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cadata=path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else "is no PEM file"
+        )
+        raise CertificateError(f"{path}: the certificate cannot be read: {reason}") from error
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("no password")
+
+
+def _stamp_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino
