@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import events, keys, models, status
+from hostler.gateway.cli import agents, events, keys, models, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.options import (
     EXIT_CODES,
@@ -114,6 +114,7 @@ _CALLING: Final[tuple[Callable[..., None], ...]] = (
     events.logs,
     status.route,
     status.doctor,
+    agents.launch,
 )
 for _command in _CALLING:
     app.command()(_command)
