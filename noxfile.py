@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Run mypy, strict, over the packages, the benchmarks, the build hook and this file."""
     # For the types of the OpenTelemetry SDK.
-    _install(session, "types", "-e", ".[otel]")
+    _install(session, "types", "-e", ".[otel,mcp]")
     session.run("mypy", *session.posargs)
 
 

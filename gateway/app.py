@@ -161,7 +161,7 @@ def router(parts: Components) -> Router:
     stored = wrap(proxy, model_middleware(parts, stores=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)
     found = Router([*adapter_routes(load_adapters(), models, uploads, stored), *parts.admin.routes()])
-    parts.admin.describe(found.routes())
+    parts.admin.use(found)
     return found
 
 

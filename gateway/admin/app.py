@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from hostler.gateway.admin.dry_run import DryRunRoutes
 from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
 from hostler.gateway.admin.logs import LogRoutes
+from hostler.gateway.admin.mcp_server import MCPRoutes
 from hostler.gateway.admin.routes import StatusRoutes
 from hostler.gateway.admin.status import ChainView, StatusBuilder, StatusView
 from hostler.gateway.admin.transcripts import TranscriptRoutes
@@ -29,6 +30,7 @@ from hostler.gateway.events import Bus
 from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.routing import Router
 from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer
 from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
@@ -111,8 +113,10 @@ class AdminApp:
         self._log_routes = LogRoutes(
             self._log_buffer, {name: each.logs for name, each in supervisors.items() if isinstance(each, SupportsLogs)}
         )
+        self._mcp = MCPRoutes(__version__)
         self._parts = (
             self._status_routes,
+            self._mcp,
             ActionRoutes(catalog, hosts, in_progress),
             DryRunRoutes(catalog.find, chain),
             self._log_routes,
@@ -128,9 +132,10 @@ class AdminApp:
         """The gateway's own routes."""
         return [route for part in self._parts for route in part.routes()]
 
-    def describe(self, routes: Iterable[RouteMatch]) -> None:
-        """Build `/openapi.json` from all routes, those of the protocols among them."""
-        self._status_routes.describe(routes)
+    def use(self, router: Router) -> None:
+        """Describe all routes in `/openapi.json`, those of the protocols among them, and let tools of agents call them."""
+        self._status_routes.describe(router.routes())
+        self._mcp.use(router)
 
     def status(self) -> StatusView:
         """The current state of the gateway."""
@@ -147,11 +152,13 @@ class AdminApp:
                 if self._transcripts is not None:
                     tasks.start_soon(self._transcripts.run)
                 tasks.start_soon(self._status_routes.run)
+                tasks.start_soon(self._mcp.run)
 
     def close(self) -> None:
         """End all event streams."""
         self._status_routes.close()
         self._log_routes.close()
+        self._mcp.close()
 
     async def _render_metrics(self) -> bytes:
         supervisors = [await each.render(process=False) for each in self._supervisor_metrics]

@@ -16,7 +16,7 @@ from security.hostile_backend import gateway_process, hostile_backend
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 
 #: Streams without an end.
-EXCLUDED = "^/(events|admin/logs|models/sse)"
+EXCLUDED = "^/(events|admin/logs|models/sse|mcp)"
 
 
 async def test_no_route_answers_with_a_server_error(tmp_path: Path) -> None:
