@@ -10,7 +10,14 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.base import Adapter, WireResponse
-from hostler.adapters.errors import BadRequest, ClientDisconnected, Forbidden, GatewayError, RequestTooLarge
+from hostler.adapters.errors import (
+    BadRequest,
+    ClientDisconnected,
+    Forbidden,
+    GatewayError,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from hostler.gateway.asgi import ROUTE_KEY, Receive, RouteMatch, Scope, Send
 from hostler.profiles.blobs import BlobError, BlobStore, StorageFull, Upload
 from hostler.profiles.presets import is_digest
@@ -33,6 +40,8 @@ class Uploads:
         adapter = route.adapter
         assert adapter is not None
         try:
+            if any(name == b"content-encoding" and value != b"identity" for name, value in scope["headers"]):
+                raise UnsupportedMediaType("files are uploaded as they are, without Content-Encoding")
             created = await self._store(scope["path_params"].get("digest", ""), receive)
             response = WireResponse(status=201 if created else 200)
         except ClientDisconnected:

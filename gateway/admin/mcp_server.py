@@ -47,7 +47,11 @@ class MCPRoutes:
         self._streams: set[anyio.CancelScope] = set()
 
     def routes(self) -> list[RouteMatch]:
-        return [gateway_route("mcp", "/mcp", self._serve, scope="read", methods=("GET", "POST", "DELETE"), writes=True)]
+        methods = ("GET", "POST", "DELETE")
+        return [
+            gateway_route("mcp", path, self._serve, scope="read", methods=methods, writes=True)
+            for path in ("/mcp", "/mcp/")
+        ]
 
     def use(self, router: Router) -> None:
         """Set the routes."""

@@ -139,6 +139,11 @@ async def test_an_unknown_coding_is_refused(start_gateway: StartGateway) -> None
             headers = {"Content-Type": "application/json", "Content-Encoding": "compress"}
             answer = await gateway.http.post(path, content=b"{}", headers=headers)
             assert (answer.status_code, "gzip, deflate, br, zstd" in answer.text) == (415, True), path
+        # A file is stored under the digest of its bytes.
+        upload = await gateway.http.post(
+            f"/api/blobs/sha256:{'0' * 64}", content=gzip.compress(b"x"), headers={"Content-Encoding": "gzip"}
+        )
+        assert upload.status_code == 415
 
 
 @pytest.mark.parametrize("half", [b"\\ud800", b"\\uDFFF", b"\xed\xa0\x80"])
