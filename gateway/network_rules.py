@@ -7,7 +7,7 @@ import re
 
 #: A host name or address as in the `Host` header, and a web page's origin as in the `Origin` header.
 _HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
-#: A name with wildcards: the last label has none, or the pattern would match names of anybody.
+#: A name with wildcards: the last label has none, or the pattern would match any domain.
 _HOST_PATTERN = re.compile(r"(\*|[A-Za-z0-9_*-]+)(\.[A-Za-z0-9_*-]+)*\.[A-Za-z0-9_-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]*|null")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -18,7 +18,7 @@ def host_mistake(text: str) -> str | None:
     if _HOST.fullmatch(text) or _HOST_PATTERN.fullmatch(text):
         return None
     if "*" in text:
-        return f"{text!r} would allow names of anybody; name a domain, e.g. *.home.example"
+        return f"{text!r} would allow any domain; name one, e.g. *.home.example"
     return f"{text!r} is not a host name; list the names that clients use, e.g. llm.lan"
 
 

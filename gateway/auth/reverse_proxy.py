@@ -11,7 +11,7 @@ from hostler.gateway.asgi import ASGIApp, Receive, Scope, Send
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: The entry of `trusted_proxies` for whoever connects to a Unix socket.
+#: The entry of `trusted_proxies` for all connections to a Unix socket.
 UNIX = "unix"
 
 

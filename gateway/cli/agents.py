@@ -28,7 +28,7 @@ from hostler.gateway.cli.options import (
 )
 from hostler.gateway.cli.start_options import FAILED, USAGE
 
-#: Where the key is in the environment of programs that are told the name of a variable.
+#: The variable with the key, for programs whose settings name one.
 KEY_VARIABLE = "HOSTLER_API_KEY"
 
 #: Stands for a key where none is needed: programs insist on one.

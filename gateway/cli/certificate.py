@@ -80,7 +80,7 @@ def create_certificate(cert: Path, key: Path, names: list[str]) -> None:
     if program is None:
         raise CertificateNotMade("this command needs the program openssl; install it")
     alternatives = ",".join(f"{_kind(name)}:{name}" for name in names)
-    with tempfile.TemporaryDirectory(dir=cert.parent, prefix=".certificate-") as folder:  # nobody else can look into it
+    with tempfile.TemporaryDirectory(dir=cert.parent, prefix=".certificate-") as folder:  # readable by its owner only
         made_cert, made_key = Path(folder) / "cert", Path(folder) / "key"
         arguments = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"]
         arguments += ["-days", str(_DAYS), "-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={alternatives}"]

@@ -105,7 +105,7 @@ async def test_tokens_that_no_backend_reported_are_estimated(limits: Limits, ans
 
 async def test_a_request_that_fails_is_settled_and_has_its_headers(limits: Limits) -> None:
     async def fail(context: RequestContext) -> None:
-        raise BackendUnavailable("nobody is there")
+        raise BackendUnavailable("not responding")
 
     with pytest.raises(BackendUnavailable):
         await limits(KeyRules(requests_per_minute=2, tokens_per_day=1000), fail)

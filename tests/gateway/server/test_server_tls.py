@@ -65,7 +65,7 @@ async def test_answers_are_complete_and_the_scheme_is_https(tmp_path: Path) -> N
         close = b"Host: a\r\nConnection: close\r\n\r\n"
         assert (await server.ask(b"GET / HTTP/1.1\r\n" + close)).endswith(b"\r\n\r\nhttps")
         assert (await server.ask(b"GET /large HTTP/1.1\r\n" + close)).endswith(BODY)
-        # Of a length that only the end of the connection tells.
+        # Without a length, the end of the connection ends the body.
         assert (await server.ask(b"GET /stream HTTP/1.0\r\nHost: a\r\n\r\n")).endswith(BODY)
 
 
