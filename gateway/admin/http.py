@@ -12,7 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge, ShuttingDown
+from hostler.adapters.errors import (
+    BadRequest,
+    ClientDisconnected,
+    GatewayError,
+    RequestTooLarge,
+    ShuttingDown,
+    error_headers,
+)
 from hostler.adapters.json_body import check_surrogates
 from hostler.gateway.asgi import ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import DRAIN_EXPIRED
@@ -124,7 +131,9 @@ def page_url(request: Request) -> str:
 
 
 def error_response(error: GatewayError) -> Response:
-    return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
+    response = json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
+    response.headers.update(dict(error_headers(error)))
+    return response
 
 
 def json_response(value: object, *, status: int = 200) -> Response:

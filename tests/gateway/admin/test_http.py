@@ -11,9 +11,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hostler.adapters.errors import BadRequest, ClientDisconnected, NotFound, RequestTooLarge
+from hostler.adapters.errors import BadRequest, ClientDisconnected, NotFound, RequestTooLarge, ShuttingDown
 from hostler.gateway.admin.http import (
     decode_body,
+    error_response,
     int_param,
     json_endpoint,
     json_response,
@@ -124,3 +125,8 @@ async def test_an_error_is_answered_as_json() -> None:
 
     status, _, body = await answer_of(handler)
     assert (status, body) == (404, {"error": {"message": "no such thing", "code": "not_found"}})
+
+
+def test_errors_say_whether_a_retry_can_help() -> None:
+    assert int(error_response(ShuttingDown("x")).headers["retry-after"]) >= 1
+    assert error_response(NotFound("x")).headers["x-should-retry"] == "false"
