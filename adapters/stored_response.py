@@ -11,7 +11,8 @@ import msgspec
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     """`body` is the response as its client received it, `input` what it answered, after the response `previous`.
 
-    `output` are the items of the body by their ids. `at` is in seconds since the epoch.
+    `output` are the items of the body by their ids. `at` is in seconds since the epoch. `complete`: the input is there; it
+    is left out if it is large.
     """
 
     id: str
@@ -20,6 +21,7 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     input: tuple[msgspec.Raw, ...] = ()
     output: dict[str, msgspec.Raw] = {}
     previous: str | None = None
+    complete: bool = True
 
 
 class StoredResponses(Protocol):
@@ -30,5 +32,5 @@ class StoredResponses(Protocol):
     def find_item(self, item_id: str) -> msgspec.Raw | None: ...
 
     def history(self, response_id: str) -> Sequence[StoredResponse] | None:
-        """The response and those before it, oldest first; `None` if one of them is not stored."""
+        """The response and those before it, oldest first; `None` if one of them is not stored, or not completely."""
         ...

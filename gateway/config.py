@@ -101,7 +101,7 @@ class ResponsesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     store: Literal["memory", "disk", "off"] = "memory"
     file: str | None = None
-    max_size: Size = Size(64 * 1024**2)
+    max_size: Size = Size(32 * 1024**2)
     max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
 
 

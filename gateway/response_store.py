@@ -212,7 +212,7 @@ class ClientResponses:
         following: str | None = response_id
         while following is not None:
             response = self.find(following)
-            if response is None or len(found) >= _LONGEST_HISTORY:
+            if response is None or not response.complete or len(found) >= _LONGEST_HISTORY:
                 return None
             found.append(response)
             following = response.previous

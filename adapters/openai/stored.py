@@ -16,7 +16,9 @@ from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.stored_response import StoredResponse, StoredResponses
 
-#: Bodies from this size on, in bytes, are not stored.
+#: Inputs of requests from this size on, in bytes, are not stored.
+MAX_INPUT = 1024**2
+#: Responses larger than this, in bytes, are not stored.
 MAX_STORED = 8 * 1024**2
 
 _REFERENCES = (b"item_reference", b"previous_response_id")
@@ -46,8 +48,6 @@ _decode_response = msgspec.json.Decoder(_ResponseHead).decode
 def wants_stored(request: ChatRequest) -> bool:
     """Whether the response is to be stored: it is unless the request says `"store": false`."""
     body = request.origin.body
-    if len(body) >= MAX_STORED:
-        return False
     return b'"store"' not in body or bytes(json_body.members(body).get("store", b"")) != b"false"
 
 
@@ -81,7 +81,8 @@ def stored_response(request: ChatRequest, body: bytes, at: float, stored: Stored
     """The response to the request as its client sent it, with the items of that, not references to them."""
     try:
         head = _decode_response(body)
-        members = json_body.members(request.origin.body)
+        complete = len(request.origin.body) < MAX_INPUT
+        members = json_body.members(request.origin.body) if complete else {}
         own = [_resolved(item, 0, stored, pass_on=True) for item in _items(members.get("input"))]
         output = {_decode_head(raw).id or f"item_{head.id}_{at}": _copy(raw) for at, raw in enumerate(head.output)}
     except NOT_JSON:
@@ -93,6 +94,7 @@ def stored_response(request: ChatRequest, body: bytes, at: float, stored: Stored
         input=tuple(map(_copy, own)),
         output=output,
         previous=_text(members.get("previous_response_id")) or None,
+        complete=complete,
     )
 
 

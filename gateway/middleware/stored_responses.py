@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
 
 from hostler.adapters.base import Adapter
@@ -30,22 +30,25 @@ class StoredResponsesMiddleware(RequestMiddleware):
         self._pass_on = pass_on
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        request, adapter, store = context.request, context.adapter, self._store
+        request, store = context.request, self._store
         if isinstance(request, StoredRequest):
             return self._answer(context, request)
         if store is None:
             return call_next()
-        if adapter.wants_stored(request):
-            context.writer.encoder.on_response = partial(_keep, store, context.client.name, adapter, request)
-        resolve = partial(adapter.with_stored, request, store.of(context.client.name), pass_on=self._pass_on)
         if len(request.origin.body) >= _LARGE:
-            return self._resolved(context, resolve, call_next)
-        context.request = resolve()
+            return self._prepare_large(context, store, call_next)
+        self._prepare(context, store)
         return call_next()
 
-    async def _resolved(self, context: RequestContext, resolve: Callable[[], Request], call_next: CallNext) -> None:
+    def _prepare(self, context: RequestContext, store: ResponseStore) -> None:
+        request, adapter, client = context.request, context.adapter, context.client.name
+        if adapter.wants_stored(request):
+            context.writer.encoder.on_response = partial(_keep, store, client, adapter, request)
+        context.request = adapter.with_stored(request, store.of(client), pass_on=self._pass_on)
+
+    async def _prepare_large(self, context: RequestContext, store: ResponseStore, call_next: CallNext) -> None:
         """Looking through a large body takes a while, and other requests are served meanwhile."""
-        context.request = await asyncio.to_thread(resolve)
+        await asyncio.to_thread(self._prepare, context, store)
         await call_next()
 
     async def _answer(self, context: RequestContext, request: StoredRequest) -> None:

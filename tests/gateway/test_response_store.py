@@ -75,6 +75,13 @@ def test_a_history_is_whole_or_not_there() -> None:
     assert subject.of("anna").history("resp_3") is None
 
 
+def test_a_response_without_its_input_cannot_be_continued() -> None:
+    subject = store()
+    subject.add("anna", msgspec.structs.replace(response(1), complete=False))
+    assert subject.of("anna").find("resp_1") is not None
+    assert subject.of("anna").history("resp_1") is None
+
+
 def test_a_history_in_a_circle_ends() -> None:
     subject = store()
     subject.add("anna", response(1, previous=2))

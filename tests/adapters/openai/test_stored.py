@@ -92,8 +92,12 @@ def test_responses_are_stored_unless_the_request_says_otherwise(store: dict[str,
     assert ADAPTER.wants_stored(request(input="x", **store)) is wanted
 
 
-def test_a_large_request_is_not_stored() -> None:
-    assert not ADAPTER.wants_stored(request(input="x" * 9_000_000))
+def test_the_input_of_a_large_request_is_not_stored() -> None:
+    asked = request(input="x" * 2_000_000)
+    assert ADAPTER.wants_stored(asked)
+    kept = ADAPTER.stored_response(asked, msgspec.json.encode({"id": "resp_2", "output": [ANSWER]}), 5.0, Stored())
+    assert kept is not None
+    assert (kept.input, list(kept.output), kept.complete) == ((), ["msg_1"], False)
 
 
 def test_a_response_is_stored_with_the_items_that_it_answered() -> None:
