@@ -16,6 +16,8 @@ from hostler.gateway.context import RequestContext, Target
 
 #: How often a circuit is looked at while another request's trial call is in progress, in seconds.
 _TRIAL_S = 0.1
+#: The share of the time waited so far that passes until the next look.
+_SHARE_WAITED = 0.1
 #: What is added to a rest, in seconds, so that the circuit is certainly half open afterwards.
 _MARGIN_S = 0.005
 #: The share of the longest rest for which backends that are down are waited for: a restart, not a machine that is off.
@@ -59,7 +61,8 @@ def shortest_rest_s(
     """
     rests: list[float] = []
     for candidate in candidates:
-        rest_s = candidate.rest_s(now)
+        # The longer it waits, the less often it looks: a crowd may wait for one trial call.
+        rest_s = max(candidate.rest_s(now), _SHARE_WAITED * (now - since))
         limit_s = max_rest_s if candidate.hop.reachable() else max_rest_s * _DOWN_SHARE
         if now + rest_s <= min(since + limit_s, deadline):
             rests.append(rest_s)
