@@ -36,7 +36,8 @@ def json_schema(shape: Any) -> dict[str, Any]:
 def _schema(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     match info:
         case inspect.Metadata():
-            return _schema(info.type, definitions) | (info.extra_json_schema or {})
+            extra = {key: value for key, value in (info.extra_json_schema or {}).items() if key != "description"}
+            return _schema(info.type, definitions) | extra
         case inspect.AnyType():
             return {}
         case inspect.NoneType():
@@ -90,7 +91,9 @@ def _struct(info: inspect.StructType, definitions: dict[str, Any]) -> dict[str, 
     if info.tag_field is not None:
         properties[info.tag_field] = {"enum": [info.tag]}
     for field in info.fields:
-        properties[field.encode_name] = _schema(field.type, definitions) | _default(field)
+        properties[field.encode_name] = (
+            _schema(field.type, definitions) | _field_description(field.type) | _default(field)
+        )
     schema["required"] = [field.encode_name for field in info.fields if field.required]
     if info.tag_field is not None:
         schema["required"].append(info.tag_field)
@@ -102,6 +105,14 @@ def _struct(info: inspect.StructType, definitions: dict[str, Any]) -> dict[str, 
 def _description(cls: Any) -> str:
     # Structs without a docstring inherit msgspec's own.
     return python_inspect.cleandoc(cls.__doc__) if cls.__doc__ and cls.__doc__ != msgspec.Struct.__doc__ else ""
+
+
+def _field_description(info: Any) -> dict[str, Any]:
+    """The description of a field, or of one of its alternatives: editors show those of alternatives badly."""
+    for member in info.types if isinstance(info, inspect.UnionType) else (info,):
+        if isinstance(member, inspect.Metadata) and (text := (member.extra_json_schema or {}).get("description")):
+            return {"description": text}
+    return {}
 
 
 def _default(field: inspect.Field) -> dict[str, Any]:

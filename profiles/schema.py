@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -46,7 +46,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, or `pypi:package==version/file.gguf`.
     Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
-    may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends.
+    may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends. `devices`
+    are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
+    pinning it. `evict_cost` is in seconds, `None`: those of a load. `max_concurrent` is how many requests its engine gets
+    at a time (`None`: `parallel`), `max_waiting` how many may queue for it.
     """
 
     name: str
@@ -68,7 +71,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     drain_s: float | None = None
     stop_grace_s: float | None = None
     memory: int | None = None
+    devices: tuple[str, ...] | None = None
     pinned: bool = False
+    preload: bool = False
+    evict_cost: float | None = None
+    max_concurrent: int | None = None
+    max_waiting: int | None = None
+    first_byte_s: float | None = None
+    between_bytes_s: float | None = None
+    max_answer_s: float | None = None
     listed: bool = True
     default: bool = False
     engine: str | None = None
@@ -102,7 +113,56 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_s: float | UnsetType | None = UNSET
     stop_grace_s: float | UnsetType | None = UNSET
     memory: Size | UnsetType | None = UNSET
+    devices: (
+        Annotated[
+            tuple[str, ...],
+            msgspec.Meta(description="GPUs the model is split over, such as [gpu0]; an empty list: none."),
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
     pinned: bool | UnsetType = UNSET
+    preload: (
+        Annotated[
+            bool,
+            msgspec.Meta(
+                description="Load the model with the supervisor, if no other has to go for it, without pinning it."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    evict_cost: (
+        Annotated[
+            float, msgspec.Meta(description="Seconds that unloading it counts when one of several sets is chosen.")
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
+    max_concurrent: (
+        Annotated[int, msgspec.Meta(description="Requests that its engine gets at a time, instead of parallel.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    max_waiting: (
+        Annotated[int, msgspec.Meta(description="Requests that may wait for this model; further ones are refused.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    first_byte_s: (
+        Annotated[float, msgspec.Meta(description="Overrides gateway.timeouts.first_byte_s for this model.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    between_bytes_s: (
+        Annotated[float, msgspec.Meta(description="Overrides gateway.timeouts.between_bytes_s for this model.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    max_answer_s: (
+        Annotated[float, msgspec.Meta(description="Seconds that one answer may take from the start to its end.")]
+        | UnsetType
+        | None
+    ) = UNSET
     listed: bool | UnsetType = UNSET
     default: bool | UnsetType = UNSET
     engine: str | UnsetType | None = UNSET
@@ -127,6 +187,7 @@ class ProfileError(Exception):
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,127}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DEVICE = re.compile(r"gpu(0|[1-9][0-9]?)")
 #: Profiles between one and the last of its bases, at most: all are looked up for each profile.
 MAX_BASES = 32
 
@@ -174,7 +235,18 @@ _MINIMUM: Mapping[str, float] = {
     "start_timeout_s": 0.1,
     "drain_s": 0,
     "stop_grace_s": 0,
+    "evict_cost": 0,
+    "max_concurrent": 1,
+    "max_waiting": 1,
+    "first_byte_s": 0.1,
+    "between_bytes_s": 0.1,
+    "max_answer_s": 0.1,
 }
+
+
+def is_device_name(name: str) -> bool:
+    """Whether it can be the name of a GPU: `gpu0`, `gpu1` and so on."""
+    return _DEVICE.fullmatch(name) is not None
 
 
 def name_key(name: str) -> str:
@@ -259,6 +331,9 @@ def _check(profile: Profile) -> None:
         value = getattr(profile, key)
         if isinstance(value, int | float) and not value >= minimum:
             raise ProfileError(profile.name, key, f"must be at least {minimum}, got {value}")
+    for device in profile.devices or ():
+        if not is_device_name(device):
+            raise ProfileError(profile.name, "devices", f"{device!r} is not a device: they are gpu0, gpu1 and so on")
     _check_source(profile)
     for argument in profile.args:
         flag = argument.partition("=")[0]

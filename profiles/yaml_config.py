@@ -332,6 +332,8 @@ def _type_at(shape: Any, path: KeyPath) -> Any:
 
 
 def _container_type(info: Any) -> Any:
+    if isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
     if isinstance(info, msgspec.inspect.UnionType):
         kinds = (msgspec.inspect.StructType, msgspec.inspect.DictType, msgspec.inspect.CollectionType)
         return next((member for member in info.types if isinstance(member, kinds)), None)

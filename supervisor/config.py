@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated
+
 import msgspec
 
 from hostler.profiles.yaml_config import Size
@@ -15,13 +18,25 @@ class TLSSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     key: str
 
 
+class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GPU that models share. `budget` is what all of them together may take of it, in bytes; `None`: all that other
+    programs leave."""
+
+    budget: Annotated[Size, msgspec.Meta(description="Bytes that all models together may take of this GPU.")] | None = (
+        None
+    )
+
+
 class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How engines run on this host. Times in seconds, sizes in bytes.
 
     `engine` is a command or a path, or `embedded` for the one of the `[embedded]` extra; `None` takes `llama-server`
     from the PATH if it is installed, else the embedded one. Engines listen on `engine_host` (`None`: the address the
     supervisor is bound to) on ports of `engine_ports` (`first-last`; `None`: any free port). With `exclusive` one model
-    runs at a time; with `memory_budget` several do, as long as they fit.
+    runs at a time; with `memory_budget` or `devices` several do, as long as they fit. Of each of `groups` one model runs
+    at a time; with `sets`, only models of one set run together. With `yield_to_others` idle models leave when other
+    programs need memory of a GPU. A host that is idle for `return_to_default_s` loads its default model again. A start
+    waits up to `release_s` for memory that the last model's driver has not freed yet.
     """
 
     listen: str = "127.0.0.1:8080"
@@ -33,6 +48,35 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     engine_ports: str | None = None
     exclusive: bool | None = None
     memory_budget: Size | None = None
+    devices: Mapping[str, DeviceSettings] = {}
+    groups: Annotated[
+        Mapping[str, tuple[str, ...]],
+        msgspec.Meta(
+            description="Groups of profiles, by a name of your choice: of each group one model runs at a time."
+        ),
+    ] = {}
+    sets: Annotated[
+        tuple[tuple[str, ...], ...],
+        msgspec.Meta(description="Profiles that may run together: loaded models are always part of one of these sets."),
+    ] = ()
+    yield_to_others: Annotated[
+        bool, msgspec.Meta(description="Unload idle models when other programs need memory of a GPU.")
+    ] = False
+    return_to_default_s: (
+        Annotated[
+            float,
+            msgspec.Meta(
+                ge=0, description="Idle seconds after which the default model is loaded again if it had to go."
+            ),
+        ]
+        | None
+    ) = None
+    release_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, description="Seconds a start waits at most for GPU memory that the last engine still holds."
+        ),
+    ] = 10.0
     drain_s: float = 30.0
     stop_grace_s: float = 10.0
     start_timeout_s: float = 300.0

@@ -79,8 +79,22 @@ class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
 
 
+class AnswerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Time limits of a profile's answers, in seconds: as in `gateway.timeouts`, and for a whole answer. `None`: none of
+    its own."""
+
+    first_byte_s: float | None = None
+    between_bytes_s: float | None = None
+    max_answer_s: float | None = None
+
+
 class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A profile as published to gateways. `context` is what one request gets. `embeddings`: it gives nothing else."""
+    """A profile as published to gateways. `context` is what one request gets.
+
+    `memory_bytes` is what its engine is expected to take, `device_bytes` how much of that on which device. `evict_cost`
+    is in seconds, `None`: those of a load. `max_concurrent` replaces `parallel` as the number of requests at a time.
+    `embeddings`: it gives nothing else.
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -96,7 +110,12 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     listed: bool = True
     default: bool = False
     memory_bytes: int = 0
+    device_bytes: dict[str, int] = {}
     load_s: float | None = None
+    evict_cost: float | None = None
+    max_concurrent: int | None = None
+    max_waiting: int | None = None
+    limits: AnswerLimits | None = None
     chain: tuple[str, ...] | None = None
     local_only: bool = False
     embeddings: bool = False
@@ -117,12 +136,44 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     memory_bytes: int = 0
     gpu_bytes: int = 0
+    device_bytes: dict[str, int] = {}
     phase_seconds: dict[str, float] = {}
     failure: Failure | None = None
 
 
+DeviceVendor = Literal["nvidia", "amd", "intel", "apple"]
+
+
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU of a host. Sizes in bytes; `None` stands for what its driver does not report.
+
+    `name` is `gpu0`, `gpu1` and so on; `vendor` is `None` for one that is configured and was not found. `other_bytes` is
+    taken by programs that are no engines. Models may take `capacity_bytes` together, `None` if that is not limited; it
+    is the configured `budget_bytes`, or what other programs leave if that is less. `unified`: it shares the machine's
+    memory. `yielding`: other programs need memory, and idle models leave for them.
+    """
+
+    name: str
+    vendor: DeviceVendor | None = None
+    model: str = ""
+    id: str = ""
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    other_bytes: int = 0
+    budget_bytes: int | None = None
+    capacity_bytes: int | None = None
+    utilization: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    unified: bool = False
+    yielding: bool = False
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes`.
+    """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes` and `devices`.
+
+    Of each of `groups` one model runs at a time. With `sets`, loaded models are always part of one of them. A host that
+    is idle for `return_to_default_s` loads its default model again.
 
     `generation` differs after each restart of the supervisor, which counts the generations of processes anew.
     """
@@ -131,6 +182,10 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelStatus, ...] = ()
     exclusive: bool = True
     budget_bytes: int | None = None
+    devices: tuple[DeviceStatus, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    sets: tuple[tuple[str, ...], ...] = ()
+    return_to_default_s: float | None = None
     generation: int = 0
 
 
@@ -166,7 +221,13 @@ class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     failure: Failure | None = None
 
 
-SupervisorEvent = Snapshot | ModelChanged | SwitchMoved
+class DevicesRead(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
+    """New readings of all GPUs."""
+
+    devices: tuple[DeviceStatus, ...]
+
+
+SupervisorEvent = Snapshot | ModelChanged | SwitchMoved | DevicesRead
 
 
 class Supervisor(Protocol):

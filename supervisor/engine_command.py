@@ -98,6 +98,11 @@ def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str,
     return (program, *words[1:])
 
 
+def is_embedded(program: Sequence[str]) -> bool:
+    """Whether this is the embedded engine, which uses no GPU."""
+    return tuple(program) == _embedded()
+
+
 def reads_gguf(engine: str | None) -> bool:
     """Whether the engine of that command line is certainly llama.cpp's, which loads GGUF files only. Blocks briefly."""
     if engine == EMBEDDED:
@@ -119,9 +124,10 @@ def embedded_is_installed() -> bool:
 
 def build_command(
     profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, key: str,
-    inherited: Mapping[str, str], facts: ModelFacts | None = None,
+    inherited: Mapping[str, str], facts: ModelFacts | None = None, visible: Mapping[str, str] | None = None,
 ) -> EngineCommand:  # fmt: skip
-    """The command that serves `profile` from `file` at `host:port`, to clients with `key` only. `facts`: the file's header.
+    """The command that serves `profile` from `file` at `host:port`, to clients with `key` only. `facts`: the file's header;
+    `visible`: the variables that hide GPUs.
 
     A profile's context is what one request gets, so the engine gets that times `parallel`. The profile's own arguments
     come last: in the engine the last one wins.
@@ -149,6 +155,7 @@ def build_command(
         # The token may come from a variable of any name.
         if not name.startswith(_NOT_INHERITED) and (not settings.token or value != settings.token)
     }
+    environment.update(visible or {})
     environment.update(profile.env)
     environment["LLAMA_API_KEY"] = key
     # Makes the engine report its state on stdout and exit at the end of its stdin. The number itself is not used.
@@ -211,5 +218,7 @@ def engine_profile(profile: Profile) -> Profile:
     """The part of a profile that the command depends on: profiles that are equal in it can share a running engine."""
     return msgspec.structs.replace(
         profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None,
-        memory=None, pinned=False, listed=True, default=False, chain=None, local_only=False,
+        memory=None, pinned=False, preload=False, evict_cost=None, max_concurrent=None, max_waiting=None,
+        first_byte_s=None, between_bytes_s=None, max_answer_s=None, listed=True, default=False, chain=None,
+        local_only=False,
     )  # fmt: skip

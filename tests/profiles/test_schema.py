@@ -64,6 +64,14 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
         ),
         ({"a": entry(context=0)}, "profiles.a.context: must be at least 1, got 0"),
         ({"a": entry(parallel=0)}, "profiles.a.parallel: must be at least 1, got 0"),
+        ({"a": entry(max_concurrent=0)}, "profiles.a.max_concurrent: must be at least 1, got 0"),
+        ({"a": entry(max_waiting=0)}, "profiles.a.max_waiting: must be at least 1, got 0"),
+        ({"a": entry(max_answer_s=0)}, "profiles.a.max_answer_s: must be at least 0.1, got 0"),
+        ({"a": entry(evict_cost=-1.0)}, "profiles.a.evict_cost: must be at least 0, got -1.0"),
+        (
+            {"a": entry(devices=("gpu0", "cuda:1"))},
+            "profiles.a.devices: 'cuda:1' is not a device: they are gpu0, gpu1 and so on",
+        ),
         ({"a": entry(ttl_s=float("nan"))}, "profiles.a.ttl_s: must be at least 0, got nan"),
         ({"a": entry(gpu_layers=-1)}, "profiles.a.gpu_layers: must be at least 0, got -1"),
         (

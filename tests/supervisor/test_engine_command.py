@@ -17,11 +17,13 @@ from hostler.supervisor.engine_command import EngineCommand, build_command, engi
 
 
 def make(
-    inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None, **fields: Any
-) -> EngineCommand:
+    inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None,
+    visible: Mapping[str, str] | None = None, **fields: Any,
+) -> EngineCommand:  # fmt: skip
     return build_command(
         Profile(name="m", model="ignored", **fields), SupervisorSettings(**{"engine": sys.executable} | (settings or {})),
         file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited=inherited or {},
+        visible=visible,
     )  # fmt: skip
 
 
@@ -117,3 +119,11 @@ def test_a_missing_engine_is_refused_with_the_way_to_get_one() -> None:
         engine_program("/nowhere/llama-server")
     assert refused.value.failure.kind == "engine_missing"
     assert "pip install 'hostler[embedded]'" in refused.value.failure.message
+
+
+def test_a_profiles_environment_wins_over_the_choice_of_gpus() -> None:
+    visible = {"CUDA_VISIBLE_DEVICES": "GPU-a", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment = make({"CUDA_VISIBLE_DEVICES": "7"}, visible=visible).environment
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    environment = make({}, visible=visible, env={"CUDA_VISIBLE_DEVICES": "1"}).environment
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")

@@ -1,0 +1,77 @@
+"""NVIDIA GPUs through `nvidia-smi`, where NVML's bindings are not installed."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Collection
+from typing import Final
+
+from hostler.supervisor.devices.command_output import command_output
+from hostler.supervisor.devices.reading import DeviceError, DeviceReading
+from hostler.supervisor.devices.unified_memory import unified_memory
+
+_FIELDS: Final = ("uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw")
+_MIB: Final = 1024**2
+
+
+class NvidiaSmiSource:
+    """Runs the tool twice per reading: for the devices, and for the processes on them."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    @classmethod
+    def find(cls) -> NvidiaSmiSource | None:
+        """The source, if the tool is on the PATH."""
+        program = shutil.which("nvidia-smi")
+        return None if program is None else cls(program)
+
+    def read(self, pids: Collection[int]) -> list[DeviceReading]:
+        """See `DeviceSource`."""
+        processes = self._processes()
+        return [_device(row, processes) for row in self._query("gpu", _FIELDS)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _processes(self) -> dict[str, dict[int, int]] | None:
+        """By the device's UUID. `None` if the driver does not report their memory, as in some containers."""
+        found: dict[str, dict[int, int]] = {}
+        for uuid, pid, mib in self._query("compute-apps", ("gpu_uuid", "pid", "used_gpu_memory")):
+            amount = _number(mib)
+            if amount is None or not pid.isdecimal():
+                return None
+            found.setdefault(uuid, {})[int(pid)] = int(amount * _MIB)
+        return found
+
+    def _query(self, what: str, fields: tuple[str, ...]) -> list[list[str]]:
+        output = command_output([self._program, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"])
+        rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines()) if row]
+        if any(len(row) != len(fields) for row in rows):
+            raise DeviceError(f"{self._program}: unexpected output {output[:200]!r}")
+        return rows
+
+
+def _device(row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
+    uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
+    total, used = _number(total_mib), _number(used_mib)
+    unified = total is None
+    sizes = unified_memory() if unified else (_bytes(total), _bytes(used))
+    return DeviceReading(
+        id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=_number(utilization),
+        temperature_c=_number(temperature_c), power_w=_number(power_w),
+        processes=None if processes is None else processes.get(uuid, {}), unified=unified,
+    )  # fmt: skip
+
+
+def _bytes(mib: float | None) -> int | None:
+    return None if mib is None else int(mib * _MIB)
+
+
+def _number(text: str) -> float | None:
+    """`None` for `[N/A]`, `[Not Supported]` and the like."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

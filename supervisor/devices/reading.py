@@ -1,0 +1,48 @@
+"""What a driver reports of a GPU at one moment, and the sources of such readings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+import msgspec
+
+from hostler.supervisor.contract import DeviceVendor
+
+
+class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU. Sizes in bytes; `None` stands for what its driver does not report.
+
+    `id` is NVIDIA's UUID, else the PCI address: it stays the same over restarts. `processes` is the memory of each
+    process. `unified`: the GPU shares the machine's memory.
+    """
+
+    id: str
+    vendor: DeviceVendor
+    model: str = ""
+    total: int | None = None
+    used: int | None = None
+    utilization: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    processes: Mapping[int, int] | None = None
+    unified: bool = False
+
+
+class DeviceSource(Protocol):
+    """A driver's library, tool or files. All methods block, a tool's for up to seconds."""
+
+    def read(self, pids: Collection[int]) -> list[DeviceReading]:
+        """All devices, always in the same order. `processes` need to contain those of `pids` only.
+
+        Raises `DeviceError` if the source cannot be read now.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what is open. The next `read` opens it again."""
+        ...
+
+
+class DeviceError(Exception):
+    """A driver did not answer, or not as expected."""

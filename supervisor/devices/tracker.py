@@ -1,0 +1,88 @@
+"""The GPUs of a host over time: their names, what models may take of them, and what other programs do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from hostler.supervisor.config import DeviceSettings
+from hostler.supervisor.contract import DeviceStatus
+from hostler.supervisor.devices.reading import DeviceReading
+
+#: Other programs need memory if they have taken so much more since the last load, in bytes, ...
+GROWTH: Final = 256 * 1024**2
+
+#: ... and less than this is free, in bytes or as a part of the device, whichever is more.
+SPARE: Final = 1024**3
+SPARE_SHARE: Final = 0.05
+
+#: An engine, by its model and generation.
+EngineId = tuple[str, int]
+
+
+class DeviceTracker:
+    """Follows the devices by their readings. `statuses` are the current ones, first as configured.
+
+    A driver frees the memory of a process some time after its end, and an engine that starts is read before it has what
+    it needs. So the memory of others is judged only while no engine starts or stops, and by the lower of two readings.
+    """
+
+    def __init__(self, settings: Mapping[str, DeviceSettings], *, yield_to_others: bool = False) -> None:
+        self._settings = settings
+        self._yields = yield_to_others
+        self._raw: dict[str, int] = {}
+        self._others: dict[str, int] = {}
+        self._at_load: dict[str, int] = {}
+        self._engines: frozenset[EngineId] = frozenset()
+        self.statuses = tuple(
+            DeviceStatus(name=name, budget_bytes=each.budget, capacity_bytes=each.budget)
+            for name, each in sorted(settings.items())
+        )
+
+    def update(
+        self, readings: Sequence[DeviceReading], engines: Mapping[EngineId, Mapping[str, int]], *, steady: bool
+    ) -> None:
+        """Apply readings of all devices. `engines` is what each running engine has of each device, in bytes; `steady`:
+        none of them starts or stops."""
+        named = {f"gpu{index}": reading for index, reading in enumerate(readings)}
+        loaded = {name: sum(amounts.get(name, 0) for amounts in engines.values()) for name in named}
+        if steady:
+            for name, reading in named.items():
+                self._follow_others(name, reading, loaded[name])
+            if not self._engines.issuperset(engines):
+                self._at_load = dict(self._others)
+            self._engines = frozenset(engines)
+        statuses = [self._status(name, reading, loaded[name]) for name, reading in named.items()]
+        statuses += [status for status in self.statuses if status.name not in named]
+        self.statuses = tuple(statuses)
+
+    def _follow_others(self, name: str, reading: DeviceReading, loaded: int) -> None:
+        if reading.used is None:
+            return
+        others = max(0, reading.used - loaded)
+        self._others[name] = min(others, self._raw.get(name, others))
+        self._raw[name] = others
+
+    def _status(self, name: str, reading: DeviceReading, loaded: int) -> DeviceStatus:
+        settings, others = self._settings.get(name), self._others.get(name, 0)
+        capacity = None
+        if settings is not None:
+            left = None if reading.total is None else max(0, reading.total - others)
+            limits = [limit for limit in (settings.budget, left) if limit is not None]
+            capacity = int(min(limits)) if limits else None
+        return DeviceStatus(
+            name=name, vendor=reading.vendor, model=reading.model, id=reading.id, total_bytes=reading.total,
+            used_bytes=reading.used, other_bytes=others, budget_bytes=None if settings is None else settings.budget,
+            capacity_bytes=capacity, utilization=reading.utilization, temperature_c=reading.temperature_c,
+            power_w=reading.power_w, unified=reading.unified,
+            yielding=self._yields and self._is_needed(name, reading, loaded, capacity),
+        )  # fmt: skip
+
+    def _is_needed(self, name: str, reading: DeviceReading, loaded: int, capacity: int | None) -> bool:
+        """Whether other programs need memory that models have."""
+        if not loaded or reading.used is None or reading.total is None:
+            return False
+        if self._others.get(name, 0) - self._at_load.get(name, 0) < GROWTH:
+            return False
+        spare = max(SPARE, int(reading.total * SPARE_SHARE))
+        return reading.total - reading.used < spare or (capacity is not None and loaded > capacity)
