@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from hostler.supervisor.scheduling.events import DevicesChanged as DevicesChanged
 from hostler.supervisor.scheduling.events import EngineChanged as EngineChanged
 from hostler.supervisor.scheduling.events import HostChanged as HostChanged
 from hostler.supervisor.scheduling.events import QueueChanged as QueueChanged
@@ -75,7 +76,7 @@ class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
     previous: str
 
 
-Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchChanged | QueueChanged
+Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchChanged | DevicesChanged | QueueChanged
 
 
 class Subscription:

@@ -19,6 +19,7 @@ from starlette.types import Lifespan
 from hostler import __version__
 from hostler.supervisor.auth import RequestRejected, SupervisorAuthMiddleware, error_response, read_body
 from hostler.supervisor.contract import (
+    DevicesRead,
     EngineAddress,
     Failure,
     FailureKind,
@@ -292,7 +293,9 @@ class _Api:
         return names[name]
 
 
-_NAMES: dict[type[SupervisorEvent], str] = {Snapshot: "snapshot", ModelChanged: "model", SwitchMoved: "switch"}
+_NAMES: dict[type[SupervisorEvent], str] = {
+    Snapshot: "snapshot", ModelChanged: "model", SwitchMoved: "switch", DevicesRead: "devices",
+}  # fmt: skip
 
 
 async def _read_order(request: Request, kind: type[T]) -> T:

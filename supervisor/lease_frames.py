@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 
 from hostler.adapters.canonical import Usage
-from hostler.supervisor.contract import EngineAddress, Failure, HostStatus, ModelStatus, SwitchMoved
+from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, HostStatus, ModelStatus, SwitchMoved
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.types import RefusalReason
 from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
@@ -179,6 +179,12 @@ class ModelFrame(msgspec.Struct, frozen=True, array_like=True, tag="model"):
     status: ModelStatus
 
 
+class DevicesFrame(msgspec.Struct, frozen=True, array_like=True, tag="devices"):
+    """New readings of the host's GPUs."""
+
+    devices: tuple[DeviceStatus, ...]
+
+
 class SwitchFrame(msgspec.Struct, frozen=True, array_like=True, tag="switch"):
     """A switch entered a phase or made progress."""
 
@@ -213,6 +219,7 @@ EventFrame = (
     | EngineStoppingFrame
     | HostFrame
     | ModelFrame
+    | DevicesFrame
     | SwitchFrame
     | QueueFrame
     | ViewFrame

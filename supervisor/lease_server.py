@@ -18,6 +18,7 @@ from hostler.supervisor.lease_frames import (
     MAX_LISTED,
     PING_S,
     ClosingFrame,
+    DevicesFrame,
     EngineStoppingFrame,
     GatewayLimits,
     HelloFrame,
@@ -32,7 +33,7 @@ from hostler.supervisor.lease_frames import (
     encode_frames,
 )
 from hostler.supervisor.lease_session import LeaseSession
-from hostler.supervisor.scheduling.events import EngineChanged, HostChanged, HostEvent, QueueChanged
+from hostler.supervisor.scheduling.events import DevicesChanged, EngineChanged, HostChanged, HostEvent, QueueChanged
 from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
@@ -194,6 +195,8 @@ class LeaseServer:
                 self._broadcast(HostFrame(event.host))
         elif isinstance(event, EngineChanged):
             self._broadcast(ModelFrame(event.status))
+        elif isinstance(event, DevicesChanged):
+            self._broadcast(DevicesFrame(event.devices))
         elif not isinstance(event, QueueChanged):
             self._broadcast(SwitchFrame(event.switch))
         self.mark_changed()

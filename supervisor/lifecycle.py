@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio.to_thread
@@ -15,9 +15,18 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import ReportProgress
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
+from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, SupervisorError
+from hostler.supervisor.device_needs import device_needs
+from hostler.supervisor.devices.visibility import visible_devices
 from hostler.supervisor.engine_client import EngineError, engine_build
-from hostler.supervisor.engine_command import EngineCommand, build_command, engine_profile, engine_program, reads_gguf
+from hostler.supervisor.engine_command import (
+    EngineCommand,
+    build_command,
+    engine_profile,
+    engine_program,
+    is_embedded,
+    reads_gguf,
+)
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,
@@ -37,13 +46,29 @@ logger = logging.getLogger(__name__)
 
 
 class EngineServices(msgspec.Struct, frozen=True, kw_only=True):
-    """What the lifecycles of one host share. Engines listen on `host`; without `slots` no slots are saved."""
+    """What the lifecycles of one host share. Engines listen on `host`; without `slots` no slots are saved.
+
+    `devices` returns the GPUs as they are now.
+    """
 
     settings: SupervisorSettings
     host: str
     files: ModelFiles
     memory: MemoryHistory
     slots: SlotCache | None = None
+    devices: Callable[[], Sequence[DeviceStatus]] = tuple
+
+    def device_sizes(self) -> dict[str, int]:
+        """The GPUs that engines may use, with what models may take of each, in bytes; 0 if unknown.
+
+        The configured ones, else all.
+        """
+        configured = self.settings.devices
+        return {
+            each.name: each.budget_bytes or each.total_bytes or 0
+            for each in self.devices()
+            if not configured or each.name in configured
+        }
 
 
 class _SlotIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +95,7 @@ class EngineLifecycle:
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
+        self._uses_cpu_only = False
         self._peak: PeakMemory | None = None
         self._recalled_peak: PeakMemory | None = None
 
@@ -106,11 +132,12 @@ class EngineLifecycle:
         if failure is not None and (failure.kind != "not_gguf" or reads_gguf(self._engine)):
             return failure
         try:
-            engine_program(self._engine)
+            program = engine_program(self._engine)
         except SupervisorError as error:
             return error.failure
         except ValueError as error:
             return Failure(kind="engine_missing", message=str(error))
+        self._uses_cpu_only = is_embedded(program)
         return None
 
     @property
@@ -133,7 +160,7 @@ class EngineLifecycle:
         def command(port: int, key: str) -> EngineCommand:
             return build_command(
                 profile, services.settings, file=path, host=services.host, port=port, key=key,
-                inherited=dict(os.environ), facts=facts,
+                inherited=dict(os.environ), facts=facts, visible=visible_devices(profile.devices, services.devices()),
             )  # fmt: skip
 
         return command
@@ -190,7 +217,16 @@ class EngineLifecycle:
     @property
     def memory_need(self) -> MemoryNeed:
         """The memory that an engine takes, or will take: declared, else estimated and corrected by measurements."""
-        return memory_need(self.profile, self.description.facts, self.peak_memory)
+        return memory_need(self.profile, self.description.facts, self.peak_memory, size=self.description.size)
+
+    @property
+    def device_needs(self) -> dict[str, int]:
+        """How much of that is on which GPU, in bytes."""
+        if self._uses_cpu_only:
+            return {}
+        return device_needs(
+            self.profile, self.memory_need, self.peak_memory, self.description.facts, self._services.device_sizes()
+        )
 
     @property
     def peak_memory(self) -> PeakMemory | None:
@@ -198,7 +234,7 @@ class EngineLifecycle:
         own, recalled = self._peak, self._recalled_peak
         if own is None or recalled is None or own.settled:
             return own or recalled
-        return update_peak(recalled, MemoryUsage(rss=own.rss, gpu=own.gpu))
+        return update_peak(recalled, MemoryUsage(rss=own.rss, gpu=own.gpu, devices=own.devices))
 
     async def record_memory(self, usage: MemoryUsage, *, settled: bool) -> None:
         """Record one measurement; `settled` if the engine has answered since it was started."""

@@ -19,6 +19,8 @@ from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
+    DevicesRead,
+    DeviceStatus,
     EngineAddress,
     HostStatus,
     ModelChanged,
@@ -28,13 +30,15 @@ from hostler.supervisor.contract import (
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.devices.tracker import DeviceTracker
 from hostler.supervisor.engine_client import engine_activity
 from hostler.supervisor.engine_command import engine_profile, parse_port_range
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.memory import MemoryHistory, MemoryMeter, MemoryUsage
+from hostler.supervisor.memory import MemoryHistory, MemoryUsage
+from hostler.supervisor.memory_meter import MemoryMeter, Meter
 from hostler.supervisor.metrics import SupervisorMetrics
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.model_files import (
@@ -45,10 +49,12 @@ from hostler.supervisor.model_files import (
     describe_file,
     local_path,
 )
+from hostler.supervisor.placement import PlacementPolicy
+from hostler.supervisor.scheduling.eviction import HostCapacity, with_devices
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.state_store import LoadTimeStore, PinStore
-from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator
-from hostler.supervisor.usage import AFTER_READY_S, UsageMonitor
+from hostler.supervisor.switches import SwitchCoordinator
+from hostler.supervisor.usage import AFTER_READY_S, PERIOD_S, YIELD_PERIOD_S, UsageMonitor
 
 #: Models that no engine could load are looked at this often, and reported as failed for longer, in seconds.
 RECHECK_S: Final = 5.0
@@ -78,7 +84,7 @@ class EngineManager:
     def __init__(
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
         prepare: PrepareFile = local_path, describe: DescribeFile = describe_file,
-        slots: SlotCache | None = None, state: StateFiles | None = None, meter: MemoryMeter | None = None,
+        slots: SlotCache | None = None, state: StateFiles | None = None, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         state = state or StateFiles()
         self._settings = settings
@@ -88,15 +94,18 @@ class EngineManager:
         self._generation = time.time_ns() // 1_000_000
         self._memory = MemoryHistory(state.memory)
         self._files = ModelFiles(prepare, describe)
+        self._devices = DeviceTracker(settings.devices, yield_to_others=settings.yield_to_others)
         self._services = EngineServices(
             settings=settings, host=settings.engine_host or host, files=self._files, memory=self._memory, slots=slots,
+            devices=lambda: self._devices.statuses,
         )  # fmt: skip
-        exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
-        budget = None if settings.memory_budget is None else int(settings.memory_budget)
-        self._policy = PlacementPolicy(exclusive=exclusive, budget=budget)
+        self._policy = PlacementPolicy(self._capacity())
         self._usage = UsageMonitor(
-            meter or MemoryMeter(), self._on_memory_change, track_activity=not exclusive, drain_s=settings.drain_s
-        )
+            meter or MemoryMeter(), self._devices, models=lambda: self._models.values(), on_change=self._on_memory_change,
+            on_devices=self._on_devices_read, track_activity=not self._policy.capacity.exclusive,
+            drain_s=settings.drain_s, release_s=settings.release_s,
+            period_s=YIELD_PERIOD_S if settings.yield_to_others else PERIOD_S,
+        )  # fmt: skip
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._described = anyio.Event()
@@ -165,7 +174,7 @@ class EngineManager:
             managed.mark_used(time.time())
             await managed.lifecycle.record_first_response(cached=cached, prompt=prompt)
             # Engines take their memory while they work: only now does a measurement show how much.
-            await self._usage.measure(managed, settled=True)
+            await self._usage.measure(managed)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
@@ -192,10 +201,8 @@ class EngineManager:
                 tasks.start_soon(self._describe_files)
                 tasks.start_soon(self._recheck_disabled)
                 self._started.set()
-                for model in self._models.values():
-                    if model.pinned:
-                        tasks.start_soon(self._start_pinned, model)
-                await self._usage.run(lambda: self._models.values())
+                tasks.start_soon(self._start_first)
+                await self._usage.run()
         finally:
             self._tasks = self._files.tasks = self._switches.tasks = None
 
@@ -257,16 +264,32 @@ class EngineManager:
 
     def status_now(self) -> HostStatus:
         """`status` without waiting."""
+        settings = self._settings
         models = [model for model in self._models.values() if not model.retired]
         return HostStatus(
-            profiles=tuple(model.info(self._load_times.get(model.name)) for model in models),
+            profiles=tuple(model.info() for model in models),
             models=tuple(self._model_status(model) for model in models),
-            exclusive=self._policy.exclusive,
-            budget_bytes=self._policy.budget,
+            exclusive=self._policy.capacity.exclusive,
+            budget_bytes=self._policy.capacity.budget_bytes,
+            devices=self._devices.statuses,
+            groups=tuple(settings.groups.values()),
+            sets=settings.sets,
+            return_to_default_s=settings.return_to_default_s,
             generation=self._generation,
         )
 
     # Models.
+
+    def _capacity(self) -> HostCapacity:
+        """Which models may run together now. One at a time, unless the settings allow more."""
+        settings = self._settings
+        shared = settings.memory_budget is not None or settings.devices or settings.groups or settings.sets
+        capacity = HostCapacity(
+            exclusive=not shared if settings.exclusive is None else settings.exclusive,
+            budget_bytes=None if settings.memory_budget is None else int(settings.memory_budget),
+            groups=tuple(map(frozenset, settings.groups.values())), sets=tuple(map(frozenset, settings.sets)),
+        )  # fmt: skip
+        return with_devices(capacity, self._devices.statuses)
 
     def _add(self, profile: Profile) -> ManagedModel:
         lifecycle = EngineLifecycle(profile, self._services)
@@ -274,6 +297,7 @@ class EngineManager:
         model = ManagedModel(
             lifecycle, EngineLog(self._settings.log_lines), self._limits(profile, pinned=pinned),
             host=self._services.host, ports=self._ports, on_change=self._on_process_change,
+            expected_load_s=lambda: self._load_times.get(profile.name),
         )  # fmt: skip
         model.pinned = pinned
         return model
@@ -301,6 +325,26 @@ class EngineManager:
             stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=pinned,
         )  # fmt: skip
 
+    async def _start_first(self) -> None:
+        """Start pinned models, then preload others one after the other, as long as none has to go for them."""
+        async with anyio.create_task_group() as starts:
+            for model in self._models.values():
+                if model.pinned:
+                    starts.start_soon(self._start_pinned, model)
+        for model in list(self._models.values()):
+            if model.profile.preload and not model.pinned and not model.retired:
+                await self._preload(model)
+
+    async def _preload(self, model: ManagedModel) -> None:
+        try:
+            await self._describe_shared_file(model)
+            if self._policy.victims(model, self._others(model), ()):
+                logger.warning("%s: not preloaded: another model would have to be unloaded for it", model.name)
+                return
+            await self.switch(model.name)
+        except (SupervisorError, UnknownProfile) as error:
+            logger.warning("%s: cannot be preloaded: %s", model.name, error)
+
     async def _start_pinned(self, model: ManagedModel) -> None:
         try:
             await self.switch(model.name)
@@ -324,17 +368,25 @@ class EngineManager:
             model.usage = MemoryUsage()
         elif self._tasks is not None:
             if process.state == "ready":
-                self._tasks.start_soon(lambda: self._usage.measure(model, delay_s=AFTER_READY_S))
+                self._tasks.start_soon(lambda: self._usage.measure(delay_s=AFTER_READY_S))
             elif process.phase == "saving":
-                self._tasks.start_soon(self._usage.measure, model)
+                self._tasks.start_soon(self._usage.measure)
         self._subscriptions.publish(ModelChanged(status=self._model_status(model)))
 
     def _on_memory_change(self, model: ManagedModel, usage_changed: bool, need_changed: bool) -> None:
         if usage_changed:
             self._subscriptions.publish(ModelChanged(status=self._model_status(model)))
-        if need_changed and self._policy.budget is not None:
-            # Gateways choose victims by the needs of profiles.
+        if need_changed and self._policy.needs_sizes:
+            # Victims are chosen by the needs of profiles.
             self._subscriptions.publish(self._snapshot())
+
+    def _on_devices_read(self, before: tuple[DeviceStatus, ...]) -> None:
+        devices = self._devices.statuses
+        self._policy.capacity = self._capacity()
+        if [(each.name, each.total_bytes) for each in before] != [(each.name, each.total_bytes) for each in devices]:
+            # The needs of profiles are split over the devices that there are.
+            self._subscriptions.publish(self._snapshot())
+        self._subscriptions.publish(DevicesRead(devices=devices))
 
     async def _describe_shared_file(self, model: ManagedModel) -> None:
         """Describe the file of `model` for every model that uses it, and publish the result."""
@@ -378,7 +430,8 @@ class EngineManager:
             model=model.name, state=process.state, since=process.since, generation=process.generation,
             pid=process.pid, percent=switch.percent if switch is not None else None,
             eta_s=switch.eta_s if switch is not None else None,
-            memory_bytes=model.usage.rss, gpu_bytes=model.usage.gpu, phase_seconds=model.phase_seconds, failure=process.failure,
+            memory_bytes=model.usage.rss, gpu_bytes=model.usage.gpu, device_bytes=dict(model.usage.devices),
+            phase_seconds=model.phase_seconds, failure=process.failure,
         )  # fmt: skip
 
 

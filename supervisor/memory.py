@@ -1,14 +1,11 @@
-"""How much memory an engine takes: declared, estimated, measured, remembered. Only `MemoryMeter` looks at the machine."""
+"""How much memory an engine takes: declared, estimated, measured, remembered. `memory_meter` measures."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import psutil
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import Failure
@@ -42,23 +39,28 @@ _CACHE_TYPES = {
 
 
 class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The most that an engine was measured to take, in bytes. `settled` once it was measured after a response."""
+    """The most that an engine was measured to take, in bytes. `settled` once it was measured after a response.
+
+    `devices` is the part of `gpu` on each device.
+    """
 
     rss: int = 0
     gpu: int = 0
+    devices: Mapping[str, int] = {}
     settled: bool = False
 
     @property
     def bytes(self) -> int:
-        """What counts against the budget: GPU memory if the engine uses any, else resident memory."""
+        """GPU memory if the engine was seen to use any, else resident memory."""
         return self.gpu or self.rss
 
 
 class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """The memory that a process and its descendants take now, in bytes."""
+    """The memory that a process and its descendants take now, in bytes. `devices` is the part of `gpu` on each device."""
 
     rss: int = 0
     gpu: int = 0
+    devices: Mapping[str, int] = {}
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,76 +86,72 @@ class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
 def update_peak(before: PeakMemory | None, usage: MemoryUsage, *, settled: bool = False) -> PeakMemory:
     """The peak after one more measurement. `settled` if the engine has answered since it was started."""
     before = before or PeakMemory()
-    return PeakMemory(rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), settled=before.settled or settled)
+    devices = {
+        name: max(before.devices.get(name, 0), usage.devices.get(name, 0)) for name in {*before.devices, *usage.devices}
+    }
+    return PeakMemory(
+        rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), devices=devices,
+        settled=before.settled or settled,
+    )  # fmt: skip
 
 
-def memory_need(profile: Profile, facts: ModelFacts | None, peak: PeakMemory | None = None) -> MemoryNeed:
-    """The memory that an engine of `profile` will take.
+def memory_need(
+    profile: Profile, facts: ModelFacts | None, peak: PeakMemory | None = None, *, size: int = 0
+) -> MemoryNeed:
+    """The memory that an engine of `profile` will take. `size` of its file counts where that has no header.
 
     A declared size wins. Else it is the estimate from the file's header, raised by a higher measurement. A lower one
-    counts only once it is settled, since engines take their memory while they work.
+    counts only once it is settled, since engines take their memory while they work, and never for less than weights and
+    cache unless it is a GPU's reading: what an engine keeps on a GPU is not part of its resident memory.
     """
     if profile.memory is not None:
         return MemoryNeed(total=profile.memory, declared=True)
-    estimated = _estimated(profile, facts)
-    if peak is not None and peak.bytes and (peak.settled or peak.bytes > estimated.total):
-        return MemoryNeed(total=peak.bytes, measured=True)
-    return estimated
+    estimated = _estimated(profile, facts, size)
+    if peak is None or not peak.bytes:
+        return estimated
+    held = estimated.weights + estimated.cache
+    off_gpu = 1.0 - offloaded_share(profile, facts)
+    least = int(held * off_gpu) + peak.gpu if peak.gpu else held
+    measured = max(peak.bytes, least)
+    if not peak.settled and measured <= estimated.total:
+        return estimated
+    if measured == held:
+        return msgspec.structs.replace(estimated, total=held, other=0)
+    return MemoryNeed(total=measured, measured=True)
 
 
-def fits(wanted: MemoryNeed, *, budget: int, used: int = 0) -> bool:
-    """Whether `wanted` fits into `budget` beside models that take `used` bytes."""
-    return used + wanted.total <= budget
+def offloaded_share(profile: Profile, facts: ModelFacts | None) -> float:
+    """The part of a model that its profile puts on GPUs, from 0 to 1; all of it unless `gpu_layers` is a lower number."""
+    if not isinstance(profile.gpu_layers, int):
+        return 1.0
+    if facts is None or not facts.blocks:
+        return 1.0 if profile.gpu_layers else 0.0
+    # One more than the blocks: the output layer.
+    return min(1.0, profile.gpu_layers / (facts.blocks + 1))
 
 
-def does_not_fit(profile: Profile, wanted: MemoryNeed, budget: int, *, beside: Sequence[str] = ()) -> Failure:
-    """The failure of a model that is larger than the budget, or than what pinned models (`beside`) leave of it."""
+def does_not_fit(
+    profile: Profile, wanted: MemoryNeed, budget: int, *, beside: Sequence[str] = (), device: str = ""
+) -> Failure:
+    """The failure of a model that is larger than the budget, or than what pinned models (`beside`) leave of it.
+
+    `budget` is the host's, or what models may take of `device`.
+    """
+    key, where = (f"devices.{device}.budget", f" on {device}") if device else ("memory_budget", "")
     if beside:
-        message = f"{profile.name} needs {wanted}, which does not fit into {gib(budget)} GiB beside pinned "
-        message += f"{', '.join(beside)}: raise memory_budget, or unpin"
+        message = f"{profile.name} needs {wanted}{where}, which does not fit into {gib(budget)} GiB beside pinned "
+        message += f"{', '.join(beside)}: raise {key}, or unpin"
         return Failure(kind="does_not_fit", message=message)
-    ways = ["raise memory_budget"]
+    ways = [f"raise {key}"]
     if wanted.cache > wanted.total - budget:
         ways.append("lower this profile's context or parallel")
     if wanted.cache and "-ctk" not in profile.args and "--cache-type-k" not in profile.args:
         ways.append("store the cache as q8_0 (args: -ctk q8_0 -ctv q8_0 -fa on)")
     ways.append("use a smaller quantization")
     advice = ", or ".join([", ".join(ways[:-1]), ways[-1]])
-    message = f"{profile.name} needs {wanted}; the budget is {gib(budget)} GiB: {advice}"
+    limit = f"models may take {gib(budget)} GiB of it" if device else f"the budget is {gib(budget)} GiB"
+    message = f"{profile.name} needs {wanted}{where}; {limit}: {advice}"
     return Failure(kind="does_not_fit", message=message)
-
-
-class MemoryClaim(msgspec.Struct, frozen=True, kw_only=True):
-    """A running model as a candidate for eviction. `idle_since` is in seconds since the epoch."""
-
-    name: str
-    bytes: int
-    idle_since: float
-    busy: bool = False
-    pinned: bool = False
-
-
-def choose_evictions(wanted: MemoryNeed, running: Sequence[MemoryClaim], budget: int) -> tuple[str, ...] | None:
-    """Which models to evict so that `wanted` fits: idle ones, least recently used first, and none that need not go.
-
-    Busy and pinned ones stay. `None` if it does not fit even then.
-    """
-    used = sum(claim.bytes for claim in running)
-    victims: list[MemoryClaim] = []
-    for claim in sorted(running, key=lambda claim: claim.idle_since):
-        if fits(wanted, budget=budget, used=used):
-            break
-        if not claim.busy and not claim.pinned:
-            victims.append(claim)
-            used -= claim.bytes
-    if not fits(wanted, budget=budget, used=used):
-        return None
-    # A small one may have been chosen before a large one turned out to be enough.
-    for claim in list(victims):
-        if fits(wanted, budget=budget, used=used + claim.bytes):
-            victims.remove(claim)
-            used += claim.bytes
-    return tuple(claim.name for claim in victims)
 
 
 def gib(size: int) -> str:
@@ -162,9 +160,10 @@ def gib(size: int) -> str:
     return f"{value:.1f}" if value >= 0.1 or size == 0 else f"{value:.2f}"
 
 
-def _estimated(profile: Profile, facts: ModelFacts | None) -> MemoryNeed:
-    """From the header; without one only the process itself is counted."""
-    facts = facts or ModelFacts()
+def _estimated(profile: Profile, facts: ModelFacts | None, size: int) -> MemoryNeed:
+    """From the header; without one only the file and the process itself are counted."""
+    has_header = facts is not None and facts.bytes > 0
+    facts = facts or ModelFacts(bytes=size)
     tokens = argument_number(profile.args, "-c", "--ctx-size", "--context-size")
     if tokens is None or tokens <= 0:
         tokens = profile.context * profile.parallel or facts.training_context
@@ -173,7 +172,7 @@ def _estimated(profile: Profile, facts: ModelFacts | None) -> MemoryNeed:
     batch = physical_batch_size(profile)
     vocabulary = facts.metadata.get(f"{facts.architecture}.vocab_size")
     logits = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
-    working = 4 * batch * (logits + _ROWS * facts.embedding_length) if facts.bytes else 0
+    working = 4 * batch * (logits + _ROWS * facts.embedding_length) if has_header else 0
     other = PROCESS_BYTES + working + max(0, profile.cache_ram_mib) * MIB
     return MemoryNeed(total=facts.bytes + cache + other, weights=facts.bytes, cache=cache, other=other)
 
@@ -221,84 +220,3 @@ class MemoryHistory:
 def differs(before: int, now: int) -> bool:
     """Whether two amounts differ by more than 5 %."""
     return abs(now - before) * 20 > max(before, now)
-
-
-class MemoryMeter:
-    """Measures how much memory processes take; on GPUs if NVIDIA's library is installed and finds a device.
-
-    `nvml` replaces that library; with `load=False` none is loaded.
-    """
-
-    def __init__(self, nvml: Any = None, *, load: bool = True) -> None:
-        self._nvml = nvml
-        self._load = load and nvml is None
-        self._ready = False
-
-    def measure(self, pid: int) -> MemoryUsage:
-        """The memory that the process and its descendants take now; zero if it has exited. Blocks for milliseconds."""
-        rss = 0
-        pids: set[int] = set()
-        for each in _with_descendants(pid):
-            try:
-                rss += psutil.Process(each).memory_info().rss
-                pids.add(each)
-            except psutil.Error:
-                continue
-        return MemoryUsage(rss=rss, gpu=self._gpu(pids) if pids else 0)
-
-    def close(self) -> None:
-        """Shut down NVIDIA's library."""
-        if self._ready:
-            self._ready = False
-            try:
-                self._nvml.nvmlShutdown()
-            except self._nvml.NVMLError:
-                pass
-
-    def _gpu(self, pids: set[int]) -> int:
-        nvml = self._library()
-        if nvml is None:
-            return 0
-        total = 0
-        try:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-                total += _used_by(running, pids)
-        except nvml.NVMLError:
-            return total
-        return total
-
-    def _library(self) -> Any:
-        """The initialised library; `None` where there is none. Looked for once."""
-        if self._load:
-            self._load = False
-            try:
-                self._nvml = importlib.import_module("pynvml")
-            except ImportError:
-                self._nvml = None
-        if self._nvml is not None and not self._ready:
-            try:
-                self._nvml.nvmlInit()
-                self._ready = True
-            except self._nvml.NVMLError:  # the package without a driver
-                self._nvml = None
-        return self._nvml
-
-
-def _with_descendants(pid: int) -> list[int]:
-    found = [pid]
-    try:
-        for parent in found:
-            # Linux lists children per thread; elsewhere every process must be read.
-            for children in Path(f"/proc/{parent}/task").glob("*/children"):
-                found += map(int, children.read_text().split())
-        if len(found) == 1 and not Path(f"/proc/{pid}/task/{pid}/children").exists():
-            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except (OSError, psutil.Error):
-        pass
-    return found
-
-
-def _used_by(running: Iterable[Any], pids: set[int]) -> int:
-    # In a container the driver may not report how much a process takes.
-    return sum(process.usedGpuMemory or 0 for process in running if process.pid in pids)

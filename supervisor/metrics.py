@@ -60,6 +60,11 @@ def _current(host: HostStatus) -> list[Instrument]:
     load = Gauge("hostler_supervisor_model_load_seconds", "Expected duration of a model's next load.", ["model"])
     pinned = Gauge("hostler_supervisor_model_pinned", "1 for a pinned model.", ["model"])
     budget = Gauge("hostler_supervisor_memory_budget_bytes", "Memory that all models together may use.")
+    device_need = Gauge(
+        "hostler_supervisor_model_device_need_bytes",
+        "Memory of a GPU that a model is expected to use.",
+        ["model", "device"],
+    )
     for status in host.models:
         for each in get_args(State):
             state.set(status.state == each, status.model, each)
@@ -68,8 +73,35 @@ def _current(host: HostStatus) -> list[Instrument]:
     for profile in host.profiles:
         need.set(profile.memory_bytes, profile.name)
         pinned.set(profile.pinned, profile.name)
+        for device, amount in profile.device_bytes.items():
+            device_need.set(amount, profile.name, device)
         if profile.load_s is not None:
             load.set(profile.load_s, profile.name)
     if host.budget_bytes is not None:
         budget.set(host.budget_bytes)
-    return [state, memory, need, load, pinned, budget]
+    return [state, memory, need, load, pinned, budget, device_need, *_devices(host)]
+
+
+def _devices(host: HostStatus) -> list[Instrument]:
+    """What drivers report of the GPUs. What they do not report is left out."""
+    memory = Gauge("hostler_supervisor_device_memory_bytes", "Memory of a GPU, by what it is for.", ["device", "kind"])
+    utilization = Gauge("hostler_supervisor_device_utilization_ratio", "Part of the time a GPU was busy.", ["device"])
+    temperature = Gauge("hostler_supervisor_device_temperature_celsius", "Temperature of a GPU.", ["device"])
+    power = Gauge("hostler_supervisor_device_power_watts", "Power that a GPU draws.", ["device"])
+    info = Gauge(
+        "hostler_supervisor_device_info", "Always 1; vendor and model are labels.", ["device", "vendor", "model"]
+    )
+    for device in host.devices:
+        info.set(1, device.name, device.vendor or "", device.model)
+        others = device.other_bytes if device.used_bytes is not None else None
+        amounts = {"total": device.total_bytes, "used": device.used_bytes, "other_programs": others}
+        for kind, amount in {**amounts, "for_models": device.capacity_bytes}.items():
+            if amount is not None:
+                memory.set(amount, device.name, kind)
+        if device.utilization is not None:
+            utilization.set(device.utilization / 100, device.name)
+        if device.temperature_c is not None:
+            temperature.set(device.temperature_c, device.name)
+        if device.power_w is not None:
+            power.set(device.power_w, device.name)
+    return [info, memory, utilization, temperature, power]

@@ -8,7 +8,7 @@ import anyio
 
 from hostler.profiles.capabilities import with_arguments
 from hostler.profiles.schema import Profile
-from hostler.supervisor.contract import ProfileInfo
+from hostler.supervisor.contract import AnswerLimits, ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.lifecycle import EngineLifecycle
@@ -26,6 +26,7 @@ class ManagedModel:
     def __init__(
         self, lifecycle: EngineLifecycle, log: EngineLog, limits: ProcessLimits, *, host: str,
         ports: range | None, on_change: Callable[[ManagedProcess], None],
+        expected_load_s: Callable[[], float | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.lifecycle = lifecycle
         self.log = log
@@ -34,6 +35,7 @@ class ManagedModel:
         self.pinned = lifecycle.profile.pinned
         self.usage = MemoryUsage()
         self.phase_seconds: dict[str, float] = {}
+        self._expected_load_s = expected_load_s
         self.busy = False
         self._last_used = 0.0
         self._activity: tuple[int, EngineActivity] | None = None
@@ -52,6 +54,16 @@ class ManagedModel:
         """When it was last used or changed its state, in seconds since the epoch."""
         return max(self._last_used, self.process.since)
 
+    @property
+    def load_s(self) -> float | None:
+        """The expected duration of its next load, if one was measured."""
+        return self._expected_load_s()
+
+    @property
+    def evict_cost(self) -> float:
+        """What unloading it costs, in seconds: as its profile says, else those of a load."""
+        return (self.load_s or 0.0) if self.profile.evict_cost is None else self.profile.evict_cost
+
     def mark_used(self, now: float) -> None:
         """Record that a request needs it now."""
         self._last_used = now
@@ -66,8 +78,8 @@ class ManagedModel:
         if self.busy or (activity.work_done > 0 if first else before != self._activity):
             self._last_used = now
 
-    def info(self, load_s: float | None) -> ProfileInfo:
-        """The profile as published; `load_s` is the expected duration of the next load."""
+    def info(self) -> ProfileInfo:
+        """The profile as published."""
         profile, description = self.profile, self.lifecycle.description
         return ProfileInfo(
             name=profile.name, aliases=profile.aliases, description=profile.description,
@@ -75,7 +87,9 @@ class ManagedModel:
             modified_at=description.modified_at, facts=with_arguments(description.facts, profile),
             ttl_s=profile.ttl_s, pinned=self.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
-            load_s=load_s, chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
+            device_bytes=self.lifecycle.device_needs, load_s=self.load_s, evict_cost=profile.evict_cost,
+            max_concurrent=profile.max_concurrent, max_waiting=profile.max_waiting, limits=_limits(profile),
+            chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -88,3 +102,10 @@ class ManagedModel:
         self.retired = True
         if self._scope is not None:
             self._scope.cancel()
+
+
+def _limits(profile: Profile) -> AnswerLimits | None:
+    limits = AnswerLimits(
+        first_byte_s=profile.first_byte_s, between_bytes_s=profile.between_bytes_s, max_answer_s=profile.max_answer_s
+    )
+    return limits if limits != AnswerLimits() else None

@@ -20,6 +20,7 @@ from hostler.adapters.canonical import Progress
 from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import (
+    DeviceStatus,
     EngineAddress,
     HostStatus,
     ModelStatus,
@@ -30,6 +31,7 @@ from hostler.supervisor.contract import (
 from hostler.supervisor.lease_frames import (
     AskFrame,
     ClosingFrame,
+    DevicesFrame,
     EngineStoppingFrame,
     EventFrame,
     GatewayLimits,
@@ -58,6 +60,7 @@ from hostler.supervisor.scheduling.errors import (
 )
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import (
+    DevicesChanged,
     EngineChanged,
     HostChanged,
     HostEvent,
@@ -366,6 +369,8 @@ class RemoteHost:
                 self._on_switch(frame.switch)
             case ModelFrame():
                 self._on_model(frame.status)
+            case DevicesFrame():
+                self._on_devices(frame.devices)
             case HostFrame():
                 self._on_host(frame.status)
             case RevokeFrame():
@@ -435,6 +440,11 @@ class RemoteHost:
         self._view.apply_state(status)
         self._on_status(self.status)
         self._publish(EngineChanged(backend=self.name, status=status))
+
+    def _on_devices(self, devices: tuple[DeviceStatus, ...]) -> None:
+        if self.status is not None:
+            self.status = msgspec.structs.replace(self.status, devices=devices)
+            self._publish(DevicesChanged(backend=self.name, devices=devices))
 
     def _on_host(self, status: HostStatus) -> None:
         if self._closing:

@@ -10,14 +10,13 @@ from typing import Final, get_args
 
 import anyio
 import anyio.to_thread
-import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
 from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase, StartResult
-from hostler.supervisor.memory import MemoryClaim, choose_evictions, does_not_fit, fits
 from hostler.supervisor.model import ManagedModel
+from hostler.supervisor.placement import PlacementPolicy
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 
@@ -150,63 +149,6 @@ class SwitchOperation:
         return before + (time.monotonic() - self._entered if self._phase in _LOADING else 0.0)
 
 
-class PlacementPolicy:
-    """Which models may run together.
-
-    `exclusive`: one at a time, besides pinned ones. Else as many as fit into `budget` bytes (`None`: any number).
-    """
-
-    def __init__(self, *, exclusive: bool, budget: int | None) -> None:
-        self.exclusive = exclusive
-        self.budget = budget
-
-    def victims(
-        self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]
-    ) -> list[ManagedModel]:
-        """Which of `others`, all alive, have to stop before `wanted` starts.
-
-        Those in `evict` (the gateway has drained them); besides them idle ones, least recently used first, and busy
-        ones if that is not enough; pinned ones never. Raises `SupervisorError` if `wanted` cannot fit even then.
-        """
-        if self.exclusive:
-            return [other for other in others if other.name in evict or not (other.pinned or wanted.pinned)]
-        names = {other.name for other in others if other.name in evict}
-        if self.budget is not None and not wanted.process.staying:
-            names |= self._make_space(wanted, [other for other in others if other.name not in names], self.budget)
-        return [other for other in others if other.name in names]
-
-    def must_evict(self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]) -> bool:
-        """Whether a model has to stop although `wanted` is ready."""
-        return any(
-            other.process.staying
-            and (other.name in evict or (self.exclusive and not other.pinned and not wanted.pinned))
-            for other in others
-        )
-
-    @staticmethod
-    def _make_space(wanted: ManagedModel, others: Sequence[ManagedModel], budget: int) -> set[str]:
-        need = wanted.lifecycle.memory_need
-        if fits(need, budget=budget, used=sum(other.lifecycle.memory_need.total for other in others)):
-            return set()
-        # Models that are stopping hold their memory until they are gone, which is waited for only if it is needed.
-        stopping = {other.name for other in others if not other.process.staying}
-        claims = [
-            MemoryClaim(
-                name=other.name, bytes=other.lifecycle.memory_need.total, idle_since=other.idle_since, busy=other.busy,
-                pinned=other.pinned,
-            )
-            for other in others
-            if other.name not in stopping
-        ]  # fmt: skip
-        chosen = choose_evictions(need, claims, budget)
-        if chosen is None:
-            chosen = choose_evictions(need, [msgspec.structs.replace(claim, busy=False) for claim in claims], budget)
-        if chosen is None:
-            pinned = [claim.name for claim in claims if claim.pinned] if fits(need, budget=budget) else []
-            raise SupervisorError(does_not_fit(wanted.profile, need, budget, beside=pinned))
-        return stopping | set(chosen)
-
-
 class SwitchCoordinator:
     """All switches of a host. They run in `tasks`, which is set while the host runs; on an exclusive host one by one.
 
@@ -305,12 +247,12 @@ class SwitchCoordinator:
         await model.lifecycle.fetch_file(switch.on_fetch_progress)
         description = model.lifecycle.description
         # The header of a file that was just downloaded replaces the description without it.
-        if description.facts is None and (self._policy.budget is not None or not description.modified_at):
+        if description.facts is None and (self._policy.needs_sizes or not description.modified_at):
             await self._describe(model)
         async with self._eviction:
             await self._evict(model, switch)
             result = model.process.request_start()
-            if self._policy.exclusive:
+            if self._policy.capacity.exclusive:
                 return await result.wait()
         return await result.wait()
 
@@ -331,6 +273,8 @@ class SwitchCoordinator:
         async with anyio.create_task_group() as stops:
             for victim in victims:
                 stops.start_soon(victim.process.stop)
+        if not model.process.staying:
+            await self._usage.wait_released(model)
 
 
 def _undrained(victims: Sequence[ManagedModel], switch: SwitchOperation) -> list[ManagedModel]:

@@ -46,6 +46,7 @@ TESTED_ELSEWHERE = {
     "gateway/telemetry/history_schema.py": ["gateway/telemetry/test_history.py"],
     "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
+    "supervisor/devices/reading.py": ["supervisor/devices/test_discovery.py"],
     "supervisor/scheduling/host.py": ["supervisor/scheduling/test_orchestrator.py", "supervisor/test_remote_host.py"],
     "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],

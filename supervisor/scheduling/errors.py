@@ -7,7 +7,7 @@ import math
 import re
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, TooManyRequests, WaitTimeout
-from hostler.supervisor.contract import Failure, FailureKind, HostStatus
+from hostler.supervisor.contract import DeviceStatus, Failure, FailureKind, HostStatus, ProfileInfo
 from hostler.supervisor.scheduling.types import Refuse
 
 _CAUSES: dict[FailureKind, str] = {
@@ -114,6 +114,13 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
             retry_after_s=after,
             model=model,
         )
+    if refusal.reason == "model_queue_full":
+        return TooManyRequests(
+            f"as many requests wait for {model} on {host} as its profile allows (max_waiting); try again in about "
+            f"{max(1, math.ceil(after))} seconds",
+            retry_after_s=after,
+            model=model,
+        )
     if refusal.reason == "wait_limit":
         return WaitTimeout(
             f"{model} did not become available in time (gateway.queue.max_wait_s); try again, or use a loaded model",
@@ -129,12 +136,7 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
     if refusal.reason == "unloaded":
         return unloaded(model)
     if refusal.reason == "does_not_fit":
-        return ModelUnavailable(
-            f"{model} can never fit into the memory budget of {host}{_memory(model, status)}; raise "
-            "supervisor.memory_budget or make the profile smaller",
-            model=model,
-            final=True,
-        )
+        return _does_not_fit(model, host, status)
     final = is_final_failure(refusal.failure)
     return ModelUnavailable(
         load_failure_message(model, host, refusal.failure),
@@ -144,11 +146,55 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
     )
 
 
-def _memory(model: str, status: HostStatus | None) -> str:
-    """The memory it needs and the budget, if both are known."""
-    needs = [profile.memory_bytes for profile in status.profiles if profile.name == model] if status else []
-    if status is None or not needs or status.budget_bytes is None:
-        return ""
-    pinned = sum(profile.memory_bytes for profile in status.profiles if profile.pinned and profile.name != model)
-    beside = f", of which {pinned / 2**30:.1f} for pinned models" if pinned else ""
-    return f": it needs {needs[0] / 2**30:.1f} GiB of {status.budget_bytes / 2**30:.1f} GiB{beside}"
+def _does_not_fit(model: str, host: str, status: HostStatus | None) -> GatewayError:
+    """Why the model does not fit, with the sum if it is known. Only other programs may leave memory by themselves."""
+    profile = next((each for each in status.profiles if each.name == model), None) if status is not None else None
+    if status is None or profile is None:
+        message = f"{model} does not fit into the memory of {host}; make the profile smaller"
+        return ModelUnavailable(message, model=model, final=True)
+    for device in status.devices:
+        need, pinned = profile.device_bytes.get(device.name, 0), _pinned(status, model)
+        held = sum(other.device_bytes.get(device.name, 0) for other in pinned)
+        if device.capacity_bytes is not None and need + held > device.capacity_bytes:
+            return _does_not_fit_on(model, host, device, need, held)
+    if status.budget_bytes is None:
+        message = f"{model} cannot run beside the pinned models of {host}; unpin one of them"
+        return ModelUnavailable(message, model=model, final=True)
+    held = sum(other.memory_bytes for other in _pinned(status, model))
+    return ModelUnavailable(
+        f"{model} can never fit into the memory budget of {host}: it needs {_gib(profile.memory_bytes)} of "
+        f"{_gib(status.budget_bytes)}{_beside(held)}; raise supervisor.memory_budget or make the profile smaller",
+        model=model,
+        final=True,
+    )
+
+
+def _does_not_fit_on(model: str, host: str, device: DeviceStatus, need: int, held: int) -> GatewayError:
+    """`held` is what pinned models have of the device."""
+    size = f"it needs {_gib(need)} of {_gib(device.capacity_bytes or 0)}{_beside(held)}"
+    limits = [limit for limit in (device.budget_bytes, device.total_bytes) if limit is not None]
+    if device.other_bytes and need + held <= min(limits, default=0):
+        return ModelUnavailable(
+            f"{model} does not fit on {device.name} of {host} now: {size}, while other programs use "
+            f"{_gib(device.other_bytes)}; try again when they have ended",
+            model=model,
+        )
+    return ModelUnavailable(
+        f"{model} can never fit on {device.name} of {host}: {size}; raise supervisor.devices.{device.name}.budget, split "
+        "the profile over more devices, or make it smaller",
+        model=model,
+        final=True,
+    )
+
+
+def _pinned(status: HostStatus, model: str) -> list[ProfileInfo]:
+    """The other models that are pinned."""
+    return [profile for profile in status.profiles if profile.pinned and profile.name != model]
+
+
+def _beside(pinned: int) -> str:
+    return f", of which {pinned / 2**30:.1f} for pinned models" if pinned else ""
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -35,13 +35,15 @@ def is_measured(model: ScheduledModel, ahead: int, models: Collection[ScheduledM
     return model.phase == "loading" or all(_share_is_measured(other) for other in _before(model, models))
 
 
-def queue_slots(models: Collection[ScheduledModel], now: float) -> tuple[float, float]:
-    """The time until the first queued request is served and its place in the queue is free, and from each such time to
-    the next; 0 if none is queued.
+def queue_slots(
+    queues: Collection[ScheduledModel], models: Collection[ScheduledModel], now: float
+) -> tuple[float, float]:
+    """The time until the first request queued for one of `queues` is served and its place is free, and from each such
+    time to the next; 0 if none is queued. `models` are all of the host.
 
     Loaded models serve at once, others in turns.
     """
-    queued = [model for model in models if model.queue]
+    queued = [model for model in queues if model.queue]
     if not queued:
         return 0.0, 0.0
     serving = [model for model in queued if _admits(model)] or queued[:1]

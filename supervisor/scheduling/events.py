@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+from hostler.supervisor.contract import DeviceStatus, HostStatus, ModelStatus, SwitchMoved
 
 
 class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
@@ -30,6 +30,13 @@ class SwitchChanged(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     switch: SwitchMoved
 
 
+class DevicesChanged(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
+    """New readings of the host's GPUs."""
+
+    backend: str
+    devices: tuple[DeviceStatus, ...]
+
+
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """A queued request; `position` counts from 1. `id` is the request's own, which `POST /admin/cancel` takes."""
 
@@ -49,4 +56,4 @@ class QueueChanged(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):
     serving: int
 
 
-HostEvent = HostChanged | EngineChanged | SwitchChanged | QueueChanged
+HostEvent = HostChanged | EngineChanged | SwitchChanged | DevicesChanged | QueueChanged

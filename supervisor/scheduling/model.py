@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from hostler.supervisor.contract import Failure, ProfileInfo
+from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.eviction import Activity, ModelFootprint
 from hostler.supervisor.scheduling.queue import ModelQueue, QueueEntry
 
@@ -23,17 +25,25 @@ class ScheduledModel(msgspec.Struct, eq=False):
     `generation` counts the model's processes: leases of an earlier one no longer count. `barrier`: entries that rank
     behind it are not admitted, since it has waited out its patience for the memory that this model occupies. `batch`:
     how many of the entries queued when the model became ready are still queued; a batch is served together.
-    `unloading`: an unload was requested and answers are still running. `since` is when the phase began.
+    `unloading`: an unload was requested and answers are still running. `since` is when the phase began. `displaced`: it
+    was evicted for another model and has not been loaded since. `admission` bounds its queue if its profile does.
     """
 
     name: str
     queue: ModelQueue
     known: bool = True
     default_parallel: int = 1
+    engine_parallel: int = 1
     parallel: int = 1
     ttl_s: float | None = None
     pinned: bool = False
+    default: bool = False
     memory_bytes: int = 0
+    device_bytes: Mapping[str, int] = {}
+    evict_cost: float | None = None
+    max_concurrent: int | None = None
+    admission: AdmissionControl | None = None
+    displaced: bool = False
     phase: ModelPhase = "cold"
     generation: int = 0
     running: int = 0
@@ -69,15 +79,26 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.measured_service_s = seconds if measured is None else 0.8 * measured + 0.2 * seconds
 
     def apply_profile(self, profile: ProfileInfo, now: float) -> None:
-        """Apply a changed profile. A running process keeps the number of slots it was started with.
+        """Apply a changed profile. A running process keeps the number of slots it was started with, unless the profile
+        says how many requests it gets at a time.
 
         The idle time ends when the model is pinned, and starts over when it is unpinned.
         """
         before = self.pinned
         self.default_parallel = max(1, profile.parallel)
-        self.ttl_s, self.pinned, self.memory_bytes = profile.ttl_s, profile.pinned, profile.memory_bytes
+        self.ttl_s, self.pinned, self.default = profile.ttl_s, profile.pinned, profile.default
+        self.memory_bytes, self.device_bytes = profile.memory_bytes, profile.device_bytes
+        self.evict_cost = profile.evict_cost
+        self.max_concurrent = profile.max_concurrent
+        if profile.max_waiting is None:
+            self.admission = None
+        elif self.admission is None:
+            self.admission = AdmissionControl(profile.max_waiting)
+        else:
+            self.admission.limit = profile.max_waiting
         if self.phase != "ready":
-            self.parallel = self.default_parallel
+            self.engine_parallel = self.default_parallel
+        self.parallel = self.max_concurrent or self.engine_parallel
         if self.measured_load_s is None:
             self.measured_load_s = profile.load_s
         if self.pinned is not before and self.phase == "ready" and not self.running:
@@ -92,7 +113,9 @@ class ScheduledModel(msgspec.Struct, eq=False):
     def become_ready(self, now: float, parallel: int) -> None:
         """A process answers; the entries queued now are its batch. `parallel` 0: as the profile says."""
         self.phase, self.switch, self.since = "ready", None, now
-        self.parallel = parallel or self.default_parallel
+        self.engine_parallel = parallel or self.default_parallel
+        self.parallel = self.max_concurrent or self.engine_parallel
+        self.displaced = False
         self.unloading, self.barrier, self.batch = False, None, len(self.queue)
         self.failure, self.failed_until = None, -math.inf
         self.mark_idle(now)
@@ -124,7 +147,9 @@ class ScheduledModel(msgspec.Struct, eq=False):
         return ModelFootprint(
             model=self.name,
             memory_bytes=self.memory_bytes,
+            device_bytes=self.device_bytes,
             pinned=self.pinned,
             activity=activity,
             used_at=self.since if activity == "busy" else self.used_at,
+            evict_cost=self.load_s if self.evict_cost is None else self.evict_cost,
         )

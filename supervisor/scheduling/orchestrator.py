@@ -14,6 +14,8 @@ from anyio.abc import TaskGroup
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError, ModelUnavailable
 from hostler.supervisor.contract import (
+    DevicesRead,
+    DeviceStatus,
     EngineAddress,
     Failure,
     HostStatus,
@@ -33,6 +35,7 @@ from hostler.supervisor.scheduling.engines import EngineAddresses
 from hostler.supervisor.scheduling.errors import profile_removed, refusal_error, supervisor_unreachable
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import (
+    DevicesChanged,
     EngineChanged,
     HostChanged,
     HostEvent,
@@ -382,9 +385,20 @@ class Orchestrator:
         elif isinstance(event, ModelChanged):
             await self._on_model_changed(event.status)
             self._publish(EngineChanged(backend=self.name, status=event.status))
+        elif isinstance(event, DevicesRead):
+            self._on_devices_read(event.devices)
         else:
             self._progress.switch_moved(event)
             self._publish(SwitchChanged(backend=self.name, switch=event))
+
+    def _on_devices_read(self, devices: tuple[DeviceStatus, ...]) -> None:
+        if self.status is None:
+            return
+        self.status = msgspec.structs.replace(self.status, devices=devices)
+        now = self._clock()
+        self._carry_out(self._scheduler.apply_devices(devices, now), now)
+        self._rearm()
+        self._publish(DevicesChanged(backend=self.name, devices=devices))
 
     async def _on_model_changed(self, status: ModelStatus) -> None:
         if self.status is not None:

@@ -38,7 +38,7 @@ class PlannedLoad(msgspec.Struct, eq=False):
         for victim in self.victims:
             if victim.running or now < victim.since + settings.min_residency_s:
                 return False
-        if not capacity.exclusive and capacity.budget_bytes is None:
+        if capacity.unlimited:
             return True
         rest = [state.footprint() for state in models if state.phase != "cold" and state not in self.victims]
         return models_to_evict(self.model.footprint(), rest, capacity) == frozenset()

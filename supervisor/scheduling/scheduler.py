@@ -6,11 +6,11 @@ No task, no clock, no socket: every method takes the time and returns the decisi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
+from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ModelStatus
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.estimates import (
     SwitchEstimate,
@@ -19,7 +19,13 @@ from hostler.supervisor.scheduling.estimates import (
     queue_slots,
     seconds_until_served,
 )
-from hostler.supervisor.scheduling.eviction import HostCapacity
+from hostler.supervisor.scheduling.eviction import (
+    HostCapacity,
+    capacity_of,
+    models_to_evict,
+    models_to_yield,
+    with_devices,
+)
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.policy import PlannedLoad, plan_loads
 from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, QueueEntry, Ticket
@@ -82,6 +88,8 @@ class Scheduler:
         self._queue = FairQueue()
         self._admission = AdmissionControl(settings.max_waiting)
         self._plan_due = math.inf
+        self._return_s: float | None = None
+        self._returned_at = 0.0
 
     def apply_settings(self, settings: SchedulerSettings, now: float) -> list[Decision]:
         """Apply changed limits; queued tickets stay queued."""
@@ -103,11 +111,15 @@ class Scheduler:
             if model.running < model.parallel and model.barrier is None and not model.queue and not model.unloading:
                 if self._admission:
                     self._admission.leave(ticket, now)
+                if model.admission:
+                    model.admission.leave(ticket, now)
                 return [self._grant(ticket, model, now)]
         elif not self._connected:
             return [self._refuse(ticket, "host_gone", now)]
         elif now < model.failed_until:
             return [self._refuse(ticket, "load_failed", now)]
+        if model.admission is not None and not model.admission.admits(ticket, self._queue, len(model.queue), now):
+            return [self._refuse(ticket, "model_queue_full", now)]
         if not self._admission.admits(ticket, self._queue, len(self._waiting), now):
             return [self._refuse(ticket, "queue_full", now)]
         model.queue.add(self._queue.join(ticket))
@@ -195,6 +207,7 @@ class Scheduler:
         state = self._models.get(model)
         if state is None:
             return []
+        state.displaced = False
         decisions: list[Decision] = self._refuse_queue(state, "unloaded", now, None)
         if state.phase == "loading":
             decisions.append(self._stop(state))  # nothing waits for the result of its switch any more
@@ -212,7 +225,8 @@ class Scheduler:
     def apply_snapshot(self, status: HostStatus, now: float) -> list[Decision]:
         """Apply the supervisor's snapshot: its profiles, its capacity, and every change that was missed."""
         self._connected = True
-        self._capacity = HostCapacity(exclusive=status.exclusive, budget_bytes=status.budget_bytes)
+        self._capacity = capacity_of(status)
+        self._return_s = status.return_to_default_s
         profiles = {profile.name: profile for profile in status.profiles}
         statuses = {entry.model: entry for entry in status.models}
         decisions: list[Decision] = []
@@ -228,6 +242,19 @@ class Scheduler:
             self._reconcile(state, statuses.get(state.name), now)
             if not state.known and state.phase == "cold":
                 del self._models[state.name]
+        return decisions + self._settle(now)
+
+    def apply_devices(self, devices: Sequence[DeviceStatus], now: float) -> list[Decision]:
+        """Apply readings of the host's GPUs. One idle model at a time leaves for other programs: the next reading shows
+        whether they need more."""
+        self._capacity = with_devices(self._capacity, devices)
+        decisions: list[Decision] = []
+        if self._capacity.yielding and not any(
+            state.phase in ("loading", "stopping") for state in self._models.values()
+        ):
+            leaving = models_to_yield((state.footprint() for state in self._loaded()), self._capacity)
+            if leaving is not None:
+                decisions.append(self._stop(self._models[leaving]))
         return decisions + self._settle(now)
 
     def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
@@ -259,7 +286,8 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due. A grant never makes it earlier, so a timer need not be set again after one."""
-        due = self._plan_due
+        returning = self._return_due()
+        due = self._plan_due if returning is None else min(self._plan_due, returning[0])
         for state in self._models.values():
             if state.queue:
                 due = min(due, state.queue.oldest().at + self._settings.max_wait_s)
@@ -290,7 +318,7 @@ class Scheduler:
 
     def outlooks(self, now: float) -> dict[str, ServiceOutlook]:
         """What every model's `distance` follows from."""
-        others = {state.name: state.footprint() for state in self._models.values() if state.phase != "cold"}
+        others = {state.name: state.footprint() for state in self._loaded()}
         return {
             name: service_outlook(state, self._models.values(), others, self._capacity, now)
             if state.known
@@ -352,8 +380,11 @@ class Scheduler:
         if reason == "load_failed" and model is not None and now < model.failed_until:
             failure, retry_after_s = model.failure, model.failed_until - now
         elif reason == "queue_full":
-            first_s, interval_s = queue_slots(self._models.values(), now)
+            first_s, interval_s = queue_slots(self._models.values(), self._models.values(), now)
             retry_after_s = self._admission.retry_after_s(ticket, first_s, interval_s, now)
+        elif reason == "model_queue_full" and model is not None and model.admission is not None:
+            first_s, interval_s = queue_slots([model], self._models.values(), now)
+            retry_after_s = model.admission.retry_after_s(ticket, first_s, interval_s, now)
         elif reason == "wait_limit":
             retry_after_s = max(1.0, self.estimate_s(ticket.model, now))
         return Refuse(
@@ -374,6 +405,10 @@ class Scheduler:
         return sorted(entries, key=lambda entry: entry.rank)
 
     # Inside: models
+
+    def _loaded(self) -> Iterator[ScheduledModel]:
+        """The models that occupy memory."""
+        return (state for state in self._models.values() if state.phase != "cold")
 
     def _seed(self, state: ScheduledModel) -> None:
         if state.measured_service_s is None:
@@ -400,6 +435,7 @@ class Scheduler:
     def _start_switch(self, state: ScheduledModel, victims: list[ScheduledModel], now: float) -> StartSwitch:
         for victim in victims:
             victim.become_stopping()
+            victim.displaced = True
         self._switch_count += 1
         state.become_loading(now, self._switch_count)
         self._switches[self._switch_count] = _Switch(state, victims)
@@ -436,7 +472,32 @@ class Scheduler:
                 expired = state.idle_until is not None and now >= state.idle_until
                 if state.unloading or (expired and not state.queue):
                     decisions.append(self._stop(state))
-        return decisions
+        return decisions or self._return_to_default(now)
+
+    def _return_to_default(self, now: float) -> list[Decision]:
+        returning = self._return_due()
+        if returning is None or now < returning[0]:
+            return []
+        self._returned_at = now
+        default = returning[1]
+        names = models_to_evict(default.footprint(), (state.footprint() for state in self._loaded()), self._capacity)
+        if names is None or now < default.failed_until:
+            return []
+        return [self._start_switch(default, [self._models[name] for name in sorted(names)], now)]
+
+    def _return_due(self) -> tuple[float, ScheduledModel] | None:
+        """When the host will have been idle for so long that the default model is loaded again, and that model; `None`
+        while the host is busy, or the model was not evicted."""
+        if self._return_s is None or self._waiting or self._switches or not self._connected:
+            return None
+        idle_since, default = self._returned_at, None
+        for state in self._models.values():
+            if state.running or state.phase in ("loading", "stopping"):
+                return None
+            idle_since = max(idle_since, state.used_at)
+            if state.default and state.displaced and state.known and state.phase == "cold":
+                default = state
+        return None if default is None else (idle_since + self._return_s, default)
 
     def _admit(self, state: ScheduledModel, now: float, decisions: list[Decision]) -> None:
         while state.running < state.parallel and not state.unloading:

@@ -9,7 +9,15 @@ import msgspec
 from hostler.supervisor.contract import Failure
 
 RefusalReason = Literal[
-    "queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone", "stopping"
+    "queue_full",
+    "model_queue_full",
+    "wait_limit",
+    "load_failed",
+    "does_not_fit",
+    "unloaded",
+    "unknown_model",
+    "host_gone",
+    "stopping",
 ]
 
 

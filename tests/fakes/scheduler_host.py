@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -14,9 +16,15 @@ from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, Schedul
 SETTINGS = SchedulerSettings()
 
 
-def status(*profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None) -> HostStatus:
+def status(
+    *profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> HostStatus:  # fmt: skip
+    """`limits` are further fields of the status; with any the host is not exclusive, unless they say so."""
     models = tuple(ModelStatus(model=name, state=state, since=0.0) for name, state in (states or {}).items())  # type: ignore[arg-type]
-    return HostStatus(profiles=profiles, models=models, exclusive=budget is None, budget_bytes=budget)
+    exclusive = budget is None and not limits
+    host = HostStatus(profiles=profiles, models=models, exclusive=exclusive, budget_bytes=budget)
+    return msgspec.structs.replace(host, **(limits or {}))
 
 
 def profile(name: str, parallel: int = 1, **more: object) -> ProfileInfo:
@@ -27,8 +35,9 @@ class SchedulerHost:
     """A scheduler with a clock, which notes what it decided and sees to it that it keeps its promises."""
 
     def __init__(
-        self, *profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None, **rules: float
-    ) -> None:
+        self, *profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None,
+        limits: Mapping[str, Any] | None = None, **rules: float,
+    ) -> None:  # fmt: skip
         self.now = 0.0
         self.profiles = profiles
         self.scheduler = Scheduler(msgspec.structs.replace(SETTINGS, **rules))
@@ -39,7 +48,7 @@ class SchedulerHost:
         self.using: dict[int, str] = {}
         self.waiting: set[int] = set()
         self._ids = itertools.count(1)
-        self.note(self.scheduler.apply_snapshot(status(*profiles, budget=budget, states=states), 0.0))
+        self.note(self.scheduler.apply_snapshot(status(*profiles, budget=budget, states=states, limits=limits), 0.0))
 
     def note(self, decisions: list[Decision]) -> list[Decision]:
         for decision in decisions:
@@ -96,9 +105,11 @@ class SchedulerHost:
         return [order.model for order in self.switches]
 
 
-def loaded_host(*profiles: ProfileInfo, budget: int | None = None, **rules: float) -> SchedulerHost:
+def loaded_host(
+    *profiles: ProfileInfo, budget: int | None = None, limits: Mapping[str, Any] | None = None, **rules: float
+) -> SchedulerHost:
     """A host whose first model is ready."""
-    return SchedulerHost(*profiles, budget=budget, states={profiles[0].name: "ready"}, **rules)
+    return SchedulerHost(*profiles, budget=budget, states={profiles[0].name: "ready"}, limits=limits, **rules)
 
 
 A, B, C = profile("a"), profile("b"), profile("c")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from hostler.supervisor.contract import Failure, HostStatus, ModelChanged, ModelStatus, ProfileInfo, SwitchMoved
+from hostler.supervisor.contract import (
+    DeviceStatus,
+    Failure,
+    HostStatus,
+    ModelChanged,
+    ModelStatus,
+    ProfileInfo,
+    SwitchMoved,
+)
 from hostler.supervisor.metrics import SupervisorMetrics
 
 pytestmark = pytest.mark.anyio
@@ -60,3 +68,29 @@ async def test_states_memory_and_load_times_are_current() -> None:
     assert found['model_memory_bytes{model="a",where="gpu"}'] == 20
     assert (found['model_need_bytes{model="a"}'], found['model_load_seconds{model="a"}']) == (30, 1.5)
     assert found["memory_budget_bytes"] == 100
+
+
+async def test_readings_of_gpus_are_exposed_as_far_as_there_are_any() -> None:
+    devices = (
+        DeviceStatus(
+            name="gpu0", vendor="nvidia", model="RTX 4090", total_bytes=24, used_bytes=9, other_bytes=2,
+            capacity_bytes=20, utilization=40.0, temperature_c=61.0, power_w=121.5,
+        ),
+        DeviceStatus(name="gpu1", capacity_bytes=8),
+    )  # fmt: skip
+    host = HostStatus(profiles=(ProfileInfo(name="a", device_bytes={"gpu0": 7}),), devices=devices)
+    found = await values(SupervisorMetrics(lambda: host))
+    amounts = {
+        name.split("kind=")[1]: value
+        for name, value in found.items()
+        if name.startswith('device_memory_bytes{device="gpu0"')
+    }
+    assert amounts == {'"total"}': 24, '"used"}': 9, '"other_programs"}': 2, '"for_models"}': 20}
+    assert found['device_utilization_ratio{device="gpu0"}'] == 0.4
+    assert found['device_temperature_celsius{device="gpu0"}'] == 61
+    assert found['device_power_watts{device="gpu0"}'] == 121.5
+    assert found['device_info{device="gpu0",model="RTX 4090",vendor="nvidia"}'] == 1
+    assert found['model_device_need_bytes{device="gpu0",model="a"}'] == 7
+    assert [name for name in found if "gpu1" in name] == [
+        'device_info{device="gpu1",model="",vendor=""}', 'device_memory_bytes{device="gpu1",kind="for_models"}',
+    ]  # fmt: skip

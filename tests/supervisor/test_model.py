@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.engine_client import EngineActivity
 from hostler.supervisor.engine_process import ProcessLimits
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
@@ -26,7 +28,10 @@ def model() -> ManagedModel:
         settings=SupervisorSettings(), host="127.0.0.1", files=ModelFiles(), memory=MemoryHistory()
     )
     lifecycle = EngineLifecycle(PROFILE, services)
-    return ManagedModel(lifecycle, EngineLog(), ProcessLimits(), host="127.0.0.1", ports=None, on_change=lambda _: None)
+    return ManagedModel(
+        lifecycle, EngineLog(), ProcessLimits(), host="127.0.0.1", ports=None, on_change=lambda _: None,
+        expected_load_s=lambda: 1.5,
+    )  # fmt: skip
 
 
 def test_a_new_model_is_idle_since_its_process_exists(model: ManagedModel) -> None:
@@ -61,6 +66,20 @@ def test_later_reports_count_as_use_if_they_differ(model: ManagedModel) -> None:
 
 def test_publishes_the_operators_pin_and_the_expected_memory(model: ManagedModel) -> None:
     model.pinned = True
-    info = model.info(load_s=1.5)
+    info = model.info()
     assert (info.name, info.aliases, info.context) == ("a", ("first",), 4096)
     assert (info.pinned, info.memory_bytes, info.load_s) == (True, 7, 1.5)
+
+
+def test_publishes_the_limits_of_its_profile(model: ManagedModel) -> None:
+    assert (model.info().limits, model.info().max_concurrent, model.info().device_bytes) == (None, None, {})
+    model.lifecycle.replace_profile(replace(PROFILE, first_byte_s=9, max_answer_s=60, max_concurrent=4, max_waiting=2))
+    info = model.info()
+    assert info.limits == AnswerLimits(first_byte_s=9, max_answer_s=60)
+    assert (info.max_concurrent, info.max_waiting) == (4, 2)
+
+
+def test_unloading_costs_as_much_as_loading_unless_the_profile_says_otherwise(model: ManagedModel) -> None:
+    assert model.evict_cost == 1.5
+    model.lifecycle.replace_profile(replace(PROFILE, evict_cost=40))
+    assert (model.evict_cost, model.info().evict_cost) == (40, 40)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from hostler.adapters.errors import GatewayError
-from hostler.supervisor.contract import Failure
+from hostler.adapters.errors import GatewayError, TooManyRequests
+from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ProfileInfo
 from hostler.supervisor.scheduling.errors import load_failure_message, refusal_error
 from hostler.supervisor.scheduling.types import Refuse
 
@@ -66,3 +67,46 @@ def test_what_may_load_at_the_next_try_is_not_final() -> None:
     for kind in ("killed", "cancelled", "source_unavailable", "unresponsive"):
         assert not load_error(kind=kind).final
     assert load_error(kind="killed", retry_after_s=60.0).final  # again and again
+
+
+GIB = 1024**3
+LARGE = ProfileInfo(name="large", memory_bytes=8 * GIB, device_bytes={"gpu0": 8 * GIB})
+PINNED = ProfileInfo(name="p", pinned=True, memory_bytes=2 * GIB, device_bytes={"gpu0": 2 * GIB})
+CARD = DeviceStatus(name="gpu0", total_bytes=24 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "large does not fit into the memory of pc; make the profile smaller"),
+        (
+            HostStatus(profiles=(LARGE, PINNED), budget_bytes=9 * GIB),
+            "large can never fit into the memory budget of pc: it needs 8.0 GiB of 9.0 GiB, of which 2.0 for pinned models; "
+            "raise supervisor.memory_budget or make the profile smaller",
+        ),
+        (
+            HostStatus(profiles=(LARGE,), devices=(replace(CARD, budget_bytes=4 * GIB, capacity_bytes=4 * GIB),)),
+            "large can never fit on gpu0 of pc: it needs 8.0 GiB of 4.0 GiB; raise supervisor.devices.gpu0.budget, split the "
+            "profile over more devices, or make it smaller",
+        ),
+        (
+            HostStatus(profiles=(LARGE,), devices=(replace(CARD, other_bytes=18 * GIB, capacity_bytes=6 * GIB),)),
+            "large does not fit on gpu0 of pc now: it needs 8.0 GiB of 6.0 GiB, while other programs use 18.0 GiB; try again "
+            "when they have ended",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_the_sum(status: HostStatus | None, words: str) -> None:
+    refusal = Refuse(ticket=1, model="large", reason="does_not_fit", retry_after_s=0.0)
+    error = refusal_error(refusal, "pc", status)
+    # Other programs may end by themselves.
+    assert (error.message, error.final) == (words, "now" not in words)
+
+
+def test_a_full_queue_of_one_model_names_the_limit_of_its_profile() -> None:
+    error = refusal_error(Refuse(ticket=1, model="a", reason="model_queue_full", retry_after_s=2.5), "pc")
+    assert isinstance(error, TooManyRequests)
+    assert error.message == (
+        "as many requests wait for a on pc as its profile allows (max_waiting); try again in about 3 seconds"
+    )
+    assert error.retry_after_s == 2.5

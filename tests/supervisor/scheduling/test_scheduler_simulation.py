@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from fakes.scheduler_host import SchedulerHost, profile
@@ -32,8 +34,9 @@ class Simulation(SchedulerHost):
     """Plays jobs against a scheduler: its orders take time on the host, and what must not happen there is noticed."""
 
     def __init__(
-        self, *profiles: ProfileInfo, budget: int | None = None, failing: frozenset[int] = frozenset(), **rules: float
-    ) -> None:
+        self, *profiles: ProfileInfo, budget: int | None = None, failing: frozenset[int] = frozenset(),
+        limits: Mapping[str, Any] | None = None, may_run: Callable[[set[str]], bool] | None = None, **rules: float,
+    ) -> None:  # fmt: skip
         self._happens: list[tuple[float, int, str, object]] = []
         self._order = itertools.count()
         self._failing = failing
@@ -45,7 +48,8 @@ class Simulation(SchedulerHost):
         self._up: set[str] = set()  # what takes room on the host
         self.started: dict[int, float] = {}
         self.ended: dict[int, float] = {}
-        super().__init__(*profiles, budget=budget, **rules)
+        self._may_run = may_run
+        super().__init__(*profiles, budget=budget, limits=limits, **rules)
 
     def soon(self, seconds: float, what: str, about: object) -> None:
         heapq.heappush(self._happens, (self.now + seconds, next(self._order), what, about))
@@ -113,7 +117,9 @@ class Simulation(SchedulerHost):
 
     def _start(self, model: str) -> None:
         self._up.add(model)
-        if self._budget is None:
+        if self._may_run is not None:
+            assert self._may_run(self._up), f"{self._up} must not run together"
+        elif self._budget is None:
             assert len(self._up) == 1, f"{self._up} at once"
         else:
             assert sum(self._size[name] for name in self._up) <= self._budget, f"{self._up} do not fit"
