@@ -130,6 +130,12 @@ class ModelUnavailable(GatewayError):
         self.final = final
 
 
+class AnswerTooLong(GatewayError):
+    """The answer took longer than the model's profile allows. The backend is not to blame."""
+
+    status, code = 504, "answer_too_long"
+
+
 class ShuttingDown(GatewayError):
     """The gateway is shutting down."""
 

@@ -15,7 +15,7 @@ from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.canonical import Request, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.asgi import CONTEXT_KEY
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import AnswerLimits, EngineAddress
 from hostler.supervisor.scheduling.lease import Lease
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A model at a backend: `model` is the gateway's name of it, `name_there` the backend's.
 
     `context` is how many tokens a request may have there, 0 if unknown. `needs_load`: the model is not loaded. `lacks` is
-    what it certainly cannot do, under the names of `adapters/needs.py`.
+    what it certainly cannot do, under the names of `adapters/needs.py`. `limits` are the time limits of its profile, if
+    it has any of its own.
     """
 
     backend: str
@@ -84,6 +85,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
     needs_load: bool = False
     lacks: frozenset[str] = frozenset()
+    limits: AnswerLimits | None = None
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):

@@ -15,13 +15,13 @@ from hostler.gateway.config import BackendSettings
 from hostler.gateway.events import printable
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
-from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
+from hostler.supervisor.contract import AnswerLimits, HostStatus, ModelStatus, ProfileInfo, State
 
 
 class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
     """A backend of a model, the model's name there, its context there (0: unknown), and what it certainly cannot do.
 
-    `hosted`: it has a supervisor, which may have to load the model.
+    `hosted`: it has a supervisor, which may have to load the model. `limits` are those of its profile there.
     """
 
     backend: str
@@ -29,6 +29,7 @@ class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
     hosted: bool = False
     lacks: frozenset[str] = frozenset()
+    limits: AnswerLimits | None = None
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +201,7 @@ class Catalog:
                         context=profile.context,
                         hosted=True,
                         lacks=lacking(profile.facts, embeddings=profile.embeddings),
+                        limits=profile.limits,
                     )
                 )
                 if profile.default and default is None:

@@ -14,7 +14,7 @@ from hostler.gateway.config import LOCAL, ConfigError, Configuration, parse_addr
 from hostler.gateway.last_good import FindMistakes
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
-from hostler.profiles.schema import Profile
+from hostler.profiles.schema import Profile, is_device_name
 from hostler.profiles.sources import ModelSource
 from hostler.supervisor.config import TLSSettings
 from hostler.supervisor.contract import SupervisorError
@@ -52,6 +52,7 @@ def _mistakes(command: Command, configuration: Configuration) -> list[str]:
         if not others and len(engines) == len(configuration.profiles):
             found += dict.fromkeys(engines.values())
         found += _port_mistakes(configuration)
+        found += _device_mistakes(configuration)
     return found
 
 
@@ -64,6 +65,8 @@ def all_mistakes(configuration: Configuration) -> list[str]:
     if runs_models:
         found += dict.fromkeys(engine_mistakes(configuration).values())
         found += _port_mistakes(configuration)
+        found += _device_mistakes(configuration)
+        found += placement_mistakes(configuration)
         for profile in configuration.profiles:
             found += profile_mistakes(profile)
     return found
@@ -134,6 +137,31 @@ def _port_mistakes(configuration: Configuration) -> list[str]:
             f"supervisor.engine_ports: {text!r} is not a range of ports: expected first-last, for example 8100-8199"
         ]
     return []
+
+
+def _device_mistakes(configuration: Configuration) -> list[str]:
+    return [
+        f"supervisor.devices.{name}: is not a device: they are gpu0, gpu1 and so on"
+        for name in configuration.settings.supervisor.devices
+        if not is_device_name(name)
+    ]
+
+
+def placement_mistakes(configuration: Configuration) -> list[str]:
+    """What rules about loaded models refer to and does not exist. None of it keeps models from running."""
+    settings = configuration.settings.supervisor
+    known = [profile.name for profile in configuration.profiles]
+    named = [(f"supervisor.groups.{name}", members) for name, members in settings.groups.items()]
+    named += [(f"supervisor.sets[{index}]", members) for index, members in enumerate(settings.sets)]
+    found = [
+        f"{where}: {member!r} is not a profile; profiles are: {', '.join(known)}"
+        for where, members in named
+        for member in members
+        if member not in known
+    ]
+    if settings.return_to_default_s is not None and not any(profile.default for profile in configuration.profiles):
+        found.append("supervisor.return_to_default_s: there is no default profile; set `default: true` in one of them")
+    return found
 
 
 def engine_mistakes(configuration: Configuration) -> dict[str, str]:

@@ -135,15 +135,16 @@ class Proxy:
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
+        timeouts = backend.timeouts.limited(target.limits)
         try:
-            async with backend.transport.send(wire_request, _endpoint(backend, context), backend.timeouts) as answer:
+            async with backend.transport.send(wire_request, _endpoint(backend, context), timeouts) as answer:
                 head = answer.head
                 if not 200 <= head.status < 300:
                     raise _rejection(backend, head, answer.headers, await answer.read(ERROR_BODY_LIMIT))
                 attempt.segments += 1
                 try:
                     streams = context.writer.streaming and not answer.complete
-                    forward = self._forward(context, request, answer, parser, backend.timeouts.first_byte_s)
+                    forward = self._forward(context, request, answer, parser, timeouts.first_byte_s)
                     # In a separate task, so that a piece of a stream does not resume the frames of a dozen middleware,
                     # which takes 1 µs per piece.
                     return await (asyncio.create_task(forward) if streams else forward)

@@ -13,6 +13,7 @@ import msgspec
 
 from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.canonical import ResponseHead
+from hostler.supervisor.contract import AnswerLimits
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +41,16 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     connect_s: float = 2.0
     first_byte_s: float = 300.0
     between_bytes_s: float = 120.0
+
+    def limited(self, limits: AnswerLimits | None) -> Timeouts:
+        """These limits, except for those that a profile has of its own."""
+        if limits is None:
+            return self
+        return Timeouts(
+            connect_s=self.connect_s,
+            first_byte_s=self.first_byte_s if limits.first_byte_s is None else limits.first_byte_s,
+            between_bytes_s=self.between_bytes_s if limits.between_bytes_s is None else limits.between_bytes_s,
+        )
 
 
 class BackendResponse(Protocol):

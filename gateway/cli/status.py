@@ -98,6 +98,20 @@ def status(
         views.host_rows(state),
     )
     print_parts("")
+    if devices := views.device_rows(state):
+        print_table(
+            [
+                Column("GPU"),
+                Column("HOST", drop=1, named=True),
+                Column("DEVICE", drop=2, named=True),
+                Column("MEMORY", right=True),
+                Column("OTHERS", right=True, drop=3),
+                Column("FOR MODELS", right=True),
+                Column("LOAD", right=True),
+            ],
+            devices,
+        )
+        print_parts("")
     print_table(
         [
             Column("MODEL", named=True),

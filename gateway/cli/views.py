@@ -256,6 +256,35 @@ def _host_memory(host: Mapping[str, Any]) -> str:
     return f"{format_bytes(used)} of {format_bytes(budget)}" if budget else format_bytes(used)
 
 
+def device_rows(status: Mapping[str, Any]) -> list[Row]:
+    """The GPUs of all hosts."""
+    return [
+        (
+            device["name"],
+            host["backend"],
+            printable(device["model"]) if device["vendor"] else "not found",
+            _device_memory(device),
+            MISSING if not device["other_bytes"] else format_bytes(device["other_bytes"]),
+            MISSING if device["capacity_bytes"] is None else format_bytes(device["capacity_bytes"]),
+            _device_load(device),
+        )
+        for host in status["hosts"]
+        for device in (host["host"] or {}).get("devices", ())
+    ]
+
+
+def _device_memory(device: Mapping[str, Any]) -> str:
+    used, total = device["used_bytes"], device["total_bytes"]
+    if total is None:
+        return MISSING
+    return format_bytes(total) if used is None else f"{format_bytes(used)} of {format_bytes(total)}"
+
+
+def _device_load(device: Mapping[str, Any]) -> str:
+    readings = ((device["utilization"], "%"), (device["temperature_c"], "°C"), (device["power_w"], "W"))
+    return ", ".join(f"{value:.0f} {unit}" for value, unit in readings if value is not None) or MISSING
+
+
 def status_rows(status: Mapping[str, Any]) -> list[Row]:
     """The models of a status; the active one is marked."""
     return [

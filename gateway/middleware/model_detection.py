@@ -69,6 +69,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
                     context=place.context,
                     needs_load=place.hosted and is_idle,
                     lacks=place.lacks,
+                    limits=place.limits,
                 )
                 for place in placement.places
             )

@@ -5,10 +5,11 @@ The orchestrator of the host (`scheduling/orchestrator.py`) carries out the swit
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.canonical import LoadRequest
-from hostler.adapters.errors import BackendError, BackendUnavailable
+from hostler.adapters.errors import AnswerTooLong, BackendError, BackendUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -21,7 +22,7 @@ class SwitchingMiddleware(RequestMiddleware):
     """Gives the attempt the engine's address for as long as the lease is held. Requests to unload a model end here.
 
     An engine found dead before anything was sent is restarted, once for each attempt: `EngineLost` has the request
-    queued again. `on_model_used` receives the name of each model that is used.
+    queued again. An answer that takes longer than its profile allows is cut off. `on_model_used` receives the name of each model that is used.
     """
 
     def __init__(
@@ -55,7 +56,11 @@ class SwitchingMiddleware(RequestMiddleware):
         address = attempt.address = lease.address()
         try:
             self._on_model_used(lease.model)
-            await call_next()
+            limits = attempt.target.limits
+            if limits is None or limits.max_answer_s is None:
+                await call_next()
+            else:
+                await _within(limits.max_answer_s, lease.model, call_next)
             lease.report_answer(attempt.usage)
         except BackendError as error:
             if lease.revoked:
@@ -71,3 +76,16 @@ class SwitchingMiddleware(RequestMiddleware):
             raise EngineLost(error.message, backend=error.backend) from error
         finally:
             lease.release()
+
+
+async def _within(seconds: float, model: str, call_next: CallNext) -> None:
+    """Cut an answer off that takes too long: others may be waiting for its slot, or for another model."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            await call_next()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise AnswerTooLong(
+            f"{model} did not finish its answer within {seconds:g} seconds (max_answer_s of its profile)", model=model
+        ) from None

@@ -154,3 +154,21 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     assert settings.gateway.spending.file == str(tmp_path / "spent")
     assert settings.gateway.recording.file == str(tmp_path / "kept")
     assert settings.supervisor.slots_dir == str(tmp_path / "slots")
+
+
+def test_rules_about_models_that_do_not_exist_are_mistakes_that_let_everything_run(tmp_path: Path) -> None:
+    rules = {"groups": {"large": ["m", "flux"]}, "sets": [["m"], ["qwen"]], "return_to_default_s": 60}
+    configuration = configured(tmp_path, supervisor={"engine": ENGINE, **rules})
+    assert all_mistakes(configuration) == [
+        "supervisor.groups.large: 'flux' is not a profile; profiles are: m",
+        "supervisor.sets[1]: 'qwen' is not a profile; profiles are: m",
+        "supervisor.return_to_default_s: there is no default profile; set `default: true` in one of them",
+    ]
+    assert startup_check("up")(configuration) == []
+
+
+def test_a_budget_for_something_that_is_no_gpu_keeps_a_supervisor_from_running(tmp_path: Path) -> None:
+    configuration = configured(tmp_path, supervisor={"engine": ENGINE, "devices": {"cuda:0": {"budget": "8GiB"}}})
+    mistake = "supervisor.devices.cuda:0: is not a device: they are gpu0, gpu1 and so on"
+    assert all_mistakes(configuration) == [mistake]
+    assert startup_check("supervisor")(configuration) == [mistake]

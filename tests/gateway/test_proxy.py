@@ -15,6 +15,7 @@ from hostler.adapters.errors import BackendBroken
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
 from hostler.gateway.context import Attempt, Target
 from hostler.gateway.proxy import Proxy
+from hostler.supervisor.contract import AnswerLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -53,18 +54,22 @@ class OneAnswer:
         yield b"data: 1\n\n"
 
 
-@pytest.mark.parametrize("complete", [False, True])
-async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> None:
-    backend = Backend(
+def surprised_backend(transport: Any, timeouts: Timeouts | None = None) -> Backend:
+    """A backend whose answers surprise their reader."""
+    return Backend(
         name="b",
         upstream=SurprisedUpstream(),
-        transport=OneAnswer(complete=complete),  # type: ignore[arg-type]
-        timeouts=Timeouts(),
+        transport=transport,
+        timeouts=timeouts or Timeouts(),
         endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
     )
+
+
+def asking(**fields: Any) -> Any:
+    """The context of a request to it; `fields` are those of the target."""
     origin = Origin(wire="openai", operation="chat", body=b"{}")
-    attempt = Attempt(target=Target(backend="b", model="m", name_there="m"))
-    context: Any = SimpleNamespace(
+    attempt = Attempt(target=Target(backend="b", model="m", name_there="m", **fields))
+    return SimpleNamespace(
         id="r",
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
         attempt=attempt,
@@ -73,7 +78,29 @@ async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> 
             begin=lambda head: None, streaming=True, encoder=SimpleNamespace(encode=lambda chunk: b"")
         ),
     )
+
+
+@pytest.mark.parametrize("complete", [False, True])
+async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> None:
+    backend, context = surprised_backend(OneAnswer(complete=complete)), asking()
     with pytest.raises(BackendBroken) as broken:
         await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(context)
     assert broken.value.backend == "b"
     assert str(broken.value.__cause__) == "b'data: 1\\n\\n'", "the parser was not asked"
+
+
+async def test_limits_of_a_profile_replace_those_of_its_backend() -> None:
+    given: list[Timeouts] = []
+
+    class Recording(OneAnswer):
+        @asynccontextmanager
+        async def send(self, *arguments: Any) -> AsyncIterator[OneAnswer]:
+            given.append(arguments[-1])
+            yield self
+
+    limits = AnswerLimits(first_byte_s=7)
+    backend = surprised_backend(Recording(complete=True), Timeouts(connect_s=1, first_byte_s=2, between_bytes_s=3))
+    for each in (None, limits):
+        with pytest.raises(BackendBroken):
+            await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(asking(limits=each))
+    assert given == [backend.timeouts, Timeouts(connect_s=1, first_byte_s=7, between_bytes_s=3)]

@@ -63,6 +63,7 @@ function hostCard(first) {
   const waiting = h("a", { href: "./#switching" });
   const load_ = h("span", { class: "soft small end" }, answers, " in progress, ", waiting, " waiting");
   const models = h("ul", { class: "models" });
+  const devices = h("ul", { class: "devices" });
   const none = h("p", { class: "soft" }, ...rich("No models yet. Run `hostler profiles add FILE.gguf` on this host to add one, from a file or a URL."));
   const unreachable = h("p", { class: "bad" }, "The supervisor is unreachable. This is the last known state.");
   const title = `host-${first.backend}`;
@@ -71,6 +72,7 @@ function hostCard(first) {
     { class: "card", "aria-labelledby": title },
     h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
     unreachable,
+    devices,
     none,
     models,
   );
@@ -83,7 +85,37 @@ function hostCard(first) {
     setText(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");
     setText(answers, host.serving ? plural(host.serving, "request") : "no requests");
     setText(waiting, host.waiting || "none");
+    keyed(devices, host.host?.devices ?? [], (each) => each.name, deviceRow);
+    show(devices, host.host?.devices?.length);
     keyed(models, rowsOf(host), (row) => row.profile.name, modelRow);
+  };
+  return { node, update };
+}
+
+/** A GPU: what takes its memory, and how busy and warm it is. What its driver does not report is left out. */
+function deviceRow({ name }) {
+  const model = h("span", { class: "soft small" });
+  const yields = badge("making room for other programs", "warn");
+  const bar = h("meter", { min: "0", "aria-label": `memory of ${name}` });
+  const details = facts({ memory: "Memory", others: "Other programs", models: "For models", busy: "Busy", warm: "Temperature", power: "Power" });
+  const node = h("li", {}, h("div", { class: "head" }, h("h4", {}, name), model, yields.node), bar, details.node);
+  const update = (device) => {
+    setText(model, device.vendor ? device.model : "not found");
+    show(yields.node, device.yielding);
+    const known = device.used_bytes != null && device.total_bytes;
+    show(bar, known);
+    if (known) {
+      set(bar, "max", device.total_bytes);
+      set(bar, "value", device.used_bytes);
+    }
+    details.update({
+      memory: known ? `${bytes(device.used_bytes)} of ${bytes(device.total_bytes)}` : device.total_bytes ? bytes(device.total_bytes) : "",
+      others: known && device.other_bytes ? bytes(device.other_bytes) : "",
+      models: device.capacity_bytes != null ? `at most ${bytes(device.capacity_bytes)}` : "",
+      busy: device.utilization != null ? `${Math.round(device.utilization)} %` : "",
+      warm: device.temperature_c != null ? `${Math.round(device.temperature_c)} °C` : "",
+      power: device.power_w != null ? `${Math.round(device.power_w)} W` : "",
+    });
   };
   return { node, update };
 }

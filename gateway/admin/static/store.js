@@ -96,6 +96,10 @@ const handlers = {
     const others = known.host.models.filter((each) => each.model !== value.status.model);
     known.host.models = [...others, value.status];
   },
+  devices(value) {
+    const known = host(value.backend);
+    if (known?.host) known.host.devices = value.devices;
+  },
   switch(value) {
     const { backend } = value;
     if (["ready", "failed"].includes(value.switch.phase)) {

@@ -152,3 +152,20 @@ def test_each_limit_of_a_host_says_where_it_applies(tmp_path: Path) -> None:
     ]
     file.write_text(backend)
     assert not list(views.host_limits(read(file, {})))
+
+
+def device(**more: Any) -> dict[str, Any]:
+    return {"name": "gpu0", "vendor": "nvidia", "model": "RTX 4090", "total_bytes": 24 * 1024**3, "used_bytes": 1024**3,
+            "other_bytes": 0, "capacity_bytes": None, "utilization": None, "temperature_c": None, "power_w": None,
+            **more}  # fmt: skip
+
+
+def test_gpus_are_listed_with_what_their_drivers_report() -> None:
+    full = device(other_bytes=1024**3, capacity_bytes=22 * 1024**3, utilization=40.4, temperature_c=61.0, power_w=121.5)
+    missing = device(name="gpu1", vendor=None, total_bytes=None, used_bytes=None, capacity_bytes=1024**3)
+    rows = views.device_rows(status(host(host={"devices": [full, missing, device(used_bytes=None)]}), host()))
+    assert rows == [
+        ("gpu0", "tower", "RTX 4090", "1.0 GiB of 24.0 GiB", "1.0 GiB", "22.0 GiB", "40 %, 61 °C, 122 W"),
+        ("gpu1", "tower", "not found", "-", "-", "1.0 GiB", "-"),
+        ("gpu0", "tower", "RTX 4090", "24.0 GiB", "-", "-", "-"),
+    ]

@@ -10,9 +10,10 @@ from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, make_context, target
 
 from hostler.adapters.canonical import LoadRequest, Origin, Usage
-from hostler.adapters.errors import BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
+from hostler.adapters.errors import AnswerTooLong, BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.scheduling.errors import EngineLost
 
 pytestmark = pytest.mark.anyio
@@ -129,3 +130,39 @@ async def test_an_answer_cut_off_by_a_forced_unload_says_so() -> None:
     with pytest.raises(ModelUnavailable, match="unloaded on request"):
         await subject.fail(context, BackendBroken("x"))
     assert not subject.host.lost
+
+
+def limited(subject: Switching, max_answer_s: float) -> RequestContext:
+    context = make_context()
+    limits = AnswerLimits(max_answer_s=max_answer_s)
+    context.begin_attempt(target(limits=limits), hop=0, now=0.0).lease = subject.host.lease("m")
+    return context
+
+
+async def test_an_answer_that_takes_too_long_is_cut_off_and_releases_its_lease() -> None:
+    subject = Switching()
+    with pytest.raises(AnswerTooLong, match=r"m did not finish its answer within 0\.01 seconds \(max_answer_s"):
+        await subject.middleware.dispatch(limited(subject, 0.01), anyio.sleep_forever)
+    assert subject.host.released == subject.host.leases
+    assert not subject.host.answers
+
+
+async def test_a_timeout_of_its_own_is_not_taken_for_a_long_answer() -> None:
+    subject = Switching()
+
+    async def call_next() -> None:
+        raise TimeoutError("of a socket")
+
+    with pytest.raises(TimeoutError, match="of a socket"):
+        await subject.middleware.dispatch(limited(subject, 60.0), call_next)
+
+
+async def test_an_answer_within_its_limit_is_reported() -> None:
+    subject = Switching()
+    context = limited(subject, 60.0)
+
+    async def call_next() -> None:
+        context.current.usage = Usage(prompt_tokens=3)
+
+    await subject.middleware.dispatch(context, call_next)
+    assert subject.host.answers == [(engine(1), Usage(prompt_tokens=3))]
