@@ -15,7 +15,7 @@ from hostler.supervisor.devices.reading import DeviceReading
 from hostler.supervisor.devices.tracker import DeviceTracker
 from hostler.supervisor.engine_client import engine_activity
 from hostler.supervisor.memory import MemoryUsage, differs
-from hostler.supervisor.memory_meter import Meter
+from hostler.supervisor.memory_meter import Measurement, Meter
 from hostler.supervisor.model import ManagedModel
 
 #: Besides this period, engines are measured when they get ready, after their first response and before they stop.
@@ -35,6 +35,9 @@ RELEASE_POLL_S: Final = 0.1
 
 #: ... and for how long none is freed before the need is taken for an overestimate.
 RELEASE_STILL_S: Final = 0.5
+
+#: How long a measurement may take. A driver that hangs must not hold up switches, or the end of the supervisor.
+MEASURE_S: Final = 30.0
 
 #: States in which an engine takes and frees no memory.
 _STEADY: Final = ("ready", "stopped", "backoff", "failed")
@@ -67,6 +70,7 @@ class UsageMonitor:
         self._period_s = period_s
         # Drivers' libraries are not used by two threads at once.
         self._measuring = anyio.Lock()
+        self._hangs = False
 
     async def run(self) -> None:
         """Measure everything now and then periodically until cancelled."""
@@ -85,17 +89,35 @@ class UsageMonitor:
         await anyio.sleep(delay_s)
         async with self._measuring:
             running = {pid: model for model in self._models() if (pid := model.process.pid) is not None}
-            try:
-                measured = await anyio.to_thread.run_sync(self._meter.measure, tuple(running))
-            except Exception:
-                # Drivers fail in many ways, none of which may end the host.
-                logger.exception("cannot measure memory")
+            measured = await self._measure_within(MEASURE_S, tuple(running))
+            if measured is None:
                 return
             for pid, model in running.items():
                 usage = measured.usages.get(pid)
                 if usage is not None and usage.rss and model.process.pid == pid:
                     await self._apply(model, usage, settled=model is settled)
             self._apply_devices(measured.devices)
+
+    async def _measure_within(self, seconds: float, pids: tuple[int, ...]) -> Measurement | None:
+        """What the meter measures; `None` if it fails, takes too long, or has not returned from an earlier call."""
+        if self._hangs:
+            return None
+        self._hangs = True
+
+        def measure() -> Measurement:
+            try:
+                return self._meter.measure(pids)
+            finally:
+                self._hangs = False
+
+        try:
+            with anyio.move_on_after(seconds):
+                return await anyio.to_thread.run_sync(measure, abandon_on_cancel=True)
+            logger.error("measuring memory takes longer than %g s; it is suspended until the driver answers", seconds)
+        except Exception:
+            # Drivers fail in many ways, none of which may end the host.
+            logger.exception("cannot measure memory")
+        return None
 
     async def _apply(self, model: ManagedModel, usage: MemoryUsage, *, settled: bool) -> None:
         before, need_before = model.usage, model.lifecycle.memory_need.total

@@ -28,15 +28,16 @@ class DeviceTracker:
     """
 
     def __init__(self, settings: Mapping[str, DeviceSettings], *, yield_to_others: bool = False) -> None:
-        self._settings = settings
+        # Sent as JSON, which has no `Size`.
+        self._budgets = {name: None if each.budget is None else int(each.budget) for name, each in settings.items()}
         self._yields = yield_to_others
         self._raw: dict[str, int] = {}
         self._others: dict[str, int] = {}
         self._at_load: dict[str, int] = {}
         self._engines: frozenset[EngineId] = frozenset()
         self.statuses = tuple(
-            DeviceStatus(name=name, budget_bytes=each.budget, capacity_bytes=each.budget)
-            for name, each in sorted(settings.items())
+            DeviceStatus(name=name, budget_bytes=budget, capacity_bytes=budget)
+            for name, budget in sorted(self._budgets.items())
         )
 
     def update(
@@ -64,15 +65,14 @@ class DeviceTracker:
         self._raw[name] = others
 
     def _status(self, name: str, reading: DeviceReading, loaded: int) -> DeviceStatus:
-        settings, others = self._settings.get(name), self._others.get(name, 0)
+        budget, others = self._budgets.get(name), self._others.get(name, 0)
         capacity = None
-        if settings is not None:
+        if name in self._budgets:
             left = None if reading.total is None else max(0, reading.total - others)
-            limits = [limit for limit in (settings.budget, left) if limit is not None]
-            capacity = int(min(limits)) if limits else None
+            capacity = min((limit for limit in (budget, left) if limit is not None), default=None)
         return DeviceStatus(
             name=name, vendor=reading.vendor, model=reading.model, id=reading.id, total_bytes=reading.total,
-            used_bytes=reading.used, other_bytes=others, budget_bytes=None if settings is None else settings.budget,
+            used_bytes=reading.used, other_bytes=others, budget_bytes=budget,
             capacity_bytes=capacity, utilization=reading.utilization, temperature_c=reading.temperature_c,
             power_w=reading.power_w, unified=reading.unified,
             yielding=self._yields and self._is_needed(name, reading, loaded, capacity),

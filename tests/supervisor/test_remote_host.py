@@ -16,11 +16,11 @@ from hostler.adapters.canonical import Usage
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, ShuttingDown
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
-from hostler.supervisor.contract import EngineAddress, Failure, ModelChanged, ModelStatus
+from hostler.supervisor.contract import DevicesRead, DeviceStatus, EngineAddress, Failure, ModelChanged, ModelStatus
 from hostler.supervisor.lease_frames import GatewayLimits
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.remote_host import RemoteHost
-from hostler.supervisor.scheduling.events import HostChanged, HostEvent
+from hostler.supervisor.scheduling.events import DevicesChanged, HostChanged, HostEvent
 from hostler.supervisor.scheduling.lease import Lease
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +112,13 @@ async def test_the_status_is_the_supervisors(gateway: Gateway, fake_supervisor: 
     status = ModelStatus(model="alpha", state="starting", since=1.0, generation=1)
     fake_supervisor.publish(ModelChanged(status=status))
     await gateway.until(lambda: gateway.host.status is not None and status in gateway.host.status.models)
+
+
+async def test_readings_of_gpus_reach_the_gateway(gateway: Gateway, fake_supervisor: Any) -> None:
+    devices = (DeviceStatus(name="gpu0", vendor="nvidia", total_bytes=24, used_bytes=9, utilization=40.0),)
+    fake_supervisor.publish(DevicesRead(devices=devices))
+    await gateway.until(lambda: gateway.host.status is not None and gateway.host.status.devices == devices)
+    assert DevicesChanged(backend="pc", devices=devices) in gateway.events
 
 
 async def test_an_engine_that_listens_everywhere_is_met_where_its_supervisor_is(

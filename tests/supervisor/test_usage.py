@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -111,6 +112,29 @@ async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, runnin
         address = await manager.switch("a")
         await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
         assert states(manager) == {"a": "ready"}
+
+
+async def test_a_hanging_driver_holds_up_neither_a_switch_nor_the_end_of_the_host(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    hanging, calls = threading.Event(), []
+
+    class Hanging(FakeMemoryMeter):
+        def measure(self, pids: Collection[int]) -> Measurement:
+            calls.append(pids)
+            hanging.wait(60)
+            return super().measure(pids)
+
+    meter: Any = Hanging(MemoryUsage())
+    try:
+        with anyio.fail_after(30):
+            async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE, meter=meter)) as manager:
+                await manager.switch("a")
+                await manager.switch("b")
+                assert states(manager) == {"a": "stopped", "b": "ready"}
+        assert len(calls) == 1
+    finally:
+        hanging.set()
 
 
 Flags = Callable[[str], FlagFile]

@@ -36,6 +36,8 @@ def test_a_budget_holds_without_any_reading() -> None:
     assert one(tracked) == DeviceStatus(name="gpu0", budget_bytes=22 * GIB, capacity_bytes=22 * GIB)
     tracked.update([], {}, steady=True)
     assert one(tracked).capacity_bytes == 22 * GIB
+    tracked.update(using(GIB), {}, steady=True)
+    assert msgspec.json.decode(msgspec.json.encode(one(tracked)), type=DeviceStatus) == one(tracked)
 
 
 def test_what_other_programs_take_is_not_left_for_models() -> None:

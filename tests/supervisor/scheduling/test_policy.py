@@ -7,6 +7,8 @@ from collections import deque
 import pytest
 from fakes.scheduler_host import A, B, C, SchedulerHost, loaded_host, profile, status
 
+from hostler.supervisor.contract import DeviceStatus
+
 
 def test_an_idle_model_is_evicted_at_once() -> None:
     host = loaded_host(A, B)
@@ -209,3 +211,106 @@ def test_two_busy_models_are_not_drained_in_turns() -> None:
         if host.switches:
             break
     assert host.loads() == ["c"] and host.now < 5.0
+
+
+def gpu(*, yielding: bool = True) -> tuple[DeviceStatus, ...]:
+    return (DeviceStatus(name="gpu0", yielding=yielding),)
+
+
+def test_idle_models_leave_one_by_one_while_other_programs_need_their_gpu() -> None:
+    on_gpu = {"device_bytes": {"gpu0": 1}}
+    host = SchedulerHost(
+        profile("a", **on_gpu), profile("b", **on_gpu), profile("cpu"), profile("busy", **on_gpu), profile("p", pinned=True, **on_gpu),
+        states=dict.fromkeys(("a", "b", "cpu", "busy", "p"), "ready"), limits={"exclusive": False},
+    )  # fmt: skip
+    host.now = 1.0
+    host.request("busy")
+    host.release(host.request("a"))
+    host.note(host.scheduler.apply_devices(gpu(), 2.0))
+    assert host.unloads == ["b"]
+    host.note(host.scheduler.apply_devices(gpu(), 3.0))
+    assert host.unloads == ["b"], "the memory of the first one is not free yet"
+    host.note(host.scheduler.unloaded("b", 4.0))
+    host.note(host.scheduler.apply_devices(gpu(), 5.0))
+    host.note(host.scheduler.unloaded("a", 6.0))
+    host.note(host.scheduler.apply_devices(gpu(), 7.0))
+    assert host.unloads == ["b", "a"]
+    host.note(host.scheduler.apply_devices(gpu(yielding=False), 8.0))
+    assert host.unloads == ["b", "a"]
+
+
+def test_a_reading_that_leaves_less_memory_refuses_what_does_not_fit() -> None:
+    host = SchedulerHost(
+        profile("a", device_bytes={"gpu0": 8}), limits={"devices": (DeviceStatus(name="gpu0", capacity_bytes=9),)}
+    )
+    host.note(host.scheduler.apply_devices((DeviceStatus(name="gpu0", capacity_bytes=7),), 1.0))
+    refused = host.request("a")
+    assert host.refused[refused].reason == "does_not_fit"
+    host.note(host.scheduler.apply_devices((DeviceStatus(name="gpu0", capacity_bytes=9),), 2.0))
+    host.request("a")
+    assert host.loads() == ["a"]
+
+
+DEFAULT = profile("a", default=True)
+RETURNS = {"return_to_default_s": 60.0}
+
+
+def returning_host() -> SchedulerHost:
+    """The default model had to go for another one, which has just become idle."""
+    host = loaded_host(DEFAULT, B, limits={"exclusive": True, **RETURNS})
+    answer = host.request("b")
+    host.finish_switch()
+    host.advance_to(10.0)
+    host.release(answer)
+    return host
+
+
+def test_the_default_model_returns_when_the_host_was_idle_long_enough() -> None:
+    host = returning_host()
+    host.advance_to(69.0)
+    assert host.loads() == ["b"]
+    host.advance_to(70.0)
+    assert [(order.model, order.evict) for order in host.switches[1:]] == [("a", ("b",))]
+    host.finish_switch()
+    host.advance_to(1000.0)
+    assert len(host.switches) == 2
+
+
+def test_a_request_in_the_meantime_starts_the_idle_time_again() -> None:
+    host = returning_host()
+    host.advance_to(50.0)
+    host.release(host.request("b"))
+    host.advance_to(109.0)
+    assert host.loads() == ["b"]
+    host.advance_to(110.0)
+    assert host.loads() == ["b", "a"]
+
+
+def test_a_default_model_that_was_unloaded_on_request_stays_unloaded() -> None:
+    host = loaded_host(DEFAULT, B, limits={"exclusive": True, **RETURNS})
+    host.note(host.scheduler.unload("a", 1.0))
+    host.note(host.scheduler.unloaded("a", 2.0))
+    host.advance_to(1000.0)
+    assert not host.switches
+
+
+def test_a_default_model_that_cannot_be_loaded_is_tried_again_after_the_idle_time_only() -> None:
+    host = returning_host()
+    host.advance_to(70.0)
+    host.fail_switch()
+    assert host.loads() == ["b", "a", "b"], "the previous model is loaded again"
+    host.finish_switch()
+    host.advance_to(129.0)
+    assert len(host.switches) == 3
+    host.advance_to(131.0)
+    assert host.loads() == ["b", "a", "b", "a"]
+
+
+def test_a_profile_that_allows_more_requests_takes_effect_at_once() -> None:
+    host = loaded_host(A)
+    host.request("a")
+    waiting = host.request("a")
+    host.note(host.scheduler.apply_snapshot(status(profile("a", max_concurrent=2), states={"a": "ready"}), 1.0))
+    assert waiting in host.using
+    host.note(host.scheduler.apply_snapshot(status(A, states={"a": "ready"}), 2.0))
+    assert host.request("a") not in host.using
