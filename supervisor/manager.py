@@ -54,7 +54,7 @@ from hostler.supervisor.scheduling.eviction import HostCapacity, with_devices
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.state_store import LoadTimeStore, PinStore
 from hostler.supervisor.switches import SwitchCoordinator
-from hostler.supervisor.usage import AFTER_READY_S, PERIOD_S, YIELD_PERIOD_S, UsageMonitor
+from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, UsageMonitor
 
 #: Models that no engine could load are looked at this often, and reported as failed for longer, in seconds.
 RECHECK_S: Final = 5.0
@@ -104,7 +104,7 @@ class EngineManager:
             meter or MemoryMeter(), self._devices, models=lambda: self._models.values(), on_change=self._on_memory_change,
             on_devices=self._on_devices_read, track_activity=not self._policy.capacity.exclusive,
             drain_s=settings.drain_s, release_s=settings.release_s,
-            period_s=YIELD_PERIOD_S if settings.yield_to_others else PERIOD_S,
+            period_s=DEVICE_PERIOD_S if settings.devices or settings.yield_to_others else PERIOD_S,
         )  # fmt: skip
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()

@@ -21,8 +21,8 @@ from hostler.supervisor.model import ManagedModel
 #: Besides this period, engines are measured when they get ready, after their first response and before they stop.
 PERIOD_S: Final = 15.0
 
-#: The period where idle models make room for other programs, which do not wait for long.
-YIELD_PERIOD_S: Final = 3.0
+#: The period where other programs' use of GPUs decides what may be loaded.
+DEVICE_PERIOD_S: Final = 5.0
 
 #: After an engine gets ready its first request goes before its first measurement.
 AFTER_READY_S: Final = 0.2
@@ -138,7 +138,7 @@ class UsageMonitor:
                 # Drivers do not tell for every process, for example in containers: what is expected stands for it.
                 engines[model.name, process.generation] = model.usage.devices or model.lifecycle.device_needs
         before = self._devices.statuses
-        self._devices.update(readings, engines, steady=steady)
+        self._devices.update(readings, engines, time.monotonic(), steady=steady)
         if self._devices.statuses != before:
             self._on_devices(before)
 

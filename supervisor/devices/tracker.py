@@ -16,6 +16,9 @@ GROWTH: Final = 256 * 1024**2
 SPARE: Final = 1024**3
 SPARE_SHARE: Final = 0.05
 
+#: Memory counts as that of other programs once it was seen for so long, in seconds.
+SETTLED_S: Final = 4.0
+
 #: An engine, by its model and generation.
 EngineId = tuple[str, int]
 
@@ -24,14 +27,15 @@ class DeviceTracker:
     """Follows the devices by their readings. `statuses` are the current ones, first as configured.
 
     A driver frees the memory of a process some time after its end, and an engine that starts is read before it has what
-    it needs. So the memory of others is judged only while no engine starts or stops, and by the lower of two readings.
+    it needs. So the memory of others is judged only while no engine starts or stops, and it grows only after a while.
     """
 
     def __init__(self, settings: Mapping[str, DeviceSettings], *, yield_to_others: bool = False) -> None:
         # Sent as JSON, which has no `Size`.
         self._budgets = {name: None if each.budget is None else int(each.budget) for name, each in settings.items()}
         self._yields = yield_to_others
-        self._raw: dict[str, int] = {}
+        # Since when others seem to have more, and the least of it since then.
+        self._growing: dict[str, tuple[float, int]] = {}
         self._others: dict[str, int] = {}
         self._at_load: dict[str, int] = {}
         self._engines: frozenset[EngineId] = frozenset()
@@ -41,15 +45,17 @@ class DeviceTracker:
         )
 
     def update(
-        self, readings: Sequence[DeviceReading], engines: Mapping[EngineId, Mapping[str, int]], *, steady: bool
-    ) -> None:
+        self, readings: Sequence[DeviceReading], engines: Mapping[EngineId, Mapping[str, int]], now: float, *,
+        steady: bool,
+    ) -> None:  # fmt: skip
         """Apply readings of all devices. `engines` is what each running engine has of each device, in bytes; `steady`:
-        none of them starts or stops."""
+        none of them starts or stops. `now` is in seconds."""
         named = {f"gpu{index}": reading for index, reading in enumerate(readings)}
         loaded = {name: sum(amounts.get(name, 0) for amounts in engines.values()) for name in named}
         if steady:
             for name, reading in named.items():
-                self._follow_others(name, reading, loaded[name])
+                if reading.used is not None:
+                    self._follow_others(name, max(0, reading.used - loaded[name]), now)
             if not self._engines.issuperset(engines):
                 self._at_load = dict(self._others)
             self._engines = frozenset(engines)
@@ -57,12 +63,16 @@ class DeviceTracker:
         statuses += [status for status in self.statuses if status.name not in named]
         self.statuses = tuple(statuses)
 
-    def _follow_others(self, name: str, reading: DeviceReading, loaded: int) -> None:
-        if reading.used is None:
+    def _follow_others(self, name: str, amount: int, now: float) -> None:
+        if amount <= self._others.setdefault(name, amount):
+            self._others[name] = amount
+            self._growing.pop(name, None)
             return
-        others = max(0, reading.used - loaded)
-        self._others[name] = min(others, self._raw.get(name, others))
-        self._raw[name] = others
+        since, least = self._growing.get(name, (now, amount))
+        self._growing[name] = since, min(least, amount)
+        if now - since >= SETTLED_S:
+            self._others[name] = min(least, amount)
+            del self._growing[name]
 
     def _status(self, name: str, reading: DeviceReading, loaded: int) -> DeviceStatus:
         budget, others = self._budgets.get(name), self._others.get(name, 0)
