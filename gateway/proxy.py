@@ -135,7 +135,7 @@ class Proxy:
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
-        timeouts = backend.timeouts.limited(target.limits)
+        timeouts = backend.timeouts if target.limits is None else backend.timeouts.limited(target.limits)
         try:
             async with backend.transport.send(wire_request, _endpoint(backend, context), timeouts) as answer:
                 head = answer.head

@@ -42,10 +42,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_s: float = 300.0
     between_bytes_s: float = 120.0
 
-    def limited(self, limits: AnswerLimits | None) -> Timeouts:
+    def limited(self, limits: AnswerLimits) -> Timeouts:
         """These limits, except for those that a profile has of its own."""
-        if limits is None:
-            return self
         return Timeouts(
             connect_s=self.connect_s,
             first_byte_s=self.first_byte_s if limits.first_byte_s is None else limits.first_byte_s,

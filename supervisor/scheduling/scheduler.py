@@ -286,8 +286,9 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due. A grant never makes it earlier, so a timer need not be set again after one."""
-        returning = self._return_due()
-        due = self._plan_due if returning is None else min(self._plan_due, returning[0])
+        due = self._plan_due
+        if self._return_s is not None and (returning := self._return_due()) is not None:
+            due = min(due, returning[0])
         for state in self._models.values():
             if state.queue:
                 due = min(due, state.queue.oldest().at + self._settings.max_wait_s)

@@ -81,14 +81,26 @@ esac
 """
 
 
-async def test_memory_of_other_programs_is_not_given_to_models(
-    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def use_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Call it with the GiB that are in use of the machine's GPU, as `nvidia-smi` says; there is none before."""
     tool = tmp_path / "bin" / "nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text(TOOL.format(used=20 * 1024))
-    tool.chmod(0o755)
+
+    def use(gib: int) -> None:
+        tool.parent.mkdir(exist_ok=True)
+        new = tool.with_suffix(".new")
+        new.write_text(TOOL.format(used=gib * 1024))
+        new.chmod(0o755)
+        new.replace(tool)
+
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    return use
+
+
+async def test_memory_of_other_programs_is_not_given_to_models(
+    start_gateway: StartGateway, use_gpu: Callable[[int], None]
+) -> None:
+    use_gpu(20)
     profiles = {"small": {"memory": "3GiB"}, "large": {"memory": "8GiB"}}
     async with start_gateway(profiles, supervisor={"devices": {"gpu0": {}}}) as gateway:
         await gateway.until_status(
@@ -103,6 +115,26 @@ async def test_memory_of_other_programs_is_not_given_to_models(
         await ask(gateway, "small")
         (device,) = (await gateway.status())["hosts"][0]["host"]["devices"]
         assert (device["model"], device["temperature_c"], device["power_w"]) == ("NVIDIA GeForce RTX 4090", 41, 33.81)
+
+
+@pytest.mark.timeout(120)
+async def test_idle_models_leave_when_other_programs_need_the_gpu(
+    start_gateway: StartGateway, use_gpu: Callable[[int], None], flags: Flags
+) -> None:
+    use_gpu(0)
+    last = flags("last")
+    profiles = {"idle": {"memory": "6GiB"}, "busy": {"memory": "6GiB", "script": {"last_when": last.path}}}
+    supervisor = {"devices": {"gpu0": {"budget": "23GiB"}}, "yield_to_others": True}
+    async with start_gateway(profiles, supervisor=supervisor) as gateway:
+        await ask(gateway, "idle")
+        async with gateway.stream("busy") as answer:
+            await first_token(answer)
+            use_gpu(12)
+            await gateway.until_status(lambda hosts: hosts["local"]["host"]["devices"][0]["used_bytes"] == 12 * 1024**3)
+            # A game starts, and nothing is left.
+            use_gpu(24)
+            await gateway.until(lambda: running(gateway) == ["busy"], seconds=60)
+            last.set()
 
 
 async def test_preloaded_models_are_there_before_the_first_request(start_gateway: StartGateway) -> None:
