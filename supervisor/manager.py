@@ -60,6 +60,9 @@ from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, U
 RECHECK_S: Final = 5.0
 _FAILED_S: Final = 3 * RECHECK_S
 
+#: How long the first engines wait for a reading of the GPUs, in seconds.
+FIRST_READING_S: Final = 3.0
+
 #: Subscribers to a host that has just started wait for its model files to be described, at most this long.
 DESCRIBED_S: Final = 1.0
 
@@ -327,6 +330,9 @@ class EngineManager:
 
     async def _start_first(self) -> None:
         """Start pinned models, then preload others one after the other, as long as none has to go for them."""
+        # Engines are told which GPUs to use by what is read of them.
+        with anyio.move_on_after(FIRST_READING_S):
+            await self._usage.measure()
         async with anyio.create_task_group() as starts:
             for model in self._models.values():
                 if model.pinned:

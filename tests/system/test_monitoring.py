@@ -31,6 +31,9 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "hostler.json").read_text(encoding=
 RULES = YAML(typ="safe").load(DEPLOY / "alerts.yaml")["groups"]
 SCRAPES = YAML(typ="safe").load(DEPLOY / "prometheus.yaml")
 
+#: Budgets, which are exposed without any GPU.
+LIMITS = {"memory_budget": "1GiB", "devices": {"gpu0": {"budget": "1GiB"}}}
+
 #: Labels that Prometheus adds.
 ADDED = {"job", "instance"}
 
@@ -84,7 +87,7 @@ async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
     async with (
         start_openrouter("cloud") as cloud,
         start_openrouter("paid") as paid,
-        remote_supervisor(tmp_path / "main", profiles, supervisor={"memory_budget": "1GiB"}) as host,
+        remote_supervisor(tmp_path / "main", profiles, supervisor=LIMITS) as host,
         start_chain(
             tmp_path,
             {
@@ -144,7 +147,7 @@ async def in_one_process(anyio_backend: str, tmp_path_factory: pytest.TempPathFa
     """What `hostler up` exposes: gateway and supervisor in one process."""
     profiles = {"m": {}, "broken": {"script": {"exit_code": 1}}}
     opened = gateway_starter(tmp_path_factory.mktemp("in_one_process"))
-    async with opened(profiles, supervisor={"memory_budget": "1GiB"}) as gateway:
+    async with opened(profiles, supervisor=LIMITS) as gateway:
         await gateway.chat("m")
         await gateway.chat("broken")
         seen = Exposed()

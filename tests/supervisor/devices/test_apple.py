@@ -1,4 +1,4 @@
-"""A Mac's GPU, by recorded output of its commands."""
+"""A Mac's GPU, by output in the form of its commands."""
 
 from __future__ import annotations
 
