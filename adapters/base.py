@@ -16,6 +16,7 @@ from hostler.adapters.canonical import (
     ModelInfoRequest,
     Origin,
     Progress,
+    PromptStatus,
     Request,
     ResponseHead,
     StoredRequest,
@@ -142,7 +143,12 @@ class Encoder(ABC):
 
 
 class Parser(ABC):
-    """Reads one backend's response, segment by segment, wherever the segments are cut."""
+    """Reads one backend's response, segment by segment, wherever the segments are cut.
+
+    `prompt` is what the backend last reported about reading the prompt.
+    """
+
+    prompt: PromptStatus | None = None
 
     @abstractmethod
     def start(self, head: ResponseHead) -> None:
@@ -151,6 +157,11 @@ class Parser(ABC):
     @abstractmethod
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+
+    def take_signs(self) -> bytes:
+        """The signs of life since the last chunk, such as comments: bytes that a client of the same protocol may get at
+        once, since they are no part of the answer. Those that are not taken come with the next chunk."""
+        return b""
 
     @abstractmethod
     def finish(self) -> Iterable[Chunk]:

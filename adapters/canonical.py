@@ -378,13 +378,30 @@ ProgressPhase = Literal[
     "restoring",
     "ready",
     "failed",
+    "reading the prompt",
     "waking",
     "fallback",
 ]
 
 
+class PromptStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a backend has read a prompt, in tokens: `processed` of `total`, of which `cached` took no time.
+
+    `seconds` is how long the others took.
+    """
+
+    total: int
+    cached: int = 0
+    processed: int = 0
+    seconds: float = 0.0
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request is waiting for. Times in seconds, `percent` from 0 to 100, `position` counts from 1."""
+    """What a request is waiting for. Times in seconds, `percent` from 0 to 100, `position` counts from 1.
+
+    `elapsed_s` is how long the present phase or load has taken, `overdue` that this is longer than estimated: then there
+    is neither `percent` nor `eta_s`.
+    """
 
     phase: ProgressPhase
     model: str
@@ -392,4 +409,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     position: int | None = None
     percent: float | None = None
     eta_s: float | None = None
+    elapsed_s: float | None = None
+    overdue: bool = False
     waited_s: float = 0.0

@@ -155,7 +155,9 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
     Members that are absent are inserted first. `None` sets the value to `null`, which every server reads as absent.
     `known` are the body's members, if they have been decoded already.
     """
-    where = spans(body, _decode_members(body) if known is None else known)
+    members = _decode_members(body) if known is None else known
+    # To insert, it is enough to know that there are members: looking for their places takes ten times as long.
+    where = spans(body, members) if not members.keys().isdisjoint(changes) else {}
     edits = sorted((where[name], value or b"null") for name, value in changes.items() if name in where)
     added = [(name, value) for name, value in changes.items() if name not in where and value is not None]
     pieces: list[bytes] = []
@@ -164,7 +166,7 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
         at = body.index(b"{") + 1
         pieces.append(body[:at])
         pieces.append(b",".join(msgspec.json.encode(name) + b":" + value for name, value in added))
-        if where:
+        if members:
             pieces.append(b",")
     for (start, end), value in edits:
         pieces += (body[at:start], value)

@@ -25,6 +25,7 @@ from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loopback
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
+from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
 from hostler.gateway.config_reload import Reloader
@@ -125,7 +126,7 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
         Middleware(
             RequestContextMiddleware,
             max_body=settings.max_body,
-            progress=settings.switching.progress,
+            switching=settings.switching,
             in_progress=parts.in_flight,
             clock=clock,
         ),
@@ -145,18 +146,17 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
             hops=parts.chain.hops,
             budget=parts.retry_budget,
             sleeps=parts.sleeps,
-            settings=settings.switching,
             max_wait_s=settings.queue.max_wait_s,
             clock=clock,
         ),
-        Middleware(QueueingMiddleware, hosts=parts.hosts, settings=settings.switching, clock=clock),
+        Middleware(QueueingMiddleware, hosts=parts.hosts, clock=clock),
         Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=parts.catalog.set_active),
     ]
 
 
 def router(parts: Components) -> Router:
     """Every path the gateway answers: those of the adapters, and its own."""
-    proxy = Proxy(parts.backends, clock=parts.clock)
+    proxy = Proxy(parts.backends, speeds=PromptSpeeds(), clock=parts.clock)
     models = wrap(proxy, model_middleware(parts))
     stored = wrap(proxy, model_middleware(parts, stores=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)

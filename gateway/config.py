@@ -38,7 +38,8 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """When a host switches between models, and the progress shown to waiting clients.
 
     Progress starts just before clients and proxies that expect a byte within a second give up, and late enough for
-    early errors (a missing file, a rejected engine argument) to keep their own status.
+    early errors (a missing file, a rejected engine argument) to keep their own status. `progress_for` has other modes for
+    protocols, by name.
     """
 
     patience_s: Seconds = 10.0
@@ -46,13 +47,19 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     progress: ProgressMode = "thinking"
     progress_after_s: Seconds = 0.75
     progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.5
+    progress_for: Mapping[str, ProgressMode] = {}
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Time limits of a backend: to accept a connection, to its first byte, and between two bytes."""
+    """Time limits of a backend: to accept a connection, to its first byte, and between two bytes.
+
+    `first_token_s` is the limit for a backend that sends keep-alives instead of a first token, 10 times `first_byte_s` by
+    default.
+    """
 
     connect_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     first_byte_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    first_token_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     between_bytes_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from hostler.adapters.base import Adapter, Operation
-from hostler.adapters.canonical import Request, Usage
+from hostler.adapters.canonical import Progress, PromptStatus, Request, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.supervisor.contract import AnswerLimits, EngineAddress
@@ -29,6 +29,8 @@ SHUTTING_DOWN = "the gateway is shutting down and accepts no new work; try again
 DRAIN_EXPIRED = "the gateway is shutting down and could not wait longer for this answer; try again in a moment"
 
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
+
+_NEVER = float("inf")
 
 
 class KeyRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -93,8 +95,9 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     clock.
 
     `lease` is the place in the host's queue, then the right to use its model, and `address` where the engine listens
-    once it is granted; backends without a supervisor have neither. `segments` counts the pieces received from the
-    backend. `on_first_token` is called when the first token arrives. `restarts` is how often a dead engine was started
+    once it is granted; backends without a supervisor have neither. `sent_at` is when a stream was requested from the
+    backend, `prompt` what it reported at `prompt_at` about reading the prompt. `segments` counts the pieces received
+    from it. `on_first_token` is called when the first token arrives. `restarts` is how often a dead engine was started
     afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and for a switch. `cost` is
     in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
     failure, or what ended it from outside (`client_disconnected`, `cancelled`, `stopped`).
@@ -105,6 +108,9 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     started_at: float = 0.0
     lease: Lease | None = None
     address: EngineAddress | None = None
+    sent_at: float = 0.0
+    prompt: PromptStatus | None = None
+    prompt_at: float = 0.0
     segments: int = 0
     first_token_at: float | None = None
     on_first_token: Callable[[], None] | None = None
@@ -122,11 +128,13 @@ class RequestContext:
     """A request, its state so far, and its response writer. Moments are by the loop's clock, in seconds.
 
     `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
-    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last
-    one; `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why
-    it did not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting
-    ends, one for all attempts. `cancel_reason` says why the request was cancelled; without one it was cut off when
-    the gateway stopped. `limit_headers` describe the limits of the client's key.
+    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
+    `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
+    not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting ends, one for all
+    attempts. `waits_for(context)` is what a streaming client waits for until its first token, `hasten` shows it at once
+    since it is new; before `signs_from`, no sign of life is sent, so that an early error keeps its own status.
+    `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
+    `limit_headers` describe the limits of the client's key.
     """
 
     __slots__ = (
@@ -139,6 +147,7 @@ class RequestContext:
         "client_port",
         "deadline",
         "failed_hops",
+        "hasten",
         "id",
         "limit_headers",
         "local_only",
@@ -149,7 +158,9 @@ class RequestContext:
         "reason",
         "request",
         "requested_model",
+        "signs_from",
         "started_at",
+        "waits_for",
         "writer",
     )
 
@@ -186,6 +197,9 @@ class RequestContext:
         self.reason = ""
         self.limit_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.deadline: float | None = None
+        self.waits_for: Callable[[RequestContext], Progress] | None = None
+        self.hasten: Callable[[], None] = nothing_shown
+        self.signs_from = _NEVER
         self.cancel_reason: GatewayError | None = None
         self.outcome: RequestOutcome = "failed"
 
@@ -233,3 +247,7 @@ class RequestContext:
             if attempt.cost is not None:
                 cost = attempt.cost + (cost or 0.0)
         return cost
+
+
+def nothing_shown() -> None:
+    """Nothing is shown yet, so there is nothing to hasten."""

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from hostler.adapters.base import Parser, Timing, WireRequest
-from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Request, ResponseHead
+from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Progress, Request, ResponseHead
 from hostler.adapters.error_body import is_overflow
 from hostler.adapters.errors import (
     BackendBroken,
@@ -26,6 +26,8 @@ from hostler.adapters.sniffing import JSON, actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after
+from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
+from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
 
@@ -60,10 +62,11 @@ AMENDMENTS = 8
 
 
 class Proxy:
-    """The innermost ASGI application of the pipeline."""
+    """The innermost ASGI application of the pipeline. `speeds` is how fast backends read prompts, which it learns."""
 
-    def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
+    def __init__(self, backends: Mapping[str, Backend], *, speeds: PromptSpeeds, clock: Callable[[], float]) -> None:
         self._backends = backends
+        self._speeds = speeds
         self._clock = clock
         self._other_forms: dict[tuple[str, str], tuple[BackendRejected, float]] = {}
 
@@ -100,6 +103,7 @@ class Proxy:
         timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
         await context.writer.end(last)
+        self._learn(context)
 
     def _learn_form(
         self, context: RequestContext, request: Request, amended: Request, rejected: BackendRejected
@@ -136,6 +140,9 @@ class Proxy:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
         timeouts = backend.timeouts if target.limits is None else backend.timeouts.limited(target.limits)
+        if context.writer.streaming:
+            attempt.sent_at = self._clock()
+            context.waits_for = self._reading
         try:
             async with backend.transport.send(wire_request, _endpoint(backend, context), timeouts) as answer:
                 head = answer.head
@@ -144,7 +151,7 @@ class Proxy:
                 attempt.segments += 1
                 try:
                     streams = context.writer.streaming and not answer.complete
-                    forward = self._forward(context, request, answer, parser, timeouts.first_byte_s)
+                    forward = self._forward(context, request, answer, parser, timeouts)
                     # In a separate task, so that a piece of a stream does not resume the frames of a dozen middleware,
                     # which takes 1 µs per piece.
                     return await (asyncio.create_task(forward) if streams else forward)
@@ -182,18 +189,17 @@ class Proxy:
             rejected.request_fault = await _is_alive(backend, _endpoint(backend, context))
 
     async def _forward(
-        self, context: RequestContext, request: Request, answer: BackendResponse, parser: Parser, first_token_s: float
+        self, context: RequestContext, request: Request, answer: BackendResponse, parser: Parser, timeouts: Timeouts
     ) -> bytes:
         """Write the answer's chunks as they arrive; returns the last ones, encoded.
 
         Pieces of a whole answer are held back until its end shows that it contains no error. Keep-alives do not count as
-        tokens: the first token must arrive within `first_token_s`.
+        tokens: there are limits on how long there may be nothing else.
         """
         attempt, writer = context.current, context.writer
         held, size, received, turn = list[Chunk](), 0, 0, TURN
         encode = writer.encoder.encode
-        latest = self._clock() + first_token_s
-        begun = False
+        began_at, limit, begun = self._clock(), None, False
         async for segment in answer.segments():
             attempt.segments += 1
             received += len(segment)
@@ -202,8 +208,9 @@ class Proxy:
                 head, segment = self._begin(request, answer.head, segment, parser, writer)
                 # A body is only collected here: there is nothing to parse in small pieces.
                 turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
+            ready: list[bytes] = []
             for piece in (segment,) if len(segment) <= turn else _cut(segment, turn):
-                ready: list[bytes] = []
+                ready = []
                 try:
                     for chunk in parser.feed(piece):
                         if chunk.is_body and size <= HELD_BACK:
@@ -224,9 +231,9 @@ class Proxy:
                     await asyncio.sleep(0)
             if received > MAX_FOLDED and not writer.committed:
                 raise oversized_response(MAX_FOLDED)
-            if attempt.first_token_at is None and not held and self._clock() >= latest:
-                # The transport detects silence; this is for backends that send keep-alives only.
-                raise BackendTimeout("only keep-alives arrived, but no token in time")
+            if not ready and (not held or (attempt.segments > 2 and segment.isspace())):
+                limit = limit or TokenLimit(timeouts, began_at)
+                await self._on_sign(context, answer, parser, limit)
         if not begun:
             self._begin(request, answer.head, b"", parser, writer)
         # Chunks that were held back are sent only if the end contains no error.
@@ -250,6 +257,48 @@ class Proxy:
         parser.start(head)
         writer.begin(head)
         return head, start
+
+    async def _on_sign(
+        self, context: RequestContext, answer: BackendResponse, parser: Parser, limit: TokenLimit
+    ) -> None:
+        """A piece without a token shows that the backend lives: keep it from timing out, within limits, and tell the
+        client."""
+        attempt, writer, now = context.current, context.writer, self._clock()
+        if attempt.first_token_at is None:
+            if parser.prompt is not attempt.prompt:
+                attempt.prompt, attempt.prompt_at = parser.prompt, now
+            limit.before_token(parser.prompt, now)
+            answer.expect_first_byte()
+        else:
+            limit.after_token(attempt.segments, now)
+        # A backend that has begun to read will hardly refuse the request any more.
+        early = now < context.signs_from and parser.prompt is None
+        if not writer.streaming or (early and not writer.committed) or not self._forwards(context):
+            return
+        signs = parser.take_signs()
+        if writer.committed:
+            await writer.put(signs)
+        elif signs:
+            await writer.sign(signs)
+
+    def _forwards(self, context: RequestContext) -> bool:
+        """Whether the client gets the backend's own bytes."""
+        return self._backends[context.current.target.backend].upstream.speaks(context.request.origin.wire)
+
+    def _learn(self, context: RequestContext) -> None:
+        """Learn from a stream how fast the backend reads prompts."""
+        attempt = context.current
+        if attempt.usage is None or attempt.first_token_at is None or not attempt.sent_at:
+            return
+        first_token_s = attempt.first_token_at - attempt.sent_at
+        if first_token_s >= SHORTEST_S:
+            self._speeds.learn(attempt.target, attempt.usage, len(context.request.origin.body), first_token_s)
+
+    def _reading(self, context: RequestContext) -> Progress:
+        """What a client waits for while the backend reads the prompt."""
+        attempt = context.current
+        usual_s = self._speeds.estimate_s(attempt.target, len(context.request.origin.body), attempt.prompt)
+        return reading_progress(attempt, attempt.target.model, usual_s, self._clock())
 
     def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
         if attempt.first_token_at is None:
@@ -292,6 +341,7 @@ def _client_has_all(context: RequestContext, parser: Parser) -> bool:
 
 def _is_complete(context: RequestContext, parser: Parser) -> bool:
     """Whether the answer was complete, by its protocol's end mark, when the connection broke."""
+    parser.take_signs()  # comments may follow the end
     return bool(context.current.finish) and _final_chunks(parser) == []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
+import anyio
+
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder, WireResponse
 from hostler.adapters.canonical import Chunk, Progress, ResponseHead
@@ -24,6 +26,9 @@ class Facts(Protocol):
 class ResponseWriter:
     """Writes one answer through ASGI's `send`, which waits while the client lags behind.
 
+    Signs of life may come from another task than the answer: whichever comes second waits until the first is sent, and
+    there are none any more once the answer or its end has begun.
+
     `started`: the status was sent. `committed`: a token was sent, so no other backend may serve the request any more.
     `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `streaming`: the client requested a
     stream, so it can receive progress. There is an `encoder` only for answers of models and of model admin. Headers
@@ -31,7 +36,10 @@ class ResponseWriter:
     a comment before the first token, and in another one at the end.
     """
 
-    __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "started", "status", "streaming")
+    __slots__ = (
+        "_facts", "_failing", "_late", "_send", "_sign_sent", "committed", "encoder", "ended", "started", "status",
+        "streaming",
+    )  # fmt: skip
 
     def __init__(self, send: Send, facts: Facts) -> None:
         self._send = send
@@ -39,6 +47,8 @@ class ResponseWriter:
         self.encoder: Encoder
         self.streaming = False
         self._late = False
+        self._failing = False
+        self._sign_sent: anyio.Event | None = None
         self.started = False
         self.committed = False
         self.ended = False
@@ -60,26 +70,34 @@ class ResponseWriter:
     def put(self, data: bytes) -> Awaitable[None]:
         """Send encoded chunks, see `write`. Not a coroutine: streams pass here most often."""
         if data:
-            if not self.committed:
-                self.committed = True
-                data = self._late_facts() + data
-            if self.started:
+            if self.committed and self.started:
                 return self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self.committed = True
+            return self._put_first(data)
         return self._put(data)
 
     async def heartbeat(self, progress: Progress) -> None:
-        """Send progress to a waiting client. Commits nothing but the status."""
+        """Send progress to a waiting client. Commits nothing but the status, and does nothing once that is decided."""
+        if self.committed or self._failing or self._sign_sent is not None:
+            return
         data = self.encoder.heartbeat(progress)
-        if data and not self.started:
-            self._late = True
-        await self._put(data)
+        if data:
+            self._late = self._late or not self.started
+            await self._put_sign(data)
+
+    async def sign(self, data: bytes) -> None:
+        """Send a backend's own sign of life, such as a comment. Commits nothing but the status."""
+        await self._signs_sent()
+        await self._put_sign(data)
 
     async def end(self, last: bytes = b"") -> None:
         """End the answer, after the last encoded chunks."""
         encoder = self.encoder
         data = last + encoder.finish()
-        if not self.committed:
-            self.committed = True
+        first, self.committed = not self.committed, True
+        if self._sign_sent is not None:
+            await self._signs_sent()
+        if first:
             data = self._late_facts() + data
         data += self._late_facts()
         if not self.started:
@@ -110,6 +128,8 @@ class ResponseWriter:
         """
         if self.ended:
             return
+        self._failing = True
+        await self._signs_sent()
         if not self.started:
             await self.respond(response)
         elif self.streaming:
@@ -121,6 +141,23 @@ class ResponseWriter:
         if not self._late or not self.encoder.media_type.startswith(sse.MEDIA_TYPE):
             return b""
         return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in self._facts())
+
+    async def _signs_sent(self) -> None:
+        """Wait for the sign of life that another task is sending."""
+        while self._sign_sent is not None:
+            await self._sign_sent.wait()
+
+    async def _put_sign(self, data: bytes) -> None:
+        self._sign_sent = sent = anyio.Event()
+        try:
+            await self._put(data)
+        finally:
+            self._sign_sent = None
+            sent.set()
+
+    async def _put_first(self, data: bytes) -> None:
+        await self._signs_sent()
+        await self._put(self._late_facts() + data)
 
     async def _put(self, data: bytes) -> None:
         if data:

@@ -252,7 +252,7 @@ class RemoteHost:
     def _record_wait(self, lease: Lease) -> None:
         now = self._clock()
         lease.waited_s = now - lease.requested_at
-        lease.switch_s = self._view.switched_s(lease.model, lease.requested_at, now)
+        lease.switch_s = self.switched_s(lease)
 
     def engine_lost(self, address: EngineAddress) -> None:
         """See `Host`. The supervisor looks for itself before it believes it."""
@@ -339,6 +339,10 @@ class RemoteHost:
     def estimate_s(self, lease: Lease) -> float:
         """See `Lease.estimate_s`."""
         return self._view.estimate_s(lease.id, self._clock())
+
+    def switched_s(self, lease: Lease) -> float:
+        """See `Lease.switched_s`."""
+        return self._view.switched_s(lease.model, lease.requested_at, self._clock())
 
     def progress(self, lease: Lease) -> Progress:
         """See `Lease.progress`."""

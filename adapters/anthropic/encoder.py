@@ -19,7 +19,7 @@ from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import ChatRequest, Chunk, Progress, Request, ResponseHead, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.progress import ProgressLines
 
 _Event = dict[str, Any]
 _encode = msgspec.json.encode
@@ -35,6 +35,7 @@ class AnthropicEncoder(Encoder):
         self._model = request.model or ""
         self._id = _INVALID_ID_CHARS.sub("_", response_id.removeprefix("req-"))
         self._progress = progress
+        self._lines = ProgressLines()
         self.streaming = isinstance(request, ChatRequest) and request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
@@ -99,7 +100,7 @@ class AnthropicEncoder(Encoder):
         """A comment with the progress, and the protocol's own `ping`."""
         if not self.streaming or self._progress == "off":
             return b""
-        comment = sse.comment(PREFIX + progress_line(progress))
+        comment = sse.comment(self._lines.next(progress))
         return comment if self._progress == "comments" else comment + _PING
 
     def error(self, error: GatewayError) -> bytes:

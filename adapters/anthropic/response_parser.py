@@ -27,6 +27,7 @@ from hostler.adapters.errors import (
     oversized_response,
     truncated_response,
 )
+from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
@@ -40,10 +41,8 @@ _FINISH = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
-# Events before the first token are held back up to this size, in bytes: keep-alives may go on for as long as a backend
-# thinks.
-_OPENING_EVENTS = frozenset({"message_start", "ping"})
-_MAX_HELD = 1024 * 1024
+# Events that open a response are held back up to this number.
+_MAX_HELD = 16
 _STARTS = frozenset({b"{", b""})
 
 _decode = lenient.decoder(AnthropicEvent)
@@ -69,7 +68,7 @@ class AnthropicParser(Parser):
         self._calls = ToolCallReader()
         self._call_blocks: set[int] = set()
         self._has_stop_reason = False
-        self._held = b""
+        self._held = HeldChunks()
         self._started = False
         self._done = False
 
@@ -84,6 +83,9 @@ class AnthropicParser(Parser):
         block = self._splitter.feed(data)
         return self._read(block) if block else ()
 
+    def take_signs(self) -> bytes:
+        return self._held.take_signs()
+
     def finish(self) -> Iterable[Chunk]:
         if self._is_body:
             return self._finish_body()
@@ -91,15 +93,13 @@ class AnthropicParser(Parser):
         chunks = list(self._read(rest.rstrip(b"\r\n") + b"\n\n")) if rest and not self._done else []
         if not self._done:
             raise incomplete_response()
-        return chunks
+        return [*chunks, *self._held.take()]
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
         chunks: list[Chunk] = []
         try:
             for event in sse.split(block):
-                chunk = self._parse(event)
-                if chunk is not None:
-                    chunks.append(chunk)
+                chunks += self._parse(event)
         except GatewayError as error:
             if not self._started:
                 # Nothing was passed on yet, so another backend may still answer.
@@ -108,13 +108,13 @@ class AnthropicParser(Parser):
         self._started = self._started or bool(chunks)
         return chunks
 
-    def _parse(self, event: bytes) -> Chunk | None:
+    def _parse(self, event: bytes) -> list[Chunk]:
         name, data = sse.parse(event)
         if data is None:
-            # Comments are forwarded in their place: before the first token together with it, and also after the end.
-            return None if self._fields else self._forward("ping", event, Chunk(wire=WIRE))
+            # Comments are forwarded in their place, also after the end.
+            return self._forward("ping", event, Chunk(wire=WIRE))
         if self._done:
-            return None
+            return []
         try:
             body = _decode(data)
         except msgspec.ValidationError:
@@ -133,17 +133,22 @@ class AnthropicParser(Parser):
             raise invalid_event() from None
         if self._fields:
             has_content = chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish or chunk.usage
-            return chunk if has_content else None
+            return [chunk] if has_content else []
         return self._forward(kind, event, chunk)
 
-    def _forward(self, kind: str, event: bytes, chunk: Chunk) -> Chunk | None:
-        if not self._started and kind in _OPENING_EVENTS:
-            if len(self._held) <= _MAX_HELD:
-                self._held += event
-            return None
-        raw, self._held = self._held + event, b""
+    def _forward(self, kind: str, event: bytes, chunk: Chunk) -> list[Chunk]:
+        """The event and what was held back before it; nothing for signs of life and for what only opens the response."""
+        if self._fields:
+            return []
+        if kind == "ping":
+            self._held.add_sign(WIRE, event)
+            return []
+        forwarded = Chunk(wire=WIRE, raw=event, finish=chunk.finish, usage=chunk.usage)
+        if not self._started and kind == "message_start" and self._held.openings < _MAX_HELD:
+            self._held.add([forwarded])
+            return []
         self._started = True
-        return Chunk(wire=WIRE, raw=raw, finish=chunk.finish, usage=chunk.usage)
+        return [*self._held.take(), forwarded] if self._held else [forwarded]
 
     def _decode_event(self, kind: str, body: AnthropicEvent) -> Chunk:
         chunk = Chunk(wire=WIRE)

@@ -25,7 +25,7 @@ from hostler.adapters.llamacpp.errors import error_event
 from hostler.adapters.llamacpp.operations import COMPLETIONS
 from hostler.adapters.llamacpp.schema import JSON, WIRE
 from hostler.adapters.llamacpp.upstream import is_object
-from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.progress import ProgressLines
 
 _decode = msgspec.json.Decoder().decode
 _PROBABILITIES = "completion_probabilities"
@@ -39,6 +39,7 @@ class LlamaCppEncoder(Encoder):
         origin = request.origin
         self._request = request
         self._progress = progress
+        self._lines = ProgressLines()
         self.streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
         self._wants_tokens = (
             origin.operation in COMPLETIONS
@@ -93,7 +94,7 @@ class LlamaCppEncoder(Encoder):
         """A comment, as llama-server sends them itself."""
         if not self.streaming or self._progress == "off":
             return b""
-        return sse.comment(PREFIX + progress_line(progress)) + b"\n"
+        return sse.comment(self._lines.next(progress)) + b"\n"
 
     def error(self, error: GatewayError) -> bytes:
         """The error alone: the protocol has no other end mark."""

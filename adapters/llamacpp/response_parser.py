@@ -17,13 +17,13 @@ from hostler.adapters.errors import (
     invalid_event,
     invalid_response,
 )
+from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaEvent
+from hostler.adapters.openai.chunks import prompt_status
 
 # A whole response is kept up to this size, in bytes, to find its usage.
 _MAX_KEPT = 256 * 1024
-# Comments before the first token are kept up to this size, in bytes.
-_MAX_COMMENTS = 64 * 1024
 _STARTS = frozenset({b"{", b"[", b""})
 
 _decode = lenient.decoder(LlamaEvent)
@@ -33,11 +33,13 @@ _decode_list = lenient.decoder(list[LlamaEvent])
 class LlamaCppParser(Parser):
     """Parses one response. A stream is complete when `responses` completions in it have stopped: there is no `[DONE]`.
 
-    With 0 nothing is known about the stream, and it ends with the connection.
+    With 0 nothing is known about the stream, and it ends with the connection. `strips_progress`: the gateway has asked for
+    the progress of reading the prompt, not the client.
     """
 
-    def __init__(self, *, responses: int = 0) -> None:
+    def __init__(self, *, responses: int = 0, strips_progress: bool = False) -> None:
         self._responses = responses
+        self._strips_progress = strips_progress
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
@@ -48,7 +50,8 @@ class LlamaCppParser(Parser):
         self._body = bytearray()
         self._size = 0
         self._started = False
-        self._comments = b""
+        self._held = HeldChunks()
+        self.prompt = None
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
@@ -63,6 +66,9 @@ class LlamaCppParser(Parser):
             return ()
         return self._read(block) if self._responses else (Chunk(wire=WIRE, raw=block),)
 
+    def take_signs(self) -> bytes:
+        return self._held.take_signs()
+
     def finish(self) -> Iterable[Chunk]:
         if self._is_body:
             return self._finish_body()
@@ -74,12 +80,13 @@ class LlamaCppParser(Parser):
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
         if len(self._stopped) < self._responses:
             raise incomplete_response()
-        return chunks
+        return [*chunks, *self._held.take()]
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
         kept: list[bytes] = []
         finish: str | None = None
         usage: Usage | None = None
+        are_signs = True
         for event in sse.split(block):
             _, data = sse.parse(event)
             if data is None:
@@ -89,30 +96,33 @@ class LlamaCppParser(Parser):
                 parsed = _decode(data)
             except msgspec.ValidationError:
                 kept.append(event)  # JSON of another shape: forwarded as it is
+                are_signs = False
                 continue
             except NOT_JSON:
                 return self._raise_after(kept, finish, usage, invalid_event())
             if parsed.error is not NO_ERROR and bytes(parsed.error) != b"null":
                 return self._raise_after(kept, finish, usage, error_in_response(data))
+            if (progress := parsed.prompt_progress) is not None:
+                self.prompt = prompt_status(progress)
+                if not self._strips_progress:
+                    kept.append(event)
+                continue
             kept.append(event)
+            are_signs = False
             if parsed.stop:
                 self._stopped.add(parsed.index)
                 self._usage = usage = _add_usage(self._usage, parsed)
                 finish = _finish(parsed)
+        if kept and are_signs:
+            self._held.add_sign(WIRE, b"".join(kept))
+            return []
         return self._complete(kept, finish, usage)
 
     def _complete(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:
             return []
-        raw = b"".join(kept)
-        if not self._started:
-            # Comments before the first token are held back until then: they do not start a response.
-            raw = self._comments + raw
-            if all(sse.is_comment(event) for event in kept):
-                self._comments = raw if len(raw) <= _MAX_COMMENTS else self._comments
-                return []
         self._started = True
-        return [Chunk(wire=WIRE, raw=raw, finish=finish, usage=usage)]
+        return [*self._held.take(), Chunk(wire=WIRE, raw=b"".join(kept), finish=finish, usage=usage)]
 
     def _raise_after(
         self, kept: list[bytes], finish: str | None, usage: Usage | None, error: GatewayError

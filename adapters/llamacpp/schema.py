@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hostler.adapters.lenient import Amount, Count
+from hostler.adapters.openai.schema import PromptProgress
 
 WIRE = "llamacpp"
 JSON = "application/json; charset=utf-8"
@@ -28,4 +29,5 @@ class LlamaEvent(msgspec.Struct, frozen=True, kw_only=True):
     tokens_evaluated: Count = 0
     tokens_predicted: Count = 0
     timings: LlamaEventTimings | None = None
+    prompt_progress: PromptProgress | None = None
     error: msgspec.Raw = NO_ERROR

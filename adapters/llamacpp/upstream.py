@@ -9,12 +9,12 @@ import msgspec
 
 from hostler.adapters import json_body, multipart
 from hostler.adapters.base import Parser, Upstream, WireRequest
-from hostler.adapters.canonical import Request
+from hostler.adapters.canonical import Request, output_of
 from hostler.adapters.llamacpp.completion import count_prompts, has_response_fields, is_foldable, wants_probabilities
 from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.schema import WIRE
-from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.openai.upstream import OpenAIUpstream, asks_progress
 
 _FORM = "multipart/form-data"
 _MODEL = re.compile(r"(?<![^&])model=[^&]*")
@@ -23,11 +23,13 @@ _MODEL = re.compile(r"(?<![^&])model=[^&]*")
 class LlamaCppUpstream(Upstream):
     """An engine gets requests in the client's protocol if it speaks that, all others in OpenAI's.
 
-    `others` are further protocols of the engine, each with its own upstream.
+    `others` are further protocols of the engine, each with its own upstream. `progress`: it is asked how far it has read the
+    prompts of streams.
     """
 
-    def __init__(self, *others: Upstream, prefix: str = "/v1") -> None:
-        self._openai = OpenAIUpstream(prefix=prefix, engine=True)
+    def __init__(self, *others: Upstream, prefix: str = "/v1", progress: bool = False) -> None:
+        self._openai = OpenAIUpstream(prefix=prefix, engine=True, progress=progress)
+        self._progress = progress
         # Requests of other protocols are written in OpenAI's, and the engine's errors have its form.
         self.wire = self._openai.wire
         self._others = {upstream.wire: upstream for upstream in others}
@@ -53,6 +55,8 @@ class LlamaCppUpstream(Upstream):
                 changes["model"] = msgspec.json.encode(model)
             if stream and origin.operation in COMPLETIONS and is_foldable(members) and not wants_probabilities(members):
                 changes["stream"] = b"true"
+            if self._progress and origin.operation in COMPLETIONS and output_of(request).stream:
+                changes["return_progress"] = b"true"
             body = json_body.patch(body, changes, members)
         return WireRequest(method=origin.method, path=path, body=body, content_type=origin.content_type)
 
@@ -64,7 +68,10 @@ class LlamaCppUpstream(Upstream):
             return LlamaCppParser()
         members = json_body.members(origin.body)
         # If the client chose the fields, the end of the stream may be left out.
-        return LlamaCppParser(responses=0 if has_response_fields(members) else count_prompts(members))
+        return LlamaCppParser(
+            responses=0 if has_response_fields(members) else count_prompts(members),
+            strips_progress=self._progress and not asks_progress(origin.body),
+        )
 
     def _for(self, wire: str) -> Upstream:
         return self._others.get(wire, self._openai)

@@ -12,7 +12,7 @@ from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHea
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.lmstudio.errors import error_body
 from hostler.adapters.model_list import ModelCard
-from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.progress import ProgressLines
 from hostler.profiles.schema import ModelFacts
 
 _encode = msgspec.json.encode
@@ -141,8 +141,10 @@ class LMStudioChatEncoder(Encoder):
     def __init__(self, request: ChatRequest, *, progress: str) -> None:
         self._model = request.model or ""
         self._progress = progress
+        self._lines = ProgressLines()
         self._opened = False
         self._load_s: float | None = None
+        self._reads = False
         self._stats = Stats()
         self.streaming = request.output.stream
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
@@ -175,19 +177,34 @@ class LMStudioChatEncoder(Encoder):
         return self._write([*self._before_content(), *self._close_item(), {"type": "chat.end", "result": result}])
 
     def heartbeat(self, progress: Progress) -> bytes:
-        """The progress of loading as the protocol's own events; everything else as comments."""
+        """The progress of loading and of reading the prompt as the protocol's own events; everything else as comments."""
         if not self.streaming or self._progress == "off":
             return b""
-        if self._progress == "comments" or progress.phase not in _LOADING_PHASES:
-            return sse.comment(PREFIX + progress_line(progress))
-        events = self._open()
+        events: list[dict[str, Any]] = []
+        if self._progress != "comments" and progress.phase in _LOADING_PHASES:
+            events = self._loading(progress)
+        elif self._progress != "comments" and progress.phase == "reading the prompt":
+            events = self._reading(progress)
+        return self._write(events) if events else sse.comment(self._lines.next(progress))
+
+    def _loading(self, progress: Progress) -> list[dict[str, Any]]:
         instance = {"model_instance_id": self._model}
+        events = self._open()
         if self._load_s is None:
-            events.append({"type": "model_load.start", **instance})
+            events += [*self._end_reading(), {"type": "model_load.start", **instance}]
         self._load_s = progress.waited_s
         if progress.percent is not None:
             events.append({"type": "model_load.progress", **instance, "progress": round(progress.percent / 100, 3)})
-        return self._write(events)
+        return events
+
+    def _reading(self, progress: Progress) -> list[dict[str, Any]]:
+        events = [*self._open(), *self._end_load()]
+        if not self._reads:
+            self._reads = True
+            events.append({"type": "prompt_processing.start"})
+        if progress.percent is not None:
+            events.append({"type": "prompt_processing.progress", "progress": round(progress.percent / 100, 3)})
+        return events
 
     def error(self, error: GatewayError) -> bytes:
         """The error, and the output so far."""
@@ -205,12 +222,17 @@ class LMStudioChatEncoder(Encoder):
 
     def _before_content(self) -> list[dict[str, Any]]:
         """The events that must precede the first token."""
-        events = self._open()
-        if self._load_s is not None:
-            load = {"model_instance_id": self._model, "load_time_seconds": round(self._load_s, 3)}
-            events.append({"type": "model_load.end", **load})
-            self._load_s = None
-        return events
+        return [*self._open(), *self._end_load(), *self._end_reading()]
+
+    def _end_load(self) -> list[dict[str, Any]]:
+        if self._load_s is None:
+            return []
+        seconds, self._load_s = round(self._load_s, 3), None
+        return [{"type": "model_load.end", "model_instance_id": self._model, "load_time_seconds": seconds}]
+
+    def _end_reading(self) -> list[dict[str, Any]]:
+        ended, self._reads = self._reads, False
+        return [{"type": "prompt_processing.end"}] if ended else []
 
     def _add(self, kind: str, text: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []

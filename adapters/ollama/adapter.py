@@ -139,10 +139,9 @@ class OllamaAdapter(Adapter):
         return answers[kind]() if kind in answers else super().model_info(request, listing)
 
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
-        """This protocol has no place for progress while a request waits."""
         if isinstance(request, ModelOperation):
             return ProgressEncoder(request)
-        return OllamaEncoder(request, response_id=response_id, created=created)
+        return OllamaEncoder(request, response_id=response_id, created=created, progress=progress)
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         return error_response(error, operation)

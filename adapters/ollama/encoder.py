@@ -18,6 +18,7 @@ from hostler.adapters.canonical import (
     Conversation,
     EmbedRequest,
     LoadRequest,
+    Progress,
     Request,
     ResponseHead,
     Text,
@@ -31,16 +32,22 @@ from hostler.adapters.ollama.context import pack_context
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.go_compat import format_time, nanoseconds
 from hostler.adapters.ollama.schema import JSON, LINES, WIRE
+from hostler.adapters.progress import ProgressLines
 
 # A backend of this protocol puts its own name of the model first in each line.
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
 
 
 class OllamaEncoder(Encoder):
-    """One response: lines, or one object. Each line has its own time if a clock is set."""
+    """One response: lines, or one object. Each line has its own time if a clock is set.
 
-    def __init__(self, request: Request, *, response_id: str, created: int) -> None:
+    A client that waits gets lines without content, with the progress as thinking if it has asked for thinking.
+    """
+
+    def __init__(self, request: Request, *, response_id: str, created: int, progress: str = "off") -> None:
         self._request = request
+        self._progress = progress
+        self._progress_lines = ProgressLines()
         self._operation = request.origin.operation
         self._model = request.model or ""
         output = request.output if isinstance(request, ChatRequest | CompletionRequest) else None
@@ -127,6 +134,21 @@ class OllamaEncoder(Encoder):
         if self._logprobs:
             last["logprobs"] = self._logprobs
         return lines + (go_compat.encode_line(last) if self.streaming else go_compat.encode_json(last))
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """A line without content: the protocol has neither comments nor pings."""
+        if not self.streaming or self._progress in ("off", "comments"):
+            return b""
+        text = self._progress_lines.next(progress) if self._progress == "thinking" and self._thinks else ""
+        return self._line("", f"{text}\n" if text else "", [])
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the client has asked for reasoning, for a person to read."""
+        request = self._request
+        if not isinstance(request, ChatRequest) or request.conversation is None or request.output.schema is not None:
+            return False
+        return bool(request.conversation.thinking)
 
     def error(self, error: GatewayError) -> bytes:
         return error_line(error, self._operation) if self.streaming else b""

@@ -32,6 +32,7 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.context import unpack_context
 from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
 from hostler.adapters.ollama.names import require_name
+from hostler.adapters.progress_removal import without_progress_lines, without_progress_thoughts
 from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 
@@ -259,15 +260,17 @@ def _thinking(fields: Fields) -> bool | str | None:
 
 
 def _message(fields: Fields) -> ChatMessage:
-    content = fields.string("content")
+    content, role = fields.string("content"), fields.string("role").lower()
+    if role == "assistant":
+        content = without_progress_thoughts(content)
     parts: list[Part] = [*_images(fields)]
     if content:
         parts.append(Text(text=content))
     calls = [_call(index, call) for index, call in enumerate(fields.each("tool_calls", "ToolCall"))]
     return ChatMessage(
-        role=fields.string("role").lower(),
+        role=role,
         parts=tuple(parts),
-        reasoning=fields.string("thinking") or None,
+        reasoning=without_progress_lines(fields.string("thinking")) or None,
         tool_calls=tuple(calls),
         tool_call_id=fields.string("tool_call_id") or None,
         name=fields.string("tool_name") or None,

@@ -18,6 +18,7 @@ from hostler.adapters.errors import (
     oversized_response,
     truncated_response,
 )
+from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.schema import WIRE, OllamaLogprob, OllamaResponse, OllamaToolCall
 from hostler.adapters.tool_calls import CallPiece, ToolCallReader
@@ -32,7 +33,8 @@ class OllamaParser(Parser):
     """Parses one response to a request for `operation`: complete with `done`, or with the vectors of an embedding.
 
     Every chunk has decoded fields and bytes: a line, or the whole body. `streamed` is what was asked for; without it the
-    response's label decides. A response in the other form is read all the same.
+    response's label decides. A response in the other form is read all the same. Lines without any content are signs of
+    life, as gateways send them while a client waits.
     """
 
     def __init__(self, operation: str, *, streamed: bool | None = None) -> None:
@@ -50,6 +52,10 @@ class OllamaParser(Parser):
         self._done = False
         self._calls = ToolCallReader()
         self._has_calls = False
+        self._held = HeldChunks()
+
+    def take_signs(self) -> bytes:
+        return self._held.take_signs()
 
     def feed(self, data: bytes) -> Iterator[Chunk]:
         seen = len(self._rest)
@@ -103,7 +109,7 @@ class OllamaParser(Parser):
         if embeds and not any(vectors):
             raise invalid_response()
         self._done = bool(body.done) or embeds
-        yield Chunk(
+        chunk = Chunk(
             wire=WIRE,
             raw=line,
             is_body=self._is_body,
@@ -115,6 +121,12 @@ class OllamaParser(Parser):
             logprobs=tuple(_logprob(entry) for entry in body.logprobs or ()),
             vectors=tuple(tuple(vector) for vector in vectors) if embeds else (),
         )
+        if not (self._done or self._is_body or chunk.text or chunk.reasoning or calls or chunk.logprobs):
+            self._held.add_sign(WIRE, line)
+            return
+        if self._held:
+            yield from self._held.take()
+        yield chunk
 
     def _tool_calls(self, body: OllamaResponse) -> tuple[ToolCall, ...]:
         pieces: list[OllamaToolCall] = (body.message.tool_calls if body.message is not None else body.tool_calls) or []

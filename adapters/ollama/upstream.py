@@ -30,6 +30,7 @@ from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.context import is_packed
 from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
+from hostler.adapters.progress_removal import without_progress
 
 PATHS = {
     "chat": "/api/chat",
@@ -177,7 +178,8 @@ class OllamaUpstream(Upstream):
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
         if isinstance(request, ChatRequest | CompletionRequest) and stream != request.output.stream:
             changes["stream"] = msgspec.json.encode(stream)
-        return WireRequest(path=PATHS[origin.operation], body=_patched(origin.body, changes))
+        body = without_progress(origin.body) if origin.operation == "chat" else origin.body
+        return WireRequest(path=PATHS[origin.operation], body=_patched(body, changes))
 
     def parser(self, request: Request, *, fields: bool) -> OllamaParser:
         """Fields are always decoded."""

@@ -40,7 +40,7 @@ from hostler.adapters.openai.request_schema import (
     SamplingBody,
 )
 from hostler.adapters.openai.schema import NULL
-from hostler.adapters.progress import PREFIX
+from hostler.adapters.progress_removal import without_progress_lines, without_progress_thoughts
 from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 from hostler.profiles.presets import Preset
 
@@ -49,9 +49,6 @@ T = TypeVar("T")
 #: A schema for any JSON object.
 ANY_OBJECT = msgspec.Raw(b'"json"')
 
-_PROGRESS_MARK = PREFIX.encode()
-_PROGRESS_LINES = re.compile(r"^\[hostler\] [^\n]*(?:\n|\Z)", re.MULTILINE)
-_REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 # The preset parameters that the responses API has, under its names.
 _RESPONSES_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_output_tokens"}
@@ -153,35 +150,6 @@ def with_preset(request: Request, preset: Preset) -> Request:
     return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=body))
 
 
-def without_progress(body: bytes) -> bytes:
-    """The body of a chat without the gateway's progress lines in the reasoning of earlier responses.
-
-    Returns the same object if there are none, which one search in the bytes finds out.
-    """
-    if _PROGRESS_MARK not in body:
-        return body
-    raw = json_body.members(body).get("messages")
-    if raw is None:
-        return body
-    try:
-        messages = _decode_messages(raw)
-    except msgspec.ValidationError:
-        return body
-    changed = False
-    for message in messages:
-        for name in _REASONING_FIELDS:
-            field = message.get(name)
-            if field is None or _PROGRESS_MARK not in bytes(field):
-                continue
-            try:
-                reasoning = msgspec.json.decode(field, type=str)
-            except msgspec.ValidationError:
-                continue
-            message[name] = msgspec.Raw(msgspec.json.encode(without_progress_lines(reasoning)))
-            changed = True
-    return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
-
-
 def with_text_arguments(body: bytes) -> bytes:
     """The body of a chat whose earlier tool calls have their arguments as JSON text, as servers require it: some clients
     send objects or null.
@@ -212,11 +180,6 @@ def with_text_arguments(body: bytes) -> bytes:
     return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
 
 
-def without_progress_lines(reasoning: str) -> str:
-    """The model's own reasoning, without the lines that the gateway has put before it."""
-    return _PROGRESS_LINES.sub("", reasoning) if PREFIX in reasoning else reasoning
-
-
 def _conversation(chat: ChatBody) -> Conversation:
     functions = [tool.function for tool in chat.tools or () if tool.function is not None] or chat.functions or []
     choice = chat.tool_choice
@@ -239,6 +202,8 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
         parts = [Text(text=content)] if content else []
     else:
         parts = [_content_part(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content or ())]
+    if message.role == "assistant":
+        parts = list(map(_without_progress, parts))
     calls = [
         ToolCall(index=at, id=call.id, name=call.function.name, arguments=arguments_text(call.function.arguments))
         for at, call in enumerate(message.tool_calls or ())
@@ -255,6 +220,10 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
+
+
+def _without_progress(part: Part) -> Part:
+    return Text(text=without_progress_thoughts(part.text)) if isinstance(part, Text) else part
 
 
 def _content_part(part: ContentPart, param: str) -> Part:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import lenient
-from hostler.adapters.canonical import Chunk, TokenLogprob, Usage
+from hostler.adapters.canonical import Chunk, PromptStatus, TokenLogprob, Usage
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.schema import (
     WIRE,
@@ -25,6 +25,7 @@ from hostler.adapters.openai.schema import (
     OpenAITokenCount,
     OpenAIUsage,
     OpenAIVector,
+    PromptProgress,
     TokenDetails,
 )
 from hostler.adapters.tool_calls import CallPiece, ToolCallReader
@@ -136,6 +137,16 @@ def decode_vector(embedding: list[float] | str) -> list[float]:
         numbers = array("f", base64.b64decode(embedding))
         return numbers.tolist()
     return embedding
+
+
+def prompt_status(progress: PromptProgress) -> PromptStatus:
+    """How far a prompt is read, from llama.cpp's own form."""
+    return PromptStatus(
+        total=progress.total,
+        cached=progress.cache,
+        processed=progress.processed,
+        seconds=(progress.time_ms or 0.0) / 1000,
+    )
 
 
 def is_opening(event: OpenAIEvent) -> bool:

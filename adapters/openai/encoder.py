@@ -24,7 +24,7 @@ from hostler.adapters.errors import GatewayError, invalid_event
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.errors import error_event
 from hostler.adapters.openai.fold import StreamFold, objects
-from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.progress import ProgressLines
 
 _encode = msgspec.json.encode
 # llama-server's media type of whole responses: those that are folded come from it.
@@ -54,6 +54,7 @@ class OpenAIEncoder(Encoder):
         self._id = _ID_PREFIXES[self._operation] + response_id.removeprefix("req-") if is_request_id else response_id
         self._created = created
         self._progress = progress
+        self._lines = ProgressLines()
         self._role_sent = False
         self.streaming = output.stream
         self.media_type = sse.MEDIA_TYPE if output.stream else _FOLDED
@@ -131,13 +132,13 @@ class OpenAIEncoder(Encoder):
         """First a comment and the role, then chunks with the progress."""
         if not self.streaming or self._progress == "off":
             return b""
-        line = progress_line(progress)
+        line = self._lines.next(progress)
         if self._progress == "comments" or self._operation not in ("chat", "completions"):
-            return sse.comment(PREFIX + line)
+            return sse.comment(line)
         if not self._role_sent:
             self._role_sent = True
-            return sse.comment(PREFIX + line) + self._progress_event({"role": "assistant", "content": ""}, None)
-        delta = {"reasoning_content": f"{PREFIX}{line}\n"} if self._progress == "thinking" else {}
+            return sse.comment(line) + self._progress_event({"role": "assistant", "content": ""}, None)
+        delta = {"reasoning_content": f"{line}\n"} if self._progress == "thinking" and line else {}
         return self._progress_event(delta, progress)
 
     def error(self, error: GatewayError) -> bytes:
@@ -161,6 +162,8 @@ class OpenAIEncoder(Encoder):
                 "position": progress.position,
                 "percent": progress.percent,
                 "eta_s": progress.eta_s,
+                **({} if progress.elapsed_s is None else {"elapsed_s": round(progress.elapsed_s, 3)}),
+                **({"overdue": True} if progress.overdue else {}),
             }
         return sse.event(_encode(event))
 

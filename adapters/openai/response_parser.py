@@ -18,10 +18,12 @@ from hostler.adapters.errors import (
     oversized_response,
     truncated_response,
 )
+from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai import whole_response
-from hostler.adapters.openai.chunks import canonical_finish, decode_event, decode_usage, is_opening
+from hostler.adapters.openai.chunks import canonical_finish, decode_event, decode_usage, is_opening, prompt_status
 from hostler.adapters.openai.schema import (
+    NO_CONTENT,
     NO_ERROR,
     NOT_ERRORS,
     RESPONSES,
@@ -30,6 +32,7 @@ from hostler.adapters.openai.schema import (
     NextChoice,
     NextEvent,
     OpenAIEvent,
+    PromptProgress,
 )
 from hostler.adapters.tool_calls import ToolCallReader
 
@@ -48,8 +51,6 @@ _TAIL = 64
 # So many chunks that only open the response are held back: a backend that fails right after them has not begun to
 # answer, and another one may.
 _MAX_HELD = 16
-# Comments before the first token are kept up to this size, in bytes: they may go on for as long as a backend thinks.
-_MAX_COMMENTS = 64 * 1024
 # Without the conversion of odd values: for the events of which nearly every response consists.
 _decode_next = msgspec.json.Decoder(NextEvent).decode
 _decode_summary = lenient.decoder(EventSummary)
@@ -61,18 +62,31 @@ class OpenAIParser(Parser):
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
     everything else when the connection ends properly. With `fields`, each event is decoded too. `sent` is the body of an
-    embeddings request.
+    embeddings request. `strips_progress`: the gateway has asked for the progress of reading the prompt, not the client.
+
+    Until the first token, chunks that only open the response and signs of life are held back; then signs are, when they
+    come alone.
     """
 
-    def __init__(self, operation: str, *, fields: bool = False, choices: int = 1, sent: bytes = b"") -> None:
+    def __init__(
+        self,
+        operation: str,
+        *,
+        fields: bool = False,
+        choices: int = 1,
+        sent: bytes = b"",
+        strips_progress: bool = False,
+    ) -> None:
         self._operation = operation
         self._sent = sent
         # Chat and responses are different wires: the bytes of one cannot be forwarded as the other.
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
+        self._strips_progress = strips_progress or fields
         # Of several choices each is followed to its end.
         self._is_simple = choices == 1 and not fields
+        self._is_fast = False
         self._head: ResponseHead | None = None
 
     def start(self, head: ResponseHead) -> None:
@@ -81,6 +95,9 @@ class OpenAIParser(Parser):
         self._pieces: list[bytes] = []
         self._tail = b""
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self._is_fast = False
+        self._held = HeldChunks()
+        self.prompt = None
         if self._is_body:
             return
         self._splitter = sse.EventSplitter()
@@ -89,8 +106,7 @@ class OpenAIParser(Parser):
         self._calls: dict[int, ToolCallReader] = {}
         self._done = False
         self._started = False
-        self._held: list[Chunk] = []
-        self._prompt: Usage | None = None
+        self._prompt_usage: Usage | None = None
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._head is None:
@@ -100,9 +116,15 @@ class OpenAIParser(Parser):
         block = self._splitter.feed(data)
         if not block:
             return ()
-        if self._is_simple and self._started and not self._done and _are_next_tokens(block):
+        if self._is_fast and _are_next_tokens(block):
             return (Chunk(wire=self._wire, raw=block),)
-        return self._read(block)
+        chunks = self._read(block)
+        # From the first token to the end, unless something held back has to come before the next one.
+        self._is_fast = self._is_simple and self._started and not (self._done or self._held)
+        return chunks
+
+    def take_signs(self) -> bytes:
+        return self._held.take_signs()
 
     def finish(self) -> Iterable[Chunk]:
         head = self._head
@@ -121,12 +143,12 @@ class OpenAIParser(Parser):
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
         if not self._done:
             if self._operation not in _WITH_END_MARK:
-                return [*self._held, *chunks]
+                return [*self._held.take(), *chunks]
             if self._operation == "responses" or not self._is_finished or len(self._finished) < self._choices:
                 raise incomplete_response()
             self._done = True
             chunks.append(Chunk(wire=self._wire, raw=b"data: [DONE]\n\n"))
-        return chunks
+        return [*self._held.take(), *chunks]
 
     @property
     def _is_finished(self) -> bool:
@@ -140,10 +162,11 @@ class OpenAIParser(Parser):
         finish: str | None = None
         usage: Usage | None = None
         chunks: list[Chunk] = []
-        is_opening = not self._started
+        is_opening, are_signs = not self._started, True
         for event in sse.split(block):
             if not is_opening and self._is_simple and _is_next_token(event):
                 kept.append(event)
+                are_signs = False
                 continue
             name, data = sse.parse(event)
             if data is None:
@@ -154,7 +177,7 @@ class OpenAIParser(Parser):
                 if not self._is_finished:
                     return self._raise_after(kept, chunks, finish, usage, incomplete_response())
                 self._done = True
-                is_opening = False
+                is_opening = are_signs = False
                 kept.append(event)
                 continue
             if self._done:
@@ -167,23 +190,30 @@ class OpenAIParser(Parser):
                     return self._raise_after(kept, chunks, finish, usage, error)
                 # JSON of another shape (llama.cpp sometimes sends a bare `null`): forwarded as it is.
                 kept.append(event)
-                is_opening = False
+                is_opening = are_signs = False
                 continue
             except NOT_JSON:
                 if self._operation not in _WITH_END_MARK:
                     kept.append(event)
+                    are_signs = False
                     continue
                 return self._raise_after(kept, chunks, finish, usage, invalid_event())
             error = _error_in(body, name, data)
             if error is not None and not (self._started and body.type == "response.failed"):
                 return self._raise_after(kept, chunks, finish, usage, error)
-            if self._fields and isinstance(body, OpenAIEvent) and body.prompt_progress is not None:
-                # Requested by the gateway for another protocol: passed on with the first token, not forwarded.
-                progress = body.prompt_progress
-                self._prompt = Usage(prompt_tokens=progress.total, cached_tokens=progress.cache)
+            if body.prompt_progress is not None:
+                self._notice_progress(body.prompt_progress)
+                if not self._strips_progress:
+                    kept.append(event)
+                continue
+            if not self._started and body.x_hostler is not NO_CONTENT:
+                # Another gateway shows what it waits for.
+                if not self._fields:
+                    kept.append(event)
                 continue
             kept.append(event)
-            is_opening = is_opening and b'"prompt_progress"' not in data and _is_opening_event(data)
+            are_signs = False
+            is_opening = is_opening and _is_opening_event(data)
             for choice in body.choices or ():
                 if choice.finish_reason:
                     self._finished.add(choice.index)
@@ -199,23 +229,21 @@ class OpenAIParser(Parser):
                 chunks += decode_event(body, self._calls)
         if not kept:
             return []
-        completed = self._complete(kept, chunks, finish, usage)
-        if is_opening and all(sse.is_comment(event) for event in kept):
-            self._hold_comments(b"".join(kept))
+        if are_signs:
+            self._held.add_sign(self._wire, b"".join(kept))
             return []
-        if is_opening and len(self._held) < _MAX_HELD:
-            self._held += completed
+        completed = self._complete(kept, chunks, finish, usage)
+        if is_opening and self._held.openings < _MAX_HELD:
+            self._held.add(completed)
             return []
         self._started = True
-        held, self._held = self._held, []
-        return held + completed
+        return self._held.take() + completed
 
-    def _hold_comments(self, comments: bytes) -> None:
-        """Keep comments before the first token, in their place: they do not start a response."""
-        if not self._held:
-            self._held.append(Chunk(wire=self._wire, raw=comments))
-        elif len(self._held[-1].raw) + len(comments) <= _MAX_COMMENTS:
-            self._held[-1].raw += comments
+    def _notice_progress(self, progress: PromptProgress) -> None:
+        self.prompt = prompt_status(progress)
+        if self._fields:
+            # Passed on with the first token.
+            self._prompt_usage = Usage(prompt_tokens=progress.total, cached_tokens=progress.cache)
 
     def _complete(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
         """The chunks of a block: the first one carries the bytes, so that the response can be forwarded, too."""
@@ -229,8 +257,8 @@ class OpenAIParser(Parser):
                 chunks[-1].usage = usage
         else:
             chunks = [Chunk(wire=self._wire, finish=finish, usage=usage)]
-        if self._prompt is not None and chunks[0].usage is None:
-            chunks[0].usage, self._prompt = self._prompt, None
+        if self._prompt_usage is not None and chunks[0].usage is None:
+            chunks[0].usage, self._prompt_usage = self._prompt_usage, None
         chunks[0].raw = b"".join(kept)
         return chunks
 

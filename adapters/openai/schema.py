@@ -39,10 +39,13 @@ class LlamaTimings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """llama.cpp's progress while it processes a prompt: its length, and how much of it was cached."""
+    """llama.cpp's progress while it processes a prompt, in tokens: its length, how much of it was cached, and how much is
+    done, the cached part included."""
 
     total: Count = 0
     cache: Count = 0
+    processed: Count = 0
+    time_ms: Amount | None = None
 
 
 class VerboseDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +168,7 @@ class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
     response: ResponsesObject | None = None
     message: Any = None
     prompt_progress: PromptProgress | None = None
+    x_hostler: msgspec.Raw = NO_CONTENT
     verbose: VerboseDetails | None = msgspec.field(default=None, name="__verbose")
 
 
@@ -202,6 +206,8 @@ class EventSummary(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     response: ResponsesObject | None = None
     message: Any = None
+    prompt_progress: PromptProgress | None = None
+    x_hostler: msgspec.Raw = NO_CONTENT
 
 
 class ResponseSummary(msgspec.Struct, frozen=True, kw_only=True):

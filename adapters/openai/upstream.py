@@ -26,11 +26,12 @@ from hostler.adapters.canonical import (
     output_of,
 )
 from hostler.adapters.degrade import unsupported
-from hostler.adapters.openai.chat import with_text_arguments, without_progress
+from hostler.adapters.openai.chat import with_text_arguments
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.response_parser import OpenAIParser
-from hostler.adapters.openai.schema import RESPONSES, WIRE
+from hostler.adapters.openai.schema import NULL, RESPONSES, WIRE
+from hostler.adapters.progress_removal import without_progress
 
 _ANY_OBJECT = b'"json"'
 
@@ -55,8 +56,9 @@ def operation_of(request: Request) -> str:
     raise unsupported(request, "the OpenAI protocol")
 
 
-def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:
-    """The body for an expanded request. `engine` allows llama.cpp's own fields, which strict servers reject."""
+def request_body(request: Request, *, model: str, stream: bool, engine: bool = False, progress: bool = False) -> bytes:
+    """The body for an expanded request. `engine` allows llama.cpp's own fields, which strict servers reject, `progress` asks
+    for how far the prompt of a stream is read."""
     body: dict[str, Any] = {"model": model}
     if isinstance(request, ChatRequest) and request.conversation is not None:
         body["messages"] = messages(request.conversation)
@@ -86,6 +88,8 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
     else:
         operation_of(request)
         raise ValueError("the request must be expanded before it is encoded in another protocol")
+    if progress and output_of(request).stream:
+        body["return_progress"] = True
     return msgspec.json.encode(body)
 
 
@@ -221,6 +225,9 @@ def _completion_output(output: Output, *, stream: bool) -> dict[str, Any]:
 # Operations whose stream can be folded into the whole response.
 _FOLDABLE = frozenset({"chat", "completions", "responses"})
 
+# Operations whose streams can begin with the progress of reading the prompt.
+_WITH_PROGRESS = frozenset({"chat", "completions"})
+
 # These ask for more than a stream contains. So does `"logprobs": 0`, but for one token it is the same.
 _NOT_IN_STREAMS = ("verbose", "logprobs", "n_probs")
 
@@ -229,13 +236,15 @@ class OpenAIUpstream(Upstream):
     """A request in this protocol is forwarded: `model` is replaced, `stream` added where a whole response is to be
     folded from a stream, the gateway's progress lines are removed from the history, and every other byte stays.
 
-    `engine`: the backend is llama.cpp's server, which has more parameters.
+    `engine`: the backend is llama.cpp's server, which has more parameters. `progress`: it is asked how far it has read the
+    prompts of streams; the parser keeps that from clients that did not ask.
     """
 
-    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False) -> None:
+    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False, progress: bool = False) -> None:
         self.wire = wire
         self._prefix = prefix
         self._engine = engine
+        self._progress = progress
 
     def speaks(self, wire: str) -> bool:
         """Engines get chats instead of responses: the events of llama-server's lack the sequence numbers."""
@@ -244,7 +253,7 @@ class OpenAIUpstream(Upstream):
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         origin = request.origin
         if not self.speaks(origin.wire):
-            body = request_body(request, model=model, stream=stream, engine=self._engine)
+            body = request_body(request, model=model, stream=stream, engine=self._engine, progress=self._progress)
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation_of(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:
@@ -256,6 +265,8 @@ class OpenAIUpstream(Upstream):
         name = msgspec.json.encode(model)
         if bytes(members.get("model", b"")) != name:
             changes["model"] = name
+        if self._progress and origin.operation in _WITH_PROGRESS and output_of(request).stream:
+            changes["return_progress"] = b"true"
         if origin.operation == "rerank" and (texts := plain_documents(body)) is not None:
             changes["documents"] = texts
         if stream and origin.operation in _FOLDABLE and not output_of(request).stream and _foldable(members):
@@ -267,7 +278,19 @@ class OpenAIUpstream(Upstream):
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         operation = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
         sent = request.origin.body if operation == "embeddings" else b""
-        return OpenAIParser(operation, fields=fields, choices=output_of(request).choices, sent=sent)
+        return OpenAIParser(
+            operation,
+            fields=fields,
+            choices=output_of(request).choices,
+            sent=sent,
+            strips_progress=self._progress and not asks_progress(request.origin.body),
+        )
+
+
+def asks_progress(body: bytes) -> bool:
+    """Whether the client itself wants to know how far its prompt is read."""
+    # One search in the bytes answers that nearly always.
+    return b'"return_progress"' in body and bytes(json_body.members(body).get("return_progress", NULL)) == b"true"
 
 
 def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:

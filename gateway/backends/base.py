@@ -15,6 +15,9 @@ from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.supervisor.contract import AnswerLimits
 
+#: A prompt may take so many times `first_byte_s` as long as keep-alives show that it is being read.
+KEEP_ALIVE_FACTOR = 10
+
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a backend listens. `name` is its name in the configuration, the only thing about it that errors contain.
@@ -35,12 +38,19 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     `first_byte_s` applies once until the response's head and once more until its body starts (an engine sends the head
     when it starts to read the prompt); it also bounds each stall while the request is being sent. `between_bytes_s`
-    applies only while bytes are awaited: a slow reader is not a slow backend.
+    applies only while bytes are awaited: a slow reader is not a slow backend. `first_token_s` is the limit for a backend
+    that sends keep-alives instead of a first token; 10 times `first_byte_s` without one.
     """
 
     connect_s: float = 2.0
     first_byte_s: float = 300.0
     between_bytes_s: float = 120.0
+    first_token_s: float | None = None
+
+    @property
+    def longest_prompt_s(self) -> float:
+        """How long the first token may take while keep-alives arrive."""
+        return KEEP_ALIVE_FACTOR * self.first_byte_s if self.first_token_s is None else self.first_token_s
 
     def limited(self, limits: AnswerLimits) -> Timeouts:
         """These limits, except for those that a profile has of its own."""
@@ -84,6 +94,10 @@ class BackendResponse(Protocol):
         Raises `BackendTimeout` after too long a silence and `BackendBroken` if the response is truncated; what arrived
         before is yielded first.
         """
+        ...
+
+    def expect_first_byte(self) -> None:
+        """What has arrived did not begin the answer: the next piece has `first_byte_s` again."""
         ...
 
     async def read(self, limit: int) -> bytes:

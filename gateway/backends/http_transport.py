@@ -214,6 +214,10 @@ class LanResponse:
         silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
         return self._connection.next(silence_s)
 
+    def expect_first_byte(self) -> None:
+        """See `BackendResponse.expect_first_byte`."""
+        self._silence_s = self._timeouts.first_byte_s
+
     async def read(self, limit: int) -> bytes:
         """See `BackendResponse.read`."""
         pieces: list[bytes] = []

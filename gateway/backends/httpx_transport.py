@@ -237,6 +237,10 @@ class HttpxResponse:
         self._complete = True
         raise StopAsyncIteration
 
+    def expect_first_byte(self) -> None:
+        """See `BackendResponse.expect_first_byte`."""
+        self._silence_s = self._timeouts.first_byte_s
+
     async def read(self, limit: int) -> bytes:
         """See `BackendResponse.read`."""
         pieces: list[bytes] = []

@@ -47,7 +47,7 @@ def build_backends(
     settings: Settings, supervisors: Iterable[str], lan: Transport, remote: Transport
 ) -> dict[str, Backend]:
     """All backends by name: the hosts of these supervisors, and the ones without. Raises `ConfigError`."""
-    engine = LlamaCppUpstream()
+    engine = LlamaCppUpstream(progress=settings.gateway.switching.progress != "off")
     upstreams: dict[str, Upstream] = {
         "llamacpp": engine,
         "openai": OpenAIUpstream(),

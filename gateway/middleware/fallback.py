@@ -41,11 +41,9 @@ from hostler.gateway.backends.failure_policy import (
 from hostler.gateway.backends.reservation import estimate, refusal, settle
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.middleware.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +80,6 @@ class FallbackMiddleware(RequestMiddleware):
         hops: Mapping[str, Hop],
         budget: RetryBudget,
         sleeps: CancellableSleeps,
-        settings: SwitchingSettings,
         max_wait_s: float,
         max_rest_s: float = MAX_REST_S,
         clock: Callable[[], float],
@@ -91,7 +88,6 @@ class FallbackMiddleware(RequestMiddleware):
         self._hops = hops
         self._budget = budget
         self._sleeps = sleeps
-        self._settings = settings
         self._max_wait_s = max_wait_s
         self._max_rest_s = max_rest_s
         self._clock = clock
@@ -362,19 +358,19 @@ class FallbackMiddleware(RequestMiddleware):
         Raises `ShuttingDown` if the gateway stops meanwhile.
         """
         now = started_at = self._clock()
-        heartbeat = Heartbeat(context, self._settings, self._clock)
-        while True:
+
+        def progress(context: RequestContext) -> Progress:
+            waited_s = self._clock() - started_at
+            eta_s = until - self._clock() if phase == "waking" else None
+            return Progress(phase=phase, model=context.model or "", eta_s=eta_s, elapsed_s=waited_s, waited_s=waited_s)
+
+        context.waits_for = progress
+        while now < until:
             with self._sleeps.scope():
-                if await wait(min(heartbeat.due, until) - now):
+                if await wait(until - now):
                     return True
             now = self._clock()
-            if now >= until:
-                return False
-            if now >= heartbeat.due:
-                eta_s = until - now if phase == "waking" else None
-                waited_s = now - started_at
-                await heartbeat.show(Progress(phase=phase, model=context.model or "", eta_s=eta_s, waited_s=waited_s))
-                now = self._clock()
+        return False
 
 
 def _note(context: RequestContext, failed: list[FailedHop]) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import WaitTimeout
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.middleware.heartbeat import Heartbeat
 from hostler.supervisor.scheduling.errors import EngineLost
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
 
+#: How often a request that has nearly used up its time looks whether the switch to its model goes on, in seconds.
+_LOOK_AGAIN_S = 0.1
+
 
 class QueueingMiddleware(RequestMiddleware):
-    """Admits the request to its host's queue, waits for the lease with heartbeats to streaming clients, and passes the
-    request on with `attempt.lease` set. Backends without a supervisor have no queue.
+    """Admits the request to its host's queue, waits for the lease, and passes the request on with `attempt.lease` set.
+    Meanwhile the lease's progress is shown to streaming clients. Backends without a supervisor have no queue.
 
     Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it
     refuses. A request whose engine was lost before anything was sent is queued again.
@@ -29,12 +31,10 @@ class QueueingMiddleware(RequestMiddleware):
         app: ASGIApp,
         *,
         hosts: Mapping[str, Host],
-        settings: SwitchingSettings,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(app)
         self._hosts = hosts
-        self._settings = settings
         self._clock = clock
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
@@ -81,21 +81,28 @@ class QueueingMiddleware(RequestMiddleware):
             attempt = context.current
             attempt.switch_s += lease.switch_s
             attempt.queue_s += max(0.0, lease.waited_s - lease.switch_s)
+            if context.deadline is not None:
+                context.deadline += lease.switch_s
 
     async def _settled(self, context: RequestContext, lease: Lease) -> None:
-        deadline = context.deadline if context.deadline is not None else float("inf")
-        heartbeat = Heartbeat(context, self._settings, self._clock)
-        # A request that its host has not received is not shown as waiting there: the host may be gone.
-        while not await lease.wait(min(heartbeat.due if lease.acknowledged else deadline, deadline) - self._clock()):
+        context.waits_for = lambda _: lease.progress()
+        while not await lease.wait(self._left_s(context, lease)):
             if lease.take_notification():
-                heartbeat.hasten()
-            now = self._clock()
-            if now >= deadline:
+                context.hasten()
+            if self._left_s(context, lease) <= 0:
                 raise WaitTimeout(
-                    f"{lease.model} did not become available within {now - context.started_at:.0f} seconds "
+                    f"{lease.model} did not become available within {self._clock() - context.started_at:.0f} seconds "
                     "(gateway.queue.max_wait_s); try again, or use a loaded model",
                     retry_after_s=lease.estimate_s(),
                     model=lease.model,
                 )
-            if now >= heartbeat.due and lease.acknowledged:
-                await heartbeat.show(lease.progress())
+
+    def _left_s(self, context: RequestContext, lease: Lease) -> float:
+        """Seconds that the request may still wait for others: a switch to its own model does not count, and is bounded by
+        the supervisor."""
+        if context.deadline is None:
+            return math.inf
+        switched_s = lease.switched_s()
+        left_s = context.deadline + switched_s - self._clock()
+        # During the switch nothing is used up: do not look again too soon.
+        return max(left_s, _LOOK_AGAIN_S) if switched_s and left_s > 0 else left_s

@@ -36,8 +36,9 @@ from hostler.gateway.asgi import (
     Scope,
     Send,
 )
-from hostler.gateway.config import ProgressMode
+from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import DRAIN_EXPIRED, Client, RequestContext
+from hostler.gateway.heartbeat import Heartbeat
 from hostler.gateway.request_body import codings, decompress, too_large, without_mark
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.serving_headers import ServingHeaders
@@ -92,7 +93,8 @@ class InFlightRequests:
 
 
 class RequestContextMiddleware:
-    """The only reader of the client, and the only place where errors become answers.
+    """The only reader of the client, and the only place where errors become answers. A client that asked for a stream gets
+    signs of life from here until its first token.
 
     A request is cancelled as soon as its client disconnects. Any other cancellation is the end of the drain time, which the
     client gets as an error.
@@ -103,14 +105,14 @@ class RequestContextMiddleware:
         app: ASGIApp,
         *,
         max_body: int,
-        progress: ProgressMode,
+        switching: SwitchingSettings,
         in_progress: InFlightRequests,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
         self._max_body = max_body
-        self._progress = progress
+        self._switching = switching
         self._in_progress = in_progress
         self._clock = clock
         self._wall = wall
@@ -128,6 +130,7 @@ class RequestContextMiddleware:
         body: bytes | None = None
         facts = ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
+        heartbeat: Heartbeat | None = None
         try:
             compressed = codings(headers["content-encoding"]) if "content-encoding" in headers else ()
             body = await self._read(receive, headers)
@@ -160,6 +163,8 @@ class RequestContextMiddleware:
                 client_port=peer[1] or 0 if (peer := scope.get("client")) else 0,
             )
             scope[CONTEXT_KEY] = context
+            if writer.streaming:
+                heartbeat = self._start_signs(context)
             await self._watched(context, scope, receive, send)
         except ClientDisconnected as error:
             drop_tracebacks(error)
@@ -182,6 +187,8 @@ class RequestContextMiddleware:
             internal = GatewayError(f"internal error; see {request_id} in the gateway's log")
             await writer.fail(internal, adapter.error_response(internal, operation))
         finally:
+            if heartbeat is not None:
+                await heartbeat.stop()
             facts.context = None  # which refers to the writer, and so to the facts
 
     def _decode(
@@ -191,9 +198,16 @@ class RequestContextMiddleware:
         request = adapter.decode(operation, incoming)
         if isinstance(request, (ModelInfoRequest, StoredRequest)):
             return request, None
-        encoder = adapter.encoder(request, response_id=request_id, created=int(self._wall()), progress=self._progress)
+        progress = self._switching.progress_for.get(adapter.name, self._switching.progress)
+        encoder = adapter.encoder(request, response_id=request_id, created=int(self._wall()), progress=progress)
         encoder.set_clock(self._wall)
         return request, encoder
+
+    def _start_signs(self, context: RequestContext) -> Heartbeat:
+        context.signs_from = self._clock() + self._switching.progress_after_s
+        heartbeat = Heartbeat(context, self._switching, self._clock)
+        heartbeat.start()
+        return heartbeat
 
     async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client disconnects or an operator cancels it."""

@@ -20,6 +20,8 @@ class LeaseOwner(Protocol):
 
     def estimate_s(self, lease: Lease) -> float: ...
 
+    def switched_s(self, lease: Lease) -> float: ...
+
     def release(self, lease: Lease) -> None: ...
 
 
@@ -130,6 +132,10 @@ class Lease:
     def estimate_s(self) -> float:
         """Estimated seconds until it is granted."""
         return self._owner.estimate_s(self)
+
+    def switched_s(self) -> float:
+        """Seconds that it has waited for a switch to its model so far."""
+        return self._owner.switched_s(self)
 
     def report_answer(self, usage: Usage | None) -> None:
         """An answer has ended; the release passes its usage on to the host."""

@@ -27,6 +27,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
     how many of the entries queued when the model became ready are still queued; a batch is served together.
     `unloading`: an unload was requested and answers are still running. `since` is when the phase began. `displaced`: it
     was evicted for another model and has not been loaded since. `admission` bounds its queue if its profile does.
+    `loads` are the beginnings and ends of loads that queued entries have waited for.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
     barrier: QueueEntry | None = None
     batch: int = 0
     unloading: bool = False
+    loads: list[tuple[float, float]] = []
     measured_load_s: float | None = None
     measured_service_s: float | None = None
     failure: Failure | None = None
@@ -112,6 +114,10 @@ class ScheduledModel(msgspec.Struct, eq=False):
 
     def become_ready(self, now: float, parallel: int) -> None:
         """A process answers; the entries queued now are its batch. `parallel` 0: as the profile says."""
+        if not self.queue:
+            self.loads.clear()
+        elif self.phase == "loading":
+            self.loads.append((self.since, now))
         self.phase, self.switch, self.since = "ready", None, now
         self.engine_parallel = parallel or self.default_parallel
         self.parallel = self.max_concurrent or self.engine_parallel
@@ -136,6 +142,12 @@ class ScheduledModel(msgspec.Struct, eq=False):
         """A process starts; `switch` is our order's id, `None` if the host started it on its own."""
         self.become_cold()
         self.phase, self.switch, self.since = "loading", switch, now
+
+    def waits_until(self, at: float, max_wait_s: float, now: float) -> float:
+        """When an entry queued since `at` has waited for others for `max_wait_s`: the model's own loads do not count, so that
+        during one the moment moves along."""
+        loads = [*self.loads, (self.since, now)] if self.phase == "loading" else self.loads
+        return at + max_wait_s + sum(max(0.0, end - max(begin, at)) for begin, end in loads)
 
     def footprint(self, activity: Activity | None = None) -> ModelFootprint:
         """The memory that the model occupies or would occupy; `activity` overrides what its phase implies."""

@@ -347,6 +347,11 @@ class Orchestrator:
         """See `Lease.estimate_s`."""
         return self._scheduler.estimate_s(lease.model, self._clock(), lease.id)
 
+    def switched_s(self, lease: Lease) -> float:
+        """See `Lease.switched_s`."""
+        began, ended = self._switch_times.get(lease.model, (0.0, 0.0))
+        return max(0.0, min(ended, self._clock()) - max(began, lease.requested_at))
+
     async def estimate_switch(self, model: str) -> SwitchEstimate | None:
         """See `Host`."""
         return self._scheduler.estimate_switch(model, self._clock())
@@ -456,9 +461,8 @@ class Orchestrator:
 
     def _record_wait(self, lease: Lease, now: float) -> None:
         """Note how long the lease waited, and how much of that was a switch to its model."""
-        began, ended = self._switch_times.get(lease.model, (0.0, 0.0))
         lease.waited_s = now - lease.requested_at
-        lease.switch_s = max(0.0, min(ended, now) - max(began, lease.requested_at))
+        lease.switch_s = self.switched_s(lease)
 
     def _publish_queue(self, now: float) -> None:
         """Publish the queue: at once while it is short, rarely while it is long, since that takes time proportional to

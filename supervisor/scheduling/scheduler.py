@@ -278,7 +278,7 @@ class Scheduler:
         """Time has passed. Harmless if called too early or too often."""
         decisions: list[Decision] = []
         for state in self._models.values():
-            while state.queue and now >= state.queue.oldest().at + self._settings.max_wait_s:
+            while state.queue and now >= self._waits_until(state, now):
                 entry = self._dequeue(state.queue.oldest().id)
                 self._queue.leave(entry)
                 decisions.append(self._refuse(entry.ticket, "wait_limit", now))
@@ -291,7 +291,8 @@ class Scheduler:
             due = min(due, returning[0])
         for state in self._models.values():
             if state.queue:
-                due = min(due, state.queue.oldest().at + self._settings.max_wait_s)
+                # A load ends by a report, not by time.
+                due = due if state.phase == "loading" else min(due, self._waits_until(state, state.since))
             elif state.idle_until is not None and state.phase == "ready":
                 due = min(due, state.idle_until)
         return None if due == math.inf else due
@@ -391,6 +392,10 @@ class Scheduler:
         return Refuse(
             ticket=ticket.id, model=ticket.model, reason=reason, retry_after_s=retry_after_s, failure=failure
         )  # fmt: skip
+
+    def _waits_until(self, state: ScheduledModel, now: float) -> float:
+        """When the first entry of the model's queue has waited long enough: the oldest, whatever loads it waited for."""
+        return state.waits_until(state.queue.oldest().at, self._settings.max_wait_s, now)
 
     def _refuse_queue(
         self, model: ScheduledModel, reason: RefusalReason, now: float, failure: Failure | None

@@ -25,7 +25,8 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one host's scheduler, times in seconds.
 
     `patience_s`: how long requests for a loaded model may overtake an older one for another model. `min_residency_s`:
-    how long a model stays loaded at least. `max_waiting` and `max_wait_s` bound the queue.
+    how long a model stays loaded at least. `max_waiting` and `max_wait_s` bound the queue; the load of
+    a request's own model does not count.
     """
 
     patience_s: float = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fakes.requests import FakeWriter
+from fakes.requests import FakeWriter, signs_of_life
 
 from hostler.adapters.canonical import ChatRequest, Origin, Output
 from hostler.adapters.errors import GatewayError
@@ -13,7 +13,6 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext, Target
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 
@@ -40,6 +39,7 @@ class FakeChain:
         self.max_wait_s = 120.0
         self.max_rest_s = 0.0
         self.sleeps = CancellableSleeps()
+        self.shows = True
 
     def context(self, request: Any = None, **more: Any) -> RequestContext:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
@@ -67,7 +67,6 @@ class FakeChain:
             hops=self.hops,
             budget=self.budget,
             sleeps=self.sleeps,
-            settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
             max_wait_s=self.max_wait_s,
             max_rest_s=self.max_rest_s,
             clock=self.clock,
@@ -83,7 +82,11 @@ class FakeChain:
             if callable(step):
                 await step(context)
 
-        await middleware.dispatch(context, call_next)
+        if not self.shows:
+            await middleware.dispatch(context, call_next)
+            return context
+        async with signs_of_life(context):
+            await middleware.dispatch(context, call_next)
         return context
 
 

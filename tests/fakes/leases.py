@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import anyio
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
@@ -21,12 +24,13 @@ class FakeHost:
     `waited` is how long each lease waits in all, and in a switch, as the orchestrator would note it.
     """
 
-    def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None, acknowledges: bool = True) -> None:
+    def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None) -> None:
         self._grants = grants
         self._refuses = refuses
-        self._acknowledges = acknowledges
+        self.asked = anyio.Event()
         self.estimate = 7.0
         self.waited = (0.0, 0.0)
+        self.switching_s: Callable[[], float] = lambda: 0.0
         self.requested: list[dict[str, Any]] = []
         self.leases: list[Lease] = []
         self.released: list[Lease] = []
@@ -37,8 +41,8 @@ class FakeHost:
     def lease(self, model: str, **fields: Any) -> Lease:
         self.requested.append({"model": model, **fields})
         lease = Lease(self, lease_id=len(self.leases) + 1, model=model, requested_at=0.0)
-        lease.acknowledged = self._acknowledges
         self.leases.append(lease)
+        self.asked.set()
         if self._grants:
             lease.grant(engine(len(self.leases)))
         elif self._refuses is not None:
@@ -51,6 +55,9 @@ class FakeHost:
 
     def estimate_s(self, lease: Lease) -> float:
         return self.estimate
+
+    def switched_s(self, lease: Lease) -> float:
+        return self.switching_s()
 
     def release(self, lease: Lease) -> None:
         if lease not in self.released:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+import anyio
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.canonical import ChatRequest, Chunk, Origin, Output, Progress, Request, ResponseHead
 from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext, Target
+from hostler.gateway.heartbeat import Heartbeat
 
 OPENAI = OpenAIAdapter()
 
@@ -81,3 +87,15 @@ def make_context(
 def target(backend: str = "pc", **fields: Any) -> Target:
     """The model `m` at a backend."""
     return Target(backend=backend, model="m", name_there=f"{backend}/m", **fields)
+
+
+@asynccontextmanager
+async def signs_of_life(context: RequestContext) -> AsyncIterator[None]:
+    """Show what the request waits for every few milliseconds, as the request context middleware does."""
+    settings = SwitchingSettings(progress_after_s=0.0, progress_every_s=0.01)
+    heartbeat = Heartbeat(context, settings, anyio.current_time)
+    heartbeat.start()
+    try:
+        yield
+    finally:
+        await heartbeat.stop()

@@ -13,6 +13,7 @@ from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import ChatRequest, Origin, Output, ResponseHead
 from hostler.adapters.errors import BackendBroken
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
+from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.context import Attempt, Target
 from hostler.gateway.proxy import Proxy
 from hostler.supervisor.contract import AnswerLimits
@@ -84,7 +85,7 @@ def asking(**fields: Any) -> Any:
 async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> None:
     backend, context = surprised_backend(OneAnswer(complete=complete)), asking()
     with pytest.raises(BackendBroken) as broken:
-        await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(context)
+        await Proxy({"b": backend}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(context)
     assert broken.value.backend == "b"
     assert str(broken.value.__cause__) == "b'data: 1\\n\\n'", "the parser was not asked"
 

@@ -220,11 +220,17 @@ async def test_a_loaded_model_is_as_fast_while_clients_watch_another_one_load(
             ready.set()
 
 
-async def test_ollamas_stream_gets_nothing_extra(start_gateway: StartGateway) -> None:
-    async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=EAGER) as gateway:
+@pytest.mark.parametrize("mode", ["thinking", "off"])
+async def test_ollamas_stream_gets_lines_without_content_unless_they_are_off(
+    start_gateway: StartGateway, mode: str
+) -> None:
+    settings = {"switching": {**EAGER["switching"], "progress_for": {"ollama": mode}}}
+    async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=settings) as gateway:
         lines = (await posted(gateway, "/api/chat", {"model": "a", "messages": QUESTION})).text.splitlines()
     words = [answer["message"]["content"].strip() for answer in map(json.loads, lines) if not answer["done"]]
-    assert words == ["word0", "word1", "word2", "word3", "word4"]
+    assert [word for word in words if word] == ["word0", "word1", "word2", "word3", "word4"]
+    assert ("" in words) is (mode != "off")
+    assert json.loads(lines[-1])["done"] is True
     written = [json.loads(line)["created_at"] for line in lines]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", each) for each in written)
     assert any("." in each for each in written)  # of whole seconds, there would be none

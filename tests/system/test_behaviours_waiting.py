@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
 import pytest
 from fakes.flag_file import FlagFile
-from system.running_gateway import StartGateway, first_token, write_keys
+from system.running_gateway import RunningGateway, StartGateway, first_token, remote_supervisor, write_keys
 
 from hostler.gateway.events import Event, RequestFinished
 
@@ -297,3 +298,36 @@ async def test_all_of_a_crowd_that_obeys_retry_after_get_in(start_gateway: Start
                 tasks.start_soon(insist)
         assert len(tries) == 30
         assert max(tries) < 10
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("remote", [True, False], ids=["remote", "local"])
+async def test_a_load_longer_than_the_longest_wait_is_waited_for(
+    start_gateway: StartGateway, tmp_path: Path, flags: Callable[[str], FlagFile], remote: bool, stream: bool
+) -> None:
+    ready = flags("ready")
+    profiles: dict[str, Any] = {"a": {"script": {"ready_when": ready.path}}}
+    queue = {"queue": {"max_wait_s": 0.2}, "switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+
+    async def ask(gateway: RunningGateway) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def later() -> None:
+                await gateway.until_counts(0, 1)
+                await anyio.sleep(0.8)  # several times the longest wait
+                ready.set()
+
+            tasks.start_soon(later)
+            response = await gateway.chat("a", stream=stream)
+        assert response.status_code == 200
+        assert '"error"' not in response.text
+
+    if not remote:
+        async with start_gateway(profiles, gateway=queue) as gateway:
+            await ask(gateway)
+        return
+    async with (
+        remote_supervisor(tmp_path / "far", profiles) as far,
+        start_gateway({}, gateway=queue, backends={"far": far.backend}) as gateway,
+    ):
+        await ask(gateway)

@@ -97,6 +97,25 @@ def test_loading_is_reported_in_the_protocols_own_events() -> None:
     assert encoder(requested("/api/v1/chat", input="x", stream=True), progress="off").heartbeat(waits[1]) == b""
 
 
+def test_reading_the_prompt_is_reported_in_the_protocols_own_events() -> None:
+    writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
+    waits = [Progress(phase="loading", model="a", waited_s=2.5), Progress(phase="loading", model="a", waited_s=3.0)]
+    waits += [Progress(phase="reading the prompt", model="a", percent=percent) for percent in (None, 50.0)]
+    result = b"".join(writing.heartbeat(each) for each in waits)
+    writing.start(STREAM)
+    result += writing.encode(Chunk(text="It"))
+    assert [event["type"] for event in events(result)] == [
+        "chat.start", "model_load.start", "model_load.end", "prompt_processing.start", "prompt_processing.progress",
+        "prompt_processing.end", "message.start", "message.delta",
+    ]  # fmt: skip
+
+
+def test_a_sign_of_life_is_never_empty() -> None:
+    writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
+    waits = [Progress(phase=phase, model="a") for phase in ("queued", "loading", "reading the prompt")]  # type: ignore[arg-type]  # a list of literals is one of texts
+    assert all(writing.heartbeat(each) for each in waits for _ in range(2))
+
+
 def test_an_error_is_followed_by_the_output_so_far() -> None:
     writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
     writing.start(STREAM)

@@ -241,6 +241,38 @@ def test_a_failed_attempt_leaves_nothing_in_the_next_response(harness: OllamaHar
     assert json.loads(encoder.finish())["message"] == {"role": "assistant", "content": "whole"}
 
 
+LOADING = Progress(phase="loading", model="smol", eta_s=5.0)
+
+
+@pytest.mark.parametrize("operation", ["chat", "generate"])
+def test_a_waiting_stream_gets_lines_without_content(harness: OllamaHarness, operation: str) -> None:
+    request = harness.decode(
+        operation, {"model": "smol", "prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    )
+    encoder = harness.adapter.encoder(request, response_id="", created=0, progress="thinking")
+    line = json.loads(encoder.heartbeat(LOADING))
+    content = {"message": {"role": "assistant", "content": ""}} if operation == "chat" else {"response": ""}
+    assert line == {"model": "smol", "created_at": line["created_at"], **content, "done": False}
+    assert encoder.heartbeat(LOADING).endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown"), [("thinking", ["[hostler] loading smol (5 s left)\n", None]), ("quiet", [None, None])]
+)
+def test_a_client_that_asked_for_thinking_is_shown_the_progress(
+    harness: OllamaHarness, mode: str, shown: list[str | None]
+) -> None:
+    encoder = harness.adapter.encoder(harness.chat(model="able", think=True), response_id="", created=0, progress=mode)
+    lines = [json.loads(encoder.heartbeat(LOADING)) for _ in range(2)]
+    assert [line["message"].get("thinking") for line in lines] == shown
+
+
+@pytest.mark.parametrize(("mode", "stream"), [("off", True), ("comments", True), ("thinking", False)])
+def test_nothing_is_sent_where_there_is_no_place_for_it(harness: OllamaHarness, mode: str, stream: bool) -> None:
+    encoder = harness.adapter.encoder(harness.chat(stream=stream), response_id="", created=0, progress=mode)
+    assert encoder.heartbeat(LOADING) == b""
+
+
 def test_an_error_in_a_stream_is_the_last_line(harness: OllamaHarness) -> None:
     encoder = harness.adapter.encoder(harness.chat(), response_id="", created=0, progress="off")
     assert json.loads(encoder.error(BackendBroken("it died"))) == {"error": "it died"}

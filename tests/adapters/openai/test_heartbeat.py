@@ -67,7 +67,24 @@ def test_quiet_has_no_progress_lines(chat: Any, start_encoder: Any, fields: dict
 
 def test_comments_are_only_comments(chat: Any, start_encoder: Any) -> None:
     encoder = start_encoder(chat(stream=True), progress="comments")
-    assert encoder.heartbeat(LOADING) == encoder.heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
+    assert encoder.heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
+    assert encoder.heartbeat(LOADING) == b": \n"  # a sign of life, but the same line is not repeated
+
+
+def test_no_line_is_repeated_unchanged(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
+    encoder.heartbeat(LOADING)
+    again, other = chunks(encoder.heartbeat(LOADING))[0], chunks(encoder.heartbeat(QUEUED))[0]
+    assert again["choices"][0]["delta"] == {}
+    assert again["x_hostler"]["phase"] == "loading"
+    assert other["choices"][0]["delta"] == {"reasoning_content": "[hostler] queued b: position 3\n"}
+
+
+def test_programs_learn_the_time_so_far(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
+    encoder.heartbeat(QUEUED)
+    found = chunks(encoder.heartbeat(Progress(phase="loading", model="b", elapsed_s=14.2, overdue=True)))[0]
+    assert (found["x_hostler"]["elapsed_s"], found["x_hostler"]["overdue"]) == (14.2, True)
 
 
 def test_there_are_no_heartbeats_when_off_or_not_streaming(chat: Any, start_encoder: Any) -> None:

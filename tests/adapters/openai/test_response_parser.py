@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import Chunk, ResponseHead
+from hostler.adapters.canonical import Chunk, PromptStatus, ResponseHead
 from hostler.adapters.errors import BackendBroken
 
 Parse = Callable[..., list[Chunk]]
@@ -208,9 +208,51 @@ def test_opening_events_are_not_held_back_for_ever() -> None:
     assert b"".join(chunk.raw for chunk in given) == delta(content="") * 100
 
 
-def test_prompt_progress_is_forwarded_at_once() -> None:
-    progress = event(choices=[{"index": 0, "delta": {}, "finish_reason": None}], prompt_progress={"processed": 1})
-    assert [*parser_of().feed(progress)]
+def reading(processed: int) -> bytes:
+    progress = {"total": 100, "cache": 20, "processed": processed, "time_ms": 1500}
+    return event(
+        choices=[{"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}],
+        timings={"prompt_n": processed},
+        prompt_progress=progress,
+    )
+
+
+def test_prompt_progress_is_no_token_and_may_be_passed_on_at_once() -> None:
+    parser = parser_of()
+    assert [*parser.feed(reading(20)), *parser.feed(b":\n\n"), *parser.feed(reading(60))] == []
+    assert parser.prompt == PromptStatus(total=100, cached=20, processed=60, seconds=1.5)
+    assert parser.take_signs() == reading(20) + b":\n\n" + reading(60)
+    assert parser.take_signs() == b""
+    assert b"".join(chunk.raw for chunk in parser.feed(delta(content="Hi"))) == delta(content="Hi")
+
+
+@pytest.mark.parametrize("fields", [False, True])
+def test_prompt_progress_that_the_client_did_not_ask_for_is_removed(fields: bool) -> None:
+    parser = parser_of(fields=fields, strips_progress=True)
+    assert [*parser.feed(reading(20) + delta(role="assistant", content=""))] == []
+    assert parser.prompt is not None
+    chunks = parser.feed(reading(100) + delta(content="Hi"))
+    assert b"".join(chunk.raw for chunk in chunks) == delta(role="assistant", content="") + delta(content="Hi")
+
+
+def test_comments_alone_between_tokens_are_signs_of_life() -> None:
+    parser = parser_of()
+    words = [*parser.feed(delta(content="one")), *parser.feed(b": wait\n\n")]
+    assert b"".join(chunk.raw for chunk in words) == delta(content="one")
+    assert parser.take_signs() == b": wait\n\n"
+    assert [*parser.feed(b":\n\n")] == []
+    # Not taken, it keeps its place.
+    assert b"".join(chunk.raw for chunk in parser.feed(delta(content="two"))) == b":\n\n" + delta(content="two")
+
+
+@pytest.mark.parametrize("fields", [False, True])
+def test_the_progress_of_another_gateway_is_no_token(fields: bool) -> None:
+    parser = parser_of(fields=fields)
+    beat = event(
+        choices=[{"index": 0, "delta": {"reasoning_content": "[hostler] loading b"}}], x_hostler={"phase": "x"}
+    )
+    assert [*parser.feed(beat)] == []
+    assert parser.take_signs() == (b"" if fields else beat)
 
 
 @pytest.mark.parametrize(

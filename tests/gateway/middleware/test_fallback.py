@@ -441,13 +441,20 @@ async def test_a_sleeping_machine_is_woken_once_for_all_requests() -> None:
     assert {beat.phase for beat in chain.writer.beats} == {"waking"}
 
 
+class HastyWakeOnLan(SilentWakeOnLan):
+    """Does not wait, and wakes nothing."""
+
+    async def wait(self, seconds: float) -> bool:
+        return False
+
+
 async def test_a_machine_that_does_not_wake_up_is_skipped_for_a_while() -> None:
     chain = FakeChain("a", "b")
     clock = itertools.count(100.0, 0.1).__next__  # time passes as often as it is asked for
-    waker = SilentWakeOnLan("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=2.0), clock)
+    waker = HastyWakeOnLan("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=2.0), clock)
     breakers = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
     chain.hops["a"] = Hop(name="a", breakers=breakers, supervised=True, reachable=lambda: False, wake_on_lan=waker)
-    chain.clock = clock
+    chain.clock, chain.shows = clock, False
     first, second = await chain.dispatch(), await chain.dispatch()
     assert outcomes(first) == outcomes(second) == [("a", "unreachable"), ("b", "answered")]
     assert first.attempts[0].seconds >= 2.0 > second.attempts[0].seconds

@@ -8,11 +8,10 @@ from typing import Any, cast
 import anyio
 import pytest
 from fakes.leases import FakeHost, engine
-from fakes.requests import FakeWriter, chat, make_context, target
+from fakes.requests import FakeWriter, chat, make_context, signs_of_life, target
 
 from hostler.adapters.canonical import LoadRequest, Origin
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.supervisor.scheduling.errors import EngineLost
@@ -21,10 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 def queueing(host: FakeHost) -> QueueingMiddleware:
-    settings = SwitchingSettings(progress_after_s=0.0, progress_every_s=0.01)
-    return QueueingMiddleware(
-        cast(Any, None), hosts=cast(Any, {"pc": host}), settings=settings, clock=anyio.current_time
-    )
+    return QueueingMiddleware(cast(Any, None), hosts=cast(Any, {"pc": host}), clock=anyio.current_time)
 
 
 def begun(backend: str = "pc", **fields: Any) -> RequestContext:
@@ -102,9 +98,9 @@ async def waiting(host: FakeHost, context: RequestContext, then: Callable[[], Aw
     async def call_next() -> None:
         called.append(True)
 
-    async with anyio.create_task_group() as tasks:
+    async with signs_of_life(context), anyio.create_task_group() as tasks:
         tasks.start_soon(queueing(host).dispatch, context, call_next)
-        await anyio.wait_all_tasks_blocked()
+        await host.asked.wait()
         assert not called
         await then()
     assert called == [True]
@@ -125,31 +121,17 @@ async def test_a_waiting_stream_is_shown_progress_until_the_lease_is_granted() -
     assert context.waits == (1.5, 1.0)
 
 
-async def test_a_request_that_its_host_has_not_received_is_not_shown_as_waiting() -> None:
-    host, writer = FakeHost(acknowledges=False), FakeWriter()
-    shown: list[int] = []
+async def test_a_new_phase_of_the_switch_is_shown_at_once() -> None:
+    host, context = FakeHost(), begun()
+    hastened = anyio.Event()
+    context.hasten = hastened.set
 
-    async def acknowledge_later() -> None:
-        await anyio.sleep(0.05)
-        shown.append(len(writer.beats))
-        host.leases[0].acknowledge()
-        while not writer.beats:  # noqa: ASYNC110 - beats come by the clock
-            await anyio.sleep(0.005)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(queueing(host).dispatch, context, anyio.lowlevel.checkpoint)
+        await host.asked.wait()
+        host.leases[0].notify()
+        await hastened.wait()
         host.leases[0].grant(engine())
-
-    await waiting(host, begun(writer=writer), acknowledge_later)
-    assert shown == [0]
-
-
-async def test_a_client_that_asked_for_no_stream_is_shown_nothing() -> None:
-    host, writer = FakeHost(), FakeWriter(streaming=False)
-
-    async def grant_later() -> None:
-        await anyio.sleep(0.05)
-        host.leases[0].grant(engine())
-
-    await waiting(host, begun(writer=writer), grant_later)
-    assert not writer.beats
 
 
 async def test_waiting_ends_at_the_deadline_with_the_estimate() -> None:
@@ -160,6 +142,23 @@ async def test_waiting_ends_at_the_deadline_with_the_estimate() -> None:
         await queueing(host).dispatch(context, unreachable)
     assert timeout.value.retry_after_s == host.estimate
     assert host.leases[0] in host.released
+
+
+async def test_the_switch_to_its_own_model_does_not_count_as_waiting() -> None:
+    host, context = FakeHost(), begun()
+    began_at = anyio.current_time()
+    context.deadline = deadline = began_at + 0.05
+    host.switching_s = lambda: anyio.current_time() - began_at
+    host.waited = (0.5, 0.4)
+
+    async def grant_late() -> None:
+        await anyio.sleep(0.3)
+        host.leases[0].switch_s = 0.4
+        host.leases[0].grant(engine())
+
+    await waiting(host, context, grant_late)
+    # What comes after it has the rest of the time.
+    assert context.deadline == deadline + 0.4
 
 
 async def test_a_cancelled_request_leaves_the_queue() -> None:

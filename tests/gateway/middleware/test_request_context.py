@@ -14,6 +14,7 @@ from fakes.requests import OPENAI, make_context, target
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
 from hostler.gateway.asgi import CLIENT_KEY, CONTEXT_KEY, ROUTE_KEY, RouteMatch
+from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.request_context import InFlightRequests, RequestContextMiddleware
 
@@ -41,7 +42,7 @@ class Exchange:
         self._middleware = RequestContextMiddleware(
             self._app,
             max_body=1000,
-            progress="off",
+            switching=SwitchingSettings(progress_after_s=0.0, progress_every_s=0.01),
             in_progress=self.in_flight,
             clock=lambda: 100.0,
             wall=lambda: 1e9,

@@ -155,3 +155,42 @@ def test_no_ticket_waits_longer_than_the_limit() -> None:
     assert waits in host.waiting
     host.advance_to(120.0)
     assert host.refused[waits].reason == "wait_limit"
+
+
+def test_the_load_of_its_own_model_does_not_count_as_waiting() -> None:
+    host = SchedulerHost(A, B, max_wait_s=120.0)
+    ticket = host.request("a")
+    host.advance_to(1000.0)
+    assert not host.refused
+    second = host.request("a")
+    host.finish_switch()
+    assert host.served == [ticket]
+    host.advance_to(1119.9)
+    assert not host.refused
+    host.advance_to(1120.1)
+    assert set(host.refused) == {second}
+
+
+def test_what_was_waited_for_others_before_a_load_still_counts_after_it() -> None:
+    host = loaded_host(A, B, patience_s=0.0, max_wait_s=120.0)
+    busy = host.request("a")
+    host.request("b")
+    late = host.request("b")
+    host.advance_to(100.0)
+    host.release(busy)
+    assert host.loads() == ["b"]
+    host.advance_to(600.0)
+    host.finish_switch()
+    assert late in host.waiting
+    host.advance_to(619.9)
+    assert not host.refused
+    host.advance_to(620.1)
+    assert set(host.refused) == {late}
+
+
+def test_the_load_of_another_model_counts_as_waiting() -> None:
+    host = SchedulerHost(A, B, max_wait_s=120.0)
+    host.request("a")
+    other = host.request("b")
+    host.advance_to(121.0)
+    assert set(host.refused) == {other}

@@ -1,0 +1,89 @@
+"""Removes the gateway's progress from the history that clients send back: models must not take it for their own thoughts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from hostler.adapters import json_body
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.progress import PREFIX
+
+_MARK = PREFIX.encode()
+_LINES = re.compile(r"^\[hostler\] [^\n]*(?:\n|\Z)", re.MULTILINE)
+_THOUGHTS = re.compile(r"\A(\s*<think(?:ing)?>)(.*?)(</think(?:ing)?>\s*)", re.DOTALL)
+_ASSISTANT = b'"assistant"'
+_decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_content = msgspec.json.Decoder(str | list[dict[str, msgspec.Raw]]).decode
+
+
+def without_progress(body: bytes) -> bytes:
+    """The body of a chat without the gateway's progress in the reasoning of earlier answers, or in `<think>` at the start of
+    their content.
+
+    Returns the same object if there is none, which one search in the bytes finds out.
+    """
+    if _MARK not in body:
+        return body
+    try:
+        raw = json_body.members(body).get("messages")
+        messages = [] if raw is None else _decode_messages(raw)
+    except (BadRequest, msgspec.ValidationError):
+        return body
+    changed = False
+    for message in messages:
+        if bytes(message.get("role", b"")) != _ASSISTANT:
+            continue
+        for name, clean in _FIELDS.items():
+            cleaned = _cleaned(message.get(name), clean)
+            if cleaned is not None:
+                message[name] = cleaned
+                changed = True
+    return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
+
+
+def without_progress_lines(reasoning: str) -> str:
+    """The model's own reasoning, without the lines that the gateway has put before it."""
+    return _LINES.sub("", reasoning) if PREFIX in reasoning else reasoning
+
+
+def without_progress_thoughts(content: str) -> str:
+    """The content of an earlier answer, without the gateway's lines in the reasoning that the client has put before it.
+
+    Reasoning that is nothing else is removed.
+    """
+    found = _THOUGHTS.match(content) if PREFIX in content else None
+    if found is None or PREFIX not in found[2]:
+        return content
+    thoughts, rest = _LINES.sub("", found[2]), content[found.end() :]
+    return found[1] + thoughts + found[3] + rest if thoughts.strip() else rest
+
+
+_FIELDS: dict[str, Callable[[str], str]] = {
+    "reasoning_content": without_progress_lines,
+    "reasoning": without_progress_lines,
+    "thinking": without_progress_lines,
+    "content": without_progress_thoughts,
+}
+
+
+def _cleaned(field: msgspec.Raw | None, clean: Callable[[str], str]) -> msgspec.Raw | None:
+    """A field, a text or a list of parts with texts, without progress; `None` if there is none in it."""
+    if field is None or _MARK not in bytes(field):
+        return None
+    try:
+        content = _decode_content(field)
+    except msgspec.ValidationError:
+        return None
+    if isinstance(content, str):
+        cleaned = clean(content)
+        return None if cleaned == content else msgspec.Raw(msgspec.json.encode(cleaned))
+    texts = [_cleaned(part.get("text"), clean) for part in content]
+    if all(text is None for text in texts):
+        return None
+    for part, text in zip(content, texts, strict=True):
+        if text is not None:
+            part["text"] = text
+    return msgspec.Raw(msgspec.json.encode(content))
