@@ -18,14 +18,14 @@ def progress_line(progress: Progress) -> str:
     if progress.phase == "queued" and progress.position is not None:
         line += f": position {progress.position}"
     elif progress.overdue:
-        return f"{line}: longer than usual: {_seconds(progress.elapsed_s)}"
+        return f"{line}: longer than usual: {_elapsed(progress.elapsed_s)}"
     elif progress.percent is not None and progress.percent < _NEARLY:
         line += f": {progress.percent:.0f}%"
     if progress.overdue:
-        return f"{line}, longer than usual: {_seconds(progress.elapsed_s)}"
+        return f"{line}, longer than usual: {_elapsed(progress.elapsed_s)}"
     if progress.eta_s is not None:
         return f"{line} ({_seconds(progress.eta_s)} left)"
-    return line if progress.elapsed_s is None else f"{line} ({_seconds(progress.elapsed_s)} so far)"
+    return line if progress.elapsed_s is None else f"{line} ({_elapsed(progress.elapsed_s)} so far)"
 
 
 class ProgressLines:
@@ -55,8 +55,14 @@ def _activity(progress: Progress) -> str:
     return f"{progress.phase} {model}"
 
 
-def _seconds(seconds: float | None) -> str:
-    return f"{max(seconds or 0.0, 0.0):.0f} s"
+def _seconds(seconds: float) -> str:
+    return f"{max(seconds, 0.0):.0f} s"
+
+
+def _elapsed(seconds: float | None) -> str:
+    """With tenths while it is short: each line says something new."""
+    seconds = max(seconds or 0.0, 0.0)
+    return f"{seconds:.1f} s" if seconds < 10.0 else f"{seconds:.0f} s"
 
 
 def _one_line(text: str) -> str:

@@ -208,7 +208,8 @@ class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
 
 
 class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
-    """A switch entered a phase or made progress. `elapsed_s` counts from its request; `phase_seconds` maps finished phases to seconds."""
+    """A switch entered a phase or made progress. `elapsed_s` counts from its request; `phase_seconds` maps finished phases to
+    seconds. `overdue`: loading takes longer than usual, and `percent` and `eta_s` are not known any more."""
 
     id: str
     model: str
@@ -219,6 +220,7 @@ class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     elapsed_s: float = 0.0
     phase_seconds: dict[str, float] = {}
     failure: Failure | None = None
+    overdue: bool = False
 
 
 class DevicesRead(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):

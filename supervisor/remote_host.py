@@ -349,7 +349,7 @@ class RemoteHost:
         now = self._clock()
         position, eta_s = self._view.place(lease.id, now)
         switch = self._view.switches.get(lease.model)
-        return shown_progress(lease.model, switch, position, eta_s, self._loaded(), now - lease.requested_at)
+        return shown_progress(lease.model, switch, position, eta_s, self._loaded(), now - lease.requested_at, now)
 
     def _loaded(self) -> Collection[str]:
         return () if self.status is None else [each.model for each in self.status.models if each.state == "ready"]

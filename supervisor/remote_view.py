@@ -9,7 +9,7 @@ import msgspec
 from hostler.supervisor.contract import ModelStatus, SwitchMoved
 from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
 from hostler.supervisor.scheduling.events import Waiting
-from hostler.supervisor.scheduling.progress import ENDED
+from hostler.supervisor.scheduling.progress import ENDED, KnownSwitch
 from hostler.supervisor.scheduling.views import (
     NO_OUTLOOK,
     UNAVAILABLE,
@@ -35,7 +35,7 @@ class RemoteView:
         self.queue: tuple[Waiting, ...] = ()
         self.others_waiting = 0
         self.others_serving = 0
-        self.switches: dict[str, SwitchMoved] = {}
+        self.switches: dict[str, KnownSwitch] = {}
         self._by_name: dict[str, ModelView] = {}
         self._outlooks: dict[str, ServiceOutlook] = {}
         self._since_view: dict[str, int] = {}
@@ -94,8 +94,9 @@ class RemoteView:
 
     def apply_switch(self, switch: SwitchMoved, now: float) -> bool:
         """Returns whether the switch has entered another phase."""
-        before = self.switches.get(switch.model)
-        self.switches[switch.model] = switch
+        known = self.switches.get(switch.model)
+        before = None if known is None else known.moved
+        self.switches[switch.model] = KnownSwitch(switch, now)
         began, _ = self._switch_times.get(switch.model, (0.0, 0.0))
         if before is None or before.id != switch.id:
             began = now - switch.elapsed_s

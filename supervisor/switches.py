@@ -17,11 +17,16 @@ from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError,
 from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase, StartResult
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy
+from hostler.supervisor.scheduling.estimates import is_overdue
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 
 #: How often the progress of a load is published.
 PROGRESS_PERIOD_S: Final = 0.5
+
+#: From this share on, and unless that is over in a moment, the percentage says nothing any more: it would stand still.
+NEARLY: Final = 0.985
+_LONG_S: Final = 3.0
 
 _ORDER: Final[tuple[SwitchPhase, ...]] = get_args(SwitchPhase)
 _LOADING: Final[tuple[SwitchPhase, ...]] = ("starting", "loading", "restoring")
@@ -38,7 +43,7 @@ class SwitchOperation:
 
     def __init__(
         self, number: str, model: str, evict: Collection[str], *, expected_s: float | None,
-        publish: Callable[[SwitchMoved], None],
+        publish: Callable[[SwitchMoved], None], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.number = number
         self.model = model
@@ -49,7 +54,8 @@ class SwitchOperation:
         self.load_s = 0.0
         self._expected_s = expected_s
         self._publish = publish
-        self._started = self._entered = time.monotonic()
+        self._clock = clock
+        self._started = self._entered = clock()
         self._phase: SwitchPhase | None = None
         self._phase_seconds: dict[str, float] = {}
         self._loaded: float | None = None
@@ -75,7 +81,7 @@ class SwitchOperation:
         """Enter a phase and publish it, unless it or a later one was entered before."""
         if self._phase is not None and _ORDER.index(phase) <= _ORDER.index(self._phase):
             return
-        now = time.monotonic()
+        now = self._clock()
         if self._phase is not None:
             self._phase_seconds[self._phase] = now - self._entered
         elif now - self._started >= 0.001:
@@ -121,32 +127,42 @@ class SwitchOperation:
             return None if self._fetched is None else 100.0 * self._fetched
         if self._phase not in _LOADING:
             return None
-        if self._expected_s:
-            return min(99.0, 100.0 * self._loading_s() / self._expected_s)
-        return None if self._loaded is None else min(99.0, 100.0 * self._loaded)
+        if not self._expected_s:
+            return None if self._loaded is None or self._loaded >= NEARLY else 100.0 * self._loaded
+        share = self._loading_s() / self._expected_s
+        if share >= NEARLY and self._loading_s() >= min(_LONG_S, self._expected_s + 1.0):
+            return None
+        return min(99.0, 100.0 * share)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until ready, if the duration of earlier loads is known."""
+        """Seconds until ready, if the duration of earlier loads is known, and not exceeded."""
         if self._phase == "fetching":
-            took = time.monotonic() - self._entered
+            took = self._clock() - self._entered
             return took / self._fetched - took + (self._expected_s or 0.0) if self._fetched else None
-        if self._expected_s is None or self._phase in ("ready", "failed"):
+        if self._expected_s is None or self.overdue or self._phase in ("ready", "failed"):
             return None
         return max(0.0, self._expected_s - self._loading_s())
 
+    @property
+    def overdue(self) -> bool:
+        """Whether loading takes longer than usual."""
+        return (
+            self._expected_s is not None and self._phase in _LOADING and is_overdue(self._loading_s(), self._expected_s)
+        )
+
     def event(self, failure: Failure | None = None) -> SwitchMoved:
         """The current state as an event. Once the switch is over, its time is that of its phases."""
-        now = self._entered if self._phase in ("ready", "failed") else time.monotonic()
+        now = self._entered if self._phase in ("ready", "failed") else self._clock()
         return SwitchMoved(
             id=self.number, model=self.model, phase=self._phase or "draining", from_models=self.victims,
             percent=self.percent, eta_s=self.eta_s, elapsed_s=now - self._started,
-            phase_seconds=dict(self._phase_seconds), failure=failure,
+            phase_seconds=dict(self._phase_seconds), failure=failure, overdue=self.overdue,
         )  # fmt: skip
 
     def _loading_s(self) -> float:
         before = sum(self._phase_seconds.get(phase, 0.0) for phase in _LOADING)
-        return before + (time.monotonic() - self._entered if self._phase in _LOADING else 0.0)
+        return before + (self._clock() - self._entered if self._phase in _LOADING else 0.0)
 
 
 class SwitchCoordinator:

@@ -8,13 +8,12 @@ import msgspec
 
 from hostler.adapters.canonical import Progress, PromptStatus, Usage
 from hostler.gateway.context import Attempt, Target
+from hostler.supervisor.scheduling.estimates import is_overdue
 
 #: The number of models whose speed is remembered.
 MODELS = 500
 #: First tokens that came sooner show no speed, in seconds: they are mostly other things.
 SHORTEST_S = 0.2
-#: An estimate counts as exceeded after this share more, and this many seconds.
-_TOLERANCE, _TOLERANCE_S = 0.1, 1.0
 #: From this percentage on, only the time is shown.
 _NEARLY = 99.0
 
@@ -64,7 +63,7 @@ def reading_progress(attempt: Attempt, model: str, usual_s: float | None, now: f
     if rest_s is None and usual_s is not None:
         rest_s = usual_s - elapsed_s
         share = elapsed_s / usual_s if usual_s else 1.0
-    overdue = rest_s is not None and -rest_s > _TOLERANCE_S + _TOLERANCE * elapsed_s
+    overdue = rest_s is not None and is_overdue(elapsed_s, elapsed_s + rest_s)
     percent = None if share is None or overdue or 100 * share >= _NEARLY else 100 * share
     return Progress(
         phase="reading the prompt",

@@ -236,6 +236,8 @@ def _progress(switch: Mapping[str, Any]) -> str:
     if percent is not None:
         done = round(_BAR_CELLS * min(100.0, percent) / 100)
         text += f" {'█' * done}{'░' * (_BAR_CELLS - done)} {percent:.0f} %"
+    if switch.get("overdue"):
+        return f"{text}, longer than usual: {format_seconds(switch['elapsed_s'])}"
     return text + (f", {format_seconds(switch['eta_s'])} left" if switch["eta_s"] else "")
 
 

@@ -12,6 +12,13 @@ from hostler.supervisor.scheduling.model import ScheduledModel
 
 #: The time of an answer in a line of refused requests until one was measured, and the shortest one, in seconds.
 _GUESSED_S, _INSTANT_S = 1.0, 0.001
+#: What takes longer than estimated by this share and these seconds is overdue.
+_TOLERANCE, _TOLERANCE_S = 0.1, 1.0
+
+
+def is_overdue(elapsed_s: float, usual_s: float) -> bool:
+    """Whether something takes longer than usual, so that there is no estimate any more."""
+    return elapsed_s > usual_s * (1 + _TOLERANCE) + _TOLERANCE_S
 
 
 def seconds_until_served(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel], now: float) -> float:
@@ -24,15 +31,16 @@ def seconds_until_served(model: ScheduledModel, ahead: int, models: Collection[S
     return _until_memory_is_free(model, models, now) + model.load_s + ahead * served
 
 
-def is_measured(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel]) -> bool:
-    """Whether `seconds_until_served` rests on measurements alone: every load and answer in it was seen before."""
+def is_measured(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel], now: float) -> bool:
+    """Whether `seconds_until_served` rests on measurements alone: every load and answer in it was seen before, and none takes
+    longer than usual."""
     if ahead and model.measured_service_s is None:
         return False
     if _admits(model):
-        return model.running < model.parallel or model.measured_service_s is not None
-    if model.measured_load_s is None:
-        return False
-    return model.phase == "loading" or all(_share_is_measured(other) for other in _before(model, models))
+        return model.running < model.parallel or _answers_are_measured(model, now)
+    if model.phase == "loading":
+        return _load_is_measured(model)
+    return model.measured_load_s is not None and all(_share_is_measured(other, now) for other in _before(model, models))
 
 
 def queue_slots(
@@ -70,7 +78,16 @@ def _until_next(model: ScheduledModel, models: Collection[ScheduledModel], now: 
 
 
 def _rest_of_load(model: ScheduledModel, now: float) -> float:
+    if model.ready_at is not None:
+        return max(0.0, model.ready_at - now)
     return max(model.load_s - (now - model.since), 0.1 * model.load_s)
+
+
+def _rest_of_answers(model: ScheduledModel, now: float) -> float:
+    """Until the running answers have ended, by the oldest of them."""
+    if model.serving_since is None:
+        return model.service_s
+    return max(0.0, model.service_s - (now - model.serving_since))
 
 
 def _until_memory_is_free(model: ScheduledModel, models: Collection[ScheduledModel], now: float) -> float:
@@ -81,7 +98,7 @@ def _until_memory_is_free(model: ScheduledModel, models: Collection[ScheduledMod
         if other.phase == "loading":
             seconds += _rest_of_load(other, now) + queue_s
         elif other.phase == "ready":
-            seconds += other.service_s
+            seconds += _rest_of_answers(other, now)
         else:
             seconds += other.load_s + queue_s
     return seconds
@@ -103,10 +120,23 @@ def _before(model: ScheduledModel, models: Collection[ScheduledModel]) -> Iterat
             yield other
 
 
-def _share_is_measured(other: ScheduledModel) -> bool:
+def _share_is_measured(other: ScheduledModel, now: float) -> bool:
     """Whether what `_until_memory_is_free` counts of a model was measured."""
-    loads, answers = other.phase != "ready", other.phase == "ready" or len(other.queue)
-    return not (loads and other.measured_load_s is None) and not (answers and other.measured_service_s is None)
+    if other.phase == "ready":
+        return _answers_are_measured(other, now)
+    if len(other.queue) and other.measured_service_s is None:
+        return False
+    return _load_is_measured(other) if other.phase == "loading" else other.measured_load_s is not None
+
+
+def _load_is_measured(model: ScheduledModel) -> bool:
+    return not model.overdue and (model.ready_at is not None or model.measured_load_s is not None)
+
+
+def _answers_are_measured(model: ScheduledModel, now: float) -> bool:
+    if model.measured_service_s is None:
+        return False
+    return model.serving_since is None or not is_overdue(now - model.serving_since, model.service_s)
 
 
 class SwitchEstimate(msgspec.Struct, frozen=True, kw_only=True):

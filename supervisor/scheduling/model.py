@@ -27,7 +27,9 @@ class ScheduledModel(msgspec.Struct, eq=False):
     how many of the entries queued when the model became ready are still queued; a batch is served together.
     `unloading`: an unload was requested and answers are still running. `since` is when the phase began. `displaced`: it
     was evicted for another model and has not been loaded since. `admission` bounds its queue if its profile does.
-    `loads` are the beginnings and ends of loads that queued entries have waited for.
+    `loads` are the beginnings and ends of loads that queued entries have waited for. `ready_at` is when the load under way
+    will end, by the supervisor's own estimate, `overdue` that it takes longer than usual. `serving_since` is when the oldest
+    running answer began, as of the last estimate.
     """
 
     name: str
@@ -56,6 +58,9 @@ class ScheduledModel(msgspec.Struct, eq=False):
     batch: int = 0
     unloading: bool = False
     loads: list[tuple[float, float]] = []
+    ready_at: float | None = None
+    overdue: bool = False
+    serving_since: float | None = None
     measured_load_s: float | None = None
     measured_service_s: float | None = None
     failure: Failure | None = None
@@ -119,6 +124,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         elif self.phase == "loading":
             self.loads.append((self.since, now))
         self.phase, self.switch, self.since = "ready", None, now
+        self.ready_at, self.overdue = None, False
         self.engine_parallel = parallel or self.default_parallel
         self.parallel = self.max_concurrent or self.engine_parallel
         self.displaced = False
@@ -131,6 +137,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         if self.phase != "cold":
             self.generation += 1
         self.phase, self.switch, self.running, self.idle_until = "cold", None, 0, None
+        self.ready_at, self.overdue = None, False
         self.unloading, self.barrier, self.batch = False, None, 0
 
     def become_stopping(self) -> None:

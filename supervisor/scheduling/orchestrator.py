@@ -393,7 +393,7 @@ class Orchestrator:
         elif isinstance(event, DevicesRead):
             self._on_devices_read(event.devices)
         else:
-            self._progress.switch_moved(event)
+            self._progress.switch_moved(event, self._clock())
             self._publish(SwitchChanged(backend=self.name, switch=event))
 
     def _on_devices_read(self, devices: tuple[DeviceStatus, ...]) -> None:

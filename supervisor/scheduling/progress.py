@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 
+import msgspec
+
 from hostler.adapters.canonical import Progress
 from hostler.supervisor.contract import SwitchMoved
 from hostler.supervisor.scheduling.events import Waiting
@@ -17,23 +19,41 @@ _SHORT = 50
 POSITIONS_EVERY_S = 0.25
 
 
-#: The last phases of a switch.
+#: The last phases of a switch, and those that are one load for whoever waits.
 ENDED = ("ready", "failed")
+LOADING = ("starting", "loading", "restoring")
+
+
+class KnownSwitch(msgspec.Struct, frozen=True):
+    """A switch as last reported, and when."""
+
+    moved: SwitchMoved
+    at: float
+
+    @property
+    def active(self) -> bool:
+        return self.moved.phase not in ENDED
 
 
 def shown_progress(
-    model: str, switch: SwitchMoved | None, position: int | None, eta_s: float | None, loaded: Collection[str],
-    waited_s: float,
+    model: str, switch: KnownSwitch | None, position: int | None, eta_s: float | None, loaded: Collection[str],
+    waited_s: float, now: float,
 ) -> Progress:  # fmt: skip
-    """The progress of a request for `model`: the switch to it, else its place behind the `loaded` models."""
-    if switch is not None and switch.phase not in ENDED:
+    """The progress of a request for `model`: the switch to it, else its place behind the `loaded` models. `eta_s` is the
+    estimate of the request's place."""
+    if switch is not None and switch.active:
+        moved, ago_s = switch.moved, now - switch.at
+        if eta_s is None and moved.eta_s is not None and position in (None, 1):
+            eta_s = max(0.0, moved.eta_s - ago_s)
         return Progress(
-            phase=switch.phase,
+            phase=moved.phase,
             model=model,
-            from_model=switch.from_models[0] if switch.from_models else None,
+            from_model=moved.from_models[0] if moved.from_models else None,
             position=position,
-            percent=switch.percent,
-            eta_s=eta_s if switch.eta_s is None else switch.eta_s,
+            percent=moved.percent,
+            eta_s=None if moved.overdue else eta_s,
+            elapsed_s=_phase_elapsed_s(moved) + ago_s,
+            overdue=moved.overdue,
             waited_s=waited_s,
         )
     others = [other for other in loaded if other != model]
@@ -43,8 +63,17 @@ def shown_progress(
         from_model=others[0] if len(others) == 1 else None,
         position=position,
         eta_s=eta_s,
+        elapsed_s=waited_s,
         waited_s=waited_s,
     )
+
+
+def _phase_elapsed_s(moved: SwitchMoved) -> float:
+    """How long the present phase had taken; a load is one, whatever its steps are."""
+    ended = sum(
+        seconds for phase, seconds in moved.phase_seconds.items() if not (phase in LOADING and moved.phase in LOADING)
+    )
+    return max(0.0, moved.elapsed_s - ended)
 
 
 class QueueProgress:
@@ -53,7 +82,7 @@ class QueueProgress:
     def __init__(self, scheduler: Scheduler, leases: Mapping[int, Lease]) -> None:
         self._scheduler = scheduler
         self._leases = leases
-        self._switches: dict[str, SwitchMoved] = {}
+        self._switches: dict[str, KnownSwitch] = {}
         self._positions: dict[int, tuple[int, float]] = {}
         self._measured: dict[str, bool] = {}
         self._computed_at = -math.inf
@@ -63,10 +92,13 @@ class QueueProgress:
         """Whether there are so many leases that positions are computed every `POSITIONS_EVERY_S` only."""
         return len(self._leases) > _SHORT
 
-    def switch_moved(self, switch: SwitchMoved) -> None:
+    def switch_moved(self, switch: SwitchMoved, now: float) -> None:
         """A switch has advanced: notify the leases that wait for its model, once for each phase."""
-        before = self._switches.get(switch.model)
-        self._switches[switch.model] = switch
+        known = self._switches.get(switch.model)
+        before = None if known is None else known.moved
+        self._switches[switch.model] = KnownSwitch(switch, now)
+        if switch.phase == "fetching" or switch.phase in LOADING:
+            self._scheduler.load_moved(switch.model, switch.eta_s, now, overdue=switch.overdue)
         if before is None or (before.id, before.phase) != (switch.id, switch.phase):
             for lease in self._leases.values():
                 if lease.model == switch.model and not lease.settled:
@@ -97,36 +129,36 @@ class QueueProgress:
         waited_s = now - lease.requested_at
         position, estimate_s = self._position(lease, now)
         # A guess is good enough for Retry-After, but only a measured time is shown counting down.
-        eta_s = estimate_s if self._scheduler.is_measured(lease.model, lease.id) else None
-        return shown_progress(lease.model, switch, position, eta_s, loaded, waited_s)
+        eta_s = estimate_s if self._scheduler.is_measured(lease.model, now, lease.id) else None
+        return shown_progress(lease.model, switch, position, eta_s, loaded, waited_s, now)
 
     def place(self, lease: Lease, now: float) -> tuple[int | None, float, bool]:
         """The lease's position, its estimated wait, and whether that was measured."""
         position, estimate_s = self._position(lease, now)
         if not self.crowded:
-            return position, estimate_s, self._scheduler.is_measured(lease.model, lease.id)
+            return position, estimate_s, self._scheduler.is_measured(lease.model, now, lease.id)
         measured = self._measured.get(lease.model)
         if measured is None:
-            measured = self._measured[lease.model] = self._scheduler.is_measured(lease.model)
+            measured = self._measured[lease.model] = self._scheduler.is_measured(lease.model, now)
         return position, estimate_s, measured
 
     def switches(self) -> list[SwitchMoved]:
         """The switches in progress."""
-        return [switch for switch in self._switches.values() if switch.phase not in ENDED]
+        return [switch.moved for switch in self._switches.values() if switch.active]
 
     def _in_order(self, now: float) -> Iterator[tuple[int, int, float]]:
         """Position, ticket and estimated wait of every queued ticket, in the order of service."""
-        ahead: dict[str, int] = {}
-        for position, ticket in enumerate(self._scheduler.view().waiting, start=1):
-            before = ahead.get(ticket.model, 0)
-            ahead[ticket.model] = before + 1
-            yield position, ticket.id, self._scheduler.estimate_behind_s(ticket.model, before, now)
+        for position, (ticket, eta_s) in enumerate(self._scheduler.in_order(now), start=1):
+            yield position, ticket.id, eta_s
 
     def _position(self, lease: Lease, now: float) -> tuple[int | None, float]:
         """The lease's position and estimated wait. In a long queue these may be `POSITIONS_EVERY_S` old: computing them
         for every lease at every step would be quadratic."""
         if not self.crowded:
-            return self._scheduler.position(lease.id), self._scheduler.estimate_s(lease.model, now, lease.id)
+            for position, ticket, eta_s in self._in_order(now):
+                if ticket == lease.id:
+                    return position, eta_s
+            return None, self._scheduler.estimate_s(lease.model, now, lease.id)
         if now >= self._computed_at + POSITIONS_EVERY_S:
             self._computed_at = now
             self._measured.clear()

@@ -340,20 +340,44 @@ class Scheduler:
         if state is None:
             return 0.0
         ahead = len(state.queue) if ticket_id is None else state.queue.ahead_of(ticket_id)
-        return self.estimate_behind_s(model, ahead, now)
+        self._note_oldest_answers()
+        return seconds_until_served(state, ahead, self._models.values(), now)
 
-    def estimate_behind_s(self, model: str, ahead: int, now: float) -> float:
-        """Estimated seconds until a request behind `ahead` others in the model's queue is served."""
-        state = self._models.get(model)
-        return 0.0 if state is None else seconds_until_served(state, ahead, self._models.values(), now)
+    def in_order(self, now: float) -> Iterator[tuple[Ticket, float]]:
+        """The queued tickets in the order of service, with their estimated waits: none is served before an earlier one."""
+        self._note_oldest_answers()
+        models, latest = self._models.values(), 0.0
+        firsts = {state.name: seconds_until_served(state, 0, models, now) for state in models if state.queue}
+        ahead = dict.fromkeys(firsts, 0)
+        for entry in self._entries():
+            name = entry.ticket.model
+            state = self._models[name]
+            latest = max(latest, firsts[name] + ahead[name] * state.service_s / state.parallel)
+            ahead[name] += 1
+            yield entry.ticket, latest
 
-    def is_measured(self, model: str, ticket_id: int | None = None) -> bool:
-        """Whether `estimate_s` rests on measured loads and answers alone."""
+    def is_measured(self, model: str, now: float, ticket_id: int | None = None) -> bool:
+        """Whether `estimate_s` rests on measured loads and answers alone, and none takes longer than usual."""
         state = self._models.get(model)
         if state is None:
             return False
         ahead = len(state.queue) if ticket_id is None else state.queue.ahead_of(ticket_id)
-        return is_measured(state, ahead, self._models.values())
+        self._note_oldest_answers()
+        return is_measured(state, ahead, self._models.values(), now)
+
+    def load_moved(self, model: str, eta_s: float | None, now: float, *, overdue: bool = False) -> None:
+        """The load under way will take `eta_s` by the supervisor's own estimate, or takes longer than usual."""
+        state = self._models.get(model)
+        if state is not None and state.phase == "loading":
+            state.ready_at, state.overdue = None if eta_s is None else now + eta_s, overdue
+
+    def _note_oldest_answers(self) -> None:
+        for state in self._models.values():
+            state.serving_since = None
+        for lease in self._leases.values():
+            if lease.generation == lease.model.generation:
+                since = lease.model.serving_since
+                lease.model.serving_since = lease.since if since is None else min(since, lease.since)
 
     def estimate_switch(self, model: str, now: float) -> SwitchEstimate | None:
         """What a request for `model` would take and displace now; `None` if this host has no such model."""

@@ -22,6 +22,7 @@ from hostler.supervisor.contract import EngineAddress, Snapshot, SupervisorError
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB, MemoryUsage
 from hostler.supervisor.model_files import FileDescription
+from hostler.supervisor.switches import SwitchOperation
 
 pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
@@ -239,3 +240,51 @@ async def test_a_pinned_model_is_never_evicted(scripted: Scripted, running: Runn
         await manager.switch("a")
         await manager.switch("b")
         assert ready(manager) == ["p", "b"]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def loading(expected_s: float | None) -> tuple[Clock, SwitchOperation]:
+    """A switch whose load begins at 0."""
+    clock = Clock()
+    switch = SwitchOperation("1", "a", (), expected_s=expected_s, publish=lambda _: None, clock=clock)
+    switch.enter("loading")
+    return clock, switch
+
+
+@pytest.mark.parametrize("expected_s", [0.5, 3.0, 60.0, 300.0])
+async def test_a_load_never_stands_at_its_last_percent(expected_s: float) -> None:
+    clock, switch = loading(expected_s)
+    stood_s, before = 0.0, 0.0
+    while clock.now < 3 * expected_s + 10:
+        percent = switch.event().percent
+        if percent is not None and percent >= 98.5:
+            stood_s += 0.1
+        assert percent is None or percent >= before
+        before = percent or before
+        clock.now += 0.1
+    assert stood_s < 1.5
+    assert before > 90
+
+
+async def test_past_its_estimate_a_load_is_overdue_and_has_none() -> None:
+    clock, switch = loading(10.0)
+    clock.now = 4.0
+    assert (switch.event().percent, switch.event().eta_s, switch.event().overdue) == (40.0, 6.0, False)
+    clock.now = 11.0
+    assert (switch.event().percent, switch.event().eta_s, switch.event().overdue) == (None, 0.0, False)
+    clock.now = 14.0
+    assert (switch.event().percent, switch.event().eta_s, switch.event().overdue) == (None, None, True)
+    assert switch.event().elapsed_s == 14.0
+
+
+async def test_a_first_load_has_the_time_so_far_alone() -> None:
+    clock, switch = loading(None)
+    clock.now = 14.0
+    moved = switch.event()
+    assert (moved.percent, moved.eta_s, moved.overdue, moved.elapsed_s) == (None, None, False, 14.0)

@@ -58,12 +58,12 @@ def test_an_estimate_is_measured_once_every_load_and_answer_before_it_was_seen()
     scheduler = considered()
     scheduler.request(Ticket(id=1, model="a", at=1.0), 1.0)
     scheduler.request(Ticket(id=2, model="b", at=1.0), 1.0)
-    assert not scheduler.is_measured("b", 2)  # how long answers of `a` take is a guess yet
+    assert not scheduler.is_measured("b", 1.0, 2)  # how long answers of `a` take is a guess yet
     scheduler.request(Ticket(id=3, model="a", at=1.0), 1.0)
     scheduler.release(1, 2.0)
-    assert scheduler.is_measured("b", 2)
+    assert scheduler.is_measured("b", 2.0, 2)
     scheduler.request(Ticket(id=4, model="b", at=2.0), 2.0)
-    assert not scheduler.is_measured("b", 4)  # and now it is one of `b` that comes first
+    assert not scheduler.is_measured("b", 2.0, 4)  # and now it is one of `b` that comes first
 
 
 def test_retry_after_is_estimated_from_measured_loads() -> None:
@@ -142,7 +142,7 @@ def test_earlier_answers_seed_the_estimates(early: bool) -> None:
     scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
     scheduler.request(Ticket(id=2, model="a", at=0.0), 0.0)
     assert scheduler.estimate_s("a", 0.0, 2) == pytest.approx(2.0)
-    assert scheduler.is_measured("a", 2)
+    assert scheduler.is_measured("a", 0.0, 2)
 
 
 def test_measured_answers_take_precedence_over_earlier_ones() -> None:
@@ -153,3 +153,35 @@ def test_measured_answers_take_precedence_over_earlier_ones() -> None:
     host.scheduler.request(Ticket(id=102, model="a", at=1.0), 1.0)
     host.scheduler.request(Ticket(id=103, model="a", at=1.0), 1.0)
     assert host.scheduler.estimate_s("a", 1.0, 103) == pytest.approx(1.0)
+
+
+def test_an_answer_that_takes_longer_than_usual_leaves_no_estimate_for_what_waits_for_it() -> None:
+    host = loaded_host(A, profile("b", load_s=4.0))
+    host.scheduler.seed_service_times({"a": [10.0]})
+    host.request("a")
+    waiting = host.request("b")
+    assert host.scheduler.estimate_s("b", 3.0, waiting) == pytest.approx(11.0)  # 7 s of the answer, 4 s of the load
+    assert host.scheduler.is_measured("b", 3.0, waiting)
+    assert not host.scheduler.is_measured("b", 13.0, waiting)
+
+
+def test_the_supervisors_own_estimate_of_a_load_counts_as_long_as_it_holds() -> None:
+    host = SchedulerHost(profile("a", load_s=9.0))
+    waiting = host.request("a")
+    host.scheduler.load_moved("a", 3.0, 1.0)
+    assert host.scheduler.estimate_s("a", 2.0, waiting) == pytest.approx(2.0)
+    assert host.scheduler.is_measured("a", 2.0, waiting)
+    host.scheduler.load_moved("a", None, 5.0, overdue=True)
+    assert not host.scheduler.is_measured("a", 5.0, waiting)
+
+
+def test_no_request_is_estimated_to_be_served_before_one_with_an_earlier_place() -> None:
+    host = loaded_host(A, profile("b", load_s=30.0), patience_s=1000.0)
+    host.scheduler.seed_service_times({"a": [2.0], "b": [2.0]})
+    host.request("a")
+    first, second = host.request("b"), host.request("a")
+    alone = [host.scheduler.estimate_s(model, 0.0, number) for model, number in (("b", first), ("a", second))]
+    assert alone[0] > alone[1]
+    waits = [(ticket.id, wait_s) for ticket, wait_s in host.scheduler.in_order(0.0)]
+    assert [number for number, _ in waits] == [first, second]
+    assert waits[0][1] <= waits[1][1]

@@ -41,20 +41,35 @@ def test_a_queued_lease_has_a_position_behind_the_loaded_model() -> None:
 
 def test_a_switch_under_way_is_shown_with_its_own_estimate() -> None:
     queued = Queued(1)
-    queued.progress.switch_moved(moved("loading", percent=40.0, eta_s=2.5))
+    queued.progress.switch_moved(moved("loading", percent=40.0, eta_s=2.5), 0.0)
     progress = queued.progress.progress(queued.first, 1.0, ["a"])
-    assert (progress.phase, progress.percent, progress.eta_s, progress.from_model) == ("loading", 40.0, 2.5, "a")
+    assert (progress.phase, progress.percent, progress.eta_s, progress.from_model) == ("loading", 40.0, 1.5, "a")
+    assert progress.elapsed_s == 1.0
     queued.progress.clear()
     assert queued.progress.progress(queued.first, 1.0, ["a"]).phase == "queued"
 
 
+def test_the_time_of_a_load_is_that_of_all_its_steps_without_what_came_before() -> None:
+    queued = Queued(1)
+    phases = {"stopping": 4.0, "starting": 1.0}
+    queued.progress.switch_moved(moved("loading", elapsed_s=11.0, phase_seconds=phases), 20.0)
+    assert queued.progress.progress(queued.first, 21.5, []).elapsed_s == 8.5
+
+
+def test_past_the_estimate_only_the_time_so_far_is_shown() -> None:
+    queued = Queued(1)
+    queued.progress.switch_moved(moved("loading", elapsed_s=14.0, overdue=True), 0.0)
+    progress = queued.progress.progress(queued.first, 0.0, ["a"])
+    assert (progress.overdue, progress.percent, progress.eta_s, progress.elapsed_s) == (True, None, None, 14.0)
+
+
 def test_each_phase_notifies_the_waiting_leases_once() -> None:
     queued = Queued(1)
-    queued.progress.switch_moved(moved("loading", percent=1.0))
+    queued.progress.switch_moved(moved("loading", percent=1.0), 0.0)
     assert queued.first.take_notification()
-    queued.progress.switch_moved(moved("loading", percent=2.0))
+    queued.progress.switch_moved(moved("loading", percent=2.0), 0.0)
     assert not queued.first.take_notification()
-    queued.progress.switch_moved(moved("ready"))
+    queued.progress.switch_moved(moved("ready"), 0.0)
     assert queued.first.take_notification()
 
 
