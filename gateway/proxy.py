@@ -200,6 +200,7 @@ class Proxy:
         held, size, received, turn = list[Chunk](), 0, 0, TURN
         encode = writer.encoder.encode
         began_at, limit, begun = self._clock(), None, False
+        ready: list[bytes] = []
         async for segment in answer.segments():
             attempt.segments += 1
             received += len(segment)
@@ -208,7 +209,6 @@ class Proxy:
                 head, segment = self._begin(request, answer.head, segment, parser, writer)
                 # A body is only collected here: there is nothing to parse in small pieces.
                 turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
-            ready: list[bytes] = []
             for piece in (segment,) if len(segment) <= turn else _cut(segment, turn):
                 ready = []
                 try:
@@ -295,8 +295,11 @@ class Proxy:
             self._speeds.learn(attempt.target, attempt.usage, len(context.request.origin.body), first_token_s)
 
     def _reading(self, context: RequestContext) -> Progress:
-        """What a client waits for while the backend reads the prompt."""
+        """What a client waits for while the backend reads the prompt, or generates what its protocol sends in one piece."""
         attempt = context.current
+        if attempt.first_token_at is not None:
+            elapsed_s = self._clock() - attempt.first_token_at
+            return Progress(phase="ready", model=attempt.target.model, elapsed_s=elapsed_s)
         usual_s = self._speeds.estimate_s(attempt.target, len(context.request.origin.body), attempt.prompt)
         return reading_progress(attempt, attempt.target.model, usual_s, self._clock())
 
