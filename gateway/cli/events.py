@@ -242,6 +242,8 @@ def _phase(switch: Mapping[str, Any]) -> str:
     text += f" after {format_seconds(switch['elapsed_s'])}"
     if switch["eta_s"]:
         text += f", {format_seconds(switch['eta_s'])} left"
+    elif switch.get("overdue"):
+        text += ", longer than usual"
     if switch["failure"]:
         text += f": {switch['failure']['message']}"
     return text

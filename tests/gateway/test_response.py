@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from fakes.requests import make_context
 
@@ -105,3 +107,68 @@ async def test_a_refusal_says_where_it_failed() -> None:
     error = ModelUnavailable("x")
     await client.writer.fail(error, OpenAIAdapter().error_response(error))
     assert client.headers[b"x-hostler-backend"] == b"first"
+
+
+class SlowClient(Client):
+    """A client that reads nothing until it is told to."""
+
+    def __init__(self, adapter: Adapter, operation: str) -> None:
+        self.reads, self.reached = anyio.Event(), anyio.Event()
+        super().__init__(adapter, operation)
+
+    async def send(self, message: Any) -> None:
+        self.reached.set()
+        await self.reads.wait()
+        await super().send(message)
+
+
+LOADING = Progress(phase="loading", model="m")
+Ending = Callable[[ResponseWriter], Awaitable[None]]
+
+
+async def _answer(writer: ResponseWriter) -> None:
+    await writer.write(SAY)
+    await writer.end()
+
+
+async def _fail(writer: ResponseWriter) -> None:
+    error = ModelUnavailable("x")
+    await writer.fail(error, OpenAIAdapter().error_response(error))
+
+
+async def _sign(writer: ResponseWriter) -> None:
+    await writer.sign(b": theirs\n\n")
+    await writer.end()
+
+
+@pytest.mark.parametrize("ending", [_answer, _fail, _sign])
+async def test_what_follows_a_sign_of_life_waits_until_it_is_sent(ending: Ending) -> None:
+    client = SlowClient(OpenAIAdapter(), "chat")
+    client.writer.begin(ResponseHead())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.writer.heartbeat, LOADING)
+        await client.reached.wait()
+        tasks.start_soon(ending, client.writer)
+        await anyio.wait_all_tasks_blocked()
+        await client.writer.heartbeat(LOADING)  # one is enough
+        client.reads.set()
+    assert client.body.startswith(b": [hostler] loading m\n")
+    assert client.body.count(b"[hostler]") == 1
+    assert client.writer.ended
+
+
+@pytest.mark.parametrize("ending", [_answer, _fail])
+async def test_there_are_no_signs_of_life_once_the_answer_or_its_end_has_begun(ending: Ending) -> None:
+    client = client_of("openai")
+    client.writer.begin(ResponseHead())
+    await ending(client.writer)
+    body = client.body
+    await client.writer.heartbeat(LOADING)
+    assert client.body == body
+
+
+async def test_a_backends_own_sign_commits_nothing() -> None:
+    client = client_of("openai")
+    client.writer.begin(ResponseHead())
+    await client.writer.sign(b": theirs\n\n")
+    assert (client.writer.started, client.writer.committed, client.body) == (True, False, b": theirs\n\n")

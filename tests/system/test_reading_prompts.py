@@ -26,7 +26,7 @@ WORDS = ScriptedAnswer()
 MARK = "reading the prompt"
 PING = b":\n\n"
 
-each_client = pytest.mark.parametrize("client", CHATS)
+MODES = ("thinking", "quiet", "comments")
 Serve = Callable[["Engine"], Awaitable[None]]
 
 
@@ -113,14 +113,15 @@ async def read_until_signs(
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["before the head", "after the head"])
-@pytest.mark.parametrize("mode", ["thinking", "quiet", "comments"])
-@each_client
+@pytest.mark.parametrize(
+    ("client", "mode"),
+    # Ollama's protocol has no comments.
+    [(client, mode) for client in CHATS for mode in MODES if (client, mode) != ("ollama", "comments")],
+)
 async def test_every_client_gets_signs_until_the_first_token(
     tmp_path: Path, client: str, mode: str, head: bool
 ) -> None:
     seen = anyio.Event()
-    if client == "ollama" and mode == "comments":
-        pytest.skip("the protocol has no comments")
 
     async def serve(engine: Engine) -> None:
         if head:
@@ -137,6 +138,36 @@ async def test_every_client_gets_signs_until_the_first_token(
     answer = CHATS[client][1](response, True)
     answer.thoughts = "".join(line for line in answer.thoughts.splitlines(True) if not line.startswith("[hostler] "))
     assert answer == expected(WORDS)
+
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "x"},
+    "/v1/completions": {"prompt": "x"},
+    "/completion": {"prompt": "x"},
+    "/api/v1/chat": {"input": "x"},
+    "/api/v0/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/api/generate": {"prompt": "x"},
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_every_route_that_streams_has_signs_of_life(tmp_path: Path, path: str) -> None:
+    received = anyio.Event()
+
+    async def serve(engine: Engine) -> None:
+        await received.wait()
+
+    async with engine(serve) as url, start_chain(tmp_path, {"a": backend(url)}, gateway=switching()) as chain:
+        body = {"model": "m", "stream": True, **ROUTES[path]}
+        with anyio.fail_after(20):
+            async with chain.http.stream("POST", path, json=body) as response:
+                assert response.status_code == 200
+                signs = 0
+                async for _ in response.aiter_raw():
+                    signs += 1
+                    if signs == 3:
+                        break
+        received.set()
 
 
 async def test_another_backend_may_answer_after_signs_of_life(tmp_path: Path) -> None:
