@@ -96,10 +96,10 @@ class OpenAIParser(Parser):
         self._tail = b""
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self._is_fast = False
-        self._held = HeldChunks()
         self.prompt = None
         if self._is_body:
             return
+        self._held = HeldChunks()
         self._splitter = sse.EventSplitter()
         self._finished: set[int] = set()
         self._choices_seen: set[int] = set()
@@ -124,7 +124,7 @@ class OpenAIParser(Parser):
         return chunks
 
     def take_signs(self) -> bytes:
-        return self._held.take_signs()
+        return b"" if self._head is None or self._is_body else self._held.take_signs()
 
     def finish(self) -> Iterable[Chunk]:
         head = self._head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -70,6 +71,14 @@ def answer_text(response: httpx.Response) -> str:
     events = data_events(response.text)
     choices = [choice for event in events if "error" not in event for choice in event["choices"]]
     return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def fact(response: httpx.Response, name: str) -> str:
+    """A fact about who answered: a header, or where headers left before that was known, what the stream's comments say."""
+    if name in response.headers:
+        return str(response.headers[name])
+    found = re.findall(rf" {name}=(.*?)(?= x-hostler-|$)", response.text, re.MULTILINE)
+    return str(found[-1])
 
 
 def error_in(response: httpx.Response) -> dict[str, Any] | None:
