@@ -53,7 +53,7 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Time limits of a backend: to accept a connection, to its first byte, and between two bytes.
 
-    `first_token_s` is the limit for a backend that sends keep-alives instead of a first token, 10 times `first_byte_s` by
+    `first_token_s` is the limit for a backend that sends keep-alives instead of a first token, 6 times `first_byte_s` by
     default.
     """
 

@@ -16,7 +16,7 @@ from hostler.adapters.canonical import ResponseHead
 from hostler.supervisor.contract import AnswerLimits
 
 #: A prompt may take so many times `first_byte_s` as long as keep-alives show that it is being read.
-KEEP_ALIVE_FACTOR = 10
+KEEP_ALIVE_FACTOR = 6
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     `first_byte_s` applies once until the response's head and once more until its body starts (an engine sends the head
     when it starts to read the prompt); it also bounds each stall while the request is being sent. `between_bytes_s`
     applies only while bytes are awaited: a slow reader is not a slow backend. `first_token_s` is the limit for a backend
-    that sends keep-alives instead of a first token; 10 times `first_byte_s` without one.
+    that sends keep-alives instead of a first token; 6 times `first_byte_s` without one.
     """
 
     connect_s: float = 2.0

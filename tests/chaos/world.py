@@ -243,7 +243,7 @@ def _gateway(port: int, machines: Sequence[int], cloud: int) -> dict[str, Any]:
             "logging": {"level": "warning"},
             "queue": {"max_waiting": 200, "max_wait_s": 20},
             "switching": {"patience_s": 0.5},
-            "timeouts": {"connect_s": 0.5, "first_byte_s": 3, "between_bytes_s": 1},
+            "timeouts": {"connect_s": 0.5, "first_byte_s": 3, "first_token_s": 3, "between_bytes_s": 1},
             "probing": {"every_s": 1, "down_every_s": 0.2},
         },
         "breaker": {"failures": 3, "open_s": 0.2, "max_open_s": 1},
