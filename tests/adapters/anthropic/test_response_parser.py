@@ -156,3 +156,22 @@ def test_an_error_in_a_stream_has_the_status_of_its_type() -> None:
     with pytest.raises(BackendBroken, match="Overloaded") as raised:
         parsed([sse.event(error, "error")])
     assert (raised.value.backend_status, raised.value.body) == (529, error)
+
+
+PING, START = (
+    sse.event(b'{"type":"ping"}', "ping"),
+    sse.event(b'{"type":"message_start","message":{}}', "message_start"),
+)
+WORD = sse.event(
+    b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"
+)
+
+
+def test_pings_and_comments_are_signs_of_life_before_and_between_tokens() -> None:
+    parser = AnthropicParser()
+    assert [*parser.feed(START + PING), *parser.feed(b": x\n\n")] == []
+    assert parser.take_signs() == PING + b": x\n\n"
+    assert b"".join(chunk.raw for chunk in parser.feed(WORD)) == START + WORD
+    assert [*parser.feed(PING)] == []
+    # Not taken, it keeps its place.
+    assert b"".join(chunk.raw for chunk in parser.feed(WORD)) == PING + WORD

@@ -19,6 +19,7 @@ from hostler.adapters.canonical import (
     Origin,
     Output,
     Passthrough,
+    PromptStatus,
     ResponseHead,
     Usage,
 )
@@ -150,3 +151,18 @@ def test_what_is_no_completion_is_broken(body: bytes) -> None:
     parser.start(ResponseHead())
     with pytest.raises(BackendBroken):
         [*parser.feed(body), *parser.finish()]
+
+
+READING = b'data: {"index":0,"content":"","stop":false,"prompt_progress":{"total":10,"processed":4,"time_ms":500}}\n\n'
+WORD = b'data: {"index":0,"content":"Hi","stop":false}\n\n'
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_prompt_progress_is_no_token(strips: bool) -> None:
+    parser = LlamaCppParser(responses=1, strips_progress=strips)
+    assert [*parser.feed(READING), *parser.feed(b":\n\n")] == []
+    assert parser.prompt == PromptStatus(total=10, processed=4, seconds=0.5)
+    assert parser.take_signs() == (b"" if strips else READING) + b":\n\n"
+    assert b"".join(chunk.raw for chunk in parser.feed(WORD)) == WORD
+    assert [*parser.feed(b":\n\n")] == []
+    assert parser.take_signs() == b":\n\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.base import Incoming
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -89,3 +90,30 @@ def test_an_engine_gets_requests_in_every_protocol_that_it_speaks() -> None:
         False,
     ]
     assert LlamaCppUpstream(OpenAIUpstream("anthropic")).speaks("anthropic")
+
+
+@pytest.mark.parametrize("given", [{}, {"return_progress": True}, {"return_progress": False}])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/completion", "/v1/chat/completions", "/v1/completions"])
+def test_streams_are_asked_for_the_progress_of_the_prompt(path: str, stream: bool, given: dict[str, Any]) -> None:
+    body = {"model": "m", "prompt": "x", "messages": [{"role": "user", "content": "x"}], "stream": stream, **given}
+    if path == "/completion":
+        request = decode_request("POST", path, body)
+    else:
+        adapter = OpenAIAdapter()
+        operation = next(each for each in adapter.operations if each.path == path)
+        request = adapter.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))
+    asked = json.loads(LlamaCppUpstream(progress=True).build(request, model="m", stream=True).body)
+    assert asked.get("return_progress") is (True if stream else given.get("return_progress"))
+    # Nothing changes where no progress is shown.
+    off = json.loads(UPSTREAM.build(request, model="m", stream=True).body)
+    assert off.get("return_progress") is given.get("return_progress")
+
+
+def test_translated_streams_are_asked_for_the_progress_as_well() -> None:
+    adapter = AnthropicAdapter()
+    operation = next(each for each in adapter.operations if each.name == "messages")
+    body = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    decoded = adapter.decode(operation, Incoming(method="POST", path=operation.path, body=json.dumps(body).encode()))
+    wire = LlamaCppUpstream(progress=True).build(adapter.expand(decoded), model="m", stream=True)
+    assert json.loads(wire.body)["return_progress"] is True

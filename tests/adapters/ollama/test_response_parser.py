@@ -130,3 +130,15 @@ def test_a_response_in_the_other_form_is_read(body: bytes, media_type: str, stre
     usage = chunks[-1].usage
     assert usage is not None
     assert (usage.completion_tokens, usage.prompt_tokens) == (3, 0)
+
+
+def test_lines_without_content_are_signs_of_life() -> None:
+    empty = b'{"message":{"role":"assistant","content":""},"done":false}\n'
+    word = b'{"message":{"role":"assistant","content":"Hi"},"done":false}\n'
+    parser = OllamaParser("chat")
+    parser.start(LINES)
+    assert [*parser.feed(empty), *parser.feed(empty)] == []
+    assert parser.take_signs() == empty + empty
+    assert [chunk.text for chunk in parser.feed(word)] == ["Hi"]
+    assert [*parser.feed(empty)] == []
+    assert b"".join(chunk.raw for chunk in parser.feed(word)) == empty + word

@@ -26,6 +26,7 @@ from hostler.adapters.ollama import context as memory
 from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
 
 TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
 
@@ -199,3 +200,16 @@ def test_an_ollama_response_is_encoded_for_an_openai_client() -> None:
     choice = msgspec.json.decode(encoder.finish())["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["f", "g"]
+
+
+def test_progress_is_removed_from_the_history() -> None:
+    shown = "[hostler] loading b (5 s left)\n"
+    turns = [
+        {"role": "user", "content": shown},
+        {"role": "assistant", "content": f"<think>{shown}</think>Hi", "thinking": f"{shown}Hm."},
+    ]
+    request = OllamaHarness().chat(messages=turns)
+    _, body = built_for(request)
+    assert body["messages"] == [turns[0], {"role": "assistant", "content": "Hi", "thinking": "Hm."}]
+    decoded = OpenAIUpstream().build(request, model="there", stream=True)
+    assert json.loads(decoded.body)["messages"][1]["content"] == "Hi"

@@ -30,6 +30,19 @@ def test_progress_lines_are_removed_when_decoding(adapter: OpenAIAdapter, decode
         assert request.conversation.messages[0].reasoning == meant
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_progress_within_the_content_is_removed_when_decoding(
+    adapter: OpenAIAdapter, decode_request: Any, in_parts: bool
+) -> None:
+    shown = "<think>\n[hostler] loading b\n</think>\n\nHi"
+    for role, meant in (("assistant", "Hi"), ("user", shown)):
+        content = [{"type": "text", "text": shown}] if in_parts else shown
+        messages = [{"role": role, "content": content}]
+        request = adapter.expand(decode_request("/v1/chat/completions", {"model": "a", "messages": messages}))
+        assert isinstance(request, ChatRequest) and request.conversation is not None
+        assert request.conversation.messages[0].parts == (Text(text=meant),)
+
+
 FULL: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be kind."},
