@@ -22,7 +22,7 @@ from hostler.adapters.errors import GatewayError, invalid_event
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.completion import prompt, wants_tokens
 from hostler.adapters.llamacpp.errors import error_event
-from hostler.adapters.llamacpp.operations import COMPLETIONS
+from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.schema import JSON, WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.progress import ProgressLines
@@ -91,8 +91,8 @@ class LlamaCppEncoder(Encoder):
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
-        """A comment, as llama-server sends them itself."""
-        if not self.streaming or self._progress == "off":
+        """A comment, as llama-server sends them itself; nothing where the stream may be none of events."""
+        if not self.streaming or self._progress == "off" or self._request.origin.operation in UNKNOWN:
             return b""
         return sse.comment(self._lines.next(progress)) + b"\n"
 

@@ -30,6 +30,8 @@ _encode = msgspec.json.encode
 # llama-server's media type of whole responses: those that are folded come from it.
 _FOLDED = "application/json; charset=utf-8"
 _DONE = b"data: [DONE]\n\n"
+# The stream of this operation is sound.
+_WITHOUT_EVENTS = frozenset({"speech"})
 _ID_PREFIXES = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 # Index, delta (or text), finish reason and log probabilities of a choice.
@@ -130,7 +132,7 @@ class OpenAIEncoder(Encoder):
 
     def heartbeat(self, progress: Progress) -> bytes:
         """First a comment and the role, then chunks with the progress."""
-        if not self.streaming or self._progress == "off":
+        if not self.streaming or self._progress == "off" or self._operation in _WITHOUT_EVENTS:
             return b""
         line = self._lines.next(progress)
         if self._progress == "comments" or self._operation not in ("chat", "completions"):

@@ -24,6 +24,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.errors import ModelUnavailable
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.encoder import CompletionFold
+from hostler.adapters.llamacpp.operations import OTHER
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 
 Transcript = Callable[[str], bytes]
@@ -116,6 +117,8 @@ def test_heartbeats_are_comments() -> None:
     assert encoder(completion(stream=True)).heartbeat(progress) == b": [hostler] loading bc: 40%\n\n"
     assert encoder(completion(stream=True), progress="off").heartbeat(progress) == b""
     assert encoder(completion()).heartbeat(progress) == b""
+    # What an unknown route streams may be no events.
+    assert encoder(completion(stream=True, operation=OTHER)).heartbeat(progress) == b""
 
 
 def test_an_error_after_the_start_is_an_event() -> None:

@@ -98,6 +98,12 @@ def test_the_responses_api_gets_comments_only(decode_request: Any, start_encoder
     assert chunks(encoder.heartbeat(LOADING)) == []
 
 
+def test_a_stream_of_sound_gets_nothing(decode_request: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(decode_request("/v1/audio/speech", {"input": "x", "stream": True}))
+    assert encoder.streaming
+    assert encoder.heartbeat(LOADING) == b""
+
+
 def test_completions_get_empty_text(decode_request: Any, start_encoder: Any) -> None:
     encoder = start_encoder(decode_request("/v1/completions", {"prompt": "x", "stream": True}))
     encoder.heartbeat(LOADING)
