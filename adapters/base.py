@@ -25,6 +25,7 @@ from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.rate_limits import RateLimit, openai_headers
+from hostler.adapters.remote_models import Discovery, ListUnavailable, RemoteModel
 from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
 
@@ -188,6 +189,10 @@ class Upstream(ABC):
     @abstractmethod
     def parser(self, request: Request, *, fields: bool) -> Parser:
         """A parser for the response; `fields` asks for decoded fields beside the raw bytes."""
+
+    def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
+        """Ask a server which models it has; `known` are those of the last time, by name. Raises `ListUnavailable`."""
+        raise ListUnavailable("servers of this kind do not tell which models they have")
 
 
 class Adapter(ABC):

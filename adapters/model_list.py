@@ -16,6 +16,10 @@ from hostler.profiles.schema import ModelFacts
 CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed", "available", "unavailable"]
 
 
+ModelKind = Literal["chat", "embedding", "rerank", "decision", "other"]
+_KINDS: tuple[ModelKind, ...] = ("embedding", "rerank", "decision")
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """One model under its own name.
 
@@ -24,7 +28,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     `facts` is the metadata of the model's file, `None` if it could not be read. `expires_at` is when an idle model will
     be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, if known.
     `state_known`: a supervisor that can be reached says what its state is. `preset` is set for a model that a client
-    derived from another one, which runs for it.
+    derived from another one, which runs for it. `thinking` are the values that it accepts for reasoning (`true`,
+    `false`, levels), if they are known.
     """
 
     name: str
@@ -39,6 +44,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     facts: ModelFacts | None = None
     capabilities: tuple[str, ...] = ("completion",)
+    thinking: tuple[bool | str, ...] = ()
     description: str = ""
     listed: bool = True
     memory_bytes: int = 0
@@ -48,16 +54,24 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None = None
     preset: Preset | None = None
 
+    @property
+    def kind(self) -> ModelKind:
+        """What the model is for."""
+        if "completion" in self.capabilities:
+            return "chat"
+        return next((kind for kind in _KINDS if kind in self.capabilities), "other")
+
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """All models at one moment, in the order in which clients see them: the active or default one first, then by name.
 
-    `index` maps names and aliases to cards. `active` is the loaded model (the one used last, if there are several),
+    `index` maps names and aliases to cards, `normal` their `normalized` forms. `active` is the loaded model (the one used last, if there are several),
     `default` the one to use for requests that name none while none is loaded.
     """
 
     cards: tuple[ModelCard, ...] = ()
     index: Mapping[str, ModelCard] = {}
+    normal: Mapping[str, ModelCard] = {}
     active: str | None = None
     default: str | None = None
     version: str = ""
@@ -72,6 +86,8 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
         if card is not None:
             return card
         wanted = normalized(name)
+        if self.normal:
+            return self.normal.get(wanted)
         return next((card for spelling, card in self.index.items() if normalized(spelling) == wanted), None)
 
     def names(self) -> list[str]:

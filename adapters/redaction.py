@@ -85,9 +85,10 @@ class Redactor:
         return data
 
 
-def redactor(key: str | None) -> Redactor | None:
-    """For one response of a backend that was sent `key`; `None` without a key that is worth it."""
-    needles, last = _needles(key)
+def redactor(key: str | None, others: tuple[str, ...] = ()) -> Redactor | None:
+    """For one response of a backend that was sent `key`, and perhaps other secrets; `None` without one that is worth
+    it."""
+    needles, last = _needles(key) if not others else _all_needles(key, others)
     return Redactor(needles, last) if needles else None
 
 
@@ -108,6 +109,18 @@ def _needles(key: str | None) -> tuple[tuple[tuple[bytes, bytes], ...], frozense
         spellings.add(b"".join(bytes((byte,)) if _is_plain(byte) else (form % byte).encode() for byte in raw))
     needles = tuple((spelling, b"*" * len(spelling)) for spelling in sorted(spellings, key=len, reverse=True))
     return needles, frozenset(byte for spelling in spellings for byte in spelling)
+
+
+@lru_cache(maxsize=256)
+def _all_needles(key: str | None, others: tuple[str, ...]) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[int]]:
+    """The needles of several secrets, the longest first."""
+    needles: set[tuple[bytes, bytes]] = set()
+    last: set[int] = set()
+    for secret in (key, *others):
+        found, ends = _needles(secret)
+        needles.update(found)
+        last.update(ends)
+    return tuple(sorted(needles, key=lambda each: len(each[0]), reverse=True)), frozenset(last)
 
 
 def _is_plain(byte: int) -> bool:

@@ -87,4 +87,25 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     }
     if card.context > 0:
         entry |= {"max_input_tokens": card.context, "max_tokens": card.context}
+    if card.facts is not None:
+        entry["capabilities"] = _capabilities(card)
     return entry
+
+
+def _capabilities(card: ModelCard) -> dict[str, Any]:
+    """Every capability that Anthropic's list has, as far as it says something about other models."""
+
+    def support(supported: bool, **more: Any) -> dict[str, Any]:
+        return {"supported": supported, **more}
+
+    thinks = "thinking" in card.capabilities
+    levels = {level: support(level in card.thinking) for level in ("low", "medium", "high", "max")}
+    return {
+        **{
+            name: support(False) for name in ("batch", "citations", "code_execution", "context_management", "pdf_input")
+        },
+        "effort": support(any(each["supported"] for each in levels.values()), **levels),
+        "image_input": support("vision" in card.capabilities),
+        "structured_outputs": support(False),
+        "thinking": support(thinks, types={"adaptive": support(False), "enabled": support(thinks)}),
+    }

@@ -7,6 +7,9 @@ from hostler.adapters.base import Operation
 #: Every official client sends this header. It distinguishes the model lists from OpenAI's, which have the same paths.
 HEADER = "anthropic-version"
 
+#: The version of the protocol, where no client names one.
+VERSION = (HEADER, "2023-06-01")
+
 #: Headers that a backend of this protocol needs: they determine the form of request and response.
 FORWARDED_HEADERS = (HEADER, "anthropic-beta")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from hostler.adapters import json_body
-from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
+from hostler.adapters.anthropic import discovery
+from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS, VERSION
 from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Upstream, WireRequest
@@ -28,6 +29,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.remote_models import Discovery, RemoteModel
 
 # The protocol requires a limit; this one works with the smallest models.
 _MAX_TOKENS = 4096
@@ -38,7 +40,6 @@ _INVALID_ID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
 
 
-_VERSION = (HEADER, "2023-06-01")
 _UNSIGNED = re.compile(rb'"signature"\s*:\s*(?:""|null)')
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -68,8 +69,8 @@ class AnthropicUpstream(Upstream):
         origin = request.origin
         if origin.wire != WIRE:
             body = request_body(request, model=model, stream=stream)
-            return WireRequest(path=path, body=body, headers=(_VERSION,))
-        headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (_VERSION, *origin.headers)
+            return WireRequest(path=path, body=body, headers=(VERSION,))
+        headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (VERSION, *origin.headers)
         return WireRequest(
             path=f"{path}?{origin.query}" if origin.query else path,
             body=json_body.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
@@ -78,6 +79,9 @@ class AnthropicUpstream(Upstream):
 
     def parser(self, request: Request, *, fields: bool) -> AnthropicParser:
         return AnthropicParser(fields=fields or isinstance(request, CountRequest))
+
+    def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
+        return discovery.discover()
 
 
 def request_body(request: ChatRequest | CountRequest, *, model: str, stream: bool) -> bytes:

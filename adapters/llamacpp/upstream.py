@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
 import msgspec
@@ -10,11 +11,13 @@ import msgspec
 from hostler.adapters import json_body, multipart
 from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import Request, output_of
+from hostler.adapters.llamacpp import discovery
 from hostler.adapters.llamacpp.completion import count_prompts, has_response_fields, is_foldable, wants_probabilities
 from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream, asks_progress
+from hostler.adapters.remote_models import Discovery, RemoteModel
 
 _FORM = "multipart/form-data"
 _MODEL = re.compile(r"(?<![^&])model=[^&]*")
@@ -72,6 +75,9 @@ class LlamaCppUpstream(Upstream):
             responses=0 if has_response_fields(members) else count_prompts(members),
             strips_progress=self._progress and not asks_progress(origin.body),
         )
+
+    def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
+        return discovery.discover()
 
     def _for(self, wire: str) -> Upstream:
         return self._others.get(wire, self._openai)

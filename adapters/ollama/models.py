@@ -76,6 +76,8 @@ def show_model(listing: ModelList, name: str, *, basename: bool = False) -> Wire
         body["model_info"]["general.basename"] = name
     if entries := tensors(facts):
         body["tensors"] = [{"name": tensor, "type": kind, "shape": shape} for tensor, kind, shape in entries]
+    if card.thinking:
+        body["thinking"] = {"values": card.thinking}
     body |= {"capabilities": card.capabilities, "modified_at": format_time(card.modified_at)}
     return respond(body)
 
@@ -141,8 +143,8 @@ def _details(card: ModelCard) -> dict[str, Any]:
     return {
         "parent_model": ollama_name(card.preset.parent) if card.preset is not None and card.preset.parent else "",
         "format": "gguf",
-        "family": facts.architecture,
-        "families": [facts.architecture],
+        "family": facts.architecture or _NO_FACTS.architecture,
+        "families": [facts.architecture or _NO_FACTS.architecture],
         "parameter_size": human_number(facts.parameters) if facts.parameters else "",
         "quantization_level": facts.quantization,
     }

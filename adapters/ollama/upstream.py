@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -26,11 +27,12 @@ from hostler.adapters.canonical import (
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama import go_compat
+from hostler.adapters.ollama import discovery, go_compat
 from hostler.adapters.ollama.context import is_packed
 from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
 from hostler.adapters.progress_removal import without_progress
+from hostler.adapters.remote_models import Discovery, RemoteModel
 
 PATHS = {
     "chat": "/api/chat",
@@ -186,6 +188,9 @@ class OllamaUpstream(Upstream):
         origin = request.origin
         operation = origin.operation if origin.wire == WIRE else operation_of(request)
         return OllamaParser(operation, streamed=output_of(request).stream)
+
+    def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
+        return discovery.discover(known)
 
 
 def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:

@@ -42,8 +42,8 @@ def model_not_found(name: str, names: list[str]) -> ModelNotFound:
 
 
 def _entry(name: str, card: ModelCard) -> dict[str, Any]:
-    # Flat values only, except for the two objects that llama-server's router has too: clients search these entries for
-    # prices and fail on lists. The real context is the only number that looks like a context length.
+    # Flat values and lists only, except for the two objects that llama-server's router has too: clients search these
+    # entries for prices and fail on other objects. The real context is the only number that looks like a context length.
     entry: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -56,6 +56,10 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     media = [kind for kind, capability in (("image", "vision"), ("audio", "audio")) if capability in card.capabilities]
     if media:  # otherwise llama-server's clients send no images until the model is loaded
         entry["architecture"] = {"input_modalities": ["text", *media], "output_modalities": ["text"]}
+    if card.facts is not None:
+        entry |= {"type": card.kind, "capabilities": card.capabilities}
+        if card.facts.quantization not in ("", "unknown"):
+            entry["quantization"] = card.facts.quantization
     # As llama-server's router, whose clients read this list too: it has no state for a failed model.
     failed = card.state == "failed"
     entry["status"] = {"value": "unloaded", "failed": True} if failed else {"value": card.state}

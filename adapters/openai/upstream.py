@@ -26,12 +26,14 @@ from hostler.adapters.canonical import (
     output_of,
 )
 from hostler.adapters.degrade import unsupported
+from hostler.adapters.openai import discovery
 from hostler.adapters.openai.chat import with_text_arguments
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.schema import NULL, RESPONSES, WIRE
 from hostler.adapters.progress_removal import without_progress
+from hostler.adapters.remote_models import Discovery, RemoteModel
 
 _ANY_OBJECT = b'"json"'
 
@@ -236,15 +238,28 @@ class OpenAIUpstream(Upstream):
     """A request in this protocol is forwarded: `model` is replaced, `stream` added where a whole response is to be
     folded from a stream, the gateway's progress lines are removed from the history, and every other byte stays.
 
+    `prefix` is the path in front of the routes; where it is only supposed, a discovery tries `other_prefixes` as well.
     `engine`: the backend is llama.cpp's server, which has more parameters. `progress`: it is asked how far it has read the
     prompts of streams; the parser keeps that from clients that did not ask.
     """
 
-    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False, progress: bool = False) -> None:
+    def __init__(
+        self,
+        wire: str = WIRE,
+        *,
+        prefix: str = "/v1",
+        other_prefixes: tuple[str, ...] = (),
+        engine: bool = False,
+        progress: bool = False,
+    ) -> None:
         self.wire = wire
         self._prefix = prefix
+        self._other_prefixes = other_prefixes
         self._engine = engine
         self._progress = progress
+
+    def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
+        return discovery.discover((self._prefix, *self._other_prefixes))
 
     def speaks(self, wire: str) -> bool:
         """Engines get chats instead of responses: the events of llama-server's lack the sequence numbers."""
