@@ -102,6 +102,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
             self,
             cards=cards,
             index={name: card for name, card in self.index.items() if card.name in names},
+            normal={name: card for name, card in self.normal.items() if card.name in names},
             active=self.active if self.active in names else None,
             default=self.default if self.default in names else None,
         )

@@ -133,12 +133,13 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
         *tracing,
         Middleware(AccessLogMiddleware, bus=parts.bus, log=parts.access_log.add, clock=clock),
         *storing,
-        Middleware(ModelInfoMiddleware, listing=parts.model_list, bus=parts.bus),
+        Middleware(ModelInfoMiddleware, listing=parts.model_list, refresh=parts.discovery.refresh, bus=parts.bus),
         Middleware(ModelAdminMiddleware, model_admin=parts.model_admin),
         Middleware(
             ModelDetectionMiddleware,
             find=parts.catalog.find,
             order=lambda targets: nearest_first(targets, parts.hosts),
+            refresh=parts.discovery.refresh,
         ),
         *key_limits,
         Middleware(

@@ -17,18 +17,21 @@ import anyio.to_thread
 from hostler import __version__
 from hostler.adapters.errors import ShuttingDown
 from hostler.adapters.model_list import ModelList
+from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.admin.app import AdminApp
+from hostler.gateway.admin.backends import BackendModels, backend_models
 from hostler.gateway.admin.status import ChainView, chain_view
 from hostler.gateway.auth.bind_policy import keys_in_force
 from hostler.gateway.backends.base import Backend, Endpoint, Transport
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
+from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
-from hostler.gateway.events import Bus
+from hostler.gateway.events import Bus, ModelsChanged
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.middleware.request_context import InFlightRequests
@@ -118,6 +121,16 @@ class Components:
         self._lan: Transport = LanTransport()
         self._remote = remote_transport(self._lan, settings)
         self.backends = self._build_backends()
+        self.discovery = ModelDiscovery(
+            self.backends,
+            settings.gateway.discovery,
+            self._on_models,
+            clock,
+            known={name: models for name in settings.backends if (models := self._host_cache.models(name))},
+        )
+        for name, view in self.discovery.views.items():
+            if view.models:
+                self.catalog.update_models(name, view.models)
         self.hosts: dict[str, Host] = {} if local is None else {LOCAL: self._local_host(local)}
         self.hosts |= {name: self._remote_host(name, client) for name, client in self._clients.items()}
         self.chain = Chain(
@@ -127,6 +140,7 @@ class Components:
             reachable=lambda name: self.hosts[name].reachable,
             returning=lambda name: self.hosts[name].returning,
             drop_requests=self._drop_requests,
+            on_return=self.discovery.request,
             bus=self.bus,
             clock=clock,
         )
@@ -139,6 +153,7 @@ class Components:
             supervisors=self._supervisors,
             chain=self.chain,
             chain_view=self._chain_view,
+            backend_models=self._backend_models,
             config_errors=config_errors,
             in_progress=self.in_flight,
             keys=self.keys,
@@ -159,9 +174,10 @@ class Components:
             for host in self.hosts.values():
                 tasks.start_soon(host.run)
             tasks.start_soon(self.chain.run)
+            tasks.start_soon(self.discovery.run)
             if self.responses is not None:
                 tasks.start_soon(self.responses.run)
-            # Supervisors answer within milliseconds; the first client should see their models.
+            # Supervisors and servers answer within milliseconds; the first client should see their models.
             if LOCAL in self.hosts:
                 await self.hosts[LOCAL].synced.wait()
             seeded = anyio.Event()
@@ -170,6 +186,7 @@ class Components:
                 for host in self.hosts.values():
                     await host.synced.wait()
                 await seeded.wait()
+                await self.discovery.first()
             if (unknown := self.catalog.unknown_hosts & self._supervisors.keys()) and self.chain.has_remote:
                 logger.warning(
                     "never reached: %s; requests for models that may be there stay local until then (`models` of a "
@@ -236,6 +253,11 @@ class Components:
         if name != LOCAL:
             self._host_cache.update(name, status.profiles)
 
+    def _on_models(self, name: str, models: tuple[RemoteModel, ...]) -> None:
+        self.catalog.update_models(name, models)
+        self._host_cache.update_models(name, models)
+        self.bus.publish(ModelsChanged(backend=name, models=len(models)))
+
     def _drop_requests(self, endpoint: Endpoint) -> None:
         """Nothing responds at this endpoint any more: fail its requests over."""
         if endpoint.name in self.hosts:
@@ -284,6 +306,10 @@ class Components:
     def _chain_view(self) -> ChainView:
         kinds = {name: LOCAL if name == LOCAL else self.settings.backends[name].kind for name in self._chain_order}
         return chain_view(self.chain.hops, kinds, now=self.clock(), wall=time.time())
+
+    def _backend_models(self) -> BackendModels:
+        urls = {name: backend.shown_url for name, backend in self.settings.backends.items()}
+        return backend_models(self.catalog, self._chain_view(), urls, self.discovery.views)
 
     async def _read_library(self) -> None:
         """Reload the library where nothing else does: its presets are all that a gateway alone uses of it."""

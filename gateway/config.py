@@ -3,17 +3,15 @@ constructors."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UnsetType
 
+from hostler.gateway.backend_settings import BackendSettings, backend_errors
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
 from hostler.profiles.library import optional_text, read_library
 from hostler.profiles.presets import Preset
@@ -68,6 +66,12 @@ class ProbingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     every_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
     down_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+
+
+class DiscoverySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often backends without a supervisor are asked which models they have."""
+
+    every_s: Annotated[float, msgspec.Meta(ge=1)] = 30.0
 
 
 class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,74 +148,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     switching: SwitchingSettings = SwitchingSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     probing: ProbingSettings = ProbingSettings()
+    discovery: DiscoverySettings = DiscoverySettings()
     spending: SpendingSettings = SpendingSettings()
     tracing: TracingSettings = TracingSettings()
     recording: RecordingSettings = RecordingSettings()
     responses: ResponsesSettings = ResponsesSettings()
     library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
-
-
-class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a sleeping machine is woken by Wake-on-LAN, and how long requests wait for it."""
-
-    mac: str
-    broadcast: str = "255.255.255.255"
-    wait_s: Seconds = 60.0
-
-
-#: Larger numbers from a backend are no token counts.
-_MOST_TOKENS = 10**12
-
-
-class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """US dollars for a million tokens. `cached` is for input tokens read from a cache; left out, they cost as much as
-    others."""
-
-    input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
-
-    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
-        """The cost of an answer in US dollars. Cached tokens are part of the prompt's."""
-        cached = self.input if self.cached is None else self.cached
-        fresh, read, written = (
-            min(max(0, tokens), _MOST_TOKENS)
-            for tokens in (prompt_tokens - cached_tokens, cached_tokens, completion_tokens)
-        )
-        return (fresh * self.input + read * cached + written * self.output) / 1_000_000
-
-
-class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another machine's supervisor, or a server that speaks a protocol.
-
-    `models` maps our names to the backend's; `"*"` stands for every name that is not listed, in `prices` as well.
-    `local`: whether `local_only` requests may go there; left out, it follows from kind and address.
-    """
-
-    kind: Literal["supervisor", "openai", "llamacpp", "ollama", "anthropic"]
-    url: str
-    token: str | None = None
-    token_file: str | None = None
-    certificate: (
-        Annotated[str, msgspec.Meta(description="The only certificate that the supervisor may have.")] | None
-    ) = None
-    api_key: str | None = None
-    api_key_file: str | None = None
-    models: Mapping[str, str] = {}
-    context: Positive | None = None
-    local: bool | None = None
-    referer: str | None = None
-    title: str | None = None
-    prices: Mapping[str, PriceSettings] = {}
-    wake: WakeSettings | None = None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is local: as configured, or a supervisor, or at an address that only exists in a local network."""
-        if self.local is not None:
-            return self.local
-        return self.kind == "supervisor" or _is_local_host(urlsplit(self.url).hostname or "")
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,31 +182,6 @@ class ConfigError(Exception):
     def __init__(self, *mistakes: str) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
-
-
-#: Domains that no public name server knows: RFC 6761, 6762 and 8375, ICANN's resolution on `internal`, and what routers
-#: assign.
-_LOCAL_DOMAINS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
-#: Addresses of this machine and of its own network: RFC 1122, 1918, 3927, 4193 and 4291.
-_LOCAL_NETWORKS = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
-        *("::1/128", "fc00::/7", "fe80::/10"),
-    )
-)
-#: A name without a dot is looked up in the local network only; a number is an address in disguise.
-_PLAIN_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*|[a-z0-9_-]*[g-wyz_-][a-z0-9_-]*")
-
-
-def _is_local_host(host: str) -> bool:
-    """Whether a name or address exists in a local network only. False for every name that could be registered."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host.endswith(_LOCAL_DOMAINS) or _PLAIN_NAME.fullmatch(host) is not None
-    address = getattr(address, "ipv4_mapped", None) or address
-    return any(address in network for network in _LOCAL_NETWORKS)
 
 
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -383,6 +301,10 @@ class _Files:
         return self.texts[place]
 
 
+#: The settings of a backend that name a file.
+BACKEND_FILES = ("token_file", "certificate", "api_key_file", "ca_file", "client_cert_file", "client_key_file")
+
+
 def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     """The settings with files and folders that start at `folder`, where the configuration file is."""
 
@@ -408,12 +330,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
             responses=replace(gateway.responses, file=absolute(gateway.responses.file)),
         ),
         backends={
-            name: replace(
-                backend,
-                token_file=absolute(backend.token_file),
-                certificate=absolute(backend.certificate),
-                api_key_file=absolute(backend.api_key_file),
-            )
+            name: replace(backend, **{key: absolute(getattr(backend, key)) for key in BACKEND_FILES})
             for name, backend in settings.backends.items()
         },
         supervisor=replace(
@@ -471,7 +388,10 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
     known = list(dict.fromkeys((*settings.backends, *(written if isinstance(written, dict) else ()), LOCAL)))
     yield from _unknown_backends(document, ("gateway", "chain"), settings.gateway.chain, known)
     for name, backend in settings.backends.items():
-        yield from _backend_errors(document, name, backend)
+        if name == LOCAL:
+            message = "this name is reserved for the supervisor of `hostler up`; use another one"
+            yield document.error(("backends", name), message)
+        yield from backend_errors(document, name, backend)
     if settings.backends:  # a machine that only runs a supervisor has none
         for profile, entry in settings.profiles.items():
             yield from _unknown_backends(document, ("profiles", profile, "chain"), entry.chain or (), known)
@@ -497,45 +417,6 @@ def _unknown_backends(
     for index, name in enumerate(chain or ()):
         if name not in known:
             yield document.error((*path, index), f"{name!r} is not a backend; backends are: {', '.join(known)}")
-
-
-def _backend_errors(document: Document, name: str, backend: BackendSettings) -> Iterator[DocumentError]:
-    path = ("backends", name)
-    if name == LOCAL:
-        yield document.error(path, "this name is reserved for the supervisor of `hostler up`; use another one")
-    if not backend.url.startswith(("http://", "https://")):
-        yield document.error((*path, "url"), f"{backend.url!r} must start with http:// or https://")
-    for key in ("referer", "title"):  # sent as headers
-        value = getattr(backend, key)
-        if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
-            yield document.error((*path, key), "must be one line of plain text")
-    if backend.certificate is not None and (backend.kind != "supervisor" or not backend.url.startswith("https://")):
-        yield document.error(
-            (*path, "certificate"), "only for supervisors with an https:// URL; remove it or change these"
-        )
-    if backend.wake is not None:
-        yield from _wake_errors(document, (*path, "wake"), backend, backend.wake)
-    if backend.kind != "supervisor" and not backend.models:
-        yield document.error(path, 'models is missing: list the models it serves, e.g. {"*": name-there}')
-
-
-def _wake_errors(
-    document: Document, path: KeyPath, backend: BackendSettings, wake: WakeSettings
-) -> Iterator[DocumentError]:
-    if backend.kind != "supervisor":
-        yield document.error(path, "only a supervisor reports when it is awake; remove it or set kind: supervisor")
-    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
-        yield document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
-    host, _, port = wake.broadcast.partition(":")
-    try:
-        ipaddress.IPv4Address(host)
-        if port and not 0 < int(port) <= 65535:
-            raise ValueError
-    except ValueError:
-        yield document.error(
-            (*path, "broadcast"),
-            f"{wake.broadcast!r} is not an address; use the network's broadcast address, e.g. 192.168.1.255",
-        )
 
 
 def _address_errors(document: Document, path: KeyPath, text: str) -> Iterator[DocumentError]:

@@ -76,7 +76,23 @@ class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
     previous: str
 
 
-Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchChanged | DevicesChanged | QueueChanged
+class ModelsChanged(msgspec.Struct, frozen=True, kw_only=True, tag="models"):
+    """A backend without a supervisor has other models than before; `models` is their number."""
+
+    backend: str
+    models: int
+
+
+Event = (
+    RequestFinished
+    | BreakerChanged
+    | ModelsChanged
+    | HostChanged
+    | EngineChanged
+    | SwitchChanged
+    | DevicesChanged
+    | QueueChanged
+)
 
 
 class Subscription:

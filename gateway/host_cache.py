@@ -1,4 +1,4 @@
-"""The last known profiles of every host, on disk, so that the models of a sleeping host are listed after a restart."""
+"""The last known models of every machine, on disk, so that those of a sleeping one are listed after a restart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import msgspec
 
+from hostler.adapters.remote_models import RemoteModel
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.state_store import JsonStore
 
 
 class _Contents(msgspec.Struct, frozen=True, kw_only=True):
     hosts: dict[str, tuple[ProfileInfo, ...]] = {}
+    servers: dict[str, tuple[RemoteModel, ...]] = {}
 
 
 class HostCache:
@@ -28,5 +30,15 @@ class HostCache:
     def update(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
         if self._store.file is None or self.profiles(backend) == profiles:
             return
-        self._contents = _Contents(hosts={**self._contents.hosts, backend: profiles})
+        self._contents = msgspec.structs.replace(self._contents, hosts={**self._contents.hosts, backend: profiles})
+        self._store.write(lambda: self._contents)
+
+    def models(self, backend: str) -> tuple[RemoteModel, ...]:
+        """The last known models of a backend without a supervisor."""
+        return self._contents.servers.get(backend, ())
+
+    def update_models(self, backend: str, models: tuple[RemoteModel, ...]) -> None:
+        if self._store.file is None or self.models(backend) == models:
+            return
+        self._contents = msgspec.structs.replace(self._contents, servers={**self._contents.servers, backend: models})
         self._store.write(lambda: self._contents)

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anyio
 import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.model_list import CardState, ModelCard, ModelList
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import normalized
-from hostler.gateway.config import BackendSettings
+from hostler.adapters.remote_models import RemoteModel
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.events import printable
+from hostler.gateway.model_cards import merge_cards, preset_card, profile_card
+from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
-from hostler.supervisor.contract import AnswerLimits, HostStatus, ModelStatus, ProfileInfo, State
-
-
-class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend of a model, the model's name there, its context there (0: unknown), and what it certainly cannot do.
-
-    `hosted`: it has a supervisor, which may have to load the model. `limits` are those of its profile there.
-    """
-
-    backend: str
-    name_there: str
-    context: int = 0
-    hosted: bool = False
-    lacks: frozenset[str] = frozenset()
-    limits: AnswerLimits | None = None
+from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +33,38 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[CatalogBackend, ...]
     local_only: bool = False
     preset: Preset | None = None
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Every spelling of some models' names, with card and placement; `normal` has the `normalized` ones."""
+
+    index: dict[str, ModelCard]
+    placements: dict[str, Placement]
+    normal: dict[str, ModelCard]
+
+    def add(self, placement: Placement) -> None:
+        """Add a model under its name and aliases, with and without Ollama's default tag. Earlier names take precedence."""
+        card = placement.card
+        for spelling in (card.name, *card.aliases):
+            short = spelling.removesuffix(":latest")
+            for accepted in (spelling, f"{short}:latest", short):
+                self.index.setdefault(accepted, card)
+                self.placements.setdefault(accepted, placement)
+            self.normal.setdefault(normalized(spelling), card)
+
+    def over(self, others: Names) -> Names:
+        """These names and those of others, which give way."""
+        return Names(others.index | self.index, others.placements | self.placements, others.normal | self.normal)
+
+
+class PlainPart(msgspec.Struct, frozen=True):
+    """What follows from the backends without a supervisor. Kept while `taken`, the hosts' names, and `unknown` are the
+    same: hosts report their states all the time."""
+
+    taken: frozenset[str]
+    unknown: frozenset[str]
+    models: tuple[PlainModel, ...]
+    names: Names
 
 
 def with_unload_times(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
@@ -70,20 +90,9 @@ def _changed(listing: ModelList, fields: Mapping[str, Mapping[str, object]]) -> 
         listing,
         cards=tuple(changed.get(card.name, card) for card in listing.cards),
         index={spelling: changed.get(card.name, card) for spelling, card in listing.index.items()},
+        normal={spelling: changed.get(card.name, card) for spelling, card in listing.normal.items()},
     )
 
-
-_CARD_STATES: dict[State, CardState] = {
-    "stopped": "unloaded",
-    "starting": "loading",
-    "ready": "loaded",
-    "stopping": "unloaded",
-    "backoff": "failed",
-    "failed": "failed",
-}
-
-#: A model on several hosts is listed with the best of its states.
-_BEST_FIRST: tuple[CardState, ...] = ("loaded", "loading", "sleeping", "unloaded", "failed")
 
 #: Names listed in an error message.
 MAX_NAMES = 20
@@ -102,7 +111,10 @@ class Catalog:
         since: float = 0.0,
     ) -> None:
         self._since = int(since)
-        self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
+        self._plain = {
+            name: PlainBackend(name, backend) for name, backend in backends.items() if backend.kind != "supervisor"
+        }
+        self._plain_kept: PlainPart | None = None
         self._chain = tuple(chain)
         self._version = version
         self._unknown = {name for name in (*backends, *chain) if name not in self._plain}
@@ -138,6 +150,12 @@ class Catalog:
         """Hosts that were never reached: nothing is known about their models."""
         return frozenset(self._unknown)
 
+    def update_models(self, backend: str, models: Sequence[RemoteModel]) -> None:
+        """The models that a backend without a supervisor has. An unreachable one keeps its last ones."""
+        self._plain[backend].report(models)
+        self._plain_kept = None
+        self._rebuild()
+
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
         """Replace the models that clients created from others."""
         self._presets = dict(presets)
@@ -166,7 +184,7 @@ class Catalog:
         placement = self._placements.get(name)
         if placement is None:
             card = self._listing.resolve(name)
-            placement = self._placements.get(card.name) if card is not None else None
+            placement = self._placements.get(card.name) if card is not None else self._unlisted(name)
         if placement is None:
             raise ModelNotFound(
                 f"the model `{printable(name, 100)}` does not exist; {self._known_names()}", model=name, param="model"
@@ -176,14 +194,15 @@ class Catalog:
     def _known_names(self) -> str:
         names = self._listing.names()
         if not names:
-            return "no models are configured, or their host has not been reached yet"
+            return "no models are configured, or their backends have not been reached yet"
         more = len(names) - MAX_NAMES
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"
 
     def _rebuild(self) -> None:
         cards: dict[str, ModelCard] = {}
-        places: dict[str, list[CatalogBackend]] = {}
+        places: dict[str, dict[str, CatalogBackend]] = {}
+        profiles: dict[str, list[ProfileInfo]] = {}
         default: str | None = None
         for backend in self._chain:
             host = self._hosts.get(backend)
@@ -191,160 +210,141 @@ class Catalog:
                 continue
             statuses = {status.model: status for status in host.models}
             for profile in host.profiles:
-                card = _card(profile, statuses.get(profile.name))
+                card = profile_card(profile, statuses.get(profile.name))
                 known = cards.get(profile.name)
-                cards[profile.name] = card if known is None else _merge(known, card)
-                places.setdefault(profile.name, []).append(
-                    CatalogBackend(
-                        backend=backend,
-                        name_there=profile.name,
-                        context=profile.context,
-                        hosted=True,
-                        lacks=lacking(profile.facts, embeddings=profile.embeddings),
-                        limits=profile.limits,
-                    )
+                cards[profile.name] = card if known is None else merge_cards(known, card)
+                places.setdefault(profile.name, {})[backend] = CatalogBackend(
+                    backend=backend,
+                    name_there=profile.name,
+                    context=profile.context,
+                    hosted=True,
+                    lacks=lacking(profile.facts, embeddings=profile.embeddings),
+                    limits=profile.limits,
                 )
+                profiles.setdefault(profile.name, []).append(profile)
                 if profile.default and default is None:
                     default = profile.name
-        for backend_settings in self._plain.values():
-            for model in backend_settings.models:
-                if model != "*" and model not in cards:
-                    context = backend_settings.context or 0
-                    cards[model] = ModelCard(
-                        name=model, state="loaded", state_known=False, context=context, created=self._since
-                    )
+        hosted = frozenset(cards)
+        plain = self._plain_part(cards)
         for backend in self._chain:
             if backend in self._unknown:
                 for model in self._declared.get(backend, ()):
-                    if model != "*" and model not in cards:
+                    if "*" not in model and model not in cards and model not in plain.names.index:
                         cards[model] = ModelCard(name=model, state="unloaded", created=self._since)
-        self._active = self._running(cards)
-        self._add_presets(cards)
-        index, placements = self._index(cards, places)
+        names = Names({}, {}, {})
+        for name, card in cards.items():
+            names.add(self._hosted_placement(card, places.get(name, {}), profiles.get(name, [])))
+        names = names.over(plain.names)
+        cards |= {served.card.name: served.card for served in plain.models if served.card.name not in cards}
+        self._active = self._running(cards, hosted)
+        names = self._with_presets(cards, names)
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
-        self._placements = placements
+        self._placements = names.placements
         self._listing = ModelList(
-            cards=ordered, index=index, active=self._active, default=default, version=self._version
+            cards=ordered,
+            index=names.index,
+            normal=names.normal,
+            active=self._active,
+            default=default,
+            version=self._version,
         )
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
-    def _add_presets(self, cards: dict[str, ModelCard]) -> None:
-        """The cards of models that clients created. Names from the configuration take precedence."""
-        taken = {normalized(name): card.name for card in cards.values() for name in (card.name, *card.aliases)}
+    def _plain_part(self, hosted: Mapping[str, ModelCard]) -> PlainPart:
+        taken = frozenset(normalized(name) for card in hosted.values() for name in (card.name, *card.aliases))
+        unknown = frozenset(self._unknown)
+        if self._plain_kept is None or (self._plain_kept.taken, self._plain_kept.unknown) != (taken, unknown):
+            models = plain_models(self._plain, self._chain, taken=taken, since=self._since)
+            names = Names({}, {}, {})
+            for model in models:
+                names.add(self._plain_placement(model))
+            self._plain_kept = PlainPart(taken, unknown, models, names)
+        return self._plain_kept
+
+    def _plain_placement(self, model: PlainModel) -> Placement:
+        name, places = model.card.name, model.places
+        if self._unknown:
+            own = {place.backend: place for place in places}
+            in_order = ((own.get(backend) or self._unknown_place(backend, name)) for backend in self._chain)
+            places = tuple(filter(None, in_order))
+        return Placement(model=name, card=model.card, places=places, local_only=self._may_be_private(name))
+
+    def _hosted_placement(
+        self, card: ModelCard, own: Mapping[str, CatalogBackend], profiles: Sequence[ProfileInfo]
+    ) -> Placement:
+        """The placement of a model that a host has, or may have."""
+        chain = next((profile.chain for profile in profiles if profile.chain is not None), self._chain)
+        in_order = (
+            own.get(backend) or self._replacement(backend, card.name) or self._unknown_place(backend, card.name)
+            for backend in chain
+        )
+        return Placement(
+            model=card.name,
+            card=card,
+            places=tuple(filter(None, in_order)),
+            local_only=any(profile.local_only for profile in profiles) or self._may_be_private(card.name),
+        )
+
+    def _replacement(self, backend: str, name: str) -> CatalogBackend | None:
+        """A backend without a supervisor that serves a host's model when the host cannot."""
+        plain = self._plain.get(backend)
+        if plain is None:
+            return None
+        return plain.replaces(name) or (plain.has(name) if plain.local else None)
+
+    def _unknown_place(self, backend: str, name: str) -> CatalogBackend | None:
+        """A host that was never reached, if it may have the model."""
+        if backend in self._unknown and self._may_have(backend, name):
+            return CatalogBackend(backend=backend, name_there=name)
+        return None
+
+    def _may_be_private(self, name: str) -> bool:
+        """Whether a host that was never reached may have the model: only its profile says whether it must stay local."""
+        return any(backend in self._unknown and self._may_have(backend, name) for backend in self._chain)
+
+    def _with_presets(self, cards: dict[str, ModelCard], names: Names) -> Names:
+        """The cards and names with the models that clients created. Names from the configuration take precedence."""
         own = dict(cards)
+        added = Names({}, {}, {})
         for name, preset in self._presets.items():
             base = own.get(preset.model)
-            if base is None or (name != preset.model and normalized(name) in taken):
+            if base is None or (name != preset.model and normalized(name) in names.normal):
                 continue
-            cards[name] = _preset_card(name, preset, base)
+            card = cards[name] = preset_card(name, preset, base)
+            if name == preset.model:
+                card = cards[name] = msgspec.structs.replace(card, aliases=base.aliases)
+            added.add(msgspec.structs.replace(names.placements[preset.model], card=card, preset=preset))
+        return added.over(names) if self._presets else names
 
     def _may_have(self, backend: str, model: str) -> bool:
         """Whether a host that was never reached may have the model: yes, unless the configuration declares its models."""
         declared = self._declared.get(backend)
         return not declared or model in declared or "*" in declared
 
-    def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
+    def _running(self, cards: Mapping[str, ModelCard], hosted: frozenset[str]) -> str | None:
         """The active model: the last one used while it is loaded, else any loaded one."""
         last = cards.get(self._active) if self._active is not None else None
         if last is not None and last.state in ("loaded", "loading"):
             return last.name
-        hosted = {profile.name for host in self._hosts.values() for profile in host.profiles}
-        return next((name for name, card in sorted(cards.items()) if card.state == "loaded" and name in hosted), None)
+        return next((name for name in sorted(hosted) if cards[name].state == "loaded"), None)
 
-    def _index(
-        self, cards: Mapping[str, ModelCard], places: Mapping[str, list[CatalogBackend]]
-    ) -> tuple[dict[str, ModelCard], dict[str, Placement]]:
-        index: dict[str, ModelCard] = {}
-        placements: dict[str, Placement] = {}
-        presets = {
-            name: card.preset for name, card in cards.items() if card.preset is not None and card.preset.model != name
-        }
-        for name, card in cards.items():
-            if name in presets:
-                continue
-            hosted = {place.backend: place for place in places.get(name, [])}
-            profiles = [host.profiles for host in map(self._hosts.get, self._chain) if host is not None]
-            described = [profile for each in profiles for profile in each if profile.name == name]
-            chain = next((profile.chain for profile in described if profile.chain is not None), self._chain)
-            in_order = []
-            for backend in chain:
-                if backend in hosted:
-                    in_order.append(hosted[backend])
-                elif backend in self._plain:
-                    plain = self._plain[backend]
-                    there = plain.models.get(name) or plain.models.get("*")
-                    if there:
-                        in_order.append(CatalogBackend(backend=backend, name_there=there, context=plain.context or 0))
-                elif backend in self._unknown and self._may_have(backend, name):
-                    in_order.append(CatalogBackend(backend=backend, name_there=name))
-            local_only = any(profile.local_only for profile in described) or any(
-                backend in self._unknown and self._may_have(backend, name) for backend in self._chain
-            )
-            placement = Placement(
-                model=name, card=card, places=tuple(in_order), local_only=local_only, preset=card.preset
-            )
-            for spelling in (name, *card.aliases):
-                for accepted in (spelling, f"{spelling}:latest"):
-                    index.setdefault(accepted, card)
-                    placements.setdefault(accepted, placement)
-        for name, preset in presets.items():
-            card = cards[name]
-            placement = msgspec.structs.replace(placements[preset.model], card=card, preset=preset)
-            for accepted in (name, f"{name}:latest"):
-                index.setdefault(accepted, card)
-                placements.setdefault(accepted, placement)
-        return index, placements
-
-
-def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
-    return ModelCard(
-        name=profile.name,
-        aliases=profile.aliases,
-        state=_CARD_STATES[status.state] if status else "unloaded",
-        context=profile.context,
-        parallel=profile.parallel,
-        created=int(profile.modified_at),
-        modified_at=profile.modified_at,
-        size=profile.size,
-        digest=profile.digest,
-        facts=profile.facts,
-        capabilities=_capabilities(profile),
-        description=profile.description,
-        listed=profile.listed,
-        memory_bytes=status.memory_bytes if status else 0,
-        gpu_bytes=status.gpu_bytes if status else 0,
-        failure=status.failure.message if status and status.failure else None,
-        percent=status.percent if status and status.state == "starting" else None,
-    )
-
-
-def _capabilities(profile: ProfileInfo) -> tuple[str, ...]:
-    if profile.facts is not None:
-        return profile.facts.capabilities
-    return ("embedding",) if profile.embeddings else ("completion",)
-
-
-def _preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:
-    """The card of a model that a client created from another. A plain copy keeps the digest."""
-    digest = base.digest
-    if preset.changes_requests or preset.license:
-        settings = msgspec.json.encode(msgspec.structs.replace(preset, created_at=0.0))
-        digest = hashlib.sha256(base.digest.encode() + settings).hexdigest()
-    return msgspec.structs.replace(
-        base,
-        name=name,
-        aliases=(),
-        listed=True,
-        digest=digest,
-        created=int(preset.created_at),
-        modified_at=preset.created_at,
-        preset=preset,
-    )
-
-
-def _merge(one: ModelCard, other: ModelCard) -> ModelCard:
-    """The same model on two hosts: the better state, and the smaller context, which both have."""
-    better = min((one, other), key=lambda card: _BEST_FIRST.index(card.state))
-    return msgspec.structs.replace(better, context=min(one.context, other.context))
+    def _unlisted(self, name: str) -> Placement | None:
+        """The placement of a model that is not listed: one of a certain backend (`backend/name`), or of a name that a
+        wildcard passes on."""
+        backend, slash, rest = name.partition("/")
+        places: list[CatalogBackend] = []
+        if slash and backend in self._plain and backend in self._chain:
+            place = self._plain[backend].has(rest)
+            if place is not None:
+                places = [place]
+        if not places:
+            passing = (self._plain[each].passes(name) for each in self._chain if each in self._plain)
+            places = [place for place in passing if place is not None]
+        if not places:
+            return None
+        card = self._plain[places[0].backend].card(name, places[0].name_there, since=self._since)
+        # Not under the requested name: these names are not bounded, and metrics count requests by model.
+        model = f"{places[0].backend}/*"
+        return Placement(model=model, card=card, places=tuple(places), local_only=self._may_be_private(name))

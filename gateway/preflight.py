@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
-from hostler.gateway.config import LOCAL, ConfigError, Configuration, parse_address, secret
+from hostler.gateway.backends.registry import build_endpoint
+from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.last_good import FindMistakes
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
@@ -61,6 +62,7 @@ def all_mistakes(configuration: Configuration) -> list[str]:
     settings = configuration.settings
     runs_models = not (configuration.shipped and settings.backends)
     found = _gateway_mistakes(configuration, has_supervisor=True)
+    found += connection_mistakes(settings)
     found += supervisor_mistakes(configuration)
     if runs_models:
         found += dict.fromkeys(engine_mistakes(configuration).values())
@@ -85,6 +87,22 @@ def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> 
     if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
         found.append("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`")
     return found
+
+
+def connection_mistakes(settings: Settings) -> Iterator[str]:
+    """Why backends could not be reached as the settings and the environment say. Such a backend keeps only itself from
+    serving."""
+    from hostler.gateway.backends.httpx_transport import connection_problem
+
+    for name, backend in settings.backends.items():
+        if backend.kind == "supervisor":
+            continue
+        try:
+            problem = connection_problem(build_endpoint(name, backend), direct=backend.is_direct)
+        except ConfigError:
+            continue  # its secrets are missing, which is reported elsewhere
+        if problem is not None:
+            yield f"backends.{name}: {problem}"
 
 
 def supervisor_mistakes(configuration: Configuration) -> list[str]:

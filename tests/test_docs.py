@@ -165,10 +165,16 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
     elif sections[-1:] == ["tls"]:
         lines |= {line for line in ("cert: a.crt", "key: a.key") if not line.startswith(f"{name}:")}
-    elif sections[-2:] == ["prices", "NAME"]:
+    elif sections[-2:] in (["prices", "NAME"], ["describe", "NAME"]):
+        inner = sections[-2]
         sections[-2:] = []
-        lines = {f"prices: {{NAME: {{{lines.pop()}}}}}", *beside}
+        plain = {line.replace("supervisor", "openai") for line in beside}
+        lines = {f"{inner}: {{NAME: {{{lines.pop()}}}}}", *plain}
     elif sections and sections[0] == "backends":
+        if "supervisor" not in ROWS[key].meaning.lower() or ROWS[key].meaning.startswith("Others"):
+            beside = {line.replace("supervisor", "openai") for line in beside}
+        if name == "client_key_file":
+            beside.add("client_cert_file: /etc/hostler/client.pem")
         lines |= beside
     if sections and sections[0] == "profiles" and name not in ("model", "base"):
         lines.add("model: /models/some.gguf")
@@ -180,7 +186,7 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     (tmp_path / "profiles.yaml").write_text("other: {model: /models/other.gguf}\n", encoding="utf-8")
     file = tmp_path / "hostler.yaml"
     file.write_text(text, encoding="utf-8")
-    settings.read(file, environ={})
+    settings.read(file, environ={"HOME": "/root"})
 
 
 def examples() -> Iterator[Any]:

@@ -11,6 +11,7 @@ import anyio
 
 from hostler import __version__
 from hostler.gateway.admin.actions import ActionRoutes
+from hostler.gateway.admin.backends import BackendModels, BackendRoutes
 from hostler.gateway.admin.dry_run import DryRunRoutes
 from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
@@ -63,8 +64,8 @@ class AdminApp:
     """The routes for operators, dashboards and monitoring. `run` until cancelled; `close` ends event streams first.
 
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
-    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `config_errors`
-    what is wrong with the configuration file.
+    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`,
+    `backend_models` the models of its backends, `config_errors` what is wrong with the configuration file.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class AdminApp:
         supervisors: Mapping[str, object],
         chain: Chain,
         chain_view: Callable[[], ChainView],
+        backend_models: Callable[[], BackendModels],
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
         keys: KeyRing | None,
@@ -119,6 +121,7 @@ class AdminApp:
             self._mcp,
             ActionRoutes(catalog, hosts, in_progress),
             DryRunRoutes(catalog.find, chain),
+            BackendRoutes(backend_models),
             self._log_routes,
             TranscriptRoutes(transcripts),
             KeyRoutes(keys, key_usage),

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from hostler.gateway.admin.http import json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
-from hostler.gateway.backends.chain import Chain, RouteHop
+from hostler.gateway.backends.chain import Chain
+from hostler.gateway.backends.hop import RouteHop
 from hostler.gateway.model_catalog import Placement
 from hostler.gateway.routing import gateway_route
 

@@ -10,9 +10,9 @@ import msgspec
 
 from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.model_list import CardState, ModelCard
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting

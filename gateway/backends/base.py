@@ -19,6 +19,30 @@ from hostler.supervisor.contract import AnswerLimits
 KEEP_ALIVE_FACTOR = 6
 
 
+class TlsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the certificate of a server is verified: against `ca_file` alone if it is set, or not at all. The client
+    certificate may contain its key."""
+
+    ca_file: str | None = None
+    insecure: bool = False
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+
+
+class EndpointOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is special about the connection to a backend. `query` is appended to that of every request, `headers` replace
+    the request's own, and `secrets` are removed from what the backend answers.
+
+    `proxy` is a URL, `environment` or `none`; only `HttpxTransport` knows proxies.
+    """
+
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    tls: TlsOptions = TlsOptions()
+    proxy: str = "none"
+    secrets: tuple[str, ...] = ()
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a backend listens. `name` is its name in the configuration, the only thing about it that errors contain.
 
@@ -31,6 +55,24 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     tls: bool = False
     base_path: str = ""
+    options: EndpointOptions | None = None
+
+    def target(self, path: str) -> str:
+        """The path of a request with the backend's own path and query."""
+        path = self.base_path.rstrip("/") + path
+        if self.options is None or not self.options.query:
+            return path
+        return f"{path}{'&' if '?' in path else '?'}{self.options.query}"
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers that are sent with every request, in place of its own."""
+        return () if self.options is None else self.options.headers
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not come back in an answer, besides the key."""
+        return () if self.options is None else self.options.secrets
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +178,13 @@ class Transport(Protocol):
 
 
 #: The path that a server of each kind is checked with; those of supervised engines are `llamacpp`.
-HEALTH_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
+HEALTH_PATHS = {
+    "openai": "/models",  # below the prefix
+    "llamacpp": "/health",
+    "ollama": "/api/version",
+    "lmstudio": "/v1/models",
+    "anthropic": "/v1/models",
+}
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from functools import partial
 import msgspec
 
 from hostler.adapters.canonical import LoadRequest
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import FailedHop
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.suitability import known_inability
 from hostler.gateway.context import RequestContext, Target
 

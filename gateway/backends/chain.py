@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
-import msgspec
 
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.base import Backend, Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker, default_file
@@ -26,9 +26,10 @@ from hostler.gateway.backends.health_checks import (
     any_responds,
     responds,
 )
+from hostler.gateway.backends.hop import Hop, RouteHop
 from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
-from hostler.gateway.config import BackendSettings, PriceSettings, Settings
+from hostler.gateway.config import Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
 from hostler.supervisor.contract import EngineAddress
 
@@ -42,77 +43,18 @@ _ANSWERS_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
 _REMOTE_TRIES, _LOCAL_TRIES = 5, 2
 #: The time for a stall detector's check, in seconds. It costs an idle server a millisecond and a busy one hardly more.
 _STALL_TIMEOUT_S = 3.0
-#: How often it is checked whether a hop is back, in seconds.
-_BACK_TICK_S = 0.05
-
-
-def _always() -> bool:
-    return True
-
-
-def _never() -> bool:
-    return False
-
-
-def _nothing() -> None:
-    return None
 
 
 async def _responds_always() -> bool:
     return True
 
 
-class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
-
-    `supervised`: a supervisor runs its engines, so that their errors are explained to clients. `reachable` returns whether it is
-    reachable as far as the background knows, `returning` whether it is about to be; `check_now` has the background check at once.
-    """
-
-    name: str
-    breakers: CircuitBreakers
-    local: bool = True
-    supervised: bool = False
-    reachable: Callable[[], bool] = _always
-    returning: Callable[[], bool] = _never
-    check_now: Callable[[], None] = _nothing
-    stall_detector: StallDetector | None = None
-    wake_on_lan: WakeOnLan | None = None
-    spending: SpendingTracker | None = None
-    prices: Mapping[str, PriceSettings] = {}
-
-    async def back(self, seconds: float) -> bool:
-        """Wait until it is reachable, at most `seconds`."""
-        with anyio.move_on_after(max(0.0, seconds)):
-            while not self.reachable():  # noqa: ASYNC110 - rare, and what is asked is a callable
-                await anyio.sleep(_BACK_TICK_S)
-        return self.reachable()
-
-    def price(self, model: str, name_there: str) -> PriceSettings | None:
-        """The configured price of a model here, if there is one."""
-        return self.prices.get(name_there) or self.prices.get(model) or self.prices.get("*")
-
-
-class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same as text."""
-
-    backend: str
-    name_there: str
-    context: int
-    local: bool
-    supervised: bool
-    reachable: bool
-    state: BreakerState
-    retry_in_s: float
-    reason: str | None
-    words: str
-
-
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
     `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
-    whether it will be soon; `drop_requests` ends every request at an endpoint.
+    whether it will be soon; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
+    a supervisor that responds again.
     """
 
     def __init__(
@@ -124,6 +66,7 @@ class Chain:
         reachable: Callable[[str], bool],
         returning: Callable[[str], bool],
         drop_requests: Callable[[Endpoint], None],
+        on_return: Callable[[str], None],
         bus: Bus,
         clock: Callable[[], float],
         random: Callable[[], float] = chance.random,
@@ -133,6 +76,7 @@ class Chain:
         self._clock = clock
         self._random = random
         self._drop_requests = drop_requests
+        self._on_return = on_return
         self._connect_s = settings.gateway.timeouts.connect_s
         self._stall_detectors: list[StallDetector] = []
         self._http_checks: list[HttpCheck] = []
@@ -227,13 +171,15 @@ class Chain:
 
     def _plain_hop(self, backend: Backend, breakers: CircuitBreakers) -> Hop:
         settings, health = self._settings.backends[backend.name], self._health.of(backend.name)
+        wake = None if settings.wake is None else WakeOnLan(backend.name, settings.wake, self._clock)
         return Hop(
             name=backend.name,
             breakers=breakers,
             local=settings.is_local,
-            reachable=partial(getattr, health, "up"),
+            reachable=partial(getattr, health, "up") if wake is None else partial(getattr, wake, "awake"),
             check_now=health.check_now,
             stall_detector=self._server_stall_detector(backend, settings, breakers),
+            wake_on_lan=wake,
             spending=self.spending,
             prices=settings.prices,
         )
@@ -282,7 +228,18 @@ class Chain:
             takes_s=self._connect_s + CHECK_TIMEOUT_S,
             every_s=probing.every_s if local else None,
             down_every_s=probing.down_every_s * (1.0 if local else _REMOTE_FACTOR),
+            # A machine that can be woken must be tried by a request: that is what wakes it.
+            opens_circuit=self._settings.backends[name].wake is None,
+            on_result=partial(self._on_checked, name),
         )
+
+    def _on_checked(self, name: str, responds: bool) -> None:
+        """A backend without a supervisor was checked."""
+        wake = self.hops[name].wake_on_lan
+        if wake is not None:
+            wake.set_reachable(responds)
+        if responds:
+            self._on_return(name)
 
     def _http_check(self, backend: Backend, *, timeout_s: float) -> HttpCheck:
         """A check of a backend without a supervisor."""
@@ -293,7 +250,7 @@ class Chain:
             backend.health_path,
             backend.headers,
             connect_s=self._connect_s,
-            proxied=not settings.is_local,
+            proxied=not settings.is_direct,
             timeout_s=timeout_s,
         )
         self._http_checks.append(check)

@@ -18,7 +18,6 @@ from hostler.adapters.errors import (
     ModelUnavailable,
     TooManyRequests,
 )
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
     AttemptResult,
@@ -27,6 +26,7 @@ from hostler.gateway.backends.failure_policy import (
     classify_error,
     rejection_cause,
 )
+from hostler.gateway.backends.hop import Hop
 
 #: The longest pause of a backend that a client should wait for on its own, in seconds. Many wait without a word.
 LONGEST_PAUSE_S = 60.0

@@ -13,6 +13,9 @@ import msgspec
 from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptResult, BreakerSignal, FailureRule
 
 BreakerState = Literal["closed", "open", "half_open"]
+#: Breakers of models of a backend from which on closed ones are forgotten.
+MAX_CLOSED = 1000
+
 OnBreakerChange = Callable[[str | None, BreakerState, BreakerState], None]
 
 
@@ -64,6 +67,11 @@ class CircuitBreaker:
     def state(self, now: float) -> BreakerState:
         """The state at `now`: an open breaker whose time is over is `half_open`."""
         return "half_open" if self._state == "open" and now >= self._open_until else self._state
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every call passes, but for a time that the backend asked for."""
+        return self._state == "closed"
 
     def allows(self, now: float) -> bool:
         """Whether `acquire` would give a permit. Changes nothing."""
@@ -286,6 +294,8 @@ class CircuitBreakers:
     def _of(self, model: str) -> CircuitBreaker:
         breaker = self._models.get(model)
         if breaker is None:
+            if len(self._models) >= MAX_CLOSED:  # names that a wildcard passes on are not bounded
+                self._models = {name: each for name, each in self._models.items() if not each.is_closed}
             breaker = self._models[model] = self._breaker(model)
         return breaker
 

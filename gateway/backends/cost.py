@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from hostler.adapters.canonical import Usage
-from hostler.gateway.config import PriceSettings
+from hostler.gateway.backend_settings import PriceSettings
 from hostler.supervisor.state_store import JsonStore
 
 #: What is assumed for a backend of which nothing is known: the prices of a large model, in dollars for a million tokens.

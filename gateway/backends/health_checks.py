@@ -26,9 +26,14 @@ Check = Callable[[], Awaitable[bool]]
 CheckResult = Literal["responds", "silent", "unreachable"]
 
 
+def _ignore(responds: bool) -> None:
+    return None
+
+
 class CheckedBackend(msgspec.Struct, frozen=True, kw_only=True):
     """A backend to check. `check` returns whether it responds, within `takes_s`, and never raises.
 
+    `on_result` is called after each check. Without `opens_circuit`, requests go there although a check failed.
     `every_s` `None`: checked only when an attempt failed to reach it. `down_every_s` `None`: then it is checked once,
     since something else reports its return.
     """
@@ -39,6 +44,8 @@ class CheckedBackend(msgspec.Struct, frozen=True, kw_only=True):
     takes_s: float
     every_s: float | None = None
     down_every_s: float | None = None
+    opens_circuit: bool = True
+    on_result: Callable[[bool], None] = _ignore
 
 
 class HealthCheck:
@@ -55,7 +62,8 @@ class HealthCheck:
     def check_now(self) -> None:
         """An attempt could not reach the backend: check it at once, and spare requests until the result is known."""
         if not self._requested.is_set():
-            self._backend.breakers.host.cool(self._clock() + self._backend.takes_s)
+            if self._backend.opens_circuit:
+                self._backend.breakers.host.cool(self._clock() + self._backend.takes_s)
             self._requested.set()
 
     async def run(self) -> None:
@@ -77,12 +85,13 @@ class HealthCheck:
         self.up = responds
         if responds:
             backend.breakers.recovered()
-        else:
+        elif backend.opens_circuit:
             # Until the result of the next check, with the jitter of `_sleep`.
             next_s = (backend.down_every_s or 0.0) * 1.2 + backend.takes_s
             backend.breakers.check_failed(self._clock(), next_s, confirms=requested)
-            if backend.down_every_s is None:
-                self.up = True
+        if not responds and backend.down_every_s is None:
+            self.up = True
+        backend.on_result(responds)
 
     async def _sleep(self, seconds: float | None) -> None:
         """Sleep for `seconds`, plus or minus a fifth, or until a check is requested; `None` waits for a request."""

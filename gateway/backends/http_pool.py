@@ -17,6 +17,7 @@ import msgspec
 
 from hostler.adapters.errors import BackendUnavailable, OutOfDescriptors
 from hostler.gateway.backends.http_connection import BackendConnection
+from hostler.gateway.backends.tls import certificate_reason
 
 SWEEP_S = 0.5
 STAGGER_S = 0.25  # the delay before the next address of a name is tried (RFC 8305)
@@ -237,6 +238,8 @@ def _why(error: OSError) -> str:
         return "refused the connection"
     if isinstance(error, socket.gaierror):
         return "has an unknown host name"
+    if (reason := certificate_reason(error)) is not None:
+        return f"cannot be trusted: {reason}"
     if isinstance(error, ssl.SSLError):
         return "failed the TLS handshake"
     return "cannot be reached"

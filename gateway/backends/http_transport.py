@@ -16,10 +16,14 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
 from hostler.adapters.redaction import redactor
-from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.backends.base import Endpoint, Timeouts, TlsOptions
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings
 from hostler.gateway.backends.http_response import ResponseReader
+from hostler.gateway.backends.tls import DEFAULT_TLS, tls_context
+
+#: Host, port, and whether or how TLS is used.
+PoolKey = tuple[str, int, bool | TlsOptions]
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _PATH = re.compile(r"/[!-~]*")
@@ -40,10 +44,10 @@ class LanTransport:
 
     def __init__(self, pooling: PoolSettings | None = None) -> None:
         self._pooling = pooling or PoolSettings()
-        self._pools: dict[tuple[str, int, bool], Pool] = {}
-        self._prefixes: dict[Endpoint, tuple[str, bytes]] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._prefixes: dict[Endpoint, bytes] = {}
         self._heads: dict[tuple[Endpoint, str, str, str], bytes] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._contexts: dict[TlsOptions, ssl.SSLContext] = {}
 
     def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> LanResponse:
         """See `Transport.send`."""
@@ -51,12 +55,12 @@ class LanTransport:
 
     def close_idle(self, endpoint: Endpoint) -> None:
         """See `Transport.close_idle`."""
-        if pool := self._pools.get((endpoint.host, endpoint.port, endpoint.tls)):
+        if pool := self._pools.get(_pool_key(endpoint)):
             pool.close_idle()
 
     def close_all(self, endpoint: Endpoint) -> None:
         """See `Transport.close_all`."""
-        if pool := self._pools.get((endpoint.host, endpoint.port, endpoint.tls)):
+        if pool := self._pools.get(_pool_key(endpoint)):
             pool.close_all()
 
     async def aclose(self) -> None:
@@ -73,12 +77,15 @@ class LanTransport:
 
     def open_connections(self, endpoint: Endpoint) -> int:
         """The number of connections to this endpoint, idle or not."""
-        pool = self._pools.get((endpoint.host, endpoint.port, endpoint.tls))
+        pool = self._pools.get(_pool_key(endpoint))
         return len(pool.connections) if pool else 0
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        """The pool of this endpoint, created on first use. Pools without connections are removed then."""
-        key = (endpoint.host, endpoint.port, endpoint.tls)
+        """The pool of this endpoint, created on first use. Pools without connections are removed then.
+
+        Raises `BackendUnavailable` if TLS cannot be set up as configured.
+        """
+        key = (endpoint.host, endpoint.port, endpoint.tls) if endpoint.options is None else _pool_key(endpoint)
         pool = self._pools.get(key)
         if pool is None:
             # Each start of an engine has a port of its own: the old ones are not used again.
@@ -86,11 +93,16 @@ class LanTransport:
                 if not left.connections:
                     left.close_all()
                     del self._pools[other]
-            if endpoint.tls and self._tls is None:
-                self._tls = ssl.create_default_context()
-            tls = self._tls if endpoint.tls else None
+            tls = self._context(endpoint) if endpoint.tls else None
             pool = self._pools[key] = Pool(endpoint.host, endpoint.port, tls, self._pooling, asyncio.get_running_loop())
         return pool
+
+    def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
+        options = DEFAULT_TLS if endpoint.options is None else endpoint.options.tls
+        context = self._contexts.get(options)
+        if context is None:
+            context = self._contexts[options] = tls_context(options, endpoint.name)
+        return context
 
     def head(self, request: WireRequest, endpoint: Endpoint) -> bytes:
         """The request's head as bytes. Raises `BadRequest` if a part could smuggle in another header or request."""
@@ -111,19 +123,19 @@ class LanTransport:
         if prefix is None:
             if len(self._prefixes) >= 256:  # each start of an engine has a key of its own
                 self._prefixes.clear()
-            prefix = self._prefixes[endpoint] = (endpoint.base_path.rstrip("/"), _endpoint_headers(endpoint))
-        base_path, endpoint_headers = prefix
-        path = base_path + request.path
+            prefix = self._prefixes[endpoint] = _endpoint_headers(endpoint)
+        path = endpoint.target(request.path)
         if not (_PATH.fullmatch(path) and _METHOD.fullmatch(request.method) and _VALUE.fullmatch(request.content_type)):
             raise BadRequest("the path or the content type contains characters that cannot be sent")
-        lines = [f"{request.method} {path} HTTP/1.1\r\n".encode("ascii"), endpoint_headers]
+        lines = [f"{request.method} {path} HTTP/1.1\r\n".encode("ascii"), prefix]
         if request.body or request.method not in ("GET", "HEAD"):
             framing = f"content-type: {request.content_type}\r\ncontent-length: {len(request.body)}\r\n"
             lines.append(framing.encode("latin-1"))
+        own = {name.lower() for name, _ in endpoint.headers} if endpoint.options is not None else _OWN_HEADERS
         for name, value in request.headers:
             if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
                 raise BadRequest("a header contains characters that cannot be sent")
-            if name.lower() not in _OWN_HEADERS:
+            if name.lower() not in _OWN_HEADERS and name.lower() not in own:
                 lines.append(f"{name}: {value}\r\n".encode("latin-1"))
         lines.append(b"\r\n")
         return b"".join(lines)
@@ -142,7 +154,9 @@ class LanResponse:
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
-        self._redactor = redactor(endpoint.key)
+        self._redactor = (
+            redactor(endpoint.key) if endpoint.options is None else redactor(endpoint.key, endpoint.secrets)
+        )
         self._pool: Pool | None = None
         self._connection: BackendConnection | None = None
         self._head: ResponseHead | None = None
@@ -242,7 +256,15 @@ def _endpoint_headers(endpoint: Endpoint) -> bytes:
     if not _HOST.fullmatch(endpoint.host) or not _VALUE.fullmatch(endpoint.key or ""):
         raise ValueError(f'backend "{endpoint.name}": the host or the key contains characters that cannot be sent')
     host = f"[{endpoint.host.partition('%')[0]}]" if ":" in endpoint.host else endpoint.host
-    lines = [f"host: {host}:{endpoint.port}\r\n", "accept-encoding: identity\r\n"]
+    headers = {"host": f"{host}:{endpoint.port}", "accept-encoding": "identity"}
     if endpoint.key is not None:
-        lines.append(f"authorization: Bearer {endpoint.key}\r\n")
-    return "".join(lines).encode("latin-1")
+        headers["authorization"] = f"Bearer {endpoint.key}"
+    for name, value in endpoint.headers:
+        headers.pop(name.lower(), None)
+        headers[name] = value
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def _pool_key(endpoint: Endpoint) -> PoolKey:
+    options = endpoint.options
+    return (endpoint.host, endpoint.port, endpoint.tls and (options is None or options.tls))

@@ -1,7 +1,6 @@
-"""The transport for remote backends: httpx with connections kept for a minute, proxies from the environment, no
-cookies.
+"""The transport for remote backends and those behind proxies: httpx with connections kept for a minute, and no cookies.
 
-Local backends have `http_transport`. httpx's errors are translated here.
+Other local backends have `http_transport`. httpx's errors are translated here.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ from hostler.adapters.errors import (
     OutOfDescriptors,
 )
 from hostler.adapters.redaction import redactor
-from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
+from hostler.gateway.backends.base import BackendResponse, Endpoint, EndpointOptions, Timeouts, TlsOptions
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
+from hostler.gateway.backends.environment_proxy import environment_proxy
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
 from hostler.gateway.backends.interim_limit import InterimLimit
+from hostler.gateway.backends.tls import certificate_reason, tls_context
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0
@@ -47,10 +48,14 @@ _CLOSED = httpx.ByteStream(b"")
 
 
 class HttpxTransport:
-    """A `Transport` for remote backends. `client` is for tests; `aclose` closes it all the same."""
+    """A `Transport` for remote backends, with a client for each way to reach them: TLS options and proxy.
+
+    `client` is for tests, instead of all others; `aclose` closes it all the same.
+    """
 
     def __init__(self, client: httpx.AsyncClient | None = None) -> None:
-        self._client = client
+        self._given = client
+        self._clients: dict[tuple[TlsOptions, str | None], httpx.AsyncClient] = {}
         self._in_flight: set[HttpxResponse] = set()
 
     def send(
@@ -70,8 +75,10 @@ class HttpxTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        client, self._client = self._client, None
-        if client is not None:
+        clients, self._clients = [*self._clients.values()], {}
+        if self._given is not None:
+            clients.append(self._given)
+        for client in clients:
             await client.aclose()
 
     def enter(self, answer: HttpxResponse) -> None:
@@ -82,19 +89,68 @@ class HttpxTransport:
         """The request has ended."""
         self._in_flight.discard(answer)
 
-    def client(self) -> httpx.AsyncClient:
-        """The client, created on first use: loading the certificates takes a while."""
-        if self._client is None:
-            self._client = client = httpx.AsyncClient(
-                follow_redirects=False,
-                cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEP_S),
-            )
-            # httpx has no setting for this.
-            for transport in (client._transport, *client._mounts.values()):
-                if isinstance(transport, httpx.AsyncHTTPTransport):
-                    transport._pool._network_backend = InterimLimit(transport._pool._network_backend)
-        return self._client
+    def client(self, endpoint: Endpoint) -> httpx.AsyncClient:
+        """The client for an endpoint, created on first use: loading the certificates takes a while.
+
+        Raises `BackendUnavailable` with the reason if it cannot be reached as the settings and the environment say.
+        """
+        if self._given is not None:
+            return self._given
+        options = endpoint.options or EndpointOptions(proxy="environment")
+        proxy, origin = _proxy(endpoint, options)
+        key = (options.tls, proxy)
+        client = self._clients.get(key)
+        if client is None:
+            client = self._clients[key] = _new_client(*key, origin, endpoint.name)
+        return client
+
+
+def connection_problem(endpoint: Endpoint, *, direct: bool) -> str | None:
+    """Why an endpoint cannot be reached as the settings and the environment say, without trying; `None` if nothing is
+    known against it. `direct`: no proxy is heeded. Blocks."""
+    options = endpoint.options or EndpointOptions(proxy="none" if direct else "environment")
+    proxy, origin = _proxy(endpoint, options)
+    try:
+        if endpoint.tls:
+            tls_context(options.tls, endpoint.name)
+        if proxy is not None:
+            _new_client(TlsOptions(insecure=True), proxy, origin, endpoint.name)
+    except BackendUnavailable as error:
+        return error.message.partition("cannot be reached: ")[2] or error.message
+    return None
+
+
+def _proxy(endpoint: Endpoint, options: EndpointOptions) -> tuple[str | None, str]:
+    """The proxy's URL, and the setting or variable that names it; `None` for a direct connection."""
+    if options.proxy != "environment":
+        return None if options.proxy == "none" else options.proxy, "proxy"
+    scheme = "https" if endpoint.tls else "http"
+    return environment_proxy(scheme, endpoint.host, endpoint.port) or (None, "")
+
+
+def _new_client(tls: TlsOptions, proxy: str | None, origin: str, backend: str) -> httpx.AsyncClient:
+    """`origin` is the setting or variable that names the proxy. Raises `BackendUnavailable`."""
+    try:
+        proxying = None if proxy is None else httpx.Proxy(proxy)
+        client = httpx.AsyncClient(
+            follow_redirects=False,
+            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEP_S),
+            verify=tls_context(tls, backend),
+            proxy=proxying,
+            trust_env=False,
+        )
+    except ImportError:
+        reason = f"{origin} names a SOCKS proxy, which requires a package; run `pip install socksio`"
+        raise BackendUnavailable(f'backend "{backend}" cannot be reached: {reason}', backend=backend) from None
+    except (ValueError, httpx.InvalidURL):
+        reason = f"{origin} does not name a proxy that can be used: http://, https:// or socks5:// is expected"
+        raise BackendUnavailable(f'backend "{backend}" cannot be reached: {reason}', backend=backend) from None
+    # httpx has no setting for this.
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, httpx.AsyncHTTPTransport):
+            transport._pool._network_backend = InterimLimit(transport._pool._network_backend)
+    return client
 
 
 class HttpxResponse:
@@ -107,14 +163,14 @@ class HttpxResponse:
         self._waiting: asyncio.Timeout | None = None
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
-        self._redactor = redactor(endpoint.key)
+        self._redactor = redactor(endpoint.key, endpoint.secrets)
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._head: ResponseHead | None = None
         self._complete = False
 
     async def __aenter__(self) -> HttpxResponse:
-        client = self._transport.client()
+        client = self._transport.client(self._endpoint)
         request = self._build(client)
         response: httpx.Response | None = None
         self._transport.enter(self)
@@ -128,7 +184,7 @@ class HttpxResponse:
             # uvloop has no socket for a connection that was reset as soon as it was made, and anyio looks at it.
             if error.obj is not None:
                 raise
-            raise self._unreachable() from error
+            raise self._unreachable(error) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as error:
             raise self._translate(error) from error
         finally:
@@ -255,13 +311,16 @@ class HttpxResponse:
     def _build(self, client: httpx.AsyncClient) -> httpx.Request:
         endpoint, request = self._endpoint, self._request
         # Only these headers are sent: the client's defaults would reveal the library.
+        own = {name.lower() for name, _ in endpoint.headers}
         headers = [("Accept-Encoding", "identity"), ("Content-Type", request.content_type), ("User-Agent", "hostler")]
         headers += [(name, value) for name, value in request.headers if name.lower() not in _OWN_HEADERS]
         if endpoint.key is not None:
             headers.append(("Authorization", f"Bearer {endpoint.key}"))
+        headers = [(name, value) for name, value in headers if name.lower() not in own]
+        headers += endpoint.headers
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         scheme = "https" if endpoint.tls else "http"
-        url = f"{scheme}://{host}:{endpoint.port}{endpoint.base_path.rstrip('/')}{request.path}"
+        url = f"{scheme}://{host}:{endpoint.port}{endpoint.target(request.path)}"
         limit = httpx.Timeout(None, connect=self._timeouts.connect_s, write=self._timeouts.first_byte_s)
         content = request.body if request.body or request.method not in ("GET", "HEAD") else None
         try:
@@ -282,13 +341,17 @@ class HttpxResponse:
                 timed_out=True,
             )
         if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.PoolTimeout):
-            return self._unreachable()
+            return self._unreachable(error)
         if isinstance(error, httpx.TimeoutException):
             return self._timeout("did not accept the request in time")
         return self._broken("closed the connection without an answer")
 
-    def _unreachable(self) -> BackendUnavailable:
-        return BackendUnavailable(f'backend "{self._endpoint.name}" cannot be reached', backend=self._endpoint.name)
+    def _unreachable(self, error: Exception) -> BackendUnavailable:
+        reason = certificate_reason(error)
+        if reason is None and isinstance(error, httpx.ProxyError):
+            reason = "its proxy refused the connection"
+        words = "cannot be reached" if reason is None else f"cannot be reached: {reason}"
+        return BackendUnavailable(f'backend "{self._endpoint.name}" {words}', backend=self._endpoint.name)
 
     def _timeout(self, problem: str) -> BackendTimeout:
         return BackendTimeout(f'backend "{self._endpoint.name}" {problem}', backend=self._endpoint.name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hostler.adapters.canonical import LoadRequest
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.cost import Reservation, cost_of
 from hostler.gateway.backends.failure_policy import SkipReason
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.context import Attempt, RequestContext, Target
 
 

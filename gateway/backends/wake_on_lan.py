@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import anyio
 
-from hostler.gateway.config import WakeSettings
+from hostler.adapters.errors import BackendUnavailable
+from hostler.gateway.backend_settings import WakeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,13 @@ PAUSE_FACTOR = 5.0
 DISCARD_PORT = 9
 
 
+class StillAsleep(BackendUnavailable):
+    """The machine was not woken, or did not wake up."""
+
+
 class WakeOnLan:
-    """Wakes one machine. `set_reachable` reports whether its supervisor answers."""
+    """Wakes one machine. `set_reachable` reports whether its supervisor or server answers; `awake` is false once it did
+    not."""
 
     def __init__(self, name: str, settings: WakeSettings, clock: Callable[[], float]) -> None:
         self._name = name
@@ -26,10 +32,12 @@ class WakeOnLan:
         self._clock = clock
         self._until = float("-inf")
         self._awake = anyio.Event()
+        self.awake = True
         self.packets = 0
 
     def set_reachable(self, reachable: bool) -> None:
-        """The supervisor answers, or no longer does."""
+        """The supervisor or server answers, or no longer does."""
+        self.awake = reachable
         if reachable:
             self._until = float("-inf")
             self._awake.set()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hostler.gateway.cli.backends import state
 from hostler.gateway.cli.client import AdminClient, AdminResponse, CallFailed, error_message
 from hostler.gateway.cli.formatting import format_seconds
 from hostler.gateway.cli.start_options import UNAUTHORIZED
@@ -102,6 +103,12 @@ class Doctor:
             message=message or f"status {response.status}",
             advice=_ADVICE[kind].format(backend, name_there),
         )
+
+    def notes(self) -> dict[str, str]:
+        """What else is worth knowing about backends: why one does not tell its models, and where its routes are if its
+        URL does not say so."""
+        found = self._client.get("/admin/backends")["backends"]
+        return {each["backend"]: state(each) for each in found if each["problem"] or each["prefix"] is not None}
 
     def _test_request(self, model: str, *, only: str | None = None) -> AdminResponse:
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Say one word."}]}

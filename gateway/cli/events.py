@@ -203,6 +203,12 @@ def _request(data: Mapping[str, Any]) -> str:
     return describe(msgspec.convert(data, RequestFinished))
 
 
+def _models(data: Mapping[str, Any]) -> str:
+    from hostler.gateway.cli.formatting import plural
+
+    return f"{data['backend']} has {plural(data['models'], 'model')}"
+
+
 def _breaker(data: Mapping[str, Any]) -> str:
     subject = f"{data['model']} on {data['backend']}" if data["model"] else data["backend"]
     states = {"open": "is paused after failures", "half_open": "is tried again", "closed": "is used again"}
@@ -260,6 +266,7 @@ _DESCRIBE: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
     "snapshot": _snapshot,
     "request": _request,
     "breaker": _breaker,
+    "models": _models,
     "host": _host,
     "engine": _engine,
     "model": lambda data: _model(data["status"]),

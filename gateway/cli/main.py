@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import agents, events, keys, models, status
+from hostler.gateway.cli import agents, backends, events, keys, models, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.options import (
     EXIT_CODES,
@@ -104,6 +104,7 @@ _CALLING: Final[tuple[Callable[..., None], ...]] = (
     status.ps,
     status.status,
     status.models,
+    backends.backends,
     models.switch,
     models.load,
     models.unload,
@@ -178,13 +179,13 @@ def check(
     names = [profile.name for profile in found.profiles]
     if as_json:
         path = None if found.path is None else str(found.path)
-        backends_named = list(found.settings.backends)
+        named = list(found.settings.backends)
         limits = {name: value for name, value, _ in host_limits(found)}
-        print_json({"file": path, "valid": True, "profiles": names, "backends": backends_named, "host_limits": limits})
+        print_json({"file": path, "valid": True, "profiles": names, "backends": named, "host_limits": limits})
         return
     where = str(found.path) if found.path else "no file, using built-in defaults"
-    backends = f"; backends: {', '.join(found.settings.backends)}" if found.settings.backends else ""
-    typer.echo(f"{where}: valid; profiles: {', '.join(names) or 'none'}{backends}")
+    others = f"; backends: {', '.join(found.settings.backends)}" if found.settings.backends else ""
+    typer.echo(f"{where}: valid; profiles: {', '.join(names) or 'none'}{others}")
     for name, value, places in host_limits(found):
         typer.echo(f"{name}: {value:g} applies {places}")
 

@@ -243,8 +243,9 @@ def doctor(
         examiner = Doctor(target.client)
         found = examiner.route(None if model is None else target.model_name(model))
         findings = [examiner.examine(found["model"], hop) for hop in found["hops"]]
+        notes = examiner.notes()
     if as_json:
-        print_json({"model": found["model"], "hops": findings})
+        print_json({"model": found["model"], "hops": findings, "backends": notes})
     else:
         print_parts(f"{found['model']}:")
         print_table(
@@ -257,5 +258,6 @@ def doctor(
             ],
             finding_rows(findings),
         )
+        print_parts(*(f"{name}: {note}" for name, note in notes.items()))
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

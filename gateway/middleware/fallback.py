@@ -14,7 +14,6 @@ import msgspec
 
 from hostler.adapters.canonical import LoadRequest, Progress, ProgressPhase
 from hostler.adapters.errors import (
-    BackendUnavailable,
     BadRequest,
     ClientDisconnected,
     GatewayError,
@@ -27,7 +26,6 @@ from hostler.adapters.errors import (
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.candidates import Candidate, find_inability, paused_candidates, shortest_rest_s
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import FailedHop, chain_error, public_error, summary
 from hostler.gateway.backends.circuit_breaker import Permit
 from hostler.gateway.backends.failure_policy import (
@@ -38,9 +36,11 @@ from hostler.gateway.backends.failure_policy import (
     classify_error,
     retryable_hint,
 )
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate, refusal, settle
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
+from hostler.gateway.backends.wake_on_lan import StillAsleep
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -181,6 +181,7 @@ class FallbackMiddleware(RequestMiddleware):
         if failed:
             _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0
+        woken = False
         while True:
             reserved = estimate(context, hop, target)
             if reserved is not None and hop.spending is not None and not hop.spending.reserve(reserved):
@@ -201,6 +202,9 @@ class FallbackMiddleware(RequestMiddleware):
             error, rule = failure.error, FAILURE_RULES[failure.outcome]
             if context.writer.committed or rule.fallback == "never":
                 raise public_error(error, hop)
+            if not woken and hop.can_wake(failure.error) and hop.breakers.allows(target.name_there, self._clock()):
+                woken = True
+                continue  # the next attempt wakes it
             retry_in_s = self._retry_in_s(context, failure, candidate, retried)
             if retry_in_s is not None:
                 retried = retried or rule.retry != "wait"
@@ -273,7 +277,7 @@ class FallbackMiddleware(RequestMiddleware):
         elif outcome == "answered" and context.only is not None:
             hop.breakers.reset(context.current.target.name_there)
         if outcome in ("unreachable", "connect_timeout"):
-            hop.check_now()
+            hop.lost()
         if error is None:
             return
         fields = (context.id, hop.name, DESCRIPTIONS[outcome], printable(error.log_message))
@@ -309,11 +313,11 @@ class FallbackMiddleware(RequestMiddleware):
         assert hop.wake_on_lan is not None
         until = hop.wake_on_lan.wake()
         if until is None:
-            raise BackendUnavailable(f"{hop.name} is asleep and did not wake up a moment ago", backend=hop.name)
+            raise StillAsleep(f"{hop.name} is asleep and did not wake up a moment ago", backend=hop.name)
         if context.deadline is not None:
             until = min(until, context.deadline)
         if not await self._wait(context, until, "waking", hop.wake_on_lan.wait):
-            raise BackendUnavailable(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
+            raise StillAsleep(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
 
     async def _rested(self, context: RequestContext, failed: list[FailedHop], since: float) -> Candidate | None:
         """The first hop whose circuit was open and allows attempts again, which is waited for if it does so soon.

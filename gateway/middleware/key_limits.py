@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from hostler.adapters.canonical import CountRequest, LoadRequest
 from hostler.adapters.errors import Forbidden
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate
 from hostler.gateway.context import Attempt, KeyRules, RequestContext
 from hostler.gateway.key_usage import KeyReservation, KeyUsage

@@ -12,6 +12,9 @@ from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.model_catalog import Placement
 from hostler.supervisor.scheduling.host import Host
 
+#: Models whose targets are kept, at most.
+_MAX_KEPT = 10_000
+
 FindModel = Callable[[str | None], Placement]
 OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 
@@ -19,21 +22,31 @@ OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
-    `find` raises `ModelNotFound` for an unknown name, and `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
+    `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
+    was asked. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are
+    equally good.
     """
 
-    def __init__(self, app: ASGIApp, *, find: FindModel, order: OrderTargets) -> None:
+    def __init__(
+        self, app: ASGIApp, *, find: FindModel, order: OrderTargets, refresh: Callable[[], Awaitable[bool]]
+    ) -> None:
         super().__init__(app)
         self._find = find
         self._order = order
+        self._refresh = refresh
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
-    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+    def dispatch(self, context: RequestContext, call_next: CallNext, *, refreshed: bool = False) -> Awaitable[None]:
         rules = context.client.rules
-        if rules is not None and rules.models:
-            placement = self._find_allowed(context.request.model, rules)
-        else:
-            placement = self._find(context.request.model)
+        try:
+            if rules is not None and rules.models:
+                placement = self._find_allowed(context.request.model, rules)
+            else:
+                placement = self._find(context.request.model)
+        except ModelNotFound:
+            if refreshed:
+                raise
+            return self._dispatch_refreshed(context, call_next)
         context.model = placement.model
         context.local_only = context.local_only or placement.local_only
         adapter = context.adapter
@@ -44,6 +57,11 @@ class ModelDetectionMiddleware(RequestMiddleware):
         candidates = self._targets_of(placement)
         context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         return call_next()
+
+    async def _dispatch_refreshed(self, context: RequestContext, call_next: CallNext) -> None:
+        """Look again for a model that is unknown: a server may have it since a moment ago."""
+        await self._refresh()
+        await self.dispatch(context, call_next, refreshed=True)
 
     def _find_allowed(self, name: str | None, rules: KeyRules) -> Placement:
         """The model, if the client's key may use it. Errors name none that it may not."""
@@ -73,6 +91,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
                 )
                 for place in placement.places
             )
+            if len(self._targets) >= _MAX_KEPT:  # names that are passed on are not bounded
+                self._targets.clear()
             known = self._targets[placement.model] = (placement, targets)
         return known[1]
 

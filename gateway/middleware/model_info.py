@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from hostler.adapters.base import Adapter
+from hostler.adapters.base import Adapter, WireResponse
 from hostler.adapters.canonical import ModelInfoRequest
+from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelList
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
-from hostler.gateway.events import Bus, EngineChanged, HostChanged, Subscription
+from hostler.gateway.events import Bus, EngineChanged, HostChanged, ModelsChanged, Subscription
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 #: Proxies drop streams that are silent for much longer than this, in seconds.
@@ -23,11 +24,23 @@ _BUFFERED = 16
 
 
 class ModelInfoMiddleware(RequestMiddleware):
-    """Answers `ModelInfoRequest`s and passes on everything else. Subscriptions get changes until `bus` is closed."""
+    """Answers `ModelInfoRequest`s and passes on everything else. Subscriptions get changes until `bus` is closed.
 
-    def __init__(self, app: ASGIApp, *, listing: Callable[[], ModelList], bus: Bus, ping_s: float = _PING_S) -> None:
+    `refresh` asks backends for new models where one is unknown, and returns whether any was asked.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        listing: Callable[[], ModelList],
+        refresh: Callable[[], Awaitable[bool]],
+        bus: Bus,
+        ping_s: float = _PING_S,
+    ) -> None:
         super().__init__(app)
         self._listing = listing
+        self._refresh = refresh
         self._bus = bus
         self._ping_s = ping_s
 
@@ -41,7 +54,15 @@ class ModelInfoMiddleware(RequestMiddleware):
         if adapter.is_subscription(request):
             await self._watch(context, adapter)
         else:
-            await context.writer.respond(adapter.model_info(request, self._allowed(context)))
+            await context.writer.respond(await self._response(context, request))
+
+    async def _response(self, context: RequestContext, request: ModelInfoRequest) -> WireResponse:
+        try:
+            return context.adapter.model_info(request, self._allowed(context))
+        except ModelNotFound:
+            if not await self._refresh():
+                raise
+        return context.adapter.model_info(request, self._allowed(context))
 
     def _allowed(self, context: RequestContext) -> ModelList:
         """The models that the client's key may use."""
@@ -71,5 +92,5 @@ class ModelInfoMiddleware(RequestMiddleware):
 async def _changed(subscription: Subscription) -> None:
     """Wait until a model or a host may have changed, or the subscription was closed."""
     async for event in subscription:
-        if isinstance(event, EngineChanged | HostChanged):
+        if isinstance(event, EngineChanged | HostChanged | ModelsChanged):
             return

@@ -10,8 +10,8 @@ from fakes.requests import FakeWriter, signs_of_life
 from hostler.adapters.canonical import ChatRequest, Origin, Output
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.context import Client, RequestContext, Target
 from hostler.gateway.middleware.fallback import FallbackMiddleware

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 VECTORS = [[0.0, 0.6, 0.8], [0.8, 0.6, 0.0]]
@@ -41,7 +43,9 @@ class ScriptedServer:
     """The server. `requests` holds the path and body of each request; `has_responses`: it also has OpenAI's responses API.
 
     `prepared` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
-    parts that arrive one after the other. GET requests are health checks, answered with `health_status`.
+    parts that arrive one after the other. GET requests are answered from `documents` by path, else as health checks with
+    `health_status`; `documents["/api/show"]` holds answers by model. `base` stands in front of every route, instead of
+    `/v1` if it is not empty. `heads` holds method, target and headers of all requests.
     """
 
     def __init__(self) -> None:
@@ -51,6 +55,9 @@ class ScriptedServer:
         self.health_status = 200
         self.paused = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.heads: list[tuple[str, str, dict[str, str]]] = []
+        self.documents: dict[str, Any] = {}
+        self.base = ""
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,6 +77,16 @@ class ScriptedServer:
         data = await reader.readexactly(int(headers.get("content-length", "0")))
         method, target, _ = first.split(" ")
         path = target.partition("?")[0]
+        self.heads.append((method, target, headers))
+        document = self._document(method, path, data)
+        if document is not None:
+            writer.write(_head(200, "application/json", len(document)) + document)
+            return True
+        if self.base:
+            path = "/v1/" + path.removeprefix(self.base).lstrip("/") if path.startswith(self.base) else "/nowhere"
+        if method == "GET" and self.documents:
+            writer.write(_head(404, "application/json", 2) + b"{}")
+            return True
         if method == "GET":
             writer.write(_head(self.health_status, "application/json", 2) + b"{}")
             return True
@@ -91,6 +108,13 @@ class ScriptedServer:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+    def _document(self, method: str, path: str, data: bytes) -> bytes | None:
+        if method == "GET" and path in self.documents:
+            return _json(self.documents[path])
+        if path == "/api/show" and path in self.documents:
+            return _json(self.documents[path][json.loads(data)["model"]])
+        return None
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, str, Iterator[bytes]]:
         if self.prepared:
@@ -333,8 +357,22 @@ def _head(status: int, media_type: str, length: int | None) -> bytes:
     return f"HTTP/1.1 {status} X\r\nContent-Type: {media_type}\r\n{framing}\r\n\r\n".encode()
 
 
+#: A certificate for localhost that nobody but tests trusts, with its key.
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
+
+
+def tls_for_tests(*, client_certificates: bool = False) -> ssl.SSLContext:
+    """TLS for a server, which may require the certificate from its clients, too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    if client_certificates:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(CERTIFICATE)
+    return context
+
+
 @asynccontextmanager
-async def start_scripted_server() -> AsyncIterator[ScriptedServer]:
+async def start_scripted_server(port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
     """Run a scripted server until the context ends."""
     scripted = ScriptedServer()
     connections: set[asyncio.StreamWriter] = set()
@@ -346,8 +384,9 @@ async def start_scripted_server() -> AsyncIterator[ScriptedServer]:
         finally:
             connections.discard(writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    scripted.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
+    scheme = "http" if tls is None else "https"
+    scripted.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield scripted
     finally:

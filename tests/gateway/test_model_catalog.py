@@ -1,9 +1,14 @@
-"""Cards of models that no supervisor has described."""
+"""The catalog: which models exist, under which names, and who serves them."""
 
 from __future__ import annotations
 
-from hostler.gateway.config import BackendSettings
+import pytest
+
+from hostler.adapters.errors import ModelNotFound
+from hostler.adapters.remote_models import RemoteModel
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.model_catalog import Catalog
+from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 BACKENDS = {
@@ -20,3 +25,92 @@ def test_a_model_known_by_name_only_is_as_old_as_the_gateway() -> None:
     after = {card.name: card.created for card in catalog.listing.cards}
     assert before == {"far": 1_700_000_000, "big": 1_700_000_000}
     assert after == {**before, "own": 1_600_000_000}
+
+
+BOX = BackendSettings(kind="ollama", url="http://box.lan:11434")
+ROUTER = BackendSettings(kind="openai", url="https://router.example/api/v1", models={"router/*": "*"})
+
+
+def models(*names: str) -> tuple[RemoteModel, ...]:
+    return tuple(RemoteModel(name=name, context=4096) for name in names)
+
+
+def catalog(**backends: BackendSettings) -> Catalog:
+    return Catalog(backends, tuple(backends), version="1")
+
+
+def places(subject: Catalog, name: str) -> list[tuple[str, str]]:
+    return [(place.backend, place.name_there) for place in subject.find(name).places]
+
+
+def test_models_appear_with_their_backend_and_go_with_it() -> None:
+    subject = catalog(box=BOX)
+    with pytest.raises(ModelNotFound, match="have not been reached yet"):
+        subject.find("qwen3:8b")
+    subject.update_models("box", models("qwen3:8b", "llama3.2:latest"))
+    assert subject.listing.names() == ["llama3.2:latest", "qwen3:8b"]
+    assert [places(subject, name) for name in ("qwen3:8b", "QWEN3:8B", "llama3.2", "library/llama3.2:latest")] == [
+        [("box", "qwen3:8b")],
+        [("box", "qwen3:8b")],
+        [("box", "llama3.2:latest")],
+        [("box", "llama3.2:latest")],
+    ]
+    subject.update_models("box", ())
+    assert subject.listing.names() == []
+
+
+def test_a_model_can_be_asked_for_at_a_certain_backend() -> None:
+    subject = catalog(box=BOX)
+    subject.update_models("box", models("qwen3:8b"))
+    assert places(subject, "box/qwen3:8b") == [("box", "qwen3:8b")]
+    with pytest.raises(ModelNotFound):
+        subject.find("box/other")
+
+
+def test_a_wildcard_lists_what_exists_and_passes_on_what_does_not() -> None:
+    subject = catalog(router=ROUTER)
+    subject.update_models("router", models("openai/gpt-5"))
+    assert subject.listing.names() == ["router/openai/gpt-5"]
+    assert places(subject, "router/openai/gpt-5") == [("router", "openai/gpt-5")]
+    passed = subject.find("router/openai/gpt-6")
+    assert [place.name_there for place in passed.places] == ["openai/gpt-6"]
+    assert passed.model == "router/*", "names that clients make up are no names of the catalog"
+
+
+def test_a_hosts_model_is_replaced_by_local_servers_and_by_those_that_the_settings_name() -> None:
+    pc = BackendSettings(kind="supervisor", url="http://pc:8080")
+    cloud = BackendSettings(kind="openai", url="https://cloud.example", models={"m": "vendor/m"})
+    other = BackendSettings(kind="openai", url="https://other.example")
+    subject = catalog(pc=pc, box=BOX, cloud=cloud, other=other)
+    subject.update_models("box", models("m:latest"))
+    subject.update_models("other", models("m"))
+    subject.update_host("pc", HostStatus(profiles=(ProfileInfo(name="m", context=8192),)))
+    assert places(subject, "m") == [("pc", "m"), ("box", "m:latest"), ("cloud", "vendor/m")]
+    assert subject.listing.names() == ["box/m:latest", "m", "other/m"]
+    assert subject.find("m").card.context == 8192
+
+
+def test_a_host_that_was_never_reached_keeps_servers_models_local() -> None:
+    subject = catalog(asleep=BackendSettings(kind="supervisor", url="http://asleep:8080"), box=BOX)
+    subject.update_models("box", models("m"))
+    assert places(subject, "m") == [("asleep", "m"), ("box", "m")]
+    assert subject.find("m").local_only
+    subject.update_host("asleep", HostStatus())
+    assert places(subject, "m") == [("box", "m")]
+    assert not subject.find("m").local_only
+
+
+def test_models_of_servers_have_presets_too() -> None:
+    subject = catalog(box=BOX)
+    subject.update_models("box", models("m"))
+    subject.set_presets({"mine": Preset(model="m", system="Be brief.")})
+    assert (subject.find("mine").model, places(subject, "mine")) == ("m", [("box", "m")])
+
+
+def test_states_of_hosts_do_not_rebuild_what_servers_have() -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"), box=BOX)
+    subject.update_models("box", models("m"))
+    subject.update_host("pc", HostStatus(profiles=(ProfileInfo(name="own"),)))
+    before = subject.find("m")
+    subject.update_host("pc", HostStatus(profiles=(ProfileInfo(name="own"),), generation=2))
+    assert subject.find("m") is before

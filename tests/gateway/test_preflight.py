@@ -172,3 +172,36 @@ def test_a_budget_for_something_that_is_no_gpu_keeps_a_supervisor_from_running(t
     mistake = "supervisor.devices.cuda:0: is not a device: they are gpu0, gpu1 and so on"
     assert all_mistakes(configuration) == [mistake]
     assert startup_check("supervisor")(configuration) == [mistake]
+
+
+CLOUD = {"kind": "openai", "url": "https://cloud.example"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "mistake"),
+    [
+        ({}, {"ALL_PROXY": "socks5://127.0.0.1:1"}, "backends.cloud: ALL_PROXY names a SOCKS proxy"),
+        ({}, {"HTTPS_PROXY": "socks4://127.0.0.1:1"}, "backends.cloud: HTTPS_PROXY does not name a proxy"),
+        ({}, {"SSL_CERT_FILE": "/no/such.pem"}, "backends.cloud: SSL_CERT_FILE names /no/such.pem"),
+        ({"ca_file": "/no/ca.pem"}, {}, "backends.cloud: ca_file names /no/ca.pem"),
+        ({"proxy": "none"}, {"ALL_PROXY": "socks5://127.0.0.1:1"}, None),
+        ({"url": "http://127.0.0.1:1"}, {"ALL_PROXY": "socks5://127.0.0.1:1", "SSL_CERT_FILE": "/no/such.pem"}, None),
+        ({}, {"NO_PROXY": "10.0.0.0/8", "HTTPS_PROXY": "http://proxy:3128"}, None),
+    ],
+)
+def test_a_backend_that_cannot_be_reached_as_configured_is_a_mistake_but_keeps_nothing_else_from_running(
+    settings: dict[str, Any],
+    environ: dict[str, str],
+    mistake: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    configuration = configured(tmp_path, backends={"cloud": {**CLOUD, **settings}})
+    found = all_mistakes(configuration)
+    assert found == [] if mistake is None else [each.startswith(mistake) for each in found] == [True]
+    assert list(startup_check("gateway")(configuration)) == []

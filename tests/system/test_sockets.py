@@ -17,7 +17,8 @@ import pytest
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import Receive, Scope, Send
-from hostler.gateway.config import BackendSettings, ConfigError, Settings
+from hostler.gateway.backend_settings import BackendSettings
+from hostler.gateway.config import ConfigError, Settings
 from hostler.gateway.server.server import Server
 from hostler.supervisor.auth import SupervisorAuthMiddleware
 

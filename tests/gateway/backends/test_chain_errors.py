@@ -16,7 +16,6 @@ from hostler.adapters.errors import (
     ModelUnavailable,
     TooManyRequests,
 )
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import (
     FailedHop,
     chain_error,
@@ -25,6 +24,7 @@ from hostler.gateway.backends.chain_errors import (
 )
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.failure_policy import AttemptResult
+from hostler.gateway.backends.hop import Hop
 
 SECRET = b'{"error": {"message": "https://internal.example/key"}}'
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hostler.adapters.canonical import Usage
+from hostler.gateway.backend_settings import PriceSettings
 from hostler.gateway.backends.cost import SpendingTracker, cost_of, default_file
-from hostler.gateway.config import PriceSettings
 
 NOON = datetime.datetime(2025, 3, 14, 12).timestamp()
 DAY = 86400.0

@@ -18,6 +18,7 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
     FAILURE_RULES,
@@ -28,7 +29,6 @@ from hostler.gateway.backends.failure_policy import (
     rejection_cause,
     retry_after,
 )
-from hostler.gateway.config import BackendSettings
 
 
 def rejected(status: int, error: Any = None, after: float | None = None) -> BackendRejected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -55,7 +55,12 @@ class FakeBackend:
 
 @asynccontextmanager
 async def checking(
-    backend: FakeBackend, *, every_s: float | None = None, down_every_s: float | None = 0.005
+    backend: FakeBackend,
+    *,
+    every_s: float | None = None,
+    down_every_s: float | None = 0.005,
+    opens_circuit: bool = True,
+    on_result: Callable[[bool], None] = lambda _: None,
 ) -> AsyncIterator[HealthCheck]:
     checked = CheckedBackend(
         name="b",
@@ -64,6 +69,8 @@ async def checking(
         takes_s=60.0,
         every_s=every_s,
         down_every_s=down_every_s,
+        opens_circuit=opens_circuit,
+        on_result=on_result,
     )
     checker = HealthChecker([checked], clock=time.monotonic, random=lambda: 0.5)
     async with anyio.create_task_group() as tasks:
@@ -142,6 +149,19 @@ async def test_a_backend_checked_on_request_is_checked_until_it_responds() -> No
         checks = backend.checks
         await anyio.sleep(0.05)
         assert backend.checks == checks
+
+
+async def test_a_machine_that_requests_wake_stays_open_to_them() -> None:
+    backend, results = FakeBackend(), list[bool]()
+    backend.responds = False
+    async with checking(backend, opens_circuit=False, on_result=results.append) as health:
+        await anyio.lowlevel.checkpoint()
+        health.check_now()
+        await backend.checked_times(3)
+        assert usable(backend)
+        backend.responds = True
+        await backend.checked_times(backend.checks + 1)
+    assert (results[:2], results[-1]) == ([False, False], True)
 
 
 async def test_one_check_is_enough_where_something_else_reports_the_return() -> None:

@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from hostler.adapters.canonical import ChatRequest, LoadRequest, Origin, Usage
-from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backend_settings import PriceSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate, refusal, settle
-from hostler.gateway.config import PriceSettings
 from hostler.gateway.context import Attempt, RequestContext, Target
 
 TARGET = Target(backend="cloud", model="m", name_there="m")

@@ -13,9 +13,9 @@ from hostler.adapters.base import Incoming
 from hostler.adapters.canonical import ChatRequest, Origin, Request
 from hostler.adapters.errors import BackendRejected, BadRequest
 from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import FailedHop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room, known_inability
 
 OLLAMA, ANTHROPIC = OllamaAdapter(), AnthropicAdapter()

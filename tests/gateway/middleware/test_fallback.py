@@ -31,12 +31,12 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backend_settings import PriceSettings, WakeSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import Reservation, SpendingTracker
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
-from hostler.gateway.config import PriceSettings, WakeSettings
 from hostler.gateway.context import RequestContext
 
 pytestmark = pytest.mark.anyio

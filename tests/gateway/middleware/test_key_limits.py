@@ -11,9 +11,9 @@ from fakes.requests import chat, make_context, target
 
 from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import BackendUnavailable, Forbidden, RateLimited
-from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.context import Client, KeyRules, RequestContext
 from hostler.gateway.key_usage import KeyFigures, KeyUsage
 from hostler.gateway.middleware.key_limits import KeyLimitsMiddleware

@@ -12,7 +12,8 @@ from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
-from hostler.gateway.model_catalog import CatalogBackend, Placement
+from hostler.gateway.model_catalog import Placement
+from hostler.gateway.plain_models import CatalogBackend
 from hostler.profiles.presets import Preset
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.views import ServiceDistance
@@ -23,6 +24,10 @@ TWO_PLACES = (
     CatalogBackend(backend="pc", name_there="m"),
     CatalogBackend(backend="cloud", name_there="vendor/m", context=4096),
 )
+
+
+async def never() -> bool:
+    raise AssertionError("must not be called")
 
 
 def placement(**fields: Any) -> Placement:
@@ -42,7 +47,7 @@ async def detect(found: Placement, context: RequestContext, order: Any = lambda 
     async def call_next() -> None:
         called.append(context.candidates)
 
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=order)
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=order, refresh=never)
     await middleware.dispatch(context, call_next)
     assert called == [context.candidates]
     return asked
@@ -85,15 +90,43 @@ async def test_candidates_are_reordered_only_where_there_is_a_choice() -> None:
 
 
 async def test_an_unknown_model_reaches_no_backend() -> None:
+    asked = []
+
+    async def refresh() -> bool:
+        asked.append("refresh")
+        return True
+
     def find(name: str | None) -> Placement:
         raise ModelNotFound("there is no such model", model=name)
 
     async def call_next() -> None:
         raise AssertionError("must not be called")
 
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets)
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets, refresh=refresh)
     with pytest.raises(ModelNotFound):
         await middleware.dispatch(make_context(), call_next)
+    assert asked == ["refresh"]
+
+
+async def test_a_model_that_a_server_has_since_a_moment_ago_is_found() -> None:
+    known: list[Placement] = []
+
+    async def refresh() -> bool:
+        known.append(placement())
+        return True
+
+    def find(name: str | None) -> Placement:
+        if not known:
+            raise ModelNotFound("there is no such model", model=name)
+        return known[0]
+
+    async def call_next() -> None:
+        pass
+
+    context = make_context()
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets, refresh=refresh)
+    await middleware.dispatch(context, call_next)
+    assert context.model == "m"
 
 
 def test_neighbouring_hosts_are_sorted_by_distance_and_nothing_else_moves() -> None:

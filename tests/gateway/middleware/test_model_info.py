@@ -29,13 +29,17 @@ def model_info(kind: str = "models", **fields: Any) -> ModelInfoRequest:
     return ModelInfoRequest(origin=origin, kind=cast(Any, kind), **fields)
 
 
+async def unchanged() -> bool:
+    return False
+
+
 async def unreachable() -> None:
     raise AssertionError("must not be called")
 
 
 async def test_a_list_of_models_is_answered_without_a_backend() -> None:
     writer = FakeWriter()
-    middleware = ModelInfoMiddleware(cast(Any, None), listing=lambda: listing("a", "b"), bus=Bus())
+    middleware = ModelInfoMiddleware(cast(Any, None), listing=lambda: listing("a", "b"), refresh=unchanged, bus=Bus())
     await middleware.dispatch(make_context(model_info(), writer=writer), unreachable)
     assert writer.response is not None
     assert [each["id"] for each in msgspec.json.decode(writer.response.body)["data"]] == ["a", "b"]
@@ -43,8 +47,23 @@ async def test_a_list_of_models_is_answered_without_a_backend() -> None:
 
 async def test_a_request_for_one_model_notes_its_name() -> None:
     context = make_context(model_info("model", model="a"))
-    await ModelInfoMiddleware(cast(Any, None), listing=lambda: listing("a"), bus=Bus()).dispatch(context, unreachable)
+    middleware = ModelInfoMiddleware(cast(Any, None), listing=lambda: listing("a"), refresh=unchanged, bus=Bus())
+    await middleware.dispatch(context, unreachable)
     assert context.model == "a"
+
+
+async def test_a_model_that_a_server_has_since_a_moment_ago_is_shown() -> None:
+    known = ["a"]
+
+    async def refresh() -> bool:
+        known.append("new")
+        return True
+
+    writer = FakeWriter()
+    middleware = ModelInfoMiddleware(cast(Any, None), listing=lambda: listing(*known), refresh=refresh, bus=Bus())
+    await middleware.dispatch(make_context(model_info("model", model="new"), writer=writer), unreachable)
+    assert writer.response is not None
+    assert msgspec.json.decode(writer.response.body)["id"] == "new"
 
 
 async def test_everything_else_passes() -> None:
@@ -53,7 +72,7 @@ async def test_everything_else_passes() -> None:
     async def call_next() -> None:
         called.append(True)
 
-    middleware = ModelInfoMiddleware(cast(Any, None), listing=listing, bus=Bus())
+    middleware = ModelInfoMiddleware(cast(Any, None), listing=listing, refresh=unchanged, bus=Bus())
     await middleware.dispatch(make_context(), call_next)
     assert called == [True]
 
@@ -67,7 +86,9 @@ class Subscribed:
         self.writer = FakeWriter()
         self.context: RequestContext = make_context(model_info("watch", method=method), writer=self.writer)
         self.context.adapter = LlamaCppAdapter()
-        self.middleware = ModelInfoMiddleware(cast(Any, None), listing=lambda: self.models, bus=self.bus, ping_s=ping_s)
+        self.middleware = ModelInfoMiddleware(
+            cast(Any, None), listing=lambda: self.models, refresh=unchanged, bus=self.bus, ping_s=ping_s
+        )
 
     async def run(self) -> None:
         await self.middleware.dispatch(self.context, unreachable)

@@ -1,0 +1,237 @@
+"""The settings of a backend, and the rules for them that types cannot express."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hostler.gateway.model_mapping import ModelMapping, mapping_mistakes
+from hostler.profiles.yaml_config import Document, DocumentError, KeyPath
+
+#: What a model can do, under Ollama's names; `rerank` is for models that rank documents.
+Capability = Literal[
+    "completion", "tools", "vision", "audio", "image", "thinking", "insert", "embedding", "rerank", "decision"
+]
+#: The values of `proxy` that are no URLs.
+ENVIRONMENT, NO_PROXY = "environment", "none"
+
+
+class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a sleeping machine is woken by Wake-on-LAN, and how long requests wait for it."""
+
+    mac: str
+    broadcast: str = "255.255.255.255"
+    wait_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+
+
+#: Larger numbers from a backend are no token counts.
+_MOST_TOKENS = 10**12
+
+
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """US dollars for a million tokens. `cached` is for input tokens read from a cache; left out, they cost as much as
+    others."""
+
+    input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """The cost of an answer in US dollars. Cached tokens are part of the prompt's."""
+        cached = self.input if self.cached is None else self.cached
+        fresh, read, written = (
+            min(max(0, tokens), _MOST_TOKENS)
+            for tokens in (prompt_tokens - cached_tokens, cached_tokens, completion_tokens)
+        )
+        return (fresh * self.input + read * cached + written * self.output) / 1_000_000
+
+
+class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known about a backend's model, where the backend does not tell it, or tells it wrong."""
+
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    capabilities: tuple[Capability, ...] | None = None
+    quantization: str | None = None
+    description: str | None = None
+
+
+class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another machine's supervisor, or a server that speaks a protocol.
+
+    `models` filters the models that the server has (`include`, `exclude`), or maps our names to the server's, or both;
+    left out, it has all of them. `local`: whether `local_only` requests may go there; left out, it follows from kind and
+    address.
+    """
+
+    kind: Literal["supervisor", "openai", "llamacpp", "ollama", "lmstudio", "anthropic"]
+    url: str
+    token: str | None = None
+    token_file: str | None = None
+    certificate: (
+        Annotated[str, msgspec.Meta(description="The only certificate that the supervisor may have.")] | None
+    ) = None
+    api_key: str | None = None
+    api_key_file: str | None = None
+    headers: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
+    ca_file: str | None = None
+    insecure: bool = False
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+    proxy: str | None = None
+    models: Mapping[str, str | tuple[str, ...]] = {}
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    describe: Mapping[str, ModelDescription] = {}
+    local: bool | None = None
+    referer: str | None = None
+    title: str | None = None
+    prices: Mapping[str, PriceSettings] = {}
+    wake: WakeSettings | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is local: as configured, or a supervisor, or at an address that only exists in a local network."""
+        if self.local is not None:
+            return self.local
+        return self.kind == "supervisor" or is_local_host(urlsplit(self.url).hostname or "")
+
+    @property
+    def shown_url(self) -> str:
+        """Its address without credentials and query."""
+        url = urlsplit(self.url)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is reached over the local network without a proxy."""
+        return self.is_local and self.proxy in (None, NO_PROXY)
+
+    @property
+    def proxy_setting(self) -> str:
+        """`environment`, `none`, or a proxy's URL. Left out, only remote backends heed the environment."""
+        return self.proxy or (NO_PROXY if self.is_local else ENVIRONMENT)
+
+    @property
+    def mapping(self) -> ModelMapping:
+        """The names of its models."""
+        return ModelMapping.parse(self.models)
+
+
+#: Domains that no public name server knows: RFC 6761, 6762 and 8375, ICANN's resolution on `internal`, and what routers
+#: assign.
+_LOCAL_DOMAINS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
+#: Addresses of this machine and of its own network: RFC 1122, 1918, 3927, 4193 and 4291.
+_LOCAL_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+#: A name without a dot is looked up in the local network only; a number is an address in disguise.
+_PLAIN_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*|[a-z0-9_-]*[g-wyz_-][a-z0-9_-]*")
+
+
+def is_local_host(host: str) -> bool:
+    """Whether a name or address exists in a local network only. False for every name that could be registered."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.endswith(_LOCAL_DOMAINS) or _PLAIN_NAME.fullmatch(host) is not None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in _LOCAL_NETWORKS)
+
+
+#: What a header may be called, and what it may contain.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\xa0-\xff]+")
+#: Headers that frame a message or belong to one connection.
+_FRAMING = frozenset(
+    (
+        *("accept-encoding", "connection", "content-length", "content-type", "expect", "keep-alive"),
+        *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+    )
+)
+_PROXY = re.compile(rf"{ENVIRONMENT}|{NO_PROXY}|(https?|socks5h?)://[^/?#]+/?")
+#: Settings of the HTTP connection. Supervisors are reached in a way of their own.
+_CONNECTION_SETTINGS = (
+    *("headers", "query", "ca_file", "insecure", "client_cert_file", "client_key_file", "proxy", "describe"),
+)
+
+
+def backend_errors(document: Document, name: str, backend: BackendSettings) -> Iterator[DocumentError]:
+    """The errors about rules that types cannot express."""
+    path = ("backends", name)
+    yield from _url_errors(document, (*path, "url"), backend.url)
+    for key in ("referer", "title"):  # sent as headers
+        value = getattr(backend, key)
+        if value is not None and not _HEADER_VALUE.fullmatch(value):
+            yield document.error((*path, key), "must be one line of plain text")
+    for header, value in backend.headers.items():
+        yield from _header_errors(document, (*path, "headers", header), header, value)
+    if backend.proxy is not None and not _PROXY.fullmatch(backend.proxy):
+        message = (
+            f"must be {ENVIRONMENT}, {NO_PROXY}, or a URL such as http://proxy.lan:3128 or socks5://proxy.lan:1080"
+        )
+        yield document.error((*path, "proxy"), message)
+    if backend.client_key_file is not None and backend.client_cert_file is None:
+        yield document.error((*path, "client_key_file"), "client_cert_file is missing: the certificate of this key")
+    if backend.insecure and backend.ca_file is not None:
+        yield document.error((*path, "insecure"), "nothing is verified, so ca_file has no effect; remove one of them")
+    if backend.certificate is not None and (backend.kind != "supervisor" or not backend.url.startswith("https://")):
+        yield document.error(
+            (*path, "certificate"), "only for supervisors with an https:// URL; remove it or change these"
+        )
+    if backend.wake is not None:
+        yield from _wake_errors(document, (*path, "wake"), backend.wake)
+    if backend.kind == "supervisor":
+        for key in _CONNECTION_SETTINGS:
+            if getattr(backend, key):
+                yield document.error((*path, key), "has no effect for kind: supervisor; remove it")
+    for key, message in mapping_mistakes(backend.models, supervisor=backend.kind == "supervisor"):
+        yield document.error((*path, "models", key), message)
+
+
+def _url_errors(document: Document, path: KeyPath, text: str) -> Iterator[DocumentError]:
+    if not text.startswith(("http://", "https://")):
+        yield document.error(path, f"{text!r} must start with http:// or https://")
+        return
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        yield document.error(path, f"is not a valid address: {error}")
+        return
+    if port == 0:
+        yield document.error(path, "the port must not be 0")
+    if url.fragment:
+        yield document.error(path, "must not contain #")
+
+
+def _header_errors(document: Document, path: KeyPath, name: str, value: str) -> Iterator[DocumentError]:
+    if not _HEADER_NAME.fullmatch(name):
+        yield document.error(path, "is not the name of a header")
+    elif name.lower() in _FRAMING:
+        yield document.error(path, "is set by Hostler itself; remove it")
+    elif not _HEADER_VALUE.fullmatch(value):
+        yield document.error(path, "must be one line of plain text")
+
+
+def _wake_errors(document: Document, path: KeyPath, wake: WakeSettings) -> Iterator[DocumentError]:
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
+        yield document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
+    host, _, port = wake.broadcast.partition(":")
+    try:
+        ipaddress.IPv4Address(host)
+        if port and not 0 < int(port) <= 65535:
+            raise ValueError
+    except ValueError:
+        yield document.error(
+            (*path, "broadcast"),
+            f"{wake.broadcast!r} is not an address; use the network's broadcast address, e.g. 192.168.1.255",
+        )
