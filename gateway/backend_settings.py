@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hostler.gateway.model_mapping import ModelMapping, mapping_mistakes
+from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath
 
 #: What a model can do, under Ollama's names; `rerank` is for models that rank documents.
@@ -92,6 +93,7 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     title: str | None = None
     prices: Mapping[str, PriceSettings] = {}
     wake: WakeSettings | None = None
+    request: RequestRules | None = None
 
     @property
     def is_local(self) -> bool:
@@ -193,6 +195,8 @@ def backend_errors(document: Document, name: str, backend: BackendSettings) -> I
         for key in _CONNECTION_SETTINGS:
             if getattr(backend, key):
                 yield document.error((*path, key), "has no effect for kind: supervisor; remove it")
+    for steps, message in backend.request.mistakes() if backend.request is not None else ():
+        yield document.error((*path, "request", *steps), message)
     for key, message in mapping_mistakes(backend.models, supervisor=backend.kind == "supervisor"):
         yield document.error((*path, "models", key), message)
 

@@ -27,6 +27,7 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.preview import preview_changes
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
@@ -103,7 +104,12 @@ class Components:
         self._chain_order = chain_order(settings, local)
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
         self.catalog = Catalog(
-            settings.backends, self._chain_order, version=__version__, presets=presets, since=time.time()
+            settings.backends,
+            self._chain_order,
+            version=__version__,
+            presets=presets,
+            variants=settings.variants,
+            since=time.time(),
         )
         for name in self._supervisors:
             self.catalog.restore_host(name, self._host_cache.profiles(name))
@@ -154,6 +160,7 @@ class Components:
             chain=self.chain,
             chain_view=self._chain_view,
             backend_models=self._backend_models,
+            preview=lambda place, rules, client: preview_changes(self.backends[place.backend], place, rules, client),
             config_errors=config_errors,
             in_progress=self.in_flight,
             keys=self.keys,

@@ -15,6 +15,7 @@ from hostler.gateway.backend_settings import BackendSettings, backend_errors
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
 from hostler.profiles.library import optional_text, read_library
 from hostler.profiles.presets import Preset
+from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import load_profiles, read_text
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, Size, parse
@@ -165,6 +166,14 @@ class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_open_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
 
 
+class VariantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another name for a model, with changes of its requests."""
+
+    model: str
+    description: str | None = None
+    request: RequestRules = RequestRules()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. All sections are optional."""
 
@@ -173,6 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     breaker: BreakerSettings = BreakerSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     profiles: Mapping[str, ProfileEntry] = {}
+    variants: Mapping[str, VariantSettings] = {}
     manifest: str | None = None
 
 
@@ -392,6 +402,11 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
             message = "this name is reserved for the supervisor of `hostler up`; use another one"
             yield document.error(("backends", name), message)
         yield from backend_errors(document, name, backend)
+    for name, variant in settings.variants.items():
+        if variant.model in settings.variants:
+            yield document.error(("variants", name, "model"), f"{variant.model} is a variant itself; name its model")
+        for steps, message in variant.request.mistakes():
+            yield document.error(("variants", name, "request", *steps), message)
     if settings.backends:  # a machine that only runs a supervisor has none
         for profile, entry in settings.profiles.items():
             yield from _unknown_backends(document, ("profiles", profile, "chain"), entry.chain or (), known)

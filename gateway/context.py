@@ -15,6 +15,7 @@ from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.canonical import Progress, PromptStatus, Request, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.asgi import CONTEXT_KEY
+from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import AnswerLimits, EngineAddress
 from hostler.supervisor.scheduling.lease import Lease
 
@@ -78,7 +79,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     `context` is how many tokens a request may have there, 0 if unknown. `needs_load`: the model is not loaded. `lacks` is
     what it certainly cannot do, under the names of `adapters/needs.py`. `limits` are the time limits of its profile, if
-    it has any of its own.
+    it has any of its own, `request` the operator's changes of requests.
     """
 
     backend: str
@@ -88,6 +89,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     needs_load: bool = False
     lacks: frozenset[str] = frozenset()
     limits: AnswerLimits | None = None
+    request: tuple[RequestRules, ...] = ()
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):

@@ -10,6 +10,7 @@ import msgspec
 from hostler.adapters.model_list import CardState, ModelCard
 from hostler.adapters.remote_models import RemoteModel, guessed_capabilities
 from hostler.gateway.backend_settings import ModelDescription
+from hostler.gateway.config import VariantSettings
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts
 from hostler.supervisor.contract import ModelStatus, ProfileInfo, State
@@ -123,6 +124,19 @@ def preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:
         created=int(preset.created_at),
         modified_at=preset.created_at,
         preset=preset,
+    )
+
+
+def variant_card(name: str, variant: VariantSettings, base: ModelCard) -> ModelCard:
+    """The card of a variant of the settings. Its base runs for it, as for a copy."""
+    settings = base.digest.encode() + name.encode() + msgspec.json.encode(variant)
+    return msgspec.structs.replace(
+        base,
+        name=name,
+        aliases=(),
+        digest=hashlib.sha256(settings).hexdigest(),
+        description=variant.description or base.description,
+        preset=Preset(model=base.name),
     )
 
 

@@ -12,11 +12,13 @@ from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import normalized
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
+from hostler.gateway.config import VariantSettings
 from hostler.gateway.events import printable
-from hostler.gateway.model_cards import merge_cards, preset_card, profile_card
+from hostler.gateway.model_cards import merge_cards, preset_card, profile_card, variant_card
 from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
+from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 
@@ -25,7 +27,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     `local_only`: requests for it are served by local backends only, also while a host that may have it was never reached,
     since only its profile knows. With a `preset` the requested name is the preset's,
-    and `model` the model it was created from.
+    and `model` the model it was created from. `request` are the changes of its requests, at whichever backend.
     """
 
     model: str
@@ -33,6 +35,12 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[CatalogBackend, ...]
     local_only: bool = False
     preset: Preset | None = None
+    request: tuple[RequestRules, ...] = ()
+
+
+def rules_of(placement: Placement, place: CatalogBackend) -> tuple[RequestRules, ...]:
+    """The changes of requests for a model at one of its backends, in order."""
+    return placement.request if place.request is None else (*placement.request, place.request)
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -108,6 +116,7 @@ class Catalog:
         *,
         version: str,
         presets: Mapping[str, Preset] | None = None,
+        variants: Mapping[str, VariantSettings] | None = None,
         since: float = 0.0,
     ) -> None:
         self._since = int(since)
@@ -122,6 +131,7 @@ class Catalog:
         self._hosts: dict[str, HostStatus] = {}
         self._active: str | None = None
         self._presets = dict(presets or {})
+        self._variants = dict(variants or {})
         self._changed = anyio.Event()
         self._placements: dict[str, Placement] = {}
         self._listing = ModelList(version=version)
@@ -237,6 +247,7 @@ class Catalog:
         names = names.over(plain.names)
         cards |= {served.card.name: served.card for served in plain.models if served.card.name not in cards}
         self._active = self._running(cards, hosted)
+        names = self._with_variants(cards, names)
         names = self._with_presets(cards, names)
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
@@ -285,6 +296,7 @@ class Catalog:
             card=card,
             places=tuple(filter(None, in_order)),
             local_only=any(profile.local_only for profile in profiles) or self._may_be_private(card.name),
+            request=tuple(profile.request for profile in profiles[:1] if profile.request is not None),
         )
 
     def _replacement(self, backend: str, name: str) -> CatalogBackend | None:
@@ -317,6 +329,18 @@ class Catalog:
                 card = cards[name] = msgspec.structs.replace(card, aliases=base.aliases)
             added.add(msgspec.structs.replace(names.placements[preset.model], card=card, preset=preset))
         return added.over(names) if self._presets else names
+
+    def _with_variants(self, cards: dict[str, ModelCard], names: Names) -> Names:
+        """The cards and names with the variants of the settings, which take precedence over servers' models."""
+        added = Names({}, {}, {})
+        for name, variant in self._variants.items():
+            card = names.index.get(variant.model) or names.normal.get(normalized(variant.model))
+            if card is None:
+                continue
+            base = names.placements[card.name]
+            own = cards[name] = variant_card(name, variant, card)
+            added.add(msgspec.structs.replace(base, card=own, request=(*base.request, variant.request)))
+        return added.over(names) if self._variants else names
 
     def _may_have(self, backend: str, model: str) -> bool:
         """Whether a host that was never reached may have the model: yes, unless the configuration declares its models."""

@@ -17,6 +17,7 @@ from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings, ModelDescription
 from hostler.gateway.model_cards import server_card
 from hostler.gateway.model_mapping import matches
+from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import AnswerLimits
 
 _NOT_DESCRIBED = ModelDescription()
@@ -25,7 +26,8 @@ _NOT_DESCRIBED = ModelDescription()
 class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
     """A backend of a model, the model's name there, its context there (0: unknown), and what it certainly cannot do.
 
-    `hosted`: it has a supervisor, which may have to load the model. `limits` are those of its profile there.
+    `hosted`: it has a supervisor, which may have to load the model. `limits` are those of its profile there, `request`
+    changes requests on their way there.
     """
 
     backend: str
@@ -34,6 +36,7 @@ class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
     hosted: bool = False
     lacks: frozenset[str] = frozenset()
     limits: AnswerLimits | None = None
+    request: RequestRules | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +102,7 @@ class PlainBackend:
         context = described.context or self._settings.context or 0
         if not context and model is not None:
             context = model.running_context or model.context
-        return CatalogBackend(backend=self.name, name_there=name_there, context=context)
+        return CatalogBackend(backend=self.name, name_there=name_there, context=context, request=self._settings.request)
 
     def card(self, name: str, name_there: str, *, since: int) -> ModelCard:
         """The card of one of its models under our name."""

@@ -22,6 +22,7 @@ from hostler.adapters.errors import (
     drop_tracebacks,
     oversized_response,
 )
+from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
@@ -30,6 +31,7 @@ from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, re
 from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
+from hostler.profiles.request_rules import changes_for
 
 logger = logging.getLogger(__name__)
 
@@ -320,8 +322,11 @@ def _built(
     """The request as the backend's protocol needs it, and its bytes."""
     if not same_wire:
         request = context.adapter.expand(request)
-    stream = backend.folds or _streamed(request)
-    return request, backend.upstream.build(request, model=context.current.target.name_there, stream=stream)
+    stream, target = backend.folds or _streamed(request), context.current.target
+    wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+    if target.request:
+        wire_request = rewrite(wire_request, changes_for(target.request, context.client.name))
+    return request, wire_request
 
 
 def _cut(segment: bytes, size: int) -> Iterator[bytes]:

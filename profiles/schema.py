@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.sources import ModelSource, SourceError
 from hostler.profiles.yaml_config import Size
 
@@ -49,7 +50,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends. `devices`
     are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
     pinning it. `evict_cost` is in seconds, `None`: those of a load. `max_concurrent` is how many requests its engine gets
-    at a time (`None`: `parallel`), `max_waiting` how many may queue for it.
+    at a time (`None`: `parallel`), `max_waiting` how many may queue for it. `request` changes its
+    requests.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     engine: str | None = None
     chain: tuple[str, ...] | None = None
     local_only: bool = False
+    request: RequestRules | None = None
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,6 +171,7 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engine: str | UnsetType | None = UNSET
     chain: tuple[str, ...] | UnsetType | None = UNSET
     local_only: bool | UnsetType = UNSET
+    request: RequestRules | UnsetType | None = UNSET
 
 
 class ProfileError(Exception):
@@ -335,6 +339,8 @@ def _check(profile: Profile) -> None:
         if not is_device_name(device):
             raise ProfileError(profile.name, "devices", f"{device!r} is not a device: they are gpu0, gpu1 and so on")
     _check_source(profile)
+    for path, message in profile.request.mistakes() if profile.request is not None else ():
+        raise ProfileError(profile.name, ".".join(("request", *path)), message)
     for argument in profile.args:
         flag = argument.partition("=")[0]
         if flag in _FLAGS:

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import ModelFacts
 from hostler.profiles.sources import FetchProgress
 
@@ -119,6 +120,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     chain: tuple[str, ...] | None = None
     local_only: bool = False
     embeddings: bool = False
+    request: RequestRules | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

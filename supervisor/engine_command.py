@@ -220,5 +220,5 @@ def engine_profile(profile: Profile) -> Profile:
         profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None,
         memory=None, pinned=False, preload=False, evict_cost=None, max_concurrent=None, max_waiting=None,
         first_byte_s=None, between_bytes_s=None, max_answer_s=None, listed=True, default=False, chain=None,
-        local_only=False,
+        local_only=False, request=None,
     )  # fmt: skip

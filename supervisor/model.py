@@ -90,6 +90,7 @@ class ManagedModel:
             device_bytes=self.lifecycle.device_needs, load_s=self.load_s, evict_cost=profile.evict_cost,
             max_concurrent=profile.max_concurrent, max_waiting=profile.max_waiting, limits=_limits(profile),
             chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
+            request=profile.request,
         )  # fmt: skip
 
     async def run(self) -> None:

@@ -21,6 +21,7 @@ from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
+from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
 from hostler.profiles.yaml_config import Size, parse
@@ -59,6 +60,8 @@ def keys(shape: Any = Settings, prefix: str = "") -> Iterator[tuple[str, Any, in
     for field in inspect.type_info(shape).fields:  # type: ignore[attr-defined]
         key = prefix + field.encode_name
         match _given(field.type):
+            case [inspect.StructType(cls=inner)] if inner is RequestRules:
+                yield from keys(inner, "request.")  # the same in several places, so documented once
             case [inspect.StructType(cls=inner)]:
                 yield from keys(inner, f"{key}.")
             case [inspect.DictType(value_type=inspect.StructType(cls=inner))]:
@@ -93,6 +96,8 @@ def _word(kind: inspect.Type) -> str:
             return "size"
         case inspect.LiteralType(values=values):
             return "one of " + ", ".join(f"`{value}`" for value in sorted(values))
+        case inspect.AnyType():
+            return "anything"
         case inspect.VarTupleType(item_type=item):
             return f"list of {words(item)}"
         case inspect.DictType(value_type=value):
@@ -159,6 +164,15 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     lines = {f"{name}: {ROWS[key].example.strip('`')}"}
     url = "url: https://h:1" if name == "certificate" else "url: http://h:1"
     beside = {line for line in ("kind: supervisor", url) if not line.startswith(f"{name}:")}
+    if sections and sections[0] == "request":
+        inner = lines.pop()
+        for section in reversed(sections):
+            inner = f"{section}: {{{inner}}}"
+        if sections[-1] == "NAME" and name not in ("keys", "clients"):
+            inner = inner.replace("NAME: {", "NAME: {keys: [k], ")
+        lines, sections = {"model: m", inner}, ["variants", "NAME"]
+    if sections and sections[0] == "variants":
+        lines.add("model: m") if name != "model" else None
     if sections and sections[-1] == "wake":
         lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
         sections[-1:] = []

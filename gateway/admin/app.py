@@ -12,7 +12,7 @@ import anyio
 from hostler import __version__
 from hostler.gateway.admin.actions import ActionRoutes
 from hostler.gateway.admin.backends import BackendModels, BackendRoutes
-from hostler.gateway.admin.dry_run import DryRunRoutes
+from hostler.gateway.admin.dry_run import DryRunRoutes, Preview
 from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
 from hostler.gateway.admin.logs import LogRoutes
@@ -65,7 +65,7 @@ class AdminApp:
 
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
     `sessions` where no keys are needed. `chain_view` returns the current state of `chain`,
-    `backend_models` the models of its backends, `config_errors` what is wrong with the configuration file.
+    `backend_models` the models of its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class AdminApp:
         chain: Chain,
         chain_view: Callable[[], ChainView],
         backend_models: Callable[[], BackendModels],
+        preview: Preview,
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
         keys: KeyRing | None,
@@ -120,7 +121,7 @@ class AdminApp:
             self._status_routes,
             self._mcp,
             ActionRoutes(catalog, hosts, in_progress),
-            DryRunRoutes(catalog.find, chain),
+            DryRunRoutes(catalog.find, chain, preview),
             BackendRoutes(backend_models),
             self._log_routes,
             TranscriptRoutes(transcripts),

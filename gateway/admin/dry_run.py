@@ -12,8 +12,13 @@ from hostler.gateway.admin.http import json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.hop import RouteHop
-from hostler.gateway.model_catalog import Placement
+from hostler.gateway.model_catalog import Placement, rules_of
+from hostler.gateway.plain_models import CatalogBackend
 from hostler.gateway.routing import gateway_route
+from hostler.profiles.request_rules import RequestRules
+
+#: A backend with its rules, and the name of the client's key or its address.
+Preview = Callable[[CatalogBackend, tuple[RequestRules, ...], str], tuple[str, ...]]
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,11 +32,12 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DryRunRoutes:
-    """`find` is the catalog's."""
+    """`find` is the catalog's; `preview` returns what is changed in a client's request, as the lines of a diff."""
 
-    def __init__(self, find: Callable[[str | None], Placement], chain: Chain) -> None:
+    def __init__(self, find: Callable[[str | None], Placement], chain: Chain, preview: Preview) -> None:
         self._find = find
         self._chain = chain
+        self._preview = preview
 
     def routes(self) -> list[RouteMatch]:
         return [gateway_route("route", "/admin/route", json_endpoint(self._dry_run), scope="read")]
@@ -39,8 +45,12 @@ class DryRunRoutes:
     async def _dry_run(self, request: Request) -> Response:
         placement = self._find(request.query_params.get("model"))
         local_only = placement.local_only or request.query_params.get("local_only", "").lower() in ("true", "1")
+        client = request.query_params.get("client", "")
         hops = tuple(
-            self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only)
+            msgspec.structs.replace(
+                self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only),
+                changes=self._preview(place, rules_of(placement, place), client),
+            )
             for place in placement.places
         )
         return json_response(

@@ -73,7 +73,10 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same as text."""
+    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same as text.
+
+    `changes` is what the settings change in a request for it, as the lines of a diff (`+ `, `- `).
+    """
 
     backend: str
     name_there: str
@@ -85,3 +88,4 @@ class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
     retry_in_s: float
     reason: str | None
     words: str
+    changes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -56,9 +56,9 @@ class Doctor:
     def __init__(self, client: AdminClient) -> None:
         self._client = client
 
-    def route(self, model: str | None, *, local_only: bool = False) -> dict[str, Any]:
-        """How the gateway would route a request now; sends none."""
-        query = {"model": model, "local_only": "true" if local_only else None}
+    def route(self, model: str | None, *, local_only: bool = False, client: str | None = None) -> dict[str, Any]:
+        """How the gateway would route a request now, of this client (the name of a key, or an address); sends none."""
+        query = {"model": model, "local_only": "true" if local_only else None, "client": client}
         return self._client.get("/admin/route", {name: value for name, value in query.items() if value})
 
     def ask(self, model: str) -> dict[str, Any]:
@@ -154,6 +154,14 @@ def route_rows(route: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for position, hop in enumerate(route["hops"])
     ]
+
+
+def change_lines(route: Mapping[str, Any]) -> Iterator[str]:
+    """What is changed in requests for each backend of a route, as a diff."""
+    for hop in route["hops"]:
+        if hop["changes"]:
+            yield f"Changes of requests for {hop['backend']}:"
+            yield from (f"  {line}" for line in hop["changes"])
 
 
 def _skipped(hop: Mapping[str, Any]) -> str:

@@ -176,6 +176,9 @@ def route(
     model: ModelArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send no test request.")] = False,
     local_only: Annotated[bool, typer.Option("--local-only", help="Route as a local-only request.")] = False,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="NAME", help="Show changes for this key or address.")
+    ] = None,
     config: ConfigOption = None,
     url: UrlOption = None,
     key_file: KeyFileOption = None,
@@ -185,14 +188,14 @@ def route(
 
     Then sends a test request, unless --dry-run. Fails if no backend answers or would answer.
     """
-    from hostler.gateway.cli.doctor import Doctor, route_rows
+    from hostler.gateway.cli.doctor import Doctor, change_lines, route_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
 
     with failing_calls():
         target = connect(config, url, key_file)
         target.require_gateway("only gateways route requests")
         examiner = Doctor(target.client)
-        found = examiner.route(target.model_name(model), local_only=local_only)
+        found = examiner.route(target.model_name(model), local_only=local_only, client=client)
         if not dry_run:
             found["answer"] = examiner.ask(model)
     failed = found["first"] is None if dry_run else found["answer"]["status"] != 200
@@ -211,6 +214,7 @@ def route(
         ],
         route_rows(found),
     )
+    print_parts(*change_lines(found))
     if found["first"] is None:
         print_parts("No backend would answer.")
     if not dry_run:

@@ -9,7 +9,7 @@ from hostler.adapters.errors import Forbidden, ModelNotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.model_catalog import Placement
+from hostler.gateway.model_catalog import Placement, rules_of
 from hostler.supervisor.scheduling.host import Host
 
 #: Models whose targets are kept, at most.
@@ -76,7 +76,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
 
     def _targets_of(self, placement: Placement) -> tuple[Target, ...]:
         """The placement's targets, kept as long as the catalogue keeps the placement."""
-        known = self._targets.get(placement.model)
+        known = self._targets.get(placement.card.name)
         if known is None or known[0] is not placement:
             is_idle = placement.card.state not in ("loaded", "loading")
             targets = tuple(
@@ -88,12 +88,13 @@ class ModelDetectionMiddleware(RequestMiddleware):
                     needs_load=place.hosted and is_idle,
                     lacks=place.lacks,
                     limits=place.limits,
+                    request=rules_of(placement, place),
                 )
                 for place in placement.places
             )
             if len(self._targets) >= _MAX_KEPT:  # names that are passed on are not bounded
                 self._targets.clear()
-            known = self._targets[placement.model] = (placement, targets)
+            known = self._targets[placement.card.name] = (placement, targets)
         return known[1]
 
 

@@ -45,7 +45,7 @@ class ScriptedServer:
     `prepared` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
     parts that arrive one after the other. GET requests are answered from `documents` by path, else as health checks with
     `health_status`; `documents["/api/show"]` holds answers by model. `base` stands in front of every route, instead of
-    `/v1` if it is not empty. `heads` holds method, target and headers of all requests.
+    `/v1` if it is not empty. `heads` holds method, target and headers of all requests, `bodies` the bodies of `requests` in bytes.
     """
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class ScriptedServer:
         self.paused = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.heads: list[tuple[str, str, dict[str, str]]] = []
+        self.bodies: list[bytes] = []
         self.documents: dict[str, Any] = {}
         self.base = ""
         self.url = ""
@@ -91,6 +92,7 @@ class ScriptedServer:
             writer.write(_head(self.health_status, "application/json", 2) + b"{}")
             return True
         body = json.loads(data)
+        self.bodies.append(data)
         self.requests.append((path, body))
         self.paused = bool(self.prepared) and isinstance(self.prepared[0][2], tuple)
         status, media_type, pieces = self._answer(path, body)

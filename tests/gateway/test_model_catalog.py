@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.config import VariantSettings
+from hostler.gateway.model_catalog import Catalog, rules_of
 from hostler.profiles.presets import Preset
+from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 BACKENDS = {
@@ -114,3 +117,22 @@ def test_states_of_hosts_do_not_rebuild_what_servers_have() -> None:
     before = subject.find("m")
     subject.update_host("pc", HostStatus(profiles=(ProfileInfo(name="own"),), generation=2))
     assert subject.find("m") is before
+
+
+def test_a_variant_is_a_model_of_its_own_that_its_base_runs_for() -> None:
+    rules, variant = RequestRules(drop=("a",)), RequestRules(force={"reasoning_effort": "high"})
+    box = msgspec.structs.replace(BOX, request=RequestRules(drop=("b",)))
+    variants = {"m:high": VariantSettings(model="m", request=variant), "x:high": VariantSettings(model="x")}
+    subject = Catalog({"pc": BACKENDS["awake"], "box": box}, ("pc", "box"), version="1", variants=variants)
+    subject.update_models("box", models("m"))
+    subject.update_host("pc", HostStatus(profiles=(ProfileInfo(name="m", context=8192, request=rules),)))
+    found = subject.find("m:high")
+    assert (found.model, found.card.name, found.card.context) == ("m", "m:high", 8192)
+    assert [rules_of(found, place) for place in found.places] == [(rules, variant), (rules, variant, box.request)]
+    assert [rules_of(subject.find("m"), place) for place in subject.find("m").places] == [
+        (rules,),
+        (rules, box.request),
+    ]
+    assert found.card.digest != subject.find("m").card.digest
+    with pytest.raises(ModelNotFound):
+        subject.find("x:high")

@@ -1,5 +1,6 @@
 // Chain: the backends in the order they are tried, their circuit breakers, and their cost.
 
+import { get } from "./api.js";
 import { badge, facts, h, keyed, s, setText, set, show } from "./dom.js";
 import { clock, moment, money, seconds } from "./format.js";
 import { now, state } from "./store.js";
@@ -15,9 +16,11 @@ export function build(root) {
   const hops = h("ol", { class: "hops" });
   const changes = h("ol", { class: "small plain" });
   const quiet = h("p", { class: "soft" }, "No circuit breaker has changed.");
-  root.append(sum, spent, none, hops, h("div", { class: "card" }, h("h3", {}, "State changes"), quiet, changes));
+  const requests = requestChanges();
+  root.append(sum, spent, none, hops, requests.node, h("div", { class: "card" }, h("h3", {}, "State changes"), quiet, changes));
   return {
     update() {
+      requests.update();
       const { chain } = state;
       const clouds = chain.hops.some((hop) => !hop.local);
       show(sum, clouds || chain.cost);
@@ -32,6 +35,40 @@ export function build(root) {
       }));
     },
   };
+}
+
+/** What the settings change in requests for a model, as a diff for each backend. */
+function requestChanges() {
+  const model = h("select", { "aria-label": "Model" });
+  const status = h("p", { class: "soft small", role: "status" });
+  const diffs = h("div");
+  const node = h("div", { class: "card" }, h("h3", {}, "Changes of requests"), model, status, diffs);
+  const load = async () => {
+    const asked = model.value;
+    if (!asked) return;
+    try {
+      const { hops } = await get(`/admin/route?model=${encodeURIComponent(asked)}`);
+      if (asked !== model.value) return;
+      const changed = hops.filter((hop) => hop.changes.length);
+      setText(status, changed.length ? "" : "Requests for this model are sent as they are.");
+      diffs.replaceChildren(...changed.map((hop) => h("div", {}, h("p", { class: "small" }, hop.backend), h("pre", { tabindex: "0", "aria-label": `changes for ${hop.backend}` }, hop.changes.join("\n")))));
+    } catch (error) {
+      setText(status, error.message);
+    }
+  };
+  model.addEventListener("change", load);
+  let listed = "";
+  const update = () => {
+    const names = state.models.map((each) => each.name);
+    show(node, names.length);
+    if (names.join("\n") === listed) return;
+    const chosen = model.value;
+    listed = names.join("\n");
+    model.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+    if (names.includes(chosen)) model.value = chosen;
+    load();
+  };
+  return { node, update };
 }
 
 const words = (name) => BREAKERS[name]?.[0] ?? name;

@@ -1,0 +1,109 @@
+"""What is changed in requests on their way to a model: values only, as written in a file."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import translate
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+
+class RequestChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Changes of a chat's or completion's JSON, under the names of the backend's protocol. A dot leads into an object:
+    `chat_template_kwargs.enable_thinking`.
+
+    Applied in this order: `rename` moves a member, `drop` removes it, `default` adds it where the client gave none, `limits`
+    lowers a number, `force` sets it whatever the client gave, and `system` is added to the system prompt. A limit of
+    `max_tokens` holds under all of its names, and also where the client gave none.
+    """
+
+    rename: Mapping[str, str] = {}
+    drop: tuple[str, ...] = ()
+    default: Mapping[str, Any] = {}
+    limits: Mapping[str, int | float] = {}
+    force: Mapping[str, Any] = {}
+    system: str = ""
+
+    @property
+    def changes_anything(self) -> bool:
+        return bool(self.rename or self.drop or self.default or self.limits or self.force or self.system)
+
+
+class ConditionalChanges(RequestChanges, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Changes for certain clients only: those whose key's name matches one of `keys`, or whose address, where no keys are
+    needed, one of `clients`. Both are shell patterns, `clients` also networks."""
+
+    keys: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+
+    def applies_to(self, client: str) -> bool:
+        """`client` is the name of a key, or an address."""
+        return any(_matches(client, pattern) for pattern in (*self.keys, *self.clients))
+
+
+class RequestRules(RequestChanges, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Changes for all clients, then those of `when` that apply, in the order of the file. Their names are for reading
+    only."""
+
+    when: Mapping[str, ConditionalChanges] = {}
+
+    def for_client(self, client: str) -> Iterator[RequestChanges]:
+        """The changes for a client, in order."""
+        if self.changes_anything:
+            yield self
+        for case in self.when.values():
+            if case.applies_to(client):
+                yield case
+
+    def mistakes(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The keys whose values make no sense, each with the reason."""
+        yield from _mistakes(self)
+        for name, case in self.when.items():
+            if not case.keys and not case.clients:
+                yield ("when", name), "applies to no client: name keys or clients"
+            for path, message in _mistakes(case):
+                yield ("when", name, *path), message
+
+
+def changes_for(rules: Iterable[RequestRules], client: str) -> Iterator[RequestChanges]:
+    """The changes for a client by several rules, in order."""
+    for each in rules:
+        yield from each.for_client(client)
+
+
+#: Members that say what is asked of which model: the gateway's own business.
+_RESERVED = frozenset({"model", "messages", "stream", "prompt", "input"})
+
+
+def _mistakes(changes: RequestChanges) -> Iterator[tuple[tuple[str, ...], str]]:
+    named = {
+        "rename": (*changes.rename, *changes.rename.values()),
+        "drop": changes.drop,
+        "default": tuple(changes.default),
+        "limits": tuple(changes.limits),
+        "force": tuple(changes.force),
+    }
+    for key, names in named.items():
+        for name in names:
+            if name in _RESERVED:
+                yield (key,), f"{name} cannot be changed"
+            elif not all(name.split(".")):
+                yield (key,), f"{name!r} is not the name of a member"
+
+
+def _matches(client: str, pattern: str) -> bool:
+    if "/" in pattern:
+        try:
+            return ipaddress.ip_address(client) in ipaddress.ip_network(pattern, strict=False)
+        except ValueError:
+            return False
+    return _compiled(pattern).match(client) is not None
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
