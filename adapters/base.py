@@ -170,9 +170,11 @@ class Parser(ABC):
 
 
 class Upstream(ABC):
-    """A protocol as backends speak it. `wire` is the protocol's name."""
+    """A protocol as backends speak it. `wire` is the protocol's name; `headers` go with requests that the protocol does
+    not describe."""
 
     wire: str
+    headers: tuple[tuple[str, str], ...] = ()
 
     def speaks(self, wire: str) -> bool:
         """Whether a request of this protocol is sent on as it is, without being expanded."""
@@ -189,6 +191,10 @@ class Upstream(ABC):
     @abstractmethod
     def parser(self, request: Request, *, fields: bool) -> Parser:
         """A parser for the response; `fields` asks for decoded fields beside the raw bytes."""
+
+    def forward_path(self, path: str) -> str:
+        """Where a backend has a client's path that the protocol does not describe."""
+        return path
 
     def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
         """Ask a server which models it has; `known` are those of the last time, by name. Raises `ListUnavailable`."""

@@ -178,11 +178,15 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
 
 
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
-    """A request that only the engine understands: forwarded as it is, its response returned as it comes."""
+    """A request that only the engine understands: forwarded as it is, its response returned as it comes.
+
+    `any_backend`: its path is unknown, so that without a model any backend may be the one that understands it.
+    """
 
     origin: Origin
     model: str | None = None
     output: Output = Output()
+    any_backend: bool = False
 
 
 class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model_info"):

@@ -138,6 +138,7 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
         Middleware(
             ModelDetectionMiddleware,
             find=parts.catalog.find,
+            without_model=parts.catalog.without_model,
             order=lambda targets: nearest_first(targets, parts.hosts),
             refresh=parts.discovery.refresh,
         ),

@@ -201,6 +201,24 @@ class Catalog:
             )
         return placement
 
+    def without_model(self, *, sends: bool) -> Placement | None:
+        """Where a request without a model goes that no protocol describes: where the active model is, then to the servers
+        without a supervisor. What it `sends` does not go from a host to a remote server. `None` if there are none."""
+        name = self._listing.active or self._listing.default
+        own = self._placements.get(name) if name is not None else None
+        places = list(own.places) if own is not None else []
+        known = {place.backend for place in places}
+        for backend in self._chain:
+            plain = self._plain.get(backend)
+            if plain is not None and backend not in known and (plain.local or own is None or not sends):
+                places.append(CatalogBackend(backend=backend, name_there=""))
+        if not places:
+            return None
+        card = own.card if own is not None else ModelCard(name="", state="loaded")
+        return Placement(
+            model=name or "", card=card, places=tuple(places), local_only=own is not None and own.local_only
+        )
+
     def _known_names(self) -> str:
         names = self._listing.names()
         if not names:

@@ -22,6 +22,7 @@ from hostler.adapters.errors import (
     drop_tracebacks,
     oversized_response,
 )
+from hostler.adapters.passthrough import ForwardingParser, forwarded
 from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
@@ -140,7 +141,11 @@ class Proxy:
         request, wire_request = await asyncio.to_thread(build) if large else build()
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
-        parser = backend.upstream.parser(request, fields=not same_wire)
+        is_forwarded = isinstance(request, Passthrough) and not same_wire
+        if is_forwarded:
+            parser: Parser = ForwardingParser(request.origin.wire)
+        else:
+            parser = backend.upstream.parser(request, fields=not same_wire)
         timeouts = backend.timeouts if target.limits is None else backend.timeouts.limited(target.limits)
         if context.writer.streaming:
             attempt.sent_at = self._clock()
@@ -149,7 +154,9 @@ class Proxy:
             async with backend.transport.send(wire_request, _endpoint(backend, context), timeouts) as answer:
                 head = answer.head
                 if not 200 <= head.status < 300:
-                    raise _rejection(backend, head, answer.headers, await answer.read(ERROR_BODY_LIMIT))
+                    body = await answer.read(ERROR_BODY_LIMIT)
+                    wire = request.origin.wire if is_forwarded else backend.upstream.wire
+                    raise _rejection(backend, head, answer.headers, body, wire)
                 attempt.segments += 1
                 try:
                     streams = context.writer.streaming and not answer.complete
@@ -321,6 +328,10 @@ def _built(
 ) -> tuple[Request, WireRequest]:
     """The request as the backend's protocol needs it, and its bytes."""
     if not same_wire:
+        if isinstance(request, Passthrough):
+            upstream, model = backend.upstream, context.current.target.name_there
+            path = upstream.forward_path(request.origin.path)
+            return request, forwarded(request.origin, model=model, path=path, headers=upstream.headers)
         request = context.adapter.expand(request)
     stream, target = backend.folds or _streamed(request), context.current.target
     wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
@@ -374,11 +385,13 @@ def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 
 
-def _rejection(backend: Backend, head: ResponseHead, headers: Mapping[str, str], body: bytes) -> BackendRejected:
+def _rejection(
+    backend: Backend, head: ResponseHead, headers: Mapping[str, str], body: bytes, wire: str
+) -> BackendRejected:
     return BackendRejected(
         f"{backend.name} answered with status {head.status}",
         backend=backend.name,
-        wire=backend.upstream.wire,
+        wire=wire,
         backend_status=head.status,
         headers={**headers, "content-type": head.media_type},
         body=body,
@@ -396,7 +409,8 @@ def _as_rejection(
     if not error.body or context.current.first_token_at is not None:
         return None
     backend = backends[context.current.target.backend]
-    return _rejection(backend, ResponseHead(status=error.backend_status or 500), {}, error.body)
+    head = ResponseHead(status=error.backend_status or 500)
+    return _rejection(backend, head, {}, error.body, backend.upstream.wire)
 
 
 async def _is_alive(backend: Backend, endpoint: Endpoint) -> bool:

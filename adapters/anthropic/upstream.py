@@ -60,6 +60,7 @@ class AnthropicUpstream(Upstream):
     """
 
     wire = WIRE
+    headers = (VERSION,)
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """A forwarded request keeps its own `stream`: whole responses come whole."""

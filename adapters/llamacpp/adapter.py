@@ -188,7 +188,7 @@ def _decode_unknown(origin: Origin, incoming: Incoming) -> Passthrough:
         model = model or model_outside_body(incoming)
     except BadRequest as error:
         raise BadRequest(error.message) from None
-    return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+    return Passthrough(origin=origin, model=model, output=Output(stream=stream), any_backend=True)
 
 
 def _check_path(incoming: Incoming) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from urllib.parse import quote
 
 import msgspec
 
-from hostler.adapters import json_body, multipart
+from hostler.adapters import json_body
 from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import Request, output_of
 from hostler.adapters.llamacpp import discovery
@@ -17,10 +15,8 @@ from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream, asks_progress
+from hostler.adapters.passthrough import forwarded, target_path
 from hostler.adapters.remote_models import Discovery, RemoteModel
-
-_FORM = "multipart/form-data"
-_MODEL = re.compile(r"(?<![^&])model=[^&]*")
 
 
 class LlamaCppUpstream(Upstream):
@@ -44,24 +40,20 @@ class LlamaCppUpstream(Upstream):
         origin = request.origin
         if origin.wire != WIRE:
             return self._for(origin.wire).build(request, model=model, stream=stream)
-        query = _MODEL.sub(f"model={quote(model, safe='')}", origin.query)
-        path = f"{origin.path}?{query}" if query else origin.path
-        body = origin.body
-        if origin.content_type.lower().startswith(_FORM):
-            if multipart.field(body, origin.content_type, "model") is not None:
-                body = multipart.patch(body, origin.content_type, "model", model)
-        elif is_object(body):
-            members = json_body.members(body)
-            changes: dict[str, bytes | None] = {}
-            # An unknown route may be strict about its parameters: nothing is added there.
-            if origin.operation not in UNKNOWN or "model" in members:
-                changes["model"] = msgspec.json.encode(model)
-            if stream and origin.operation in COMPLETIONS and is_foldable(members) and not wants_probabilities(members):
-                changes["stream"] = b"true"
-            if self._progress and origin.operation in COMPLETIONS and output_of(request).stream:
-                changes["return_progress"] = b"true"
-            body = json_body.patch(body, changes, members)
-        return WireRequest(method=origin.method, path=path, body=body, content_type=origin.content_type)
+        if origin.operation in UNKNOWN or not is_object(origin.body):
+            return forwarded(origin, model=model, path=origin.path)
+        members = json_body.members(origin.body)
+        changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
+        if stream and origin.operation in COMPLETIONS and is_foldable(members) and not wants_probabilities(members):
+            changes["stream"] = b"true"
+        if self._progress and origin.operation in COMPLETIONS and output_of(request).stream:
+            changes["return_progress"] = b"true"
+        return WireRequest(
+            method=origin.method,
+            path=target_path(origin, model=model, path=origin.path),
+            body=json_body.patch(origin.body, changes, members),
+            content_type=origin.content_type,
+        )
 
     def parser(self, request: Request, *, fields: bool) -> Parser:
         origin = request.origin

@@ -36,6 +36,8 @@ from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
 _ANY_OBJECT = b'"json"'
+#: The prefix of clients' paths.
+_USUAL = "/v1"
 
 # OpenAI itself rejects unknown parameters. Other servers have some more; they get those that differ from the defaults
 # that Ollama's clients send along. The rest is llama.cpp's alone.
@@ -257,6 +259,10 @@ class OpenAIUpstream(Upstream):
         self._other_prefixes = other_prefixes
         self._engine = engine
         self._progress = progress
+
+    def forward_path(self, path: str) -> str:
+        """A client's `/v1` is the prefix here; other paths are beside it, as vLLM's `/pooling` is."""
+        return self._prefix + path.removeprefix(_USUAL) if path.startswith(_USUAL + "/") else path
 
     def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
         return discovery.discover((self._prefix, *self._other_prefixes))

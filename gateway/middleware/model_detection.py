@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import groupby
+from typing import Protocol
 
+from hostler.adapters.canonical import Passthrough
 from hostler.adapters.errors import Forbidden, ModelNotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
@@ -16,6 +18,12 @@ from hostler.supervisor.scheduling.host import Host
 _MAX_KEPT = 10_000
 
 FindModel = Callable[[str | None], Placement]
+
+
+class FindAny(Protocol):
+    def __call__(self, *, sends: bool) -> Placement | None: ...
+
+
 OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 
 
@@ -23,26 +31,35 @@ class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
     `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
-    was asked. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are
-    equally good.
+    was asked. `without_model` finds backends for requests that name no model and that any backend may understand.
+    `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
     """
 
     def __init__(
-        self, app: ASGIApp, *, find: FindModel, order: OrderTargets, refresh: Callable[[], Awaitable[bool]]
+        self,
+        app: ASGIApp,
+        *,
+        find: FindModel,
+        without_model: FindAny,
+        order: OrderTargets,
+        refresh: Callable[[], Awaitable[bool]],
     ) -> None:
         super().__init__(app)
         self._find = find
+        self._without_model = without_model
         self._order = order
         self._refresh = refresh
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext, *, refreshed: bool = False) -> Awaitable[None]:
-        rules = context.client.rules
+        request, rules = context.request, context.client.rules
         try:
             if rules is not None and rules.models:
-                placement = self._find_allowed(context.request.model, rules)
+                placement = self._find_allowed(request.model, rules)
+            elif request.model is None and isinstance(request, Passthrough) and request.any_backend:
+                placement = self._find_any(request)
             else:
-                placement = self._find(context.request.model)
+                placement = self._find(request.model)
         except ModelNotFound:
             if refreshed:
                 raise
@@ -57,6 +74,11 @@ class ModelDetectionMiddleware(RequestMiddleware):
         candidates = self._targets_of(placement)
         context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         return call_next()
+
+    def _find_any(self, request: Passthrough) -> Placement:
+        """Where a request goes that names no model, and that any backend may understand."""
+        placement = self._without_model(sends=bool(request.origin.body))
+        return self._find(None) if placement is None else placement
 
     async def _dispatch_refreshed(self, context: RequestContext, call_next: CallNext) -> None:
         """Look again for a model that is unknown: a server may have it since a moment ago."""

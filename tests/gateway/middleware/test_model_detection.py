@@ -26,6 +26,10 @@ TWO_PLACES = (
 )
 
 
+def nowhere(*, sends: bool) -> Placement | None:
+    return None
+
+
 async def never() -> bool:
     raise AssertionError("must not be called")
 
@@ -47,7 +51,7 @@ async def detect(found: Placement, context: RequestContext, order: Any = lambda 
     async def call_next() -> None:
         called.append(context.candidates)
 
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=order, refresh=never)
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, without_model=nowhere, order=order, refresh=never)
     await middleware.dispatch(context, call_next)
     assert called == [context.candidates]
     return asked
@@ -102,7 +106,9 @@ async def test_an_unknown_model_reaches_no_backend() -> None:
     async def call_next() -> None:
         raise AssertionError("must not be called")
 
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets, refresh=refresh)
+    middleware = ModelDetectionMiddleware(
+        cast(Any, None), find=find, without_model=nowhere, order=lambda targets: targets, refresh=refresh
+    )
     with pytest.raises(ModelNotFound):
         await middleware.dispatch(make_context(), call_next)
     assert asked == ["refresh"]
@@ -124,7 +130,9 @@ async def test_a_model_that_a_server_has_since_a_moment_ago_is_found() -> None:
         pass
 
     context = make_context()
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets, refresh=refresh)
+    middleware = ModelDetectionMiddleware(
+        cast(Any, None), find=find, without_model=nowhere, order=lambda targets: targets, refresh=refresh
+    )
     await middleware.dispatch(context, call_next)
     assert context.model == "m"
 
