@@ -78,16 +78,30 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ) = None
     api_key: str | None = None
     api_key_file: str | None = None
-    headers: Mapping[str, str] = {}
-    query: Mapping[str, str] = {}
-    ca_file: str | None = None
-    insecure: bool = False
-    client_cert_file: str | None = None
-    client_key_file: str | None = None
-    proxy: str | None = None
-    models: Mapping[str, str | tuple[str, ...]] = {}
+    headers: Annotated[Mapping[str, str], msgspec.Meta(description="Further headers for every request.")] = {}
+    query: Annotated[
+        Mapping[str, str], msgspec.Meta(description="Parameters that are added to the query of every request.")
+    ] = {}
+    ca_file: Annotated[str, msgspec.Meta(description="The certificates to trust, as PEM.")] | None = None
+    insecure: Annotated[bool, msgspec.Meta(description="Do not verify the server's certificate.")] = False
+    client_cert_file: (
+        Annotated[str, msgspec.Meta(description="The certificate to show to the server, as PEM.")] | None
+    ) = None
+    client_key_file: (
+        Annotated[str, msgspec.Meta(description="The key of that certificate, if it is in a file of its own.")] | None
+    ) = None
+    proxy: Annotated[str, msgspec.Meta(description="environment, none, or the URL of a proxy.")] | None = None
+    models: Annotated[
+        Mapping[str, str | tuple[str, ...]],
+        msgspec.Meta(
+            description="Which models it serves, under which names; lists under include and exclude are filters."
+        ),
+    ] = {}
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    describe: Mapping[str, ModelDescription] = {}
+    describe: Annotated[
+        Mapping[str, ModelDescription],
+        msgspec.Meta(description="What clients are told about models, by name or pattern."),
+    ] = {}
     local: bool | None = None
     referer: str | None = None
     title: str | None = None

@@ -332,12 +332,16 @@ def _type_at(shape: Any, path: KeyPath) -> Any:
 
 
 def _container_type(info: Any) -> Any:
-    if isinstance(info, msgspec.inspect.Metadata):
-        info = info.type
+    info = _without_metadata(info)
     if isinstance(info, msgspec.inspect.UnionType):
         kinds = (msgspec.inspect.StructType, msgspec.inspect.DictType, msgspec.inspect.CollectionType)
-        return next((member for member in info.types if isinstance(member, kinds)), None)
+        return next((member for member in map(_without_metadata, info.types) if isinstance(member, kinds)), None)
     return info
+
+
+def _without_metadata(info: Any) -> Any:
+    """The type itself, where a description or a bound is attached to it."""
+    return info.type if isinstance(info, msgspec.inspect.Metadata) else info
 
 
 def _unknown_key(name: str, known: list[str]) -> str:
