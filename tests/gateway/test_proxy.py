@@ -103,5 +103,5 @@ async def test_limits_of_a_profile_replace_those_of_its_backend() -> None:
     backend = surprised_backend(Recording(complete=True), Timeouts(connect_s=1, first_byte_s=2, between_bytes_s=3))
     for each in (None, limits):
         with pytest.raises(BackendBroken):
-            await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(asking(limits=each))
+            await Proxy({"b": backend}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(asking(limits=each))
     assert given == [backend.timeouts, Timeouts(connect_s=1, first_byte_s=7, between_bytes_s=3)]
