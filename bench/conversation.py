@@ -1,7 +1,7 @@
 """The cost of a switch: a long conversation that is unloaded and restored, and Hostler's own share of the time.
 
-`python -m bench.conversation` runs all; `engine`, `instant` or `ready` one part. The real engine is the embedded one with the
-shipped model, which is fetched the first time.
+`python -m bench.conversation` runs all; `engine`, `instant`, `ready` or `architectures` one part. The real engine is the embedded
+one with the shipped model, which is fetched the first time, or with small models of random weights.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def ready(after: Sequence[float] = (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5), times: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.conversation", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["engine", "instant", "ready"])
+    parser.add_argument("what", nargs="?", choices=["engine", "instant", "ready", "architectures"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the real engine")
     parser.add_argument("--tokens", type=int, default=3000, help="approximate length of the real engine's conversation")
     options = parser.parse_args()
@@ -244,6 +244,11 @@ def main() -> None:
     if options.what in (None, "engine"):
         for kept in (False, True):
             engine(kept, options.threads, options.tokens)
+    if options.what in (None, "architectures"):
+        from bench.architectures import architectures, table  # which measures with this module
+
+        print("tokens read again after a switch, by what follows")
+        print(table(architectures(options.tokens)))
 
 
 if __name__ == "__main__":

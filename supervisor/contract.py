@@ -123,10 +123,30 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     request: RequestRules | None = None
 
 
+class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The first answer after a switch: of its `prompt` tokens `cached` were not read again."""
+
+    prompt: int
+    cached: int
+
+
+class KeptConversations(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model keeps of its conversations over a switch. `reason`: why nothing, or not all of it; empty if it does.
+
+    `slots` and `tokens` are what the running engine has restored; `first_answer` shows whether that was of use.
+    """
+
+    reason: str = ""
+    slots: int = 0
+    tokens: int = 0
+    first_answer: FirstAnswer | None = None
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model's process. `since` is in seconds since the epoch; `percent` and `eta_s` are of the current load.
 
-    `phase_seconds` is where the time of the last switch to it went, in seconds by phase.
+    `phase_seconds` is where the time of the last switch to it went, in seconds by phase. `conversations` is `None` until
+    the model has been loaded, and on hosts that keep none.
     """
 
     model: str
@@ -140,6 +160,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     gpu_bytes: int = 0
     device_bytes: dict[str, int] = {}
     phase_seconds: dict[str, float] = {}
+    conversations: KeptConversations | None = None
     failure: Failure | None = None
 
 
@@ -211,7 +232,9 @@ class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
 
 class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     """A switch entered a phase or made progress. `elapsed_s` counts from its request; `phase_seconds` maps finished phases to
-    seconds. `overdue`: loading takes longer than usual, and `percent` and `eta_s` are not known any more."""
+    seconds. `overdue`: loading takes longer than usual, and `percent` and `eta_s` are not known any more. After the first
+    answer the last event of a switch is sent once more, with `first_answer`.
+    """
 
     id: str
     model: str
@@ -223,6 +246,7 @@ class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     phase_seconds: dict[str, float] = {}
     failure: Failure | None = None
     overdue: bool = False
+    first_answer: FirstAnswer | None = None
 
 
 class DevicesRead(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor import context_checkpoints
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
 
@@ -28,10 +29,10 @@ def argument_value(arguments: Sequence[str], *names: str) -> str | None:
     """The value of the argument that has one of `names`, or `None`. The last one wins, as in the engine."""
     found: str | None = None
     for index, word in enumerate(arguments):
-        if _plain(word) not in names:
+        if plain_name(word) not in names:
             continue
-        if _plain(word) in _SWITCHES:
-            found = _SWITCHES[_plain(word)]
+        if plain_name(word) in _SWITCHES:
+            found = _SWITCHES[plain_name(word)]
         elif index + 1 < len(arguments):
             found = arguments[index + 1]
     return found
@@ -56,7 +57,8 @@ def physical_batch_size(profile: Profile) -> int:
     return batch or (batch_size(profile) if profile.embeddings else min(512, profile.batch))
 
 
-def _plain(word: str) -> str:
+def plain_name(word: str) -> str:
+    """An argument's name as it is documented: the engine takes underscores for hyphens, too."""
     return word.replace("_", "-") if word.startswith("--") else word
 
 
@@ -142,6 +144,12 @@ def build_command(
         arguments += ["-ngl", str(profile.gpu_layers)]
     if settings.slots_dir is not None:
         arguments += ["--slot-save-path", settings.slots_dir]
+        if (
+            facts is not None
+            and context_checkpoints.needs_checkpoints(facts)
+            and not _chooses_checkpoints(profile, arguments)
+        ):
+            arguments += ["--ctx-checkpoints", str(context_checkpoints.DEFAULT_COUNT)]
     if profile.embeddings:
         arguments += ["--embeddings", "-ub", str(physical_batch_size(profile))]
         if not _has_pooling_type(facts):
@@ -163,6 +171,12 @@ def build_command(
     return EngineCommand(
         arguments=tuple(arguments), environment=environment, context=profile.context, parallel=profile.parallel
     )
+
+
+def _chooses_checkpoints(profile: Profile, words: Sequence[str]) -> bool:
+    """Whether the engine's own command line or the profile's variables set it; its arguments win anyway."""
+    chosen = argument_value(words, *context_checkpoints.ARGUMENTS)
+    return chosen is not None or not profile.env.keys().isdisjoint(context_checkpoints.VARIABLES)
 
 
 def _has_pooling_type(facts: ModelFacts | None) -> bool:

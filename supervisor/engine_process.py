@@ -22,9 +22,9 @@ from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backof
 
 ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
-#: What restoring and saving slots may take at most.
-RESTORING_S: Final = 30.0
-SAVING_S: Final = 30.0
+#: What restoring and saving all slots may take at most. Each has its own limit, which depends on its size.
+RESTORING_S: Final = 300.0
+SAVING_S: Final = 300.0
 
 logger = logging.getLogger(__name__)
 

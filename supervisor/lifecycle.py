@@ -15,7 +15,7 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import ReportProgress
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, SupervisorError
+from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, FirstAnswer, KeptConversations, SupervisorError
 from hostler.supervisor.device_needs import device_needs
 from hostler.supervisor.devices.visibility import visible_devices
 from hostler.supervisor.engine_client import EngineError, engine_build
@@ -37,7 +37,7 @@ from hostler.supervisor.memory import (
 )
 from hostler.supervisor.model_files import FileDescription, ModelFiles
 from hostler.supervisor.slot_cache import SlotCache
-from hostler.supervisor.slot_key import signature, slot_key
+from hostler.supervisor.slot_key import program_identity, signature, slot_key
 
 #: Given a port and a key, the command that starts an engine.
 CommandFactory = Callable[[int, str], EngineCommand]
@@ -76,6 +76,7 @@ class _SlotIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     inputs: object
     key: str
+    build: str
     facts: ModelFacts | None
 
 
@@ -83,7 +84,7 @@ class EngineLifecycle:
     """Prepares, accompanies and remembers the engines of one model, one after the other.
 
     `path` is the model file once it is known to be on disk, `description` what is known of it, `disabled` why no engine
-    could load it; both as `describe_file` last found.
+    could load it; both as `describe_file` last found. `conversations` is what the last engine kept of them.
     """
 
     def __init__(self, profile: Profile, services: EngineServices) -> None:
@@ -92,6 +93,7 @@ class EngineLifecycle:
         self.description = FileDescription()
         self._services = services
         self.disabled: Failure | None = None
+        self.conversations: KeptConversations | None = None
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
@@ -170,16 +172,20 @@ class EngineLifecycle:
     async def restore_slots(self, address: EngineAddress) -> None:
         """Restore the slots of the model's last engine, before the first request. Never raises."""
         self._slot_generation = None
+        self.conversations = None
         slots = self._services.slots
         if slots is None or self.path is None:
             return
         try:
             identity = await self._identify_slots(slots, self.path, address)
-        except (EngineError, GGUFError, OSError) as error:
+        except (EngineError, GGUFError, OSError, SupervisorError) as error:
             logger.info("%s: slots are not saved: %s", self.profile.name, error)
+            self.conversations = KeptConversations(reason=str(error))
             return
         self._slot_generation = address.generation
-        restored = await slots.restore(address, self.profile, identity.facts, identity.key)
+        profile = self._slot_profile
+        restored = await slots.restore(address, profile, identity.facts, identity.key, identity.build)
+        self.conversations = KeptConversations(reason=restored.why, slots=restored.slots, tokens=restored.tokens)
         if restored.slots:
             logger.info("%s: restored %d slots, %d tokens", self.profile.name, restored.slots, restored.tokens)
 
@@ -189,27 +195,40 @@ class EngineLifecycle:
         slots, identity = self._services.slots, self._slot_identity
         if slots is None or identity is None or self.path is None or generation != address.generation:
             return
-        saved = await slots.save(address, self.profile, identity.facts, identity.key)
+        saved = await slots.save(address, self._slot_profile, identity.facts, identity.key, identity.build)
+        self.conversations = KeptConversations(reason=saved.why)
         if saved.slots:
             logger.info("%s: saved %d slots, %d bytes", self.profile.name, saved.slots, saved.bytes)
 
     async def record_first_response(self, *, cached: int, prompt: int) -> None:
         """Judge the last restore by the engine's first response: see `contract.Supervisor.report_first_response`."""
+        if self.conversations is not None:
+            answer = FirstAnswer(prompt=prompt, cached=cached)
+            self.conversations = msgspec.structs.replace(self.conversations, first_answer=answer)
         if self._services.slots is not None:
             await anyio.to_thread.run_sync(
                 self._services.slots.record_first_response, self.profile.name, cached, prompt
             )
 
+    @property
+    def _slot_profile(self) -> Profile:
+        """The profile with the engine that runs it, whose arguments matter as well."""
+        return msgspec.structs.replace(self.profile, engine=self._engine)
+
     async def _identify_slots(self, slots: SlotCache, path: Path, address: EngineAddress) -> _SlotIdentity:
-        build = await engine_build(address)
-        profile = self.profile
-        inputs = (build, engine_profile(profile), signature(profile, path))
-        if self._slot_identity is None or self._slot_identity.inputs != inputs:
+        reported = await engine_build(address)
+        profile = self._slot_profile
 
-            def read() -> _SlotIdentity:
-                return _SlotIdentity(inputs=inputs, key=slot_key(profile, path, build), facts=slots.read_facts(path))
+        def read() -> _SlotIdentity:
+            build = f"{reported} {program_identity(profile.engine)}"
+            inputs = (build, engine_profile(profile), signature(profile, path))
+            known = self._slot_identity
+            if known is not None and known.inputs == inputs:
+                return known
+            key = slot_key(profile, path, build)
+            return _SlotIdentity(inputs=inputs, key=key, build=build, facts=slots.read_facts(path))
 
-            self._slot_identity = await anyio.to_thread.run_sync(read)
+        self._slot_identity = await anyio.to_thread.run_sync(read)
         return self._slot_identity
 
     # Memory.

@@ -22,6 +22,7 @@ from hostler.supervisor.contract import (
     DevicesRead,
     DeviceStatus,
     EngineAddress,
+    FirstAnswer,
     HostStatus,
     ModelChanged,
     ModelStatus,
@@ -176,6 +177,8 @@ class EngineManager:
         if managed.process.generation == generation:
             managed.mark_used(time.time())
             await managed.lifecycle.record_first_response(cached=cached, prompt=prompt)
+            self._switches.publish_first_answer(managed, FirstAnswer(prompt=prompt, cached=cached))
+            self._subscriptions.publish(ModelChanged(status=self._model_status(managed)))
             # Engines take their memory while they work: only now does a measurement show how much.
             await self._usage.measure(managed)
 
@@ -437,7 +440,8 @@ class EngineManager:
             pid=process.pid, percent=switch.percent if switch is not None else None,
             eta_s=switch.eta_s if switch is not None else None,
             memory_bytes=model.usage.rss, gpu_bytes=model.usage.gpu, device_bytes=dict(model.usage.devices),
-            phase_seconds=model.phase_seconds, failure=process.failure,
+            phase_seconds=model.phase_seconds,
+            conversations=model.lifecycle.conversations, failure=process.failure,
         )  # fmt: skip
 
 

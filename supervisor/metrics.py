@@ -26,12 +26,21 @@ class SupervisorMetrics:
         self._phases = Counter(
             "hostler_supervisor_switch_phase_seconds", "Time spent in switches, by phase.", ["phase"]
         )
+        self._first_answers = Counter(
+            "hostler_supervisor_first_answer_prompt_tokens",
+            "Prompt tokens of the first answers after switches, cached in a restored conversation or read.",
+            ["model", "source"],
+        )
         self._generations: dict[str, int] = {}
         self._last_failures: dict[str, Failure] = {}
 
     def on_event(self, event: SupervisorEvent) -> None:
         if isinstance(event, SwitchMoved):
-            if event.phase in ("ready", "failed"):
+            if event.first_answer is not None:
+                answer = event.first_answer
+                self._first_answers.inc(event.model, "cached", amount=answer.cached)
+                self._first_answers.inc(event.model, "read", amount=max(0, answer.prompt - answer.cached))
+            elif event.phase in ("ready", "failed"):
                 self._switches.observe(event.elapsed_s, event.model, event.phase)
                 for phase, seconds in event.phase_seconds.items():
                     self._phases.inc(phase, amount=seconds)
@@ -47,7 +56,7 @@ class SupervisorMetrics:
 
     async def render(self, *, process: bool = True) -> bytes:
         """The text of `/metrics`; without `process` where another part of this process already exposes that."""
-        counted = (self._starts, self._failures, self._switches, self._phases)
+        counted = (self._starts, self._failures, self._switches, self._phases, self._first_answers)
         return await exposition([*counted, *_current(self._status())], process=process)
 
 

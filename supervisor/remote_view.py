@@ -100,7 +100,8 @@ class RemoteView:
         began, _ = self._switch_times.get(switch.model, (0.0, 0.0))
         if before is None or before.id != switch.id:
             began = now - switch.elapsed_s
-        self._switch_times[switch.model] = (began, now if switch.phase in ENDED else math.inf)
+        if switch.first_answer is None:
+            self._switch_times[switch.model] = (began, now if switch.phase in ENDED else math.inf)
         return before is None or (before.id, before.phase) != (switch.id, switch.phase)
 
     # Views.

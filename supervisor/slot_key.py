@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from hostler.profiles.gguf import shard_paths
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.engine_command import argument_value
+from hostler.supervisor.context_checkpoints import ARGUMENTS, VARIABLES, needs_checkpoints
+from hostler.supervisor.engine_command import (
+    EMBEDDED,
+    argument_value,
+    embedded_is_installed,
+    engine_program,
+    plain_name,
+)
 
 _EDGE = 1024 * 1024
 
@@ -20,30 +29,49 @@ _SPEED_ONLY = frozenset({
     "-ngl", "--gpu-layers", "--n-gpu-layers", "--load-mode", "--cache-ram", "--sse-ping-interval",
     "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
 })  # fmt: skip
-_DRAFT = ("-md", "--model-draft", "-hfd", "--hf-repo-draft", "--spec-draft-model", "--spec-type")
+_DRAFT = (
+    "-md", "--model-draft", "-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-model", "--spec-draft-hf", "--spec-type",
+)  # fmt: skip
+_DRAFT_VARIABLES = (
+    "LLAMA_ARG_MODEL_DRAFT", "LLAMA_ARG_HFD_REPO", "LLAMA_ARG_HF_REPO_DRAFT", "LLAMA_ARG_SPEC_DRAFT_MODEL",
+    "LLAMA_ARG_SPEC_DRAFT_HF_REPO", "LLAMA_ARG_SPEC_TYPE",
+)  # fmt: skip
+#: How the engine writes that a variable is off.
+_FALSE = ("", "0", "off", "false", "disabled")
 
 
 def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
-    """Why slots of this profile cannot be saved; empty if they can.
+    """Why slots of this profile cannot be kept, whatever the engine's build; empty if they can.
 
-    Measured: with sliding windows or recurrent layers a restored slot is processed again, or gives wrong answers.
+    Measured: with the full cache of a sliding window, prompts that leave a restored slot within its last window get other
+    log-probabilities, and other answers. The draft model's own state returns with the context checkpoints only; without
+    it none of its guesses is right any more.
     """
+    words = (*shlex.split(profile.engine or ""), *profile.args)
     if facts is None:
         return "the model file has no readable header"
-    windows = [value for name, value in facts.metadata.items() if name.endswith(".attention.sliding_window")]
-    if facts.sliding_window or any(windows):
-        return "the model has sliding windows"
-    if facts.recurrent:
-        return "the model has recurrent layers"
-    if (
-        profile.embeddings
-        or argument_value(profile.args, "--embedding", "--embeddings")
-        or "--reranking" in profile.args
-    ):
+    if profile.embeddings or argument_value(words, "--embedding", "--embeddings") or "--reranking" in words:
         return "the profile does not generate text"
-    if any(word in _DRAFT for word in profile.args):
-        return "the state of a draft model is not saved"
+    if _has_full_window(profile, words):
+        return "with --swa-full a restored conversation gets wrong answers"
+    if needs_checkpoints(facts) and _turns_checkpoints_off(profile, words):
+        return "--ctx-checkpoints is 0"
+    drafts = any(plain_name(word) in _DRAFT for word in words) or any(name in profile.env for name in _DRAFT_VARIABLES)
+    if drafts and not needs_checkpoints(facts):
+        return "the engine does not save the state of the draft model"
     return ""
+
+
+def _has_full_window(profile: Profile, words: Sequence[str]) -> bool:
+    values = [profile.env.get("LLAMA_ARG_SWA_FULL", "")]
+    # For engines that are started through `env`.
+    values += [word.partition("=")[2] for word in words if word.startswith("LLAMA_ARG_SWA_FULL=")]
+    return "--swa-full" in map(plain_name, words) or any(value.lower() not in _FALSE for value in values)
+
+
+def _turns_checkpoints_off(profile: Profile, words: Sequence[str]) -> bool:
+    number = argument_value(words, *ARGUMENTS)
+    return number == "0" if number is not None else any(profile.env.get(name) == "0" for name in VARIABLES)
 
 
 def file_identity(file: Path) -> str:
@@ -57,6 +85,18 @@ def file_identity(file: Path) -> str:
         stream.seek(max(0, file.stat().st_size - _EDGE))
         digest.update(stream.read(_EDGE))
     return digest.hexdigest()
+
+
+def program_identity(engine: str | None) -> str:
+    """Tells builds of an engine apart that report the same one: all of the embedded engine do. Blocks.
+
+    Raises `SupervisorError` and `OSError` if it is no longer installed.
+    """
+    program = engine_program(engine)
+    if embedded_is_installed() and program == engine_program(EMBEDDED):
+        return f"xllamacpp {metadata.version('xllamacpp')}"
+    state = Path(program[0]).stat()
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def signature(profile: Profile, file: Path) -> tuple[object, ...]:

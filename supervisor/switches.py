@@ -13,7 +13,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
-from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
+from hostler.supervisor.contract import EngineAddress, Failure, FirstAnswer, SupervisorError, SwitchMoved, SwitchPhase
 from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase, StartResult
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy
@@ -188,6 +188,8 @@ class SwitchCoordinator:
         # The latest switch to each model, which later requests join; and all, since an earlier one may still run.
         self._latest: dict[str, SwitchOperation] = {}
         self._running: set[SwitchOperation] = set()
+        #: The last event of each model's last switch, until its first answer.
+        self._unanswered: dict[str, SwitchMoved] = {}
         self._eviction = anyio.Lock()
 
     def request(self, model: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
@@ -209,6 +211,12 @@ class SwitchCoordinator:
         self._latest.pop(model, None)
         for switch in [switch for switch in self._running if switch.model == model]:
             switch.cancel(Failure(kind="cancelled", message=reason))
+
+    def publish_first_answer(self, model: ManagedModel, answer: FirstAnswer) -> None:
+        """Publish the end of the last switch to `model` once more, with its first answer."""
+        switch = self._unanswered.pop(model.name, None)
+        if switch is not None and self.current(model.name) is None:
+            self._publish(msgspec.structs.replace(switch, first_answer=answer))
 
     def on_process_change(self, process: ManagedProcess) -> None:
         """Move the switches on that wait for `process`."""
@@ -252,6 +260,7 @@ class SwitchCoordinator:
             switch.fail(Failure(kind="exited", message=f'starting model "{model.name}" failed: {error}'))
         else:
             switch.succeed(address)
+            self._unanswered[model.name] = switch.event()
             model.phase_seconds = switch.phase_seconds
             phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in model.phase_seconds.items())
             logger.info(

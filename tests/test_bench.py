@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
+from bench import architectures, clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
 from bench.compare import compare
 from bench.pages import Pages
 from bench.pages import table as table_of_pages
@@ -139,3 +139,12 @@ def test_switches_of_an_instant_engine_are_measured(capsys: pytest.CaptureFixtur
 def test_the_time_from_ready_to_the_first_byte_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     conversation.ready(after=(0, 0.01), times=1)
     assert capsys.readouterr().out.count(" ms\n") == 2
+
+
+@pytest.mark.engine
+def test_conversations_with_other_architectures_are_measured() -> None:
+    rows = architectures.architectures(tokens=700, names=["gemma3"])
+    assert [row.same for row in rows] == [True]
+    assert 0 < rows[0].read["extended"] < rows[0].unkept["extended"]
+    assert rows[0].bytes
+    assert len(architectures.table(rows).splitlines()) == 2 + len(rows)

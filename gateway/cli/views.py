@@ -114,6 +114,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "idle_until": engine.get("idle_until"),
                 "pinned": model["model"] in pinned,
                 "draining": engine.get("draining", False),
+                "conversations": model["conversations"],
                 "failure": (model["failure"] or {}).get("message"),
             }
 

@@ -306,7 +306,9 @@ class History:
                 if each.at >= since:
                     requests[index(each.at)].append(each)
         for number, body in rows("switches"):
-            switches[number] += [each.switch.elapsed_s for each in _read(_decode_switched, body)]
+            found = [each.switch for each in _read(_decode_switched, body)]
+            # A switch is reported again with its first answer.
+            switches[number] += [each.elapsed_s for each in found if each.first_answer is None]
         for number, body in rows("moments"):
             samples[number] = next(iter(_read(_decode_samples, body)), samples[number])
         return [
@@ -321,6 +323,7 @@ class _At(msgspec.Struct):
 
 class _Elapsed(msgspec.Struct):
     elapsed_s: float = 0.0
+    first_answer: msgspec.Raw | None = None
 
 
 class _Switched(msgspec.Struct):

@@ -95,6 +95,11 @@ class GatewayMetrics:
             "Time from the request to load a model to ready or failed.",
             ["backend", "from", "to", "outcome"],
         )
+        self._first_answers = Counter(
+            "hostler_first_answer_prompt_tokens",
+            "Prompt tokens of the first answers after switches, cached in a restored conversation or read.",
+            ["backend", "model", "source"],
+        )
         self._reachable = Gauge("hostler_supervisor_reachable", "1 if the supervisor is reachable.", ["backend"])
         self._models: dict[tuple[str, str], ModelStatus] = {}
 
@@ -124,7 +129,7 @@ class GatewayMetrics:
         info.set(1, self._version)
         counted = (
             *(self._duration, self._first_token, self._tokens, self._queue_wait, self._rejected, self._fallbacks),
-            *(self._attempts, self._cost, self._breakers, self._switches, self._reachable),
+            *(self._attempts, self._cost, self._breakers, self._switches, self._first_answers, self._reachable),
         )
         return await exposition([info, *counted, *self._current(), *_of_backends(chain)])
 
@@ -152,7 +157,11 @@ class GatewayMetrics:
             self._cost.inc(backend, amount=event.cost)
 
     def _switched(self, backend: str, switch: SwitchMoved) -> None:
-        if switch.phase in ("ready", "failed"):
+        if switch.first_answer is not None:
+            self._first_answers.inc(backend, switch.model, "cached", amount=switch.first_answer.cached)
+            read = max(0, switch.first_answer.prompt - switch.first_answer.cached)
+            self._first_answers.inc(backend, switch.model, "read", amount=read)
+        elif switch.phase in ("ready", "failed"):
             before = switch.from_models[0] if switch.from_models else ""
             self._switches.observe(switch.elapsed_s, backend, before, switch.model, switch.phase)
 

@@ -41,6 +41,10 @@ def _choice(prefix: str, **words: str) -> Callable[[str], Any]:
     return convert
 
 
+def _list_of(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: [convert(text)]
+
+
 def _cache_type(text: str) -> Any:
     import xllamacpp
 
@@ -171,6 +175,14 @@ FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("--yarn-attn-factor",), "yarn_attn_factor", float),
     Flag(("--yarn-beta-slow",), "yarn_beta_slow", float),
     Flag(("--yarn-beta-fast",), "yarn_beta_fast", float),
+    Flag(("-md", "--model-draft", "--spec-draft-model"), "speculative.draft.mparams.path"),
+    Flag(("--spec-type",), "speculative.types",
+         _list_of(_choice("common_speculative_type:COMMON_SPECULATIVE_TYPE_",
+                          **{"none": "NONE", "draft-simple": "DRAFT_SIMPLE", "draft-mtp": "DRAFT_MTP"}))),
+    Flag(("--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"), "speculative.draft.n_max", int),
+    Flag(("--draft-min", "--draft-n-min", "--spec-draft-n-min"), "speculative.draft.n_min", int),
+    Flag(("--draft-p-min", "--spec-draft-p-min"), "speculative.draft.p_min", float),
+    Flag(("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"), "speculative.draft.n_gpu_layers", _layers),
     Flag(("-mm", "--mmproj"), "mmproj.path"),
     Flag(("--no-mmproj",), "no_mmproj", constant=True),
     Flag(("--mmproj-offload",), "mmproj_use_gpu", constant=True),
@@ -272,6 +284,8 @@ def parameters(values: Mapping[str, Any], environment: Mapping[str, str]) -> Any
         setattr(owner, last, value)
     if "timeout_read" in values:
         params.timeout_write = values["timeout_read"]
+    if "speculative.draft.mparams.path" in values and "speculative.types" not in values:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     _mark_sampling(params.sampling, values)
     return params
 

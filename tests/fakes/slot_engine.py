@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +15,17 @@ from msgspec.structs import replace
 from hostler.supervisor.contract import EngineAddress
 
 
+def checkpoint_appendix(count: int, *, state: bytes = b"state") -> bytes:
+    """What llama-server appends to the file of a slot with so many context checkpoints."""
+    checkpoint = struct.pack("<qii", 100, 0, 99) + b"".join(struct.pack("<Q", len(s)) + s for s in (state, b"", b""))
+    return b"SCKP" + struct.pack("<II", 1, count) + checkpoint * count
+
+
 class SlotEngine:
     """Answers the slot routes as llama-server does. A slot of n `tokens` is a file of n bytes.
 
-    `missing` bytes are not written, `reported` replaces the reported number. It may hang, or crash on a restore.
+    `missing` bytes are not written, `reported` replaces the reported number. Files end with `checkpoints`, if any. It may
+    hang, or crash on a restore.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -28,13 +36,15 @@ class SlotEngine:
         self.requests: list[str] = []
         self.reported: int | None = None
         self.missing = 0
+        self.checkpoints = 0
+        self.build = "b1"
         self.hangs = self.crashes = False
         self.hanging = asyncio.Event()
         self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path == "/props":
-            return 200, {"build_info": "b1", "total_slots": 2}
+            return 200, {"build_info": self.build, "total_slots": 2}
         if path == "/slots":
             listed = [
                 {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
@@ -45,10 +55,12 @@ class SlotEngine:
         slot = int(path.split("/")[2].partition("?")[0])
         file = self.directory / body["filename"]
         if path.endswith("save"):
-            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.missing))
-            return 200, {"n_saved": self.tokens[slot], "n_written": self.reported or self.tokens[slot]}
+            appendix = checkpoint_appendix(self.checkpoints) if self.checkpoints else b""
+            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.missing) + appendix)
+            return 200, {"n_saved": self.tokens[slot], "n_written": self.reported or self.tokens[slot] + len(appendix)}
         self.restored[slot] = file.read_bytes()
-        return 200, {"n_restored": len(self.restored[slot]), "n_read": len(self.restored[slot])}
+        appended = len(checkpoint_appendix(self.checkpoints)) if self.checkpoints else 0
+        return 200, {"n_restored": len(self.restored[slot]) - appended, "n_read": len(self.restored[slot])}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -13,7 +13,7 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.embedded.arguments import parse
-from hostler.supervisor.engine_command import EngineCommand, build_command, engine_program
+from hostler.supervisor.engine_command import EngineCommand, argument_value, build_command, engine_program
 
 
 def make(
@@ -77,6 +77,29 @@ def test_the_pooling_type_of_a_model_file_is_used() -> None:
         file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited={},
     )  # fmt: skip
     assert "--pooling" not in command.arguments
+
+
+@pytest.mark.parametrize(
+    ("facts", "slots_dir", "fields", "expected"),
+    [
+        (ModelFacts(sliding_window=512), "/slots", {}, "8"),
+        (ModelFacts(recurrent=True), "/slots", {}, "8"),
+        (ModelFacts(recurrent=True), "/slots", {"args": ("-ctxcp", "3")}, "3"),
+        (ModelFacts(recurrent=True), "/slots", {"env": {"LLAMA_ARG_CTX_CHECKPOINTS": "3"}}, None),
+        (ModelFacts(recurrent=True), "/slots", {"engine": f"{sys.executable} -ctxcp 3"}, "3"),
+        (ModelFacts(recurrent=True), None, {}, None),
+        (ModelFacts(), "/slots", {}, None),
+        (None, "/slots", {}, None),
+    ],
+)
+def test_engines_of_kept_conversations_make_few_checkpoints_unless_the_profile_says_otherwise(
+    facts: ModelFacts | None, slots_dir: str | None, fields: dict[str, Any], expected: str | None
+) -> None:
+    command = build_command(
+        Profile(name="m", model="ignored", **fields), SupervisorSettings(engine=sys.executable, slots_dir=slots_dir),
+        facts=facts, file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited={},
+    )  # fmt: skip
+    assert argument_value(command.arguments, "-ctxcp", "--ctx-checkpoints") == expected
 
 
 def test_a_profile_may_set_the_pooling_type_itself() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import EngineAddress, FirstAnswer, KeptConversations, ModelChanged, SwitchMoved
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.manager import EngineManager, create_manager
 from hostler.supervisor.memory import MemoryHistory
@@ -107,6 +108,49 @@ async def test_the_first_response_of_an_earlier_generation_is_ignored(
         await manager.report_first_response("a", generation=old.generation, cached=0, prompt=9)
         await manager.report_first_response("a", generation=new.generation, cached=5, prompt=7)
     assert slots.reports == [("a", 5, 7)]
+
+
+async def test_the_first_response_is_part_of_the_switch_and_of_the_status(
+    scripted: Callable[..., Profile], running: Running, journal: Any
+) -> None:
+    slots: Any = RecordingSlots()
+    async with running(EngineManager([scripted("a")], SupervisorSettings(), slots=slots)) as manager:
+        address = await manager.switch("a")
+        async with manager.events() as events:
+            await anext(events)
+            for _ in range(2):  # only the first one is reported
+                await manager.report_first_response("a", generation=address.generation, cached=840, prompt=900)
+            seen = []
+            with anyio.fail_after(20):
+                async for event in events:
+                    seen.append(event)
+                    if isinstance(event, ModelChanged) and event.status.conversations is not None:
+                        break
+    answer = FirstAnswer(prompt=900, cached=840)
+    assert event.status.conversations == KeptConversations(first_answer=answer)
+    ends = [(each.phase, each.model) for each in seen if isinstance(each, SwitchMoved) and each.first_answer == answer]
+    assert ends == [("ready", "a")]
+
+
+async def test_the_status_says_why_nothing_is_kept(
+    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("models") / "m.gguf"
+    file.write_bytes(b"weights")
+    cache.read_facts = lambda _: FACTS
+    services = EngineServices(
+        settings=SupervisorSettings(engine=f"{sys.executable} --swa-full"), host="", files=ModelFiles(),
+        memory=MemoryHistory(), slots=cache,
+    )  # fmt: skip
+    lifecycle = EngineLifecycle(PROFILE, services)
+    lifecycle.path = file
+    assert lifecycle.conversations is None
+    await lifecycle.restore_slots(engine.address)
+    await lifecycle.save_slots(engine.address)
+    assert lifecycle.conversations == KeptConversations(
+        reason="with --swa-full a restored conversation gets wrong answers"
+    )
+    assert cache.total() == 0
 
 
 def model_file(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from hostler.supervisor.contract import (
     DeviceStatus,
     Failure,
+    FirstAnswer,
     HostStatus,
     ModelChanged,
     ModelStatus,
@@ -54,6 +55,17 @@ async def test_a_switch_is_timed_as_a_whole_and_by_phase() -> None:
     assert found['switch_duration_seconds_sum{model="a",outcome="ready"}'] == 2.0
     assert found['switch_duration_seconds_count{model="a",outcome="ready"}'] == 1
     assert found['switch_phase_seconds_total{phase="loading"}'] == 1.5
+
+
+async def test_the_first_answer_counts_its_tokens_and_no_second_switch() -> None:
+    metrics = SupervisorMetrics(HostStatus)
+    moved = SwitchMoved(id="1", model="a", phase="ready", elapsed_s=2.0)
+    metrics.on_event(moved)
+    metrics.on_event(replace(moved, first_answer=FirstAnswer(prompt=900, cached=840)))
+    found = await values(metrics)
+    assert found['switch_duration_seconds_count{model="a",outcome="ready"}'] == 1
+    assert found['first_answer_prompt_tokens_total{model="a",source="cached"}'] == 840
+    assert found['first_answer_prompt_tokens_total{model="a",source="read"}'] == 60
 
 
 async def test_states_memory_and_load_times_are_current() -> None:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio
-import httpx
 import msgspec
 import pytest
 from fakes.ports import free_port
+from fakes.real_engine import chat, running_engine
 from fakes.slot_engine import SlotEngine, running_slot_engine
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, engine_build, request_json
-from hostler.supervisor.slot_cache import RestoreResult, SlotCache, SlotLimits
+from hostler.supervisor.slot_cache import NO_CHECKPOINTS, RestoreResult, SlotCache, SlotLimits
 from hostler.supervisor.slot_key import slot_key, unsupported_reason
 
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
+WINDOW = replace(FACTS, architecture="gemma3", sliding_window=512)
+RECURRENT = replace(FACTS, architecture="mamba2", recurrent=True)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 KEY = "a" * 64
 
@@ -201,11 +198,9 @@ async def test_a_rejected_file_is_not_restored_again(cache: SlotCache, engine: S
     ("profile", "facts"),
     [
         (PROFILE, None),
-        (PROFILE, replace(FACTS, sliding_window=512)),
-        (PROFILE, replace(FACTS, metadata={"gemma3.attention.sliding_window": 512})),
-        (PROFILE, replace(FACTS, recurrent=True)),
         (replace(PROFILE, embeddings=True), FACTS),
         (replace(PROFILE, args=("-md", "/draft.gguf")), FACTS),
+        (replace(PROFILE, args=("--swa-full",)), WINDOW),
     ],
 )
 async def test_saves_and_restores_nothing_for_models_that_do_not_support_it(
@@ -307,30 +302,62 @@ async def test_a_hanging_or_invalid_response_is_an_error(engine: SlotEngine) -> 
     assert odd.value.status == 200
 
 
-@contextmanager
-def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddress]:
-    arguments = ["-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1", "-b", "512"]
-    arguments += ["-t", "1", "--cache-ram", "0", "--slot-save-path", str(directory)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hostler.supervisor.embedded.server", *arguments],
-        env={**os.environ, "LLAMA_API_KEY": "k"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        with httpx.Client(timeout=20, trust_env=False) as http:
-            while True:
-                assert process.poll() is None
-                try:
-                    if http.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.02)
-        yield EngineAddress(model="alpha", host="127.0.0.1", port=port, key="k", generation=1, context=4096, parallel=1)
-    finally:
-        process.kill()
-        process.wait()
+@pytest.mark.parametrize("facts", [WINDOW, RECURRENT])
+async def test_models_that_need_checkpoints_are_kept_by_engines_that_save_them(
+    cache: SlotCache, engine: SlotEngine, facts: ModelFacts
+) -> None:
+    engine.checkpoints = 2
+    assert (await cache.save(engine.address, PROFILE, facts, KEY, "b1")).slots == 2
+    restored = await cache.restore(engine.address, PROFILE, facts, KEY, "b1")
+    assert (restored.slots, restored.why) == (2, "")
+
+
+async def test_a_window_is_not_kept_by_engines_without_checkpoints_which_is_remembered_for_the_build(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
+) -> None:
+    saved = await cache.save(engine.address, PROFILE, WINDOW, KEY, "old")
+    # The second slot is shorter than the window: nothing of it has left the window.
+    assert (saved.slots, saved.tokens, saved.why) == (1, 500, NO_CHECKPOINTS)
+    engine.requests.clear()
+    assert (await cache.restore(engine.address, PROFILE, WINDOW, KEY, "old")).why == NO_CHECKPOINTS
+    assert (await cache.save(engine.address, PROFILE, WINDOW, "b" * 64, "old")).why == NO_CHECKPOINTS
+    assert engine.requests == []
+    engine.checkpoints = 1
+    assert (await cache.save(engine.address, PROFILE, WINDOW, KEY, "new")).slots == 2
+
+
+async def test_a_recurrent_model_is_kept_by_engines_without_checkpoints_but_only_unchanged(
+    cache: SlotCache, engine: SlotEngine
+) -> None:
+    assert (await cache.save(engine.address, PROFILE, RECURRENT, KEY, "old")).slots == 2
+    restored = await cache.restore(engine.address, PROFILE, RECURRENT, KEY, "old")
+    assert restored.slots == 2
+    assert "only as long as nothing in it changes" in restored.why
+
+
+async def test_an_engine_that_has_once_saved_checkpoints_is_not_judged_by_a_file_without(
+    cache: SlotCache, engine: SlotEngine
+) -> None:
+    engine.checkpoints = 1
+    await cache.save(engine.address, PROFILE, WINDOW, KEY, "b1")
+    engine.checkpoints = 0
+    assert (await cache.save(engine.address, PROFILE, WINDOW, KEY, "b1")).why == NO_CHECKPOINTS
+    engine.checkpoints = 1
+    assert (await cache.save(engine.address, PROFILE, WINDOW, KEY, "b1")).slots == 2
+
+
+async def test_a_large_slot_may_take_longer(engine: SlotEngine, tmp_path: Path, clock: Clock) -> None:
+    cache = cache_in(tmp_path, clock, SlotLimits(save_s=0.0, restore_s=0.0, bytes_per_s=10.0))
+    assert (await cache.save(engine.address, PROFILE, replace(FACTS, kv_bytes_per_token=2), KEY)).slots == 2
+    assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
+
+
+async def test_an_engine_that_hangs_while_it_saves_is_not_asked_for_its_other_slots(
+    impatient: SlotCache, engine: SlotEngine
+) -> None:
+    engine.hangs = True
+    await impatient.save(engine.address, PROFILE, FACTS, KEY)
+    assert engine.requests == ["GET /slots", "POST /slots/0?action=save"]
 
 
 @pytest.mark.engine
@@ -343,20 +370,20 @@ async def test_a_long_conversation_is_not_processed_again_after_a_restart(tmp_pa
     story = " ".join(f"Line {number}: the stable holds {number % 7} horses." for number in range(80))
     messages = [{"role": "user", "content": story}]
     port = free_port()
-    with _real_engine(real_model, port, tmp_path) as address:
-        first = await _chat(address, messages)
+    async with running_engine(real_model, port, tmp_path) as address:
+        first = await chat(address, messages)
         key = slot_key(profile, real_model, await engine_build(address))
         began = time.monotonic()
         saved = await cache.save(address, profile, facts, key)
         save_s = time.monotonic() - began
         assert saved.slots == 1
-    with _real_engine(real_model, port, tmp_path) as address:
+    async with running_engine(real_model, port, tmp_path) as address:
         assert key == slot_key(profile, real_model, await engine_build(address))
         began = time.monotonic()
         restored = await cache.restore(address, profile, facts, key)
         restore_s = time.monotonic() - began
         messages += [first["choices"][0]["message"], {"role": "user", "content": "How many horses?"}]
-        second = await _chat(address, messages)
+        second = await chat(address, messages)
     timings = second["timings"]
     print(
         f"\n{saved.tokens} tokens, {saved.bytes} bytes, save {save_s:.3f} s, restore {restore_s:.3f} s; first "
@@ -365,16 +392,6 @@ async def test_a_long_conversation_is_not_processed_again_after_a_restart(tmp_pa
     )
     assert (restored.slots, restored.tokens) == (1, saved.tokens)
     assert timings["cache_n"] >= 0.95 * (timings["cache_n"] + timings["prompt_n"])
-
-
-async def _chat(address: EngineAddress, messages: list[dict[str, Any]]) -> Any:
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
-        answer = await http.post(
-            f"http://{address.host}:{address.port}/v1/chat/completions",
-            json={"messages": messages, "max_tokens": 8, "temperature": 0},
-            headers={"Authorization": f"Bearer {address.key}"},
-        )
-    return answer.raise_for_status().json()
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o1777])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
-from hostler.profiles.schema import Profile
-from hostler.supervisor.slot_key import slot_key
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.slot_key import program_identity, slot_key, unsupported_reason
 
+PLAIN = ModelFacts(architecture="llama")
+WINDOW = ModelFacts(architecture="gemma3", sliding_window=512)
+RECURRENT = ModelFacts(architecture="mamba2", recurrent=True)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 
 
@@ -43,3 +48,45 @@ def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
     file.write_bytes(b"weights")
     faster = replace(PROFILE, args=("-t", "8", "-ngl", "99"), context=9999, batch=2048, ttl_s=3.0, description="x")
     assert slot_key(PROFILE, file, "b") == slot_key(faster, file, "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "facts", "reason"),
+    [
+        ({}, PLAIN, ""),
+        ({}, WINDOW, ""),
+        ({}, RECURRENT, ""),
+        ({}, None, "no readable header"),
+        ({"embeddings": True}, PLAIN, "does not generate text"),
+        ({"args": ("--reranking",)}, PLAIN, "does not generate text"),
+        ({"args": ("--swa-full",)}, WINDOW, "--swa-full"),
+        ({"args": ("--swa_full",)}, WINDOW, "--swa-full"),
+        ({"engine": "llama-server --swa-full"}, WINDOW, "--swa-full"),
+        ({"engine": "env LLAMA_ARG_SWA_FULL=1 llama-server"}, WINDOW, "--swa-full"),
+        ({"env": {"LLAMA_ARG_SWA_FULL": "true"}}, WINDOW, "--swa-full"),
+        ({"env": {"LLAMA_ARG_SWA_FULL": "0"}}, WINDOW, ""),
+        ({"args": ("--ctx-checkpoints", "0")}, RECURRENT, "--ctx-checkpoints"),
+        ({"args": ("--swa-checkpoints", "0")}, WINDOW, "--ctx-checkpoints"),
+        ({"env": {"LLAMA_ARG_CTX_CHECKPOINTS": "0"}}, WINDOW, "--ctx-checkpoints"),
+        ({"args": ("--ctx-checkpoints", "4")}, WINDOW, ""),
+        ({"args": ("--ctx-checkpoints", "0")}, PLAIN, ""),
+        ({"args": ("-md", "/draft.gguf")}, PLAIN, "draft model"),
+        ({"args": ("--spec-type", "draft-mtp")}, RECURRENT, ""),
+        ({"env": {"LLAMA_ARG_SPEC_DRAFT_MODEL": "/draft.gguf"}}, PLAIN, "draft model"),
+    ],
+)
+def test_profiles_whose_slots_cannot_be_kept_say_why(
+    change: dict[str, Any], facts: ModelFacts | None, reason: str
+) -> None:
+    found = unsupported_reason(replace(PROFILE, **change), facts)
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_engines_are_told_apart_by_their_program(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_bytes(b"#!/bin/sh\n")
+    program.chmod(0o755)
+    first = program_identity(str(program))
+    program.write_bytes(b"#!/bin/sh\n\n")
+    assert len({first, program_identity(f"{program} --flag"), program_identity("embedded")}) == 3

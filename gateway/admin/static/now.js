@@ -133,13 +133,22 @@ function rowsOf(host) {
   return rows.sort((one, other) => rank(one) - rank(other) || one.profile.name.localeCompare(other.profile.name));
 }
 
+/** What survived the last switch, and of what use it was. */
+function kept(conversations) {
+  if (!conversations) return "";
+  const { reason, slots, tokens, first_answer: answer } = conversations;
+  const restored = slots ? `${plural(slots, "slot")} with ${count(tokens)} tokens restored` : "";
+  const used = slots && answer ? `${count(answer.cached)} of ${count(answer.prompt)} prompt tokens of the first answer were in them` : "";
+  return [restored, used, reason && (slots ? reason : `not kept: ${reason}`)].filter(Boolean).join("; ");
+}
+
 function modelRow({ profile: { name } }) {
   let row = null;
   const kind = badge();
   const active = badge("active", "good");
   const pinned = badge("pinned", "pin");
   const also = h("p", { class: "soft small" });
-  const details = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Load time" });
+  const details = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Load time", kept: "Conversations" });
   const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
   const step = h("p", { class: "small soft" });
   const failure = h("p", { class: "bad small" });
@@ -192,6 +201,7 @@ function modelRow({ profile: { name } }) {
       waiting: engine?.waiting || "",
       idle: current === "ready" ? (profile.pinned ? "never (pinned)" : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when memory is needed") : "",
       load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
+      kept: kept(status?.conversations),
     });
     setText(failure, status?.failure?.message);
     show(failure, status?.failure);

@@ -104,6 +104,12 @@ const handlers = {
     const { backend } = value;
     if (["ready", "failed"].includes(value.switch.phase)) {
       state.running.delete(backend);
+      // Sent again with the first answer.
+      const known = state.switches.find((each) => each.backend === backend && each.switch.id === value.switch.id);
+      if (known) {
+        known.switch = value.switch;
+        return;
+      }
       state.switches.unshift({ at: now(), backend, switch: value.switch });
       state.switches.length = Math.min(state.switches.length, MAX_ENTRIES);
     } else state.running.set(backend, { backend, switch: value.switch, seen: Date.now() / 1000 });
@@ -145,7 +151,9 @@ async function loadHistory() {
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
     state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, MAX_ENTRIES);
-    const past = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
+    const all = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
+    // The newest comes first: a switch with its first answer before the same one without.
+    const past = all.filter((each, index) => all.findIndex((other) => other.backend === each.backend && other.switch.id === each.switch.id) === index);
     state.switches = withNewer(past, state.switches, since);
     state.breakers = withNewer(breakers.map((each) => ({ at: each.at, event: each.event })), state.breakers, since);
   } catch {

@@ -1,7 +1,7 @@
 // Switching: loads in progress, the queue, and recent switches.
 
 import { badge, cells, h, keyed, setText, set, show, table } from "./dom.js";
-import { moment, seconds } from "./format.js";
+import { count, moment, seconds } from "./format.js";
 import { cancel } from "./actions.js";
 import { mayOperate } from "./permissions.js";
 import { state } from "./store.js";
@@ -10,8 +10,8 @@ const PHASES = ["fetching", "draining", "saving", "stopping", "starting", "loadi
 
 const QUEUE = ["position", "model", "client", "host", "waited", "starts in", ...(mayOperate ? [""] : [])];
 const QUEUE_WIDTHS = ["", "free"];
-const PAST = ["when", "host", "from", "to", "result", "duration", "phases"];
-const PAST_WIDTHS = ["", "", "free", "free", "", "", "long"];
+const PAST = ["when", "host", "from", "to", "result", "duration", "prompt tokens read", "phases"];
+const PAST_WIDTHS = ["", "", "free", "free", "", "", "", "long"];
 
 export function build(root) {
   const none = h("p", { class: "soft" }, "No switch in progress.");
@@ -38,7 +38,7 @@ export function build(root) {
       keyed(queue, waiting, (each) => `${each.backend} ${each.id}`, queueRow);
       show(never, !state.switches.length);
       show(pastTable, state.switches.length);
-      keyed(past, state.switches.slice(0, 100), (each) => `${each.backend} ${each.switch.id} ${each.at}`, pastRow);
+      keyed(past, state.switches.slice(0, 100), (each) => `${each.backend} ${each.switch.id} ${each.at} ${Boolean(each.switch.first_answer)}`, pastRow);
     },
   };
 }
@@ -98,9 +98,14 @@ function queueRow(first) {
   return { node, update };
 }
 
+/** How much of the first answer's prompt was not in a restored conversation. */
+function readAgain(answer) {
+  return answer ? `${count(answer.prompt - answer.cached)} of ${count(answer.prompt)}` : "";
+}
+
 function pastRow({ at, backend, switch: moved }) {
   const failed = moved.phase === "failed";
   const phases = Object.entries(moved.phase_seconds ?? {}).filter(([, value]) => value >= 0.001).map(([phase, value]) => `${phase} ${seconds(value)}`);
-  const row = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), failed ? (moved.failure?.message ?? "") : phases.join(", ")];
+  const row = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), readAgain(moved.first_answer), failed ? (moved.failure?.message ?? "") : phases.join(", ")];
   return { node: h("tr", { role: "row" }, ...cells(PAST, row, PAST_WIDTHS)) };
 }

@@ -16,7 +16,7 @@ from hostler.gateway.events import (
     SwitchChanged,
 )
 from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
-from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+from hostler.supervisor.contract import FirstAnswer, HostStatus, ModelStatus, SwitchMoved
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +39,10 @@ EVENTS: tuple[Event, ...] = (
     finished(model='no "such"\n', outcome="failed", status=503, code="queue_full"),
     BreakerChanged(backend="a", model=None, state="open", previous="closed"),
     SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="ready", from_models=("n",), elapsed_s=2.0)),
+    SwitchChanged(
+        backend="here",
+        switch=SwitchMoved(id="1", model="m", phase="ready", first_answer=FirstAnswer(prompt=900, cached=840)),
+    ),
     SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="loading")),
     EngineChanged(backend="here", status=ModelStatus(model="gone", state="ready", since=1.0)),
     HostChanged(backend="here", reachable=True, host=HostStatus(models=(READY,))),
@@ -78,6 +82,8 @@ async def test_events_are_counted() -> None:
         ("gen_ai_server_time_to_first_token_seconds_sum", ("a", "m"), 0.2),
         ("hostler_queue_wait_seconds_sum", ("m",), 1.5),
         ("hostler_switch_duration_seconds_sum", ("here", "n", "ready", "m"), 2.0),
+        ("hostler_first_answer_prompt_tokens_total", ("here", "m", "cached"), 840),
+        ("hostler_first_answer_prompt_tokens_total", ("here", "m", "read"), 60),
     ):
         assert values[name, labels] == value, name
 

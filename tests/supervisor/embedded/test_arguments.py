@@ -26,6 +26,8 @@ from hostler.supervisor.embedded.arguments import FLAGS, BadArgument, parse
         (["-fit", "off"], "fit_params", False),
         (["--rope-scale", "4"], "rope_freq_scale", 0.25),
         (["--rerank"], "embedding", True),
+        (["-md", "/d.gguf"], "speculative.draft.mparams.path", "/d.gguf"),
+        (["--draft-max", "4"], "speculative.draft.n_max", 4),
         (
             ["--chat-template-kwargs", '{"enable_thinking": false}'],
             "default_template_kwargs",

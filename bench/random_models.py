@@ -1,0 +1,231 @@
+"""Tiny GGUF models of several architectures, with random weights: conversations are kept for them as for real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from gguf import GGUFWriter, TokenType
+
+#: Every character is a token, so that nothing has to be downloaded, and answers are readable.
+CHARACTERS: Final = "".join(chr(code) for code in range(33, 127))
+SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+#: Space and line feed, as GPT-2's byte-level tokenizer writes them.
+SPACES: Final = ("\u0120", "\u010a")
+TEMPLATE: Final = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+WIDTH: Final = 64
+HEADS: Final = 4
+KV_HEADS: Final = 2
+HEAD: Final = WIDTH // HEADS
+FEED_FORWARD: Final = 128
+BLOCKS: Final = 4
+CONTEXT: Final = 16384
+WINDOW: Final = 64
+EXPERTS: Final = 2
+STATE: Final = 16
+INNER: Final = 128
+#: Heads of the recurrent layers, and groups of them.
+RANK: Final = 8
+GROUPS: Final = 2
+CONVOLUTION: Final = 4
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Architecture(NamedTuple):
+    """Its keys, without the architecture's name in front, and the tensors of each block, in NumPy's order of dimensions."""
+
+    keys: Mapping[str, Any]
+    blocks: Sequence[Shapes]
+
+
+def _attention(*, biases: bool = False) -> Shapes:
+    shapes: Shapes = {
+        "attn_q.weight": (HEADS * HEAD, WIDTH),
+        "attn_k.weight": (KV_HEADS * HEAD, WIDTH),
+        "attn_v.weight": (KV_HEADS * HEAD, WIDTH),
+        "attn_output.weight": (WIDTH, HEADS * HEAD),
+    }
+    if biases:
+        shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in list(shapes.items())}
+    return shapes
+
+
+def _feed_forward() -> Shapes:
+    return {
+        "ffn_gate.weight": (FEED_FORWARD, WIDTH),
+        "ffn_up.weight": (FEED_FORWARD, WIDTH),
+        "ffn_down.weight": (WIDTH, FEED_FORWARD),
+    }
+
+
+def _norms(*names: str, size: int = WIDTH) -> Shapes:
+    return {f"{name}.weight": (size,) for name in names}
+
+
+def _mamba2() -> Shapes:
+    convolved = INNER + 2 * GROUPS * STATE
+    return {
+        **_norms("attn_norm"),
+        "ssm_in.weight": (INNER + convolved + RANK, WIDTH),
+        "ssm_conv1d.weight": (convolved, CONVOLUTION),
+        "ssm_conv1d.bias": (convolved,),
+        "ssm_dt.bias": (RANK,),
+        "ssm_a": (RANK, 1),
+        "ssm_d": (RANK, 1),
+        "ssm_norm.weight": (GROUPS, INNER // GROUPS),
+        "ssm_out.weight": (WIDTH, INNER),
+    }
+
+
+def _gated_delta() -> Shapes:
+    keys, values = STATE * GROUPS, STATE * RANK
+    return {
+        "attn_qkv.weight": (2 * keys + values, WIDTH),
+        "attn_gate.weight": (values, WIDTH),
+        "ssm_conv1d.weight": (2 * keys + values, CONVOLUTION),
+        "ssm_dt.bias": (RANK,),
+        "ssm_a": (RANK,),
+        "ssm_beta.weight": (RANK, WIDTH),
+        "ssm_alpha.weight": (RANK, WIDTH),
+        "ssm_norm.weight": (STATE,),
+        "ssm_out.weight": (WIDTH, values),
+    }
+
+
+def _gated_attention() -> Shapes:
+    return {
+        **_attention(),
+        "attn_q.weight": (2 * HEADS * HEAD, WIDTH),
+        **_norms("attn_q_norm", "attn_k_norm", size=HEAD),
+    }
+
+
+_RECURRENT: Final = {
+    "ssm.conv_kernel": CONVOLUTION, "ssm.inner_size": INNER, "ssm.state_size": STATE, "ssm.time_step_rank": RANK,
+    "ssm.group_count": GROUPS,
+}  # fmt: skip
+
+
+def _gpt_oss() -> Shapes:
+    return {
+        **_norms("attn_norm", "post_attention_norm"),
+        **_attention(biases=True),
+        "attn_sinks.weight": (HEADS,),
+        "ffn_gate_inp.weight": (EXPERTS, WIDTH),
+        "ffn_gate_inp.bias": (EXPERTS,),
+        "ffn_gate_exps.weight": (EXPERTS, FEED_FORWARD, WIDTH),
+        "ffn_gate_exps.bias": (EXPERTS, FEED_FORWARD),
+        "ffn_up_exps.weight": (EXPERTS, FEED_FORWARD, WIDTH),
+        "ffn_up_exps.bias": (EXPERTS, FEED_FORWARD),
+        "ffn_down_exps.weight": (EXPERTS, WIDTH, FEED_FORWARD),
+        "ffn_down_exps.bias": (EXPERTS, WIDTH),
+    }
+
+
+def _architectures() -> dict[str, Architecture]:
+    plain = {**_norms("attn_norm", "ffn_norm"), **_attention(), **_feed_forward()}
+    qwen = {**_norms("attn_norm", "post_attention_norm"), **_feed_forward()}
+    gemma = {
+        **plain,
+        **_norms("post_attention_norm", "post_ffw_norm"),
+        **_norms("attn_q_norm", "attn_k_norm", size=HEAD),
+    }
+    wide = {"ffn_up.weight": (FEED_FORWARD, WIDTH), "ffn_down.weight": (WIDTH, FEED_FORWARD)}
+    nemotron = (_mamba2(), {**_norms("attn_norm"), **_attention()}, _mamba2(), {**_norms("attn_norm"), **wide})
+    return {
+        "llama": Architecture({}, [plain] * BLOCKS),
+        "gemma3": Architecture({"attention.sliding_window": WINDOW}, [gemma] * 6),
+        "gpt-oss": Architecture(
+            {
+                "attention.sliding_window": WINDOW, "expert_count": EXPERTS, "expert_used_count": EXPERTS,
+                "expert_feed_forward_length": FEED_FORWARD,
+            },
+            [_gpt_oss()] * BLOCKS,
+        ),
+        "mamba2": Architecture(_RECURRENT, [_mamba2()] * BLOCKS),
+        "nemotron_h": Architecture(
+            {**_RECURRENT, "attention.head_count_kv": [0, KV_HEADS, 0, 0], "feed_forward_length": [0, 0, 0, FEED_FORWARD]},
+            nemotron,
+        ),
+        "qwen35": Architecture(
+            {**_RECURRENT, "ssm.inner_size": STATE * RANK, "full_attention_interval": 2, "rope.dimension_sections": [4, 2, 2, 0]},
+            [qwen | _gated_delta(), qwen | _gated_attention()] * 2,
+        ),
+    }  # fmt: skip
+
+
+#: All architectures that can be written, by their names in GGUF files.
+ARCHITECTURES: Final = _architectures()
+
+
+def write_model(path: Path, name: str, *, seed: int = 1) -> Path:
+    """Write a model of the architecture `name`, the same one for the same seed; returns `path`."""
+    architecture = ARCHITECTURES[name]
+    writer = GGUFWriter(path, name)
+    random = np.random.default_rng(seed)
+    _write_keys(writer, architecture)
+    _write_tokenizer(writer)
+
+    tokens = len(SPECIAL) + len(SPACES) + len(CHARACTERS)
+    # Without an output of its own a model of random weights repeats its last token.
+    shapes: Shapes = {
+        "token_embd.weight": (tokens, WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "output.weight": (tokens, WIDTH),
+    }
+    for number, block in enumerate(architecture.blocks):
+        shapes |= {f"blk.{number}.{tensor}": shape for tensor, shape in block.items()}
+    for tensor, shape in shapes.items():
+        writer.add_tensor(tensor, _weights(random, tensor, shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _weights(random: np.random.Generator, tensor: str, shape: tuple[int, ...]) -> Any:
+    if "norm" in tensor:
+        values = np.ones(shape)
+    elif tensor.endswith("ssm_a"):
+        # Decay: must be negative, or states grow without bounds.
+        values = -random.uniform(0.05, 1.0, shape)
+    else:
+        values = random.normal(0.0, 1.0 if "embd" in tensor else 0.3, shape)
+    return values.astype(np.float32)
+
+
+def _write_keys(writer: GGUFWriter, architecture: Architecture) -> None:
+    keys: dict[str, Any] = {
+        "block_count": len(architecture.blocks), "context_length": CONTEXT, "embedding_length": WIDTH,
+        "feed_forward_length": FEED_FORWARD, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": HEAD, "attention.value_length": HEAD, "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5,
+        "rope.freq_base": 10000.0, "rope.dimension_count": HEAD,
+        **architecture.keys,
+    }  # fmt: skip
+    for key, value in keys.items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        if isinstance(value, list):
+            writer.add_array(f"{writer.arch}.{key}", value)
+        else:
+            add(f"{writer.arch}.{key}", value)
+
+
+def _write_tokenizer(writer: GGUFWriter) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*SPECIAL, *SPACES, *CHARACTERS])
+    writer.add_token_types([TokenType.CONTROL] * len(SPECIAL) + [TokenType.NORMAL] * (len(SPACES) + len(CHARACTERS)))
+    # The engine wants a list of merges; this pair never occurs in a word.
+    writer.add_token_merges(["\u010a !"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)

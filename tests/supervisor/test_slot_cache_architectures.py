@@ -1,0 +1,155 @@
+"""Conversations with models of every kind of memory survive a restart of the real engine, without a wrong token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from fakes.ports import free_port
+from fakes.real_engine import post, running_engine
+
+from bench.random_models import ARCHITECTURES, WINDOW, write_model
+from hostler.profiles.gguf import read_facts
+from hostler.profiles.schema import Profile
+from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.engine_client import engine_build
+from hostler.supervisor.slot_cache import SlotCache
+from hostler.supervisor.slot_key import needs_checkpoints, slot_key, unsupported_reason
+
+pytestmark = [pytest.mark.anyio, pytest.mark.engine]
+
+STORY = "".join(
+    f"In the year {1000 + n} the ferry carried {17 * n % 97} sheep and {31 * n % 89} goats. " for n in range(40)
+)
+#: Models of random weights, with a draft model or without.
+MODELS = [*((name, False) for name in ARCHITECTURES), ("qwen35", True), ("gemma3", True)]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The tokens of an answer, the log probability of each, and how many tokens of the prompt were cached and read."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    cached: int
+    read: int
+
+
+async def complete(address: EngineAddress, prompt: str) -> Answer:
+    body = {
+        "prompt": prompt,
+        "n_predict": 16,
+        "temperature": 0,
+        "n_probs": 1,
+        "return_tokens": True,
+        "ignore_eos": True,
+    }
+    answer: Any = await post(address, "/completion", body)
+    logprobs = [each["logprob"] for each in answer["completion_probabilities"]]
+    return Answer(answer["tokens"], logprobs, answer["timings"]["cache_n"], answer["timings"]["prompt_n"])
+
+
+class Conversation:
+    """A conversation with a model, asked once and saved; `after_restart` continues it in a new engine."""
+
+    def __init__(self, folder: Path, name: str, arguments: Sequence[str] = ()) -> None:
+        self.slots = folder / "slots"
+        self.cache = SlotCache(self.slots, max_bytes=1 << 30, max_age_s=3600, min_tokens=256, read_facts=read_facts)
+        self.cache.prepare()
+        self.model = write_model(folder / f"{name}.gguf", name)
+        self.arguments = tuple(arguments)
+        self.profile = Profile(name="alpha", model=str(self.model), context=4096, args=self.arguments)
+        self.facts = read_facts(self.model)
+        self.key, self.answer = "", ""
+
+    async def begin(self) -> None:
+        async with running_engine(self.model, free_port(), self.slots, self.arguments) as address:
+            body = {"prompt": STORY, "n_predict": 24, "temperature": 0, "ignore_eos": True}
+            self.answer = (await post(address, "/completion", body))["content"]
+            self.key = slot_key(self.profile, self.model, await engine_build(address))
+            saved = await self.cache.save(address, self.profile, self.facts, self.key, "b1")
+        assert (saved.slots, saved.why) == (1, "")
+
+    async def after_restart(self, prompt: str, *, restore: bool = True) -> Answer:
+        async with running_engine(self.model, free_port(), self.slots, self.arguments) as address:
+            if restore:
+                restored = await self.cache.restore(address, self.profile, self.facts, self.key, "b1")
+                assert (restored.slots, restored.why) == (1, "")
+            return await complete(address, prompt)
+
+
+#: How the next prompt follows from the conversation, and how many of its tokens are read at most: since the last
+#: checkpoint before the first change, which lies 4 tokens before the end of the first prompt, or 512 before that.
+CONTINUATIONS: dict[str, tuple[Callable[[str], str], int]] = {
+    "identical": (lambda _: STORY, 8),
+    "extended": (lambda answer: STORY + answer + " And then?", 64),
+    "reasoning dropped": (lambda answer: STORY + answer[:6] + " And then?", 64),
+    "diverged": (lambda _: STORY[:-100] + "x" * 100, 640),
+}
+
+
+@pytest.mark.parametrize(("name", "draft"), MODELS)
+async def test_a_conversation_is_not_read_again(tmp_path: Path, name: str, draft: bool) -> None:
+    drafts = ("-md", str(write_model(tmp_path / "draft.gguf", "llama", seed=2))) if draft else ()
+    conversation = Conversation(tmp_path, name, drafts)
+    await conversation.begin()
+    for kind, (prompt_after, most) in CONTINUATIONS.items():
+        prompt = prompt_after(conversation.answer)
+        answer = await conversation.after_restart(prompt)
+        assert answer.read <= most, kind
+        assert answer.tokens == (await conversation.after_restart(prompt, restore=False)).tokens, kind
+
+
+async def test_a_full_window_gets_other_log_probabilities_after_a_restore(tmp_path: Path) -> None:
+    """Why nothing is kept with `--swa-full`: the engine saves the last window only, and takes it for all."""
+    conversation = Conversation(tmp_path, "gemma3", ["--swa-full"])
+    assert "--swa-full" in unsupported_reason(conversation.profile, conversation.facts)
+    # As if the rule did not exist.
+    conversation.profile = msgspec.structs.replace(conversation.profile, args=())
+    conversation.facts = msgspec.structs.replace(conversation.facts, sliding_window=0)
+    await conversation.begin()
+    prompt = STORY[: -WINDOW // 2] + "x"
+    answer, right = [await conversation.after_restart(prompt, restore=each) for each in (True, False)]
+    assert answer.cached > len(STORY) - WINDOW
+    assert max(abs(a - b) for a, b in zip(answer.logprobs, right.logprobs, strict=True)) > 0.01
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mamba2"])
+async def test_a_restored_slot_has_the_log_probabilities_of_one_that_was_read(tmp_path: Path, name: str) -> None:
+    conversation = Conversation(tmp_path, name)
+    await conversation.begin()
+    # Cut off at any place: within the answer, within the last window, and far from it.
+    cuts = [0, 3, WINDOW // 2, *random.Random(1).sample(range(len(STORY)), 3)]
+    for cut in cuts:
+        prompt = STORY[: len(STORY) - cut] + "x"
+        answer, right = [await conversation.after_restart(prompt, restore=each) for each in (True, False)]
+        assert answer.tokens == right.tokens
+        assert answer.logprobs == pytest.approx(right.logprobs, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen35"])
+async def test_a_file_that_is_cut_off_anywhere_is_never_restored(tmp_path: Path, name: str) -> None:
+    conversation = Conversation(tmp_path, name)
+    await conversation.begin()
+    (file,) = conversation.slots.glob("*.kv")
+    whole = file.read_bytes()
+    appendix = whole.rindex(b"SCKP")
+    sidecar = next(conversation.slots.glob("*.json")).read_bytes()
+    for size in (0, appendix // 2, appendix, appendix + 40, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        file.with_suffix(".json").write_bytes(sidecar)
+        async with running_engine(conversation.model, free_port(), conversation.slots) as address:
+            facts, profile = conversation.facts, conversation.profile
+            assert (await conversation.cache.restore(address, profile, facts, conversation.key, "b1")).slots == 0
+            assert (await complete(address, "Hello")).tokens
+        assert not file.exists()
+
+
+def test_the_models_are_of_every_kind(tmp_path: Path) -> None:
+    facts = {name: read_facts(write_model(tmp_path / name, name)) for name in ARCHITECTURES}
+    assert {name for name, each in facts.items() if each.sliding_window} == {"gemma3", "gpt-oss"}
+    assert {name for name, each in facts.items() if each.recurrent} == {"mamba2", "nemotron_h", "qwen35"}
+    assert [name for name, each in facts.items() if not needs_checkpoints(each)] == ["llama"]
