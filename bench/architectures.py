@@ -29,7 +29,10 @@ def _continued(asked: Messages, answer: str) -> Messages:
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture. `read` are the tokens that were read again, by continuation; `unkept` those without saved slots."""
+    """One architecture. `read` are the tokens that were read again, by continuation; `unkept` those without saved slots.
+
+    `same`: the answers are those that the engine gives without a switch in between.
+    """
 
     architecture: str
     tokens: int
@@ -50,13 +53,14 @@ def architectures(tokens: int, names: Sequence[str] = tuple(ARCHITECTURES)) -> l
         with tempfile.TemporaryDirectory() as folder:
             kept = _Measurement(Path(folder) / "kept", name, tokens, kept=True)
             unkept = _Measurement(Path(folder) / "unkept", name, tokens, kept=False)
+            same = all(answer.text == unkept.unswitched[kind].text for kind, answer in kept.answers.items())
         rows.append(
             Row(
                 architecture=name,
                 tokens=unkept.answers["identical"].prompt_n or 0,
                 read={kind: answer.prompt_n or 0 for kind, answer in kept.answers.items()},
                 unkept={kind: answer.prompt_n or 0 for kind, answer in unkept.answers.items()},
-                same=all(answer.text == unkept.answers[kind].text for kind, answer in kept.answers.items()),
+                same=same,
                 bytes=kept.bytes,
                 save_ms=kept.phase_ms("saving"),
                 restore_ms=kept.phase_ms("restoring"),
@@ -79,16 +83,24 @@ class _Measurement:
             "profiles": {"a": profile, "b": profile},
         }  # fmt: skip
         self.answers: dict[str, Answer] = {}
+        self.unswitched: dict[str, Answer] = {}
+        self.bytes = 0
         with gateway(document, folder) as connection:
             # Every character is a token here.
             asked = conversation(tokens // 3)
             asked[0]["content"] = asked[0]["content"][:tokens]
             for kind, continuation in CONTINUATIONS.items():
                 first = ask(connection, "a", asked, 24)
+                following = continuation(asked, first.text)
+                if not kept:
+                    self.unswitched[kind] = ask(connection, "a", following, 24)
                 ask(connection, "b", [{"role": "user", "content": "Hello!"}])
-                self.answers[kind] = ask(connection, "a", continuation(asked, first.text), 24)
+                self.answers[kind] = ask(connection, "a", following, 24)
                 ask(connection, "b", [{"role": "user", "content": "Hello!"}])
-            self.bytes = max((file.stat().st_size for file in (folder / "slots").glob("*.kv")), default=0)
+                # Each conversation begins with an empty slot.
+                for file in (folder / "slots").glob("*.kv"):
+                    self.bytes = max(self.bytes, file.stat().st_size)
+                    file.unlink()
             self._log = (folder / "log").read_text()
 
     def phase_ms(self, phase: str) -> float:
