@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from bench.conversation import Answer, ask, conversation, gateway
+from bench.conversation import Answer, Message, ask, conversation, gateway
 from bench.random_models import ARCHITECTURES, write_model
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 #: The next request after a conversation of one question and its answer.
 CONTINUATIONS: dict[str, Callable[[Messages, str], Messages]] = {

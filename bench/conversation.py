@@ -35,6 +35,9 @@ LINE = "In the year {} the ferry crossed the river with {} sheep, {} goats and a
 TOKENS_OF_LINE = 30
 
 
+Message = dict[str, str]
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a client saw, in seconds from its request on, and what the engine says it did."""
 
@@ -56,7 +59,7 @@ def gateway(document: dict[str, Any], folder: Path) -> Iterator[http.client.HTTP
         yield connection
 
 
-def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[str, str]], most: int = 8) -> Answer:
+def ask(connection: http.client.HTTPConnection, model: str, messages: list[Message], most: int = 8) -> Answer:
     """One streamed answer."""
     body = {
         "model": model, "messages": messages, "max_tokens": most, "stream": True, "temperature": 0,
@@ -87,7 +90,7 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[
     )  # fmt: skip
 
 
-def conversation(tokens: int) -> list[dict[str, str]]:
+def conversation(tokens: int) -> list[Message]:
     """About so many tokens without repetition."""
     lines = [LINE.format(1000 + n, 17 * n % 97, 31 * n % 89) for n in range(tokens // TOKENS_OF_LINE)]
     return [{"role": "user", "content": "".join(lines) + "How many sheep crossed in the first year?"}]

@@ -5,7 +5,7 @@ Owned by the request's task. Middleware find it in the ASGI scope, and communica
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,6 +57,9 @@ class KeyRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Whether there is anything to count."""
         limits = self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.dollars_per_day
         return any(limit is not None for limit in limits)
+
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +135,8 @@ class RequestContext:
     `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
     backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
     `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
-    not answer. `client_port` is that of the client's connection, 0 if unknown. `deadline` is when waiting ends, one for all
+    not answer. `client_port` is that of the client's connection, 0 if unknown, `headers` are the client's, with names
+    in lower case. `deadline` is when waiting ends, one for all
     attempts. `waits_for(context)` is what a streaming client waits for until its first token, `hasten` shows it at once
     since it is new; before `signs_from`, no sign of life is sent, so that an early error keeps its own status.
     `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
@@ -150,6 +154,7 @@ class RequestContext:
         "deadline",
         "failed_hops",
         "hasten",
+        "headers",
         "id",
         "limit_headers",
         "local_only",
@@ -179,6 +184,7 @@ class RequestContext:
         local_only: bool = False,
         only: str | None = None,
         client_port: int = 0,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> None:
         self.id = request_id
         self.adapter = adapter
@@ -190,6 +196,7 @@ class RequestContext:
         self.started_at = started_at
         self.local_only = local_only
         self.only = only
+        self.headers = headers
         self.requested_model: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()

@@ -10,6 +10,7 @@ from functools import partial
 
 import msgspec
 
+from hostler.adapters import json_body
 from hostler.adapters.base import Parser, Timing, WireRequest
 from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Progress, Request, ResponseHead
 from hostler.adapters.error_body import is_overflow
@@ -333,11 +334,22 @@ def _built(
             path = upstream.forward_path(request.origin.path)
             return request, forwarded(request.origin, model=model, path=path, headers=upstream.headers)
         request = context.adapter.expand(request)
-    stream, target = backend.folds or _streamed(request), context.current.target
+    attempt, stream = context.current, backend.folds or _streamed(request)
+    target = attempt.target
     wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
     if target.request:
         wire_request = rewrite(wire_request, changes_for(target.request, context.client.name))
-    return request, wire_request
+    slot = None if attempt.lease is None else attempt.lease.slot
+    return request, wire_request if slot is None else _with_slot(wire_request, slot)
+
+
+def _with_slot(wire_request: WireRequest, slot: int) -> WireRequest:
+    """The request for the slot that holds its conversation, unless the client has chosen one."""
+    members = json_body.members(wire_request.body)
+    if "id_slot" in members:
+        return wire_request
+    body = json_body.patch(wire_request.body, {"id_slot": b"%d" % slot}, members)
+    return msgspec.structs.replace(wire_request, body=body)
 
 
 def _cut(segment: bytes, size: int) -> Iterator[bytes]:

@@ -89,6 +89,32 @@ class AnswerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_answer_s: float | None = None
 
 
+class PromptIdentity(msgspec.Struct, frozen=True, array_like=True):
+    """What identifies the conversation that a request continues.
+
+    `id` is the client's own name of it, empty if it gives none. `marks` are hashes of the prompt from its beginning up to
+    some of its messages, each with the bytes until there, in ascending order: the first after the instructions.
+    """
+
+    id: str = ""
+    marks: tuple[tuple[int, int], ...] = ()
+
+
+class SlotAssignment(Protocol):
+    """The slot of an engine that a request shall use. `prepared`: nothing has to be moved before."""
+
+    slot: int
+    prepared: bool
+
+    async def prepare(self) -> None:
+        """Save what is in the slot, and load what the request continues, as far as possible. Never raises."""
+        ...
+
+    def release(self) -> None:
+        """The request has ended. Idempotent."""
+        ...
+
+
 class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A profile as published to gateways. `context` is what one request gets.
 
@@ -314,6 +340,15 @@ class SupportsPinning(Protocol):
         Subscribers get a `Snapshot`. Returns whether the choice survives a restart of the supervisor. Raises
         `UnknownProfile`, `SupervisorUnreachable`.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsSlots(Protocol):
+    """A supervisor that knows which conversation is in which slot of its engines."""
+
+    def assign_slot(self, model: str, generation: int, prompt: PromptIdentity) -> SlotAssignment | None:
+        """A free slot for the request, if possible the one with its conversation; `None`: the engine shall choose."""
         ...
 
 

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 
 from hostler.adapters.canonical import Usage
-from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, HostStatus, ModelStatus, SwitchMoved
+from hostler.supervisor.contract import (
+    DeviceStatus,
+    EngineAddress,
+    Failure,
+    HostStatus,
+    ModelStatus,
+    PromptIdentity,
+    SwitchMoved,
+)
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.types import RefusalReason
 from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
@@ -70,7 +78,7 @@ class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     """Request a lease. The gateway chooses `id`, new for each. `waited_s`: it has waited so long already.
-    `client_port` as in `Ticket`."""
+    `client_port` as in `Ticket`, `prompt` identifies the conversation."""
 
     id: LeaseId
     model: _Name
@@ -80,6 +88,7 @@ class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     waited_s: _Seconds = 0.0
     client_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    prompt: PromptIdentity | None = None
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
@@ -120,12 +129,13 @@ class WelcomeFrame(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class GrantFrame(msgspec.Struct, frozen=True, array_like=True, tag="grant"):
-    """The lease is granted. `waited_s` and `switch_s` as in `Lease`."""
+    """The lease is granted. `waited_s`, `switch_s` and `slot` as in `Lease`."""
 
     id: int
     address: EngineAddress
     waited_s: float = 0.0
     switch_s: float = 0.0
+    slot: int | None = None
 
 
 class RefuseFrame(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):

@@ -204,6 +204,7 @@ class LeaseSession(Response):
             request_id=frame.request_id,
             keep_alive_s=frame.keep_alive_s,
             priority=frame.priority,
+            prompt=frame.prompt,
             waited_s=frame.waited_s,
             client_port=frame.client_port,
         )
@@ -221,7 +222,7 @@ class LeaseSession(Response):
         if lease.revoked:
             frame = RevokeFrame(number)
         elif lease.granted:
-            frame = GrantFrame(number, lease.address(), lease.waited_s, lease.switch_s)
+            frame = GrantFrame(number, lease.address(), lease.waited_s, lease.switch_s, lease.slot)
         else:
             refusal = lease.refusal
             del self._leases[number]

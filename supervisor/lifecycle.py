@@ -15,7 +15,16 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import ReportProgress
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import DeviceStatus, EngineAddress, Failure, FirstAnswer, KeptConversations, SupervisorError
+from hostler.supervisor.contract import (
+    DeviceStatus,
+    EngineAddress,
+    Failure,
+    FirstAnswer,
+    KeptConversations,
+    PromptIdentity,
+    SlotAssignment,
+    SupervisorError,
+)
 from hostler.supervisor.device_needs import device_needs
 from hostler.supervisor.devices.visibility import visible_devices
 from hostler.supervisor.engine_client import EngineError, engine_build
@@ -36,6 +45,7 @@ from hostler.supervisor.memory import (
     update_peak,
 )
 from hostler.supervisor.model_files import FileDescription, ModelFiles
+from hostler.supervisor.slot_assignment import EngineSlots
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.slot_key import program_identity, signature, slot_key
 
@@ -94,6 +104,7 @@ class EngineLifecycle:
         self._services = services
         self.disabled: Failure | None = None
         self.conversations: KeptConversations | None = None
+        self._engine_slots: EngineSlots | None = None
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
@@ -171,8 +182,7 @@ class EngineLifecycle:
 
     async def restore_slots(self, address: EngineAddress) -> None:
         """Restore the slots of the model's last engine, before the first request. Never raises."""
-        self._slot_generation = None
-        self.conversations = None
+        self._slot_generation = self._engine_slots = self.conversations = None
         slots = self._services.slots
         if slots is None or self.path is None:
             return
@@ -186,16 +196,23 @@ class EngineLifecycle:
         profile = self._slot_profile
         restored = await slots.restore(address, profile, identity.facts, identity.key, identity.build)
         self.conversations = KeptConversations(reason=restored.why, slots=restored.slots, tokens=restored.tokens)
+        if identity.facts is not None and not restored.crashed:
+            self._engine_slots = await self._open_slots(slots, address, identity, identity.facts)
         if restored.slots:
             logger.info("%s: restored %d slots, %d tokens", self.profile.name, restored.slots, restored.tokens)
 
     async def save_slots(self, address: EngineAddress) -> None:
         """Save the slots of an engine that stops next, under the identity that it was started with. Never raises."""
         generation, self._slot_generation = self._slot_generation, None
+        engine_slots, self._engine_slots = self._engine_slots, None
         slots, identity = self._services.slots, self._slot_identity
         if slots is None or identity is None or self.path is None or generation != address.generation:
             return
-        saved = await slots.save(address, self._slot_profile, identity.facts, identity.key, identity.build)
+        profile, facts = self._slot_profile, identity.facts
+        if engine_slots is None:
+            saved = await slots.save(address, profile, facts, identity.key, identity.build)
+        else:
+            saved = await slots.save(address, profile, facts, identity.key, identity.build, engine_slots.held)
         self.conversations = KeptConversations(reason=saved.why)
         if saved.slots:
             logger.info("%s: saved %d slots, %d bytes", self.profile.name, saved.slots, saved.bytes)
@@ -206,9 +223,30 @@ class EngineLifecycle:
             answer = FirstAnswer(prompt=prompt, cached=cached)
             self.conversations = msgspec.structs.replace(self.conversations, first_answer=answer)
         if self._services.slots is not None:
+            # A new conversation does not show whether the restored ones are of use.
+            anew = self._engine_slots is not None and self._engine_slots.begins_anew is True
             await anyio.to_thread.run_sync(
-                self._services.slots.record_first_response, self.profile.name, cached, prompt
+                self._services.slots.record_first_response, self.profile.name, cached, 0 if anew else prompt
             )
+
+    def assign_slot(self, generation: int, prompt: PromptIdentity) -> SlotAssignment | None:
+        """See `contract.SupportsSlots`."""
+        slots = self._engine_slots
+        return slots.assign(prompt) if slots is not None and slots.address.generation == generation else None
+
+    async def _open_slots(
+        self, cache: SlotCache, address: EngineAddress, identity: _SlotIdentity, facts: ModelFacts
+    ) -> EngineSlots | None:
+        """The slots of an engine, if conversations may be moved between them."""
+        profile = self._slot_profile
+
+        def open_slots() -> EngineSlots | None:
+            if cache.reason(profile, facts, identity.key, identity.build):
+                return None
+            kept = cache.conversations(identity.key)
+            return EngineSlots(cache, address, profile, facts, key=identity.key, build=identity.build, kept=kept)
+
+        return await anyio.to_thread.run_sync(open_slots)
 
     @property
     def _slot_profile(self) -> Profile:

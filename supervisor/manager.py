@@ -26,6 +26,8 @@ from hostler.supervisor.contract import (
     HostStatus,
     ModelChanged,
     ModelStatus,
+    PromptIdentity,
+    SlotAssignment,
     Snapshot,
     SupervisorError,
     SupervisorEvent,
@@ -181,6 +183,11 @@ class EngineManager:
             self._subscriptions.publish(ModelChanged(status=self._model_status(managed)))
             # Engines take their memory while they work: only now does a measurement show how much.
             await self._usage.measure(managed)
+
+    def assign_slot(self, model: str, generation: int, prompt: PromptIdentity) -> SlotAssignment | None:
+        """See `contract.SupportsSlots`."""
+        managed = self._models.get(model)
+        return None if managed is None else managed.lifecycle.assign_slot(generation, prompt)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:

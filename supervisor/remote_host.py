@@ -24,6 +24,7 @@ from hostler.supervisor.contract import (
     EngineAddress,
     HostStatus,
     ModelStatus,
+    PromptIdentity,
     SupervisorUnreachable,
     SwitchMoved,
     UnknownProfile,
@@ -197,12 +198,13 @@ class RemoteHost:
         keep_alive_s: float | None = None,
         priority: int = 0,
         client_port: int = 0,
+        prompt: PromptIdentity | None = None,
     ) -> Lease:
         """See `Host`."""
         number = next(self._ids)
         lease = Lease(
             self, lease_id=number, model=model, requested_at=self._clock(), client=client, request_id=request_id,
-            keep_alive_s=keep_alive_s, priority=priority, client_port=client_port,
+            keep_alive_s=keep_alive_s, priority=priority, client_port=client_port, prompt=prompt,
         )  # fmt: skip
         if self._stopped_with is not None:
             lease.refuse(self._stopped_with())
@@ -227,6 +229,7 @@ class RemoteHost:
             None if keep is None or math.isnan(keep) else max(0.0, keep),
             waited_s,
             lease.client_port,
+            lease.prompt,
         )
 
     def release(self, lease: Lease) -> None:
@@ -413,6 +416,7 @@ class RemoteHost:
         lease.waited_s = self._clock() - lease.requested_at
         lease.switch_s = min(frame.switch_s, lease.waited_s)
         self._view.settled(frame.id)
+        lease.slot = frame.slot
         lease.grant(self._with_host(frame.address))
 
     def _on_refuse(self, frame: RefuseFrame) -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio.to_thread
 import msgspec
@@ -17,8 +17,9 @@ from hostler.supervisor.context_checkpoints import checkpoint_count, needs_check
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, request_json
 from hostler.supervisor.engine_command import argument_number
-from hostler.supervisor.slot_files import SlotFiles, SlotRecord, boot_id, file_name
+from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name
 from hostler.supervisor.slot_key import unsupported_reason
+from hostler.supervisor.slot_table import KeptConversation
 
 #: After this many useless restores in a row a model's slots are no longer saved.
 STRIKES: Final = 2
@@ -81,6 +82,14 @@ class _Read(msgspec.Struct, frozen=True):
     n_restored: int
 
 
+class _Work(NamedTuple):
+    address: EngineAddress
+    profile: Profile
+    facts: ModelFacts
+    key: str
+    build: str
+
+
 class _NotSaved(Exception):
     """Why a slot was not saved; `further`: the engine may still save others."""
 
@@ -133,9 +142,18 @@ class SlotCache:
         return ""
 
     async def save(
-        self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, build: str = ""
+        self,
+        address: EngineAddress,
+        profile: Profile,
+        facts: ModelFacts | None,
+        key: str,
+        build: str = "",
+        held: Callable[[int], KeptConversation | None] = lambda _: None,
     ) -> SaveResult:
-        """Save the idle slots, after the last response and before the engine stops. Never raises."""
+        """Save the idle slots, after the last response and before the engine stops. Never raises.
+
+        `held` returns the conversation in a slot, if it is known.
+        """
         self._restored.pop(profile.name, None)
         if why := self.reason(profile, facts, key, build):
             return SaveResult(why=why)
@@ -153,7 +171,8 @@ class SlotCache:
                 self._files.forget(file_name(key, slot.id))
                 continue
             try:
-                record = await self._save_one(address, profile, facts, key, build, slot.id, slot.n_prompt_tokens)
+                work = _Work(address, profile, facts, key, build)
+                record = await self._save_one(work, slot.id, slot.n_prompt_tokens, held(slot.id))
             except _NotSaved as error:
                 logger.info("%s: slot %d was not saved: %s", profile.name, slot.id, error)
                 saved = msgspec.structs.replace(saved, why=saved.why or str(error))
@@ -177,13 +196,15 @@ class SlotCache:
         self._files.evict(0, self._clock())
         restored = RestoreResult(why=self._restriction(facts, build))
         for name, record in self._files.of_key(key):
-            if record.slot >= (argument_number(profile.args, "-np", "--parallel") or profile.parallel):
+            if record.slot == COLD or record.slot >= (
+                argument_number(profile.args, "-np", "--parallel") or profile.parallel
+            ):
                 continue
             if damage := self._files.damage(name, record) or _useless(facts, record):
                 self._files.drop(name, damage)
                 continue
             try:
-                await self._restore_one(address, name, record)
+                await self._restore_one(address, name, record, record.slot)
             except (EngineError, OSError) as error:
                 logger.info("saved slot %s was not restored: %s", name, error)
                 if isinstance(error, EngineError) and error.status is None:
@@ -195,6 +216,43 @@ class SlotCache:
             shortest = min(record.n_saved, self._restored.get(profile.name, (key, record.n_saved))[1])
             self._restored[profile.name] = (key, shortest)
         return restored
+
+    async def save_conversation(
+        self, address: EngineAddress, profile: Profile, facts: ModelFacts, key: str, build: str, slot: int,
+        conversation: KeptConversation,
+    ) -> bool:  # fmt: skip
+        """Save an idle slot under its conversation's name, so that another one can use the slot. Never raises."""
+        try:
+            work = _Work(address, profile, facts, key, build)
+            await self._save_one(work, slot, 0, conversation, cold=True)
+        except _NotSaved as error:
+            logger.info("%s: a conversation was not saved: %s", profile.name, error)
+            return False
+        self._files.evict(0, self._clock())
+        return True
+
+    async def load_conversation(
+        self, address: EngineAddress, facts: ModelFacts, key: str, slot: int, name: str
+    ) -> bool:
+        """Load a saved conversation into an idle slot. Never raises; the engine reads the prompt again without it."""
+        file = file_name(key, name)
+        record = next((record for found, record in self._files.of_key(key) if found == file), None)
+        if record is None:
+            return False
+        if damage := self._files.damage(file, record) or _useless(facts, record):
+            self._files.drop(file, damage)
+            return False
+        try:
+            await self._restore_one(address, file, record, slot)
+        except (EngineError, OSError) as error:
+            logger.info("saved conversation %s was not loaded: %s", file, error)
+            return False
+        return True
+
+    def conversations(self, key: str) -> list[tuple[int, KeptConversation]]:
+        """The conversations in files for engines of this key, the oldest first, with their slots or `COLD`. Blocks."""
+        found = sorted((record for _, record in self._files.of_key(key)), key=lambda record: record.when)
+        return [(record.slot, record.conversation) for record in found if record.conversation is not None]
 
     def record_first_response(self, model: str, cache_n: int, prompt_n: int | None = None) -> None:
         """Judge a restore by the first response after it: of its `prompt_n` prompt tokens `cache_n` were cached.
@@ -229,16 +287,18 @@ class SlotCache:
         return ""
 
     async def _save_one(
-        self, address: EngineAddress, profile: Profile, facts: ModelFacts, key: str, build: str, slot: int, tokens: int
+        self, work: _Work, slot: int, tokens: int, conversation: KeptConversation | None, *, cold: bool = False
     ) -> SlotRecord:
-        """Raises `_NotSaved`."""
+        """Save a slot, `cold` under its conversation's name. Raises `_NotSaved`."""
+        address, profile, facts, key, build = work
         files = self._files
-        expected = max(tokens * facts.kv_bytes_per_token, files.size(file_name(key, slot)) or 0)
+        name = file_name(key, conversation.name if cold and conversation is not None else slot)
+        expected = max(tokens * facts.kv_bytes_per_token, files.size(name) or 0)
         # With smaller cache types it will be less; the real size is checked afterwards.
         if expected // 4 > files.max_bytes or expected > files.free():
             raise _NotSaved(f"{tokens} tokens are too large to save")
         files.evict(min(expected, files.max_bytes), self._clock())
-        part = files.directory / f"{file_name(key, slot)}-{secrets.token_hex(4)}.part"
+        part = files.directory / f"{name}-{secrets.token_hex(4)}.part"
         try:
             path, limit_s = f"/slots/{slot}?action=save", self._limits.save_s + expected / self._limits.bytes_per_s
             body = _FileName(filename=part.name)
@@ -249,8 +309,8 @@ class SlotCache:
             if size > files.max_bytes:
                 raise _NotSaved(f"{size} bytes exceed slots_max")
             record = SlotRecord(
-                key=key, model=profile.name, slot=slot, n_saved=written.n_saved, n_written=written.n_written,
-                when=self._clock(), boot=boot_id(), checkpoints=await self._count_checkpoints(part, facts, build, tokens),
+                key=key, model=profile.name, slot=COLD if cold else slot, conversation=conversation, n_saved=written.n_saved, n_written=written.n_written,
+                when=self._clock(), boot=boot_id(), checkpoints=await self._count_checkpoints(part, facts, build, written.n_saved),
             )  # fmt: skip
             if useless := _useless(facts, record):
                 raise _NotSaved(useless)
@@ -272,13 +332,13 @@ class SlotCache:
             self._files.set_saves_checkpoints(build, facts.architecture, count > 0)
         return count
 
-    async def _restore_one(self, address: EngineAddress, name: str, record: SlotRecord) -> None:
+    async def _restore_one(self, address: EngineAddress, name: str, record: SlotRecord, slot: int) -> None:
         """Raises `EngineError`. Without a response the file is deleted: it may be what crashed the engine."""
         marker = self._files.directory / f"{name}.restoring"
         marker.touch()
         answered = False
         try:
-            path = f"/slots/{record.slot}?action=restore"
+            path = f"/slots/{slot}?action=restore"
             body = _FileName(filename=f"{name}.kv")
             limit_s = self._limits.restore_s + record.n_written / self._limits.bytes_per_s
             read = await request_json(address, "POST", path, _Read, body=body, timeout_s=limit_s)

@@ -13,7 +13,11 @@ from typing import TypeVar
 
 import msgspec
 
+from hostler.supervisor.slot_table import KeptConversation
 from hostler.supervisor.state_store import replace_file
+
+#: The slot number of conversations that are in no slot.
+COLD = -1
 
 #: Disk space that is never used.
 FREE_BYTES = 512 * 1024 * 1024
@@ -28,7 +32,8 @@ logger = logging.getLogger(__name__)
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The sidecar of a saved slot: which engine it fits, and how large the file was when it was complete.
 
-    `checkpoints` is the number of context checkpoints in it.
+    `checkpoints` is the number of context checkpoints in it, `conversation` what it holds, if that is known. `slot` is
+    `COLD` for a conversation that is in no slot.
     """
 
     key: str
@@ -39,6 +44,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
     when: float
     boot: str = ""
     checkpoints: int = 0
+    conversation: KeptConversation | None = None
 
 
 class _Strikes(msgspec.Struct, frozen=True):
@@ -86,7 +92,7 @@ class SlotFiles:
 
     def add(self, part: Path, record: SlotRecord) -> None:
         """Keep a complete file that an engine has written to `part`. Raises `OSError`."""
-        name = file_name(record.key, record.slot)
+        name = record_name(record)
         # A sidecar never lies beside another file than its own.
         self._sidecar(name).unlink(missing_ok=True)
         part.replace(self.path(name))
@@ -100,7 +106,7 @@ class SlotFiles:
             except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.drop(sidecar.stem, "its sidecar cannot be read")
                 continue
-            if sidecar.stem != file_name(record.key, record.slot):
+            if sidecar.stem != record_name(record):
                 self.drop(sidecar.stem, "its sidecar belongs to another file")
                 continue
             yield sidecar.stem, record
@@ -217,9 +223,16 @@ class SlotFiles:
         return self.directory / f"{name}.json"
 
 
-def file_name(key: str, slot: int) -> str:
-    """The name of a saved slot, without its suffix."""
-    return f"{key[:16]}-{slot}"
+def file_name(key: str, which: int | str) -> str:
+    """The name of a saved slot or conversation, without its suffix."""
+    return f"{key[:16]}-{which}"
+
+
+def record_name(record: SlotRecord) -> str:
+    """The name that a file with this sidecar must have."""
+    if record.slot == COLD and record.conversation is not None:
+        return file_name(record.key, record.conversation.name)
+    return file_name(record.key, record.slot)
 
 
 def boot_id() -> str:

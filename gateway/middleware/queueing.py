@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
 
 from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import WaitTimeout
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.prompt_identity import prompt_identity
+from hostler.supervisor.contract import PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
 
 #: How often a request that has nearly used up its time looks whether the switch to its model goes on, in seconds.
 _LOOK_AGAIN_S = 0.1
+#: The prompts of larger bodies, in bytes, are read in a thread.
+_LARGE: Final = 256 * 1024
 
 
 class QueueingMiddleware(RequestMiddleware):
@@ -47,8 +54,11 @@ class QueueingMiddleware(RequestMiddleware):
         return self._queue(context, host, call_next)
 
     async def _queue(self, context: RequestContext, host: Host, call_next: CallNext) -> None:
+        request = context.request
+        identify = partial(prompt_identity, request, context.headers)
+        prompt = identify() if len(request.origin.body) < _LARGE else await asyncio.to_thread(identify)
         while True:
-            lease = context.current.lease = self._join(context, host)
+            lease = context.current.lease = self._join(context, host, prompt)
             try:
                 if not lease.settled:
                     await self._wait(context, lease)
@@ -61,7 +71,7 @@ class QueueingMiddleware(RequestMiddleware):
                 lease.release()
 
     @staticmethod
-    def _join(context: RequestContext, host: Host) -> Lease:
+    def _join(context: RequestContext, host: Host, prompt: PromptIdentity | None) -> Lease:
         return host.lease(
             context.current.target.model,
             client=context.client.name,
@@ -69,6 +79,7 @@ class QueueingMiddleware(RequestMiddleware):
             keep_alive_s=getattr(context.request, "keep_alive_s", None),
             priority=context.client.priority,
             client_port=context.client_port,
+            prompt=prompt,
         )
 
     async def _wait(self, context: RequestContext, lease: Lease) -> None:

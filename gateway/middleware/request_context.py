@@ -161,6 +161,7 @@ class RequestContextMiddleware:
                 local_only=client.local_only or head.local_only,
                 only=head.only if head.only is None else _only(head.only, client),
                 client_port=peer[1] or 0 if (peer := scope.get("client")) else 0,
+                headers=headers,
             )
             scope[CONTEXT_KEY] = context
             if writer.streaming:

@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 
 from hostler.adapters.errors import GatewayError
-from hostler.supervisor.contract import EngineAddress, HostStatus
+from hostler.supervisor.contract import EngineAddress, HostStatus, PromptIdentity
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.lease import Lease
@@ -40,10 +40,11 @@ class Host(Protocol):
         keep_alive_s: float | None = None,
         priority: int = 0,
         client_port: int = 0,
+        prompt: PromptIdentity | None = None,
     ) -> Lease:
         """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued.
 
-        `client_port` as in `Ticket`.
+        `client_port` as in `Ticket`, `prompt` identifies the conversation: the lease then names the slot that holds it.
         """
         ...
 

@@ -9,7 +9,7 @@ import anyio
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import EngineAddress, PromptIdentity, SlotAssignment
 from hostler.supervisor.scheduling.types import Refuse
 
 
@@ -30,7 +30,8 @@ class Lease:
 
     `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `refusal`
     is the scheduler's decision, if it was refused by one. `waited_s` is how long it took to settle, `switch_s` the part
-    of that spent in a switch to its model. `answered` and `usage` are reported with the release. `on_change` is called
+    of that spent in a switch to its model. `prompt` identifies its conversation, `slot` is the engine's slot for it (`None`:
+    the engine chooses), `assignment` what ends with the lease. `answered` and `usage` are reported with the release. `on_change` is called
     when it is settled or revoked.
     """
 
@@ -42,6 +43,7 @@ class Lease:
         "_owner",
         "acknowledged",
         "answered",
+        "assignment",
         "client",
         "client_port",
         "id",
@@ -49,11 +51,13 @@ class Lease:
         "model",
         "on_change",
         "priority",
+        "prompt",
         "queued",
         "refusal",
         "request_id",
         "requested_at",
         "revoked",
+        "slot",
         "switch_s",
         "usage",
         "waited_s",
@@ -71,6 +75,7 @@ class Lease:
         keep_alive_s: float | None = None,
         priority: int = 0,
         client_port: int = 0,
+        prompt: PromptIdentity | None = None,
     ) -> None:
         self._owner = owner
         self._address: EngineAddress | None = None
@@ -85,6 +90,9 @@ class Lease:
         self.keep_alive_s = keep_alive_s
         self.priority = priority
         self.client_port = client_port
+        self.prompt = prompt
+        self.slot: int | None = None
+        self.assignment: SlotAssignment | None = None
         self.acknowledged = True
         self.queued = False
         self.revoked = False

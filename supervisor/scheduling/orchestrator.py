@@ -21,12 +21,15 @@ from hostler.supervisor.contract import (
     HostStatus,
     ModelChanged,
     ModelStatus,
+    PromptIdentity,
+    SlotAssignment,
     Snapshot,
     Supervisor,
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
     SupportsPinning,
+    SupportsSlots,
     SwitchMoved,
     UnknownProfile,
 )
@@ -86,6 +89,7 @@ class Orchestrator:
     ) -> None:
         self.name = name
         self._supervisor = supervisor
+        self._slots = supervisor if isinstance(supervisor, SupportsSlots) else None
         self._scheduler = Scheduler(settings)
         self._publish = publish
         self._on_status = on_status
@@ -143,19 +147,22 @@ class Orchestrator:
         keep_alive_s: float | None = None,
         priority: int = 0,
         client_port: int = 0,
+        prompt: PromptIdentity | None = None,
         waited_s: float = 0.0,
     ) -> Lease:
         """See `Host.lease`. `waited_s` is how long the request has waited already."""
         now = self._clock()
         lease = Lease(
             self, lease_id=next(self._ids), model=model, requested_at=now - waited_s, client=client, request_id=request_id,
-            keep_alive_s=keep_alive_s,
+            keep_alive_s=keep_alive_s, prompt=prompt,
         )  # fmt: skip
         self._leases[lease.id] = lease
         ticket = Ticket(
             id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority, client_port=client_port
         )
         self._carry_out(self._scheduler.request(ticket, now), now)
+        if lease.assignment is not None:
+            return lease
         if not lease.settled and self._stopped_with is not None:
             lease.refuse(self._stopped_with(), self._stopping(lease))
             self._carry_out(self._scheduler.cancel(lease.id, now), now)
@@ -171,6 +178,8 @@ class Orchestrator:
             return
         now = self._clock()
         self._abandoned.discard(lease)
+        if lease.assignment is not None:
+            lease.assignment.release()
         if lease.answered:
             self._report_answer(lease)
         if lease.settled:
@@ -187,7 +196,7 @@ class Orchestrator:
         """Refuse queued leases with `error()`, and every later one that would have to queue. Granted ones continue."""
         self._stopped_with = error
         now = self._clock()
-        waiting = [lease for lease in self._leases.values() if not lease.settled]
+        waiting = [lease for lease in self._leases.values() if not lease.settled and lease.assignment is None]
         # All are refused before the first one leaves the queue, or its place would be given to the next of them.
         for lease in waiting:
             self._record_wait(lease, now)
@@ -444,7 +453,7 @@ class Orchestrator:
                 queue_moved = queue_moved or lease.queued
                 self._record_wait(lease, now)
                 if isinstance(decision, Grant):
-                    lease.grant(self._addresses.of_ready(decision.model))
+                    self._grant(lease, self._addresses.of_ready(decision.model))
                     continue
                 if load_error is not None and decision.reason == "load_failed":
                     decision = msgspec.structs.replace(decision, reason=load_error)
@@ -458,6 +467,23 @@ class Orchestrator:
                 self._tasks.start_soon(self._unload, decision)
         if queue_moved:
             self._publish_queue(now)
+
+    def _grant(self, lease: Lease, address: EngineAddress) -> None:
+        """Grant the lease, with the slot of its conversation; at once, unless conversations have to be moved for that."""
+        if lease.prompt is not None and self._slots is not None:
+            lease.assignment = self._slots.assign_slot(address.model, address.generation, lease.prompt)
+        if lease.assignment is not None:
+            lease.slot = lease.assignment.slot
+            if not lease.assignment.prepared and self._tasks is not None:
+                self._tasks.start_soon(self._prepare_slot, lease, lease.assignment, address)
+                return
+        lease.grant(address)
+
+    async def _prepare_slot(self, lease: Lease, assignment: SlotAssignment, address: EngineAddress) -> None:
+        await assignment.prepare()
+        if self.holds(lease):
+            self._record_wait(lease, self._clock())
+            lease.grant(address)
 
     def _record_wait(self, lease: Lease, now: float) -> None:
         """Note how long the lease waited, and how much of that was a switch to its model."""

@@ -14,6 +14,7 @@ from hostler.adapters.canonical import LoadRequest, Origin
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.queueing import QueueingMiddleware
+from hostler.supervisor.contract import PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost
 
 pytestmark = pytest.mark.anyio
@@ -49,14 +50,10 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     assert (granted, released, host.released) == (True, False, [lease])
     assert host.requested == [
         {
-            "model": "m",
-            "client": "anna",
-            "request_id": "req-1",
-            "keep_alive_s": 5.0,
-            "priority": 3,
-            "client_port": 0,
+            "model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3,
+            "client_port": 0, "prompt": PromptIdentity(),
         }
-    ]
+    ]  # fmt: skip
     assert context.waits == (0.0, 0.0)
 
 
