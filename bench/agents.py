@@ -84,7 +84,7 @@ def _text(chance: random.Random, size: int) -> str:
     return text
 
 
-def trace(*, rounds: int = 2, main_steps: int = 4, sub_steps: int = 6) -> list[Step]:
+def trace(*, rounds: int = 1, main_steps: int = 4, sub_steps: int = 6) -> list[Step]:
     """The main agent works, then its subagents take turns, then it goes on, and so forth."""
     chance = random.Random(7)
     main = Agent("main", _text(chance, 6000), chance)

@@ -47,7 +47,7 @@ from hostler.supervisor.memory import (
 from hostler.supervisor.model_files import FileDescription, ModelFiles
 from hostler.supervisor.slot_assignment import EngineSlots
 from hostler.supervisor.slot_cache import SlotCache
-from hostler.supervisor.slot_key import program_identity, signature, slot_key
+from hostler.supervisor.slot_key import clears_idle_slots, program_identity, signature, slot_key
 
 #: Given a port and a key, the command that starts an engine.
 CommandFactory = Callable[[int, str], EngineCommand]
@@ -239,12 +239,17 @@ class EngineLifecycle:
     ) -> EngineSlots | None:
         """The slots of an engine, if conversations may be moved between them."""
         profile = self._slot_profile
+        if clears_idle_slots(profile):
+            return None
+        count = await cache.count_slots(address)
 
         def open_slots() -> EngineSlots | None:
-            if cache.reason(profile, facts, identity.key, identity.build):
+            if not count or cache.reason(profile, facts, identity.key, identity.build):
                 return None
             kept = cache.conversations(identity.key)
-            return EngineSlots(cache, address, profile, facts, key=identity.key, build=identity.build, kept=kept)
+            return EngineSlots(
+                cache, address, profile, facts, key=identity.key, build=identity.build, kept=kept, count=count
+            )
 
         return await anyio.to_thread.run_sync(open_slots)
 

@@ -19,14 +19,14 @@ MOVING_S: Final = 60.0
 
 
 class EngineSlots:
-    """The slots of one engine, from its start to its end. `key` and `build` as in `SlotCache.save`.
+    """The `count` slots of one engine, from its start to its end. `key` and `build` as in `SlotCache.save`.
 
     `begins_anew`: the first request continues none of the conversations that were kept; `None` before it.
     """
 
     def __init__(
         self, cache: SlotCache, address: EngineAddress, profile: Profile, facts: ModelFacts, *, key: str, build: str,
-        kept: list[tuple[int, KeptConversation]], clock: Callable[[], float] = time.monotonic,
+        kept: list[tuple[int, KeptConversation]], count: int, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.address = address
         self.begins_anew: bool | None = None
@@ -37,7 +37,7 @@ class EngineSlots:
         self._build = build
         self._clock = clock
         self._moving = anyio.Lock()
-        self._table = SlotTable(address.parallel, saved=[each for slot, each in kept if slot == COLD])
+        self._table = SlotTable(count, saved=[each for slot, each in kept if slot == COLD])
         for slot, conversation in kept:
             if slot != COLD:
                 self._table.restore(slot, conversation)

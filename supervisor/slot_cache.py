@@ -217,6 +217,13 @@ class SlotCache:
             self._restored[profile.name] = (key, shortest)
         return restored
 
+    async def count_slots(self, address: EngineAddress) -> int:
+        """How many slots the engine has; 0 if it does not list them. Never raises."""
+        try:
+            return len(await request_json(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s))
+        except EngineError:
+            return 0
+
     async def save_conversation(
         self, address: EngineAddress, profile: Profile, facts: ModelFacts, key: str, build: str, slot: int,
         conversation: KeptConversation,

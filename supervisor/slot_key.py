@@ -74,6 +74,11 @@ def _turns_checkpoints_off(profile: Profile, words: Sequence[str]) -> bool:
     return number == "0" if number is not None else any(profile.env.get(name) == "0" for name in VARIABLES)
 
 
+def clears_idle_slots(profile: Profile) -> bool:
+    """Whether the engine itself moves conversations from its slots into memory: with a cache there, and one for all slots."""
+    return profile.cache_ram_mib != 0 and argument_value(profile.args, "-kvu", "--kv-unified") == "on"
+
+
 def file_identity(file: Path) -> str:
     """Tells model files apart without reading them whole: by sizes, times and both ends. Blocks."""
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import architectures, clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
+from bench import agents, architectures, clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
 from bench.compare import compare
 from bench.pages import Pages
 from bench.pages import table as table_of_pages
@@ -148,3 +148,13 @@ def test_conversations_with_other_architectures_are_measured() -> None:
     assert 0 < rows[0].read["extended"] < rows[0].unkept["extended"]
     assert rows[0].bytes
     assert len(architectures.table(rows).splitlines()) == 2 + len(rows)
+
+
+@pytest.mark.engine
+def test_agents_that_share_slots_are_measured() -> None:
+    steps = agents.trace(main_steps=2, sub_steps=2)
+    rows = agents.agents(["gemma3"], steps)
+    assert [row.server for row in rows] == ["Hostler", "llama-server", "llama-server, --cache-ram 0"]
+    assert {(row.requests, row.tokens) for row in rows} == {(len(steps), rows[0].tokens)}
+    assert rows[0].cached > rows[2].cached
+    assert len(agents.table(rows).splitlines()) == 2 + len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import ChatRequest, Origin, Output, ResponseHead
 from hostler.adapters.errors import BackendBroken
+from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.context import Attempt, Target
@@ -105,3 +107,41 @@ async def test_limits_of_a_profile_replace_those_of_its_backend() -> None:
         with pytest.raises(BackendBroken):
             await Proxy({"b": backend}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(asking(limits=each))
     assert given == [backend.timeouts, Timeouts(connect_s=1, first_byte_s=7, between_bytes_s=3)]
+
+
+class RecordedRequest(Exception):
+    """What would have been sent."""
+
+
+class RecordingTransport:
+    def send(self, wire_request: WireRequest, *_: Any) -> Any:
+        raise RecordedRequest(wire_request)
+
+
+@pytest.mark.parametrize(
+    ("slot", "body", "sent"),
+    [
+        (3, b'{"model":"m","messages":[]}', {"model": "m", "messages": [], "id_slot": 3}),
+        (0, b'{"model":"m"}', {"model": "m", "id_slot": 0}),
+        (3, b'{"model":"m","id_slot":1}', {"model": "m", "id_slot": 1}),
+        (None, b'{"model":"m"}', {"model": "m"}),
+    ],
+)
+async def test_a_request_names_the_slot_of_its_lease_unless_the_client_chose_one(
+    slot: int | None, body: bytes, sent: dict[str, Any]
+) -> None:
+    recording: Any = RecordingTransport()
+    backend = Backend(
+        name="b",
+        upstream=OpenAIUpstream(engine=True),
+        transport=recording,
+        timeouts=Timeouts(),
+        endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
+    )
+    lease: Any = SimpleNamespace(slot=slot)
+    attempt = Attempt(target=Target(backend="b", model="m", name_there="m"), lease=lease)
+    request = ChatRequest(origin=Origin(wire="openai", operation="chat", body=body), model="m")
+    context: Any = SimpleNamespace(id="r", request=request, attempt=attempt, current=attempt)
+    with pytest.raises(RecordedRequest) as recorded:
+        await Proxy({"b": backend}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(context)
+    assert json.loads(recorded.value.args[0].body) == sent

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hostler.adapters.canonical import Usage
-from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo
+from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, PromptIdentity
 from hostler.supervisor.lease_frames import (
     MAX_REQUEST,
     AskFrame,
@@ -28,6 +28,7 @@ from hostler.supervisor.lease_frames import (
 REQUESTS = [
     HelloFrame("instance", "name", GatewayLimits(10, 120.0, 10.0, 0.0), (1, 2)),
     AskFrame(1, "m", "anna", "req-1", 3, math.inf, 1.5),
+    AskFrame(2, "m", prompt=PromptIdentity("chat", ((2**47, 10), (5, 20)))),
     PingFrame(),
     ReleaseFrame(1, answered=True, usage=Usage(prompt_tokens=3)),
 ]
@@ -42,7 +43,7 @@ def test_frames_survive_however_they_are_cut(size: int) -> None:
 
 def test_events_carry_the_contracts_own_values() -> None:
     address = EngineAddress(model="m", host="h", port=1, key="k", generation=2, context=3, parallel=4)
-    events = [GrantFrame(7, address, 0.5, 0.25), HostFrame(HostStatus(profiles=(ProfileInfo(name="m"),)))]
+    events = [GrantFrame(7, address, 0.5, 0.25, 3), HostFrame(HostStatus(profiles=(ProfileInfo(name="m"),)))]
     assert list(event_reader().feed(encode_frames(events))) == events
 
 

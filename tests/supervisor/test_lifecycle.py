@@ -14,13 +14,21 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 from fakes.slot_engine import SlotEngine, running_slot_engine
 from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, FirstAnswer, KeptConversations, ModelChanged, SwitchMoved
+from hostler.supervisor.contract import (
+    EngineAddress,
+    FirstAnswer,
+    KeptConversations,
+    ModelChanged,
+    PromptIdentity,
+    SwitchMoved,
+)
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.manager import EngineManager, create_manager
 from hostler.supervisor.memory import MemoryHistory
@@ -60,7 +68,7 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
     await lifecycle.save_slots(engine.address)
     assert cache.total() == 1500
     await lifecycle.save_slots(engine.address)
-    assert engine.requests.count("GET /slots") == 1
+    assert engine.requests.count("POST /slots/0?action=save") == 1
     file.write_bytes(b"other weights")
     await lifecycle.restore_slots(engine.address)
     assert engine.restored == {}
@@ -71,7 +79,50 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
     file.unlink()
     await lifecycle.restore_slots(engine.address)
     await lifecycle.save_slots(engine.address)
-    assert engine.requests.count("GET /slots") == 2
+    assert engine.requests.count("POST /slots/0?action=save") == 2
+
+
+async def test_conversations_have_slots_for_as_long_as_their_engine_runs(
+    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("models") / "m.gguf"
+    file.write_bytes(b"weights")
+    cache.read_facts = lambda _: FACTS
+    services = EngineServices(
+        settings=SupervisorSettings(engine=sys.executable), host="", files=ModelFiles(), memory=MemoryHistory(),
+        slots=cache,
+    )  # fmt: skip
+    lifecycle = EngineLifecycle(PROFILE, services)
+    lifecycle.path = file
+    prompts = [PromptIdentity("", ((number, 3000), (number + 10, 4000))) for number in range(3)]
+    assert lifecycle.assign_slot(1, prompts[0]) is None
+    await lifecycle.restore_slots(engine.address)
+    assigned = [lifecycle.assign_slot(1, each) for each in prompts]
+    assert [each and each.slot for each in assigned] == [0, 1, None]
+    assert lifecycle.assign_slot(2, prompts[0]) is None
+    await lifecycle.save_slots(engine.address)
+    assert lifecycle.assign_slot(1, prompts[0]) is None
+    await lifecycle.restore_slots(engine.address)
+    again = lifecycle.assign_slot(1, prompts[1])
+    assert again is not None
+    assert (again.slot, again.prepared) == (1, True)
+
+
+@pytest.mark.parametrize("change", [{"args": ("--swa-full",)}, {"args": ("-kvu",), "cache_ram_mib": 100}])
+async def test_engines_that_keep_nothing_or_move_conversations_themselves_choose_their_slots(
+    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any]
+) -> None:
+    file = tmp_path_factory.mktemp("models") / "m.gguf"
+    file.write_bytes(b"weights")
+    cache.read_facts = lambda _: FACTS
+    services = EngineServices(
+        settings=SupervisorSettings(engine=sys.executable), host="", files=ModelFiles(), memory=MemoryHistory(),
+        slots=cache,
+    )  # fmt: skip
+    lifecycle = EngineLifecycle(msgspec.structs.replace(PROFILE, **change), services)
+    lifecycle.path = file
+    await lifecycle.restore_slots(engine.address)
+    assert lifecycle.assign_slot(1, PromptIdentity()) is None
 
 
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]

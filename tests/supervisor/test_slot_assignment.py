@@ -36,7 +36,7 @@ def cache(tmp_path: Path) -> SlotCache:
 
 def opened(cache: SlotCache, engine: SlotEngine) -> EngineSlots:
     kept = cache.conversations(KEY)
-    return EngineSlots(cache, engine.address, PROFILE, FACTS, key=KEY, build="b1", kept=kept)
+    return EngineSlots(cache, engine.address, PROFILE, FACTS, key=KEY, build="b1", kept=kept, count=2)
 
 
 def prompt(name: str, length: int = 1) -> PromptIdentity:

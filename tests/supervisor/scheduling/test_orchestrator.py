@@ -9,8 +9,17 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from hostler.adapters.errors import ModelUnavailable
 from hostler.gateway.events import Event, QueueChanged
-from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+from hostler.supervisor.contract import (
+    EngineAddress,
+    HostStatus,
+    ProfileInfo,
+    PromptIdentity,
+    Snapshot,
+    SupervisorEvent,
+)
+from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
 
@@ -129,3 +138,96 @@ async def test_a_long_queue_is_not_published_with_every_request() -> None:
         assert [lease.progress().position for lease in leases[::100]] == [1, 101, 201]
         for lease in leases:
             lease.release()
+
+
+class Assignment:
+    """A slot whose conversation has to be moved first, unless `prepared`."""
+
+    def __init__(self, slot: int, prepared: bool) -> None:
+        self.slot = slot
+        self.prepared = prepared
+        self.began, self.may_end = anyio.Event(), anyio.Event()
+        self.released = 0
+
+    async def prepare(self) -> None:
+        self.began.set()
+        await self.may_end.wait()
+        self.prepared = True
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class WithSlots(Scripted):
+    """A supervisor that gives this slot to every request."""
+
+    def __init__(self, assignment: Assignment | None) -> None:
+        super().__init__(address(1))
+        self.assignment = assignment
+        self.assigned: list[tuple[str, int, PromptIdentity]] = []
+
+    def assign_slot(self, model: str, generation: int, prompt: PromptIdentity) -> Assignment | None:
+        self.assigned.append((model, generation, prompt))
+        return self.assignment
+
+
+PROMPT = PromptIdentity("chat", ((1, 10),))
+
+
+async def granted(host: Orchestrator, prompt: PromptIdentity | None = PROMPT) -> Lease:
+    lease = host.lease("a", prompt=prompt)
+    with anyio.fail_after(20):
+        while not await lease.wait(1):
+            pass
+    return lease
+
+
+async def test_a_lease_has_the_slot_of_its_conversation() -> None:
+    supervisor = WithSlots(Assignment(3, prepared=True))
+    async with orchestrating(supervisor) as host:
+        lease = await granted(host)
+        assert (lease.slot, supervisor.assigned) == (3, [("a", 1, PROMPT)])
+        lease.release()
+        lease.release()
+        assert supervisor.assignment is not None
+        assert supervisor.assignment.released == 1
+        # The model is ready: granted at once.
+        assert host.lease("a", prompt=PROMPT).settled
+
+
+async def test_the_engine_chooses_for_requests_without_a_conversation_and_when_no_slot_is_free() -> None:
+    supervisor = WithSlots(None)
+    async with orchestrating(supervisor) as host:
+        lease = await granted(host, None)
+        assert (lease.slot, supervisor.assigned) == (None, [])
+        lease.release()
+        assert (await granted(host)).slot is None
+
+
+async def test_a_lease_waits_until_its_conversation_was_moved() -> None:
+    assignment = Assignment(3, prepared=False)
+    async with orchestrating(WithSlots(assignment)) as host:
+        lease = host.lease("a", prompt=PROMPT)
+        with anyio.fail_after(20):
+            await assignment.began.wait()
+            assert not lease.settled
+            host.stop(lambda: ModelUnavailable("the gateway stops"))  # which refuses only what is queued
+            assignment.may_end.set()
+            while not await lease.wait(1):
+                pass
+        assert lease.granted
+        lease.release()
+        assert assignment.released == 1
+
+
+async def test_a_request_that_leaves_while_its_conversation_is_moved_frees_the_slot() -> None:
+    assignment = Assignment(3, prepared=False)
+    async with orchestrating(WithSlots(assignment)) as host:
+        lease = host.lease("a", prompt=PROMPT)
+        with anyio.fail_after(20):
+            await assignment.began.wait()
+        lease.release()
+        assert (assignment.released, host.serving) == (1, 0)
+        assignment.prepared = True
+        assert (await granted(host)).granted
+        assert not lease.granted
