@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import agents, architectures, clients, conversation, crowd, dead, ladder, leases, scale, start, switching, waiting
+from bench import (
+    agents,
+    architectures,
+    clients,
+    conversation,
+    crowd,
+    dead,
+    ladder,
+    leases,
+    scale,
+    start,
+    switching,
+    waiting,
+)
 from bench.compare import compare
 from bench.pages import Pages
 from bench.pages import table as table_of_pages

@@ -6,9 +6,9 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import pytest
 from fakes.slot_engine import SlotEngine, running_slot_engine
+from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import PromptIdentity
@@ -116,13 +116,10 @@ async def test_it_is_known_whether_the_first_request_goes_on(cache: SlotCache, e
 
 
 async def test_an_engine_that_is_gone_is_no_error(cache: SlotCache, engine: SlotEngine) -> None:
-    slots = opened(cache, engine)
-    for name in ("one", "two"):
+    gone = replace(engine.address, port=1)
+    slots = EngineSlots(cache, gone, PROFILE, FACTS, key=KEY, build="b1", kept=[], count=2)
+    for name in ("one", "two", "three", "one"):
         await ask(slots, prompt(name))
-    engine.crashes = engine.hangs = True
-    with anyio.move_on_after(0.2):
-        await ask(slots, prompt("three"))
-    assert slots.assign(prompt("four")) is not None
 
 
 async def test_all_slots_busy_leaves_the_choice_to_the_engine(cache: SlotCache, engine: SlotEngine) -> None:
