@@ -10,6 +10,7 @@ from typing import Final, get_args
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
