@@ -141,7 +141,9 @@ async def test_a_request_names_the_slot_of_its_lease_unless_the_client_chose_one
     lease: Any = SimpleNamespace(slot=slot)
     attempt = Attempt(target=Target(backend="b", model="m", name_there="m"), lease=lease)
     request = ChatRequest(origin=Origin(wire="openai", operation="chat", body=body), model="m")
-    context: Any = SimpleNamespace(id="r", request=request, attempt=attempt, current=attempt)
+    context: Any = SimpleNamespace(
+        id="r", request=request, attempt=attempt, current=attempt, writer=SimpleNamespace(streaming=False)
+    )
     with pytest.raises(RecordedRequest) as recorded:
         await Proxy({"b": backend}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(context)
     assert json.loads(recorded.value.args[0].body) == sent
