@@ -32,13 +32,14 @@ from bench.report import plot, plot_growth, table
 
 MODULES = sorted(f"bench.{path.stem}" for path in (ROOT / "bench").glob("*.py") if path.stem != "__init__")
 
-#: The middleware that a request passes, outermost first, with the default settings.
+#: The middleware that a request passes, outermost first, with the default settings and API keys.
 LAYERS = [
     "Starlette, AuthMiddleware, RequestContextMiddleware",
     "AccessLogMiddleware",
     "ModelInfoMiddleware",
     "ModelAdminMiddleware",
     "ModelDetectionMiddleware",
+    "KeyLimitsMiddleware",
     "FallbackMiddleware",
     "QueueingMiddleware",
     "SwitchingMiddleware",

@@ -176,15 +176,17 @@ class AuthMiddleware:
         await app(scope, receive, send)
 
     def _with_single_slashes(self, scope: Scope) -> Scope:
-        """The scope with each run of slashes as one, unless a protocol has a route for them as they are.
+        """The scope with each run of slashes as one, unless it is for a protocol that answers such paths itself.
 
         They come from base URLs that end in a slash.
         """
-        with contextlib.suppress(GatewayError):
-            if "//" in self._router.find(scope)[0].operation.path:
-                return scope
         raw = _SLASHES.sub(b"/", scope.get("raw_path") or quote(scope["path"]).encode())
-        return {**scope, "path": unquote(raw.decode("latin-1")), "raw_path": raw}
+        clean = {**scope, "path": unquote(raw.decode("latin-1")), "raw_path": raw}
+        with contextlib.suppress(GatewayError):
+            adapter = self._router.find(clean)[0].adapter
+            if adapter is not None and any("//" in operation.path for operation in adapter.operations):
+                return scope
+        return clean
 
     def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         values = headers.get("host", [])

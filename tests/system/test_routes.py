@@ -154,6 +154,7 @@ REDIRECTS = [
     ("POST", "/api/tags/", 404, None),
     ("GET", "//api/nothing", 404, None),
     ("GET", "/api//evil.example/", 404, None),
+    ("GET", "//api/v1/models", 200, None),
 ]
 
 
