@@ -25,9 +25,7 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/v2/tokenize", {"content": "one two"}),
     ("/api/v0/chat/completions", {"messages": HELLO}),
 ]
-PROFILES: dict[str, Any] = {
-    name: {"embeddings": True, "aliases": aliases} for name, aliases in (("a", []), ("org/b", ["bee"]))
-}
+PROFILES: dict[str, Any] = {"a": {}, "org/b": {"aliases": ["bee"]}}
 
 
 async def answerer(gateway: RunningGateway, path: str, **more: Any) -> tuple[int, str | None]:
@@ -40,8 +38,9 @@ async def answerer(gateway: RunningGateway, path: str, **more: Any) -> tuple[int
 async def test_a_header_or_the_query_can_name_the_model(
     start_gateway: StartGateway, path: str, body: dict[str, Any]
 ) -> None:
-    async with start_gateway(PROFILES, supervisor={"exclusive": False}) as gateway:
-        await gateway.chat("a")
+    profiles = {name: {**profile, "embeddings": "embed" in path} for name, profile in PROFILES.items()}
+    async with start_gateway({"chat": {}, **profiles}, supervisor={"exclusive": False}) as gateway:
+        await gateway.chat("chat")
         for headers in ({"X-Hostler-Model": "bee"}, {"X-Model": "org/b"}):
             assert await answerer(gateway, path, json=body, headers=headers) == (200, "org/b")
         assert await answerer(gateway, f"{path}?model=org%2Fb", json=body) == (200, "org/b")
