@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from typing import Final
 
 import msgspec
+
+#: The highest priority of a ticket; the lowest is its negative.
+MAX_PRIORITY: Final = 1_000_000
 
 #: (negative priority, virtual time, arrival number): the lowest is served first.
 QueueRank = tuple[int, float, int]
@@ -79,53 +82,60 @@ class ModelQueue:
     """The queue of one model. Adding and removing cost at most the logarithm of its length."""
 
     def __init__(self) -> None:
-        self._by_age: OrderedDict[int, QueueEntry] = OrderedDict()
+        self._entries: dict[int, QueueEntry] = {}
         self._by_rank: list[tuple[QueueRank, int]] = []
+        self._by_age: list[tuple[float, int]] = []
         self._clients: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._by_age)
+        return len(self._entries)
 
     def __contains__(self, ticket_id: int) -> bool:
-        return ticket_id in self._by_age
+        return ticket_id in self._entries
 
     def add(self, entry: QueueEntry) -> None:
         """Queue the entry by its rank."""
         ticket = entry.ticket
-        self._by_age[ticket.id] = entry
+        self._entries[ticket.id] = entry
         self._clients[ticket.client] = self._clients.get(ticket.client, 0) + 1
         heapq.heappush(self._by_rank, (entry.rank, ticket.id))
+        heapq.heappush(self._by_age, (ticket.at, ticket.id))
 
     def remove(self, ticket_id: int) -> QueueEntry:
         """Remove the entry, wherever it stands. Raises `KeyError` if it is not queued here."""
-        entry = self._by_age.pop(ticket_id)
+        entry = self._entries.pop(ticket_id)
         client = entry.ticket.client
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
-        # Removed entries stay in the heap until they come up; too many behind a patient head would only cost memory.
-        if len(self._by_rank) > 2 * len(self._by_age) + 8:
-            self._by_rank = [(other.rank, other.ticket.id) for other in self._by_age.values()]
+        # Removed entries stay in the heaps until they come up; too many behind a patient head would only cost memory.
+        if max(len(self._by_rank), len(self._by_age)) > 2 * len(self._entries) + 8:
+            self._by_rank = [(other.rank, other.ticket.id) for other in self._entries.values()]
+            self._by_age = [(other.ticket.at, other.ticket.id) for other in self._entries.values()]
             heapq.heapify(self._by_rank)
+            heapq.heapify(self._by_age)
         return entry
 
     def head(self) -> QueueEntry | None:
         """The entry that is served next."""
         while self._by_rank:
-            entry = self._by_age.get(self._by_rank[0][1])
+            entry = self._entries.get(self._by_rank[0][1])
             if entry is not None:
                 return entry
             heapq.heappop(self._by_rank)
         return None
 
     def oldest(self) -> Ticket:
-        """The ticket that has waited longest. The queue must not be empty."""
-        return next(iter(self._by_age.values())).ticket
+        """The ticket that has waited longest: not the first to come, if one was asked for again by its gateway. The queue
+        must not be empty."""
+        while (entry := self._entries.get(self._by_age[0][1])) is None:
+            heapq.heappop(self._by_age)
+        return entry.ticket
 
     def ahead_of(self, ticket_id: int) -> int:
         """How many entries are served before the ticket; all of them if it is not queued here."""
-        entry = self._by_age.get(ticket_id)
-        return sum(entry is None or other.rank < entry.rank for other in self._by_age.values())
+        entry = self._entries.get(ticket_id)
+        return sum(entry is None or other.rank < entry.rank for other in self._entries.values())
 
     def has_client(self, client: str) -> bool:
         """Whether a ticket of `client` is queued here."""
@@ -133,4 +143,4 @@ class ModelQueue:
 
     def entries(self) -> list[QueueEntry]:
         """All entries, in the order of service."""
-        return sorted(self._by_age.values(), key=lambda entry: entry.rank)
+        return sorted(self._entries.values(), key=lambda entry: entry.rank)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fakes.scheduler_host import A, B, C, SchedulerHost, loaded_host, profile
+from fakes.scheduler_host import A, B, C, SchedulerHost, loaded_host, profile, status
+
+from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, Ticket
+from hostler.supervisor.scheduling.scheduler import Scheduler
+from hostler.supervisor.scheduling.types import Refuse, SchedulerSettings
 
 
 def test_the_higher_priority_is_served_first() -> None:
@@ -194,3 +198,24 @@ def test_the_load_of_another_model_counts_as_waiting() -> None:
     other = host.request("b")
     host.advance_to(121.0)
     assert set(host.refused) == {other}
+
+
+def test_the_oldest_is_the_one_that_has_waited_longest_even_if_it_was_asked_for_again() -> None:
+    fair, queue = FairQueue(), ModelQueue()
+    for number, at in enumerate((95.0, 0.0, 50.0), start=1):
+        queue.add(fair.join(Ticket(id=number, model="a", at=at)))
+    assert queue.oldest().id == 2
+    queue.remove(2)
+    assert queue.oldest().id == 3
+    queue.remove(1)
+    assert queue.oldest().id == 3
+
+
+def test_a_request_that_was_asked_for_again_ends_at_its_own_limit() -> None:
+    scheduler = Scheduler(SchedulerSettings(max_wait_s=100.0))
+    scheduler.apply_snapshot(status(profile("a"), states={"a": "ready"}), 0.0)
+    for number, at in ((1, 90.0), (2, 95.0), (3, 0.0)):
+        scheduler.request(Ticket(id=number, model="a", at=at), 95.0)
+    assert scheduler.next_deadline() == 100.0
+    [refused] = scheduler.tick(101.0)
+    assert isinstance(refused, Refuse) and (refused.ticket, refused.reason) == (3, "wait_limit")
