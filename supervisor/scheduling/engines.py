@@ -51,13 +51,14 @@ class EngineAddresses:
     async def locate(self, model: str, *, fresh: bool = False) -> bool:
         """Ask the supervisor for the address. Returns whether it has one.
 
-        The address of an older process than the current one is ignored, unless what is known is stale (`fresh`).
+        The address of an older process than the current one is ignored, unless what is known is stale (`fresh`), and one
+        that was marked dead counts as none.
         """
         try:
             address = await self._supervisor.locate(model)
         except (SupervisorUnreachable, UnknownProfile):
             return False
-        if address is None:
+        if address is None or address == self._dead.get(model):
             return False
         known = self._addresses.get(model)
         if fresh or known is None or known.generation <= address.generation:

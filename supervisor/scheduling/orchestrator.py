@@ -101,7 +101,7 @@ class Orchestrator:
         self._switch_times: dict[str, tuple[float, float]] = {}
         self._progress = QueueProgress(self._scheduler, self._leases)
         self._abandoned = AbandonedLeases(
-            supervisor.active_requests, self._release_abandoned, self.engine_lost, self._leases.values, clock=clock
+            supervisor.active_requests, self._release_abandoned, self._give_up, self._leases.values, clock=clock
         )
         self._stops: dict[str, anyio.Event] = {}
         self._first_answers: dict[str, EngineAddress] = {}
@@ -218,6 +218,21 @@ class Orchestrator:
     def _release_abandoned(self, lease: Lease) -> None:
         self.release(lease)
         self._publish_queue(self._clock())
+
+    def _give_up(self, address: EngineAddress) -> None:
+        """Stop an engine that works for vanished holders alone; what is queued for it waits for its next process."""
+        if self._addresses.get(address.model) != address:
+            return
+        logger.warning(
+            "%s: %s works for no connected gateway; stopping it for queued requests", self.name, address.model
+        )
+        for lease in list(self._leases.values()):
+            if lease.granted and lease.address() == address and not lease.revoked:
+                lease.revoke()
+        now = self._clock()
+        self._on_stopping(address)
+        self._addresses.mark_dead(address)
+        self._carry_out(self._scheduler.give_up(address.model, now), now)
 
     def resume(self, lease: Lease) -> bool:
         """The holder of an abandoned lease is back. Returns whether the lease is still held."""

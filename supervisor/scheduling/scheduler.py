@@ -217,6 +217,13 @@ class Scheduler:
                 decisions.append(self._stop(state))
         return decisions + self._settle(now)
 
+    def give_up(self, model: str, now: float) -> list[Decision]:
+        """Stop the model's process, whatever it works on. What is queued for it waits for the next one."""
+        state = self._models.get(model)
+        if state is None or state.phase != "ready":
+            return []
+        return [self._stop(state), *self._settle(now)]
+
     def forgive(self, model: str) -> None:
         """The model may be loaded again, whatever failed before."""
         if (state := self._models.get(model)) is not None:

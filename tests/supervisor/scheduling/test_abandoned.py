@@ -11,7 +11,7 @@ import pytest
 from fakes.leases import FakeHost, engine
 
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.scheduling.abandoned import GIVE_UP_S, AbandonedLeases
+from hostler.supervisor.scheduling.abandoned import GIVE_UP_S, QUIET_CHECKS, AbandonedLeases
 from hostler.supervisor.scheduling.lease import Lease
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +37,11 @@ class Engine:
     def lease(self, *, granted_at: float = 0.0) -> Lease:
         lease = Lease(FakeHost(), lease_id=len(self.leases) + 1, model="m", requested_at=granted_at)
         lease.grant(ENGINE)
+        self.leases.append(lease)
+        return lease
+
+    def queued(self) -> Lease:
+        lease = Lease(FakeHost(), lease_id=len(self.leases) + 1, model="other", requested_at=self.now)
         self.leases.append(lease)
         return lease
 
@@ -131,15 +136,48 @@ async def test_a_holder_that_is_back_keeps_its_lease() -> None:
     assert not subject.released
 
 
-async def test_an_engine_that_works_for_nobody_is_given_up_in_the_end() -> None:
+async def test_short_requests_of_others_keep_no_abandoned_slot() -> None:
+    subject = Engine()
+    subject.active = 1
+    abandoned = subject.lease()
+    async with abandoning(abandoned, of=subject):
+        for look in range(QUIET_CHECKS):
+            # There is a request on its way at each look, and each time the engine works on one: theirs, it turns out.
+            assert not subject.released, look
+            short = subject.lease(granted_at=subject.now)
+            await subject.until_looked()
+            subject.leases.remove(short)
+            subject.now += 2.0
+    assert subject.released == [abandoned]
+
+
+async def test_looks_that_find_the_abandoned_request_at_work_count_from_the_beginning() -> None:
+    subject = Engine()
+    abandoned = subject.lease()
+    async with abandoning(abandoned, of=subject):
+        for look in range(QUIET_CHECKS):
+            subject.active = 2 if look == 1 else 1
+            short = subject.lease(granted_at=subject.now)
+            await subject.until_looked()
+            subject.leases.remove(short)
+            subject.now += 2.0
+    assert not subject.released
+
+
+async def test_an_engine_that_works_for_vanished_holders_alone_is_given_up_once_others_wait() -> None:
     subject = Engine()
     subject.active = 2
     one, two = subject.lease(), subject.lease()
     async with abandoning(one, of=subject):
         await subject.until_looked()
         subject.now += GIVE_UP_S
+        queued = subject.queued()
         await subject.until_looked()
         assert not subject.given_up  # it still works for the other one
         subject.leases.remove(two)
+        subject.leases.remove(queued)
+        await subject.until_looked()
+        assert not subject.given_up  # no request waits
+        subject.queued()
         await subject.until_looked()
     assert subject.given_up == [ENGINE]

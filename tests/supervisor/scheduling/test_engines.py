@@ -108,6 +108,15 @@ async def test_a_dead_address_is_not_returned_again() -> None:
     assert supervisor.unloaded == 0
 
 
+async def test_a_dead_address_is_not_found_again() -> None:
+    subject = addresses(FakeSupervisor(address(1)), known=1)
+    subject.mark_dead(address(1))
+    assert not await subject.locate("m")
+    assert await reconcile(subject, "ready", 1) == ("stopped", [])
+    assert await reconcile(subject, "ready", 1, fresh=True) == ("stopped", [])
+    assert subject.get("m") is None
+
+
 async def test_an_engine_that_stays_dead_is_unloaded() -> None:
     supervisor = FakeSupervisor(None, address(1))
     subject = addresses(supervisor, known=1)

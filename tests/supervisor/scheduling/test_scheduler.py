@@ -11,7 +11,7 @@ from fakes.scheduler_host import SETTINGS, A, B, C, SchedulerHost, loaded_host, 
 from hostler.supervisor.contract import Failure
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.scheduler import Scheduler
-from hostler.supervisor.scheduling.types import Refuse
+from hostler.supervisor.scheduling.types import Grant, Refuse, StartSwitch, Unload
 
 
 def test_loads_a_model_once_for_all_queued_requests() -> None:
@@ -315,3 +315,16 @@ def test_a_ticket_id_in_use_is_an_error() -> None:
 
 
 # Random histories, on a host with loads, stops and answers that take their time.
+
+
+def test_an_engine_that_is_given_up_stops_at_once_and_what_is_queued_for_it_stays_queued() -> None:
+    scheduler = Scheduler(SETTINGS)
+    scheduler.apply_snapshot(status(profile("a"), states={"a": "ready"}), 0.0)
+    scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
+    scheduler.request(Ticket(id=2, model="a", at=1.0), 1.0)
+    assert scheduler.give_up("a", 2.0) == [Unload(model="a")]
+    assert scheduler.give_up("a", 3.0) == scheduler.release(1, 3.0) == []
+    [switch] = scheduler.unloaded("a", 4.0)
+    assert switch == StartSwitch(id=1, model="a")
+    assert scheduler.loaded(1, "a", 5.0) == [Grant(ticket=2, model="a")]
+    assert scheduler.give_up("b", 6.0) == []
