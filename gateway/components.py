@@ -274,17 +274,21 @@ class Components:
     def _close_connections(self, name: str, address: EngineAddress) -> None:
         self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
 
-    def _local_host(self, supervisor: Supervisor) -> Orchestrator:
+    @property
+    def _scheduler_settings(self) -> SchedulerSettings:
         queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
+        return SchedulerSettings(
+            patience_s=switching.patience_s,
+            min_residency_s=switching.min_residency_s,
+            max_waiting=queue.max_waiting,
+            max_wait_s=queue.max_wait_s,
+        )
+
+    def _local_host(self, supervisor: Supervisor) -> Orchestrator:
         return Orchestrator(
             LOCAL,
             supervisor,
-            settings=SchedulerSettings(
-                patience_s=switching.patience_s,
-                min_residency_s=switching.min_residency_s,
-                max_waiting=queue.max_waiting,
-                max_wait_s=queue.max_wait_s,
-            ),
+            settings=self._scheduler_settings,
             publish=self.bus.publish,
             on_status=partial(self._on_status, LOCAL),
             on_stopping=partial(self._close_connections, LOCAL),
@@ -295,13 +299,12 @@ class Components:
         from hostler.supervisor.lease_frames import GatewayLimits
         from hostler.supervisor.remote_host import RemoteHost
 
-        queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
         return RemoteHost(
             name,
             client.url,
             self._tokens[name],
             client=client,
-            limits=GatewayLimits(queue.max_waiting, queue.max_wait_s, switching.patience_s, switching.min_residency_s),
+            limits=GatewayLimits.of(self._scheduler_settings),
             publish=self.bus.publish,
             on_status=partial(self._on_status, name),
             on_stopping=partial(self._close_connections, name),

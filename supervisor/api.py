@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
@@ -17,7 +18,14 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from hostler import __version__
-from hostler.supervisor.auth import RequestRejected, SupervisorAuthMiddleware, error_response, read_body
+from hostler.supervisor.auth import (
+    RequestRejected,
+    SupervisorAuthMiddleware,
+    decode_body,
+    error_response,
+    read_body,
+    read_content,
+)
 from hostler.supervisor.contract import (
     DevicesRead,
     EngineAddress,
@@ -36,7 +44,7 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.events import Emit, EventStreamResponse, LineStreamResponse, run_until
-from hostler.supervisor.lease_frames import CONTRACT, CONTRACT_HEADER, MEDIA_TYPE, PATH
+from hostler.supervisor.lease_frames import MEDIA_TYPE, PATH, PROTOCOL_HEADER, PROTOCOL_VERSION
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.lease_session import LeaseSession
 from hostler.supervisor.scheduling.errors import refusal_error
@@ -62,6 +70,10 @@ LogReader = Callable[[str, bool], AsyncIterator[str]]
 MetricsRenderer = Callable[[], Awaitable[bytes]]
 
 MAX_NAME = 200
+
+#: A refused gateway of another release is logged once in this time, in seconds; of so many at most.
+_WARN_AGAIN_S = 60.0
+_WARNED = 256
 
 #: The name under which operators queue for a model.
 _OPERATOR = "operator"
@@ -140,6 +152,7 @@ class _Api:
         self._leases = leases
         self._logs = logs
         self._metrics = metrics
+        self._warned: dict[str, float] = {}
         self.stopping = anyio.Event()
 
     async def healthz(self, request: Request) -> Response:
@@ -153,12 +166,12 @@ class _Api:
 
     async def switch(self, request: Request) -> Response:
         """With phases as events if the client accepts them, else the result alone."""
-        body = await _read_order(request, SwitchRequest)
+        body = await self._read_order(request, SwitchRequest)
         return await self._switch(request, await self._resolve(body.model))
 
     async def load(self, request: Request) -> Response:
         """As `switch`, for operators: a model in backoff is tried again at once."""
-        model = await self._resolve((await _read_order(request, SwitchRequest)).model)
+        model = await self._resolve((await self._read_order(request, SwitchRequest)).model)
         if (await self._states()).get(model) == "failed":
             await self._forgive(model)
         return await self._switch(request, model)
@@ -170,7 +183,7 @@ class _Api:
         return _json(await self._wait_for(switch.run))
 
     async def unload(self, request: Request) -> Response:
-        body = await _read_order(request, UnloadRequest)
+        body = await self._read_order(request, UnloadRequest)
         model, host = await self._resolve(body.model), self._leases.host
 
         async def stop() -> None:
@@ -190,21 +203,43 @@ class _Api:
 
     async def leases(self, request: Request) -> Response:
         """Connect a gateway: see `lease_frames`."""
-        contract = request.headers.get(CONTRACT_HEADER, "")
-        if contract != str(CONTRACT):
-            peer = request.client.host if request.client is not None else "?"
-            logger.warning("a gateway of another release at %s was refused: its contract is %.20r", peer, contract)
-            raise RequestRejected(426, "contract_mismatch", _mismatch(contract))
+        version = request.headers.get(PROTOCOL_HEADER, "")
+        if version != str(PROTOCOL_VERSION):
+            raise self._mismatch(request, version)
         if request.headers.get("content-type") != MEDIA_TYPE:
             raise RequestRejected(415, "unsupported_media", f"send frames: Content-Type: {MEDIA_TYPE}")
         return LeaseSession(self._leases, self.stopping)
 
     async def outdated(self, request: Request) -> Response:
-        """What gateways before contract 1 call."""
-        raise RequestRejected(426, "contract_mismatch", _mismatch("0"))
+        """What gateways before version 1 of the protocol call."""
+        raise self._mismatch(request)
+
+    async def _read_order(self, request: Request, kind: type[T]) -> T:
+        """The body of an operator's request, which gateways before version 1 send with more fields."""
+        content = await read_content(request)
+        try:
+            return decode_body(content, kind)
+        except RequestRejected:
+            if _is_old_order(content):
+                raise self._mismatch(request) from None
+            raise
+
+    def _mismatch(self, request: Request, version: str = "0") -> RequestRejected:
+        """The refusal of a gateway of another release, which is logged: its own log may be on another machine."""
+        peer = request.client.host if request.client is not None else "?"
+        now = time.monotonic()
+        if now - self._warned.get(peer, -_WARN_AGAIN_S) >= _WARN_AGAIN_S:
+            if len(self._warned) >= _WARNED:
+                self._warned.clear()
+            self._warned[peer] = now
+            logger.warning(
+                "the gateway at %s is refused: it speaks %s, this supervisor %s; update the %s",
+                peer, _spoken(version), _spoken(str(PROTOCOL_VERSION)), _outdated(version),
+            )  # fmt: skip
+        return RequestRejected(426, "protocol_mismatch", _mismatch_message(version))
 
     async def pin(self, request: Request) -> Response:
-        body = await _read_order(request, PinRequest)
+        body = await self._read_order(request, PinRequest)
         model = await self._resolve(body.model)
         supervisor = self._supervisor
         if not isinstance(supervisor, SupportsPinning):
@@ -225,6 +260,10 @@ class _Api:
         return _json(PullResponse(model=model))
 
     async def events(self, request: Request) -> Response:
+        # The request of a gateway before version 1, which would count this host as reachable.
+        if (request.headers.get("accept"), request.headers.get("accept-encoding")) == ("text/event-stream", "identity"):
+            raise self._mismatch(request)
+
         async def produce(emit: Emit) -> None:
             async with self._supervisor.events() as events:
                 async for event in events:
@@ -298,22 +337,35 @@ _NAMES: dict[type[SupervisorEvent], str] = {
 }  # fmt: skip
 
 
-async def _read_order(request: Request, kind: type[T]) -> T:
-    """The body of an operator's request; gateways before contract 1 send orders with an `epoch`."""
+class _OldOrder(msgspec.Struct):
+    """What only gateways before version 1 send, whatever else there is."""
+
+    epoch: int | None
+
+
+def _is_old_order(content: bytes) -> bool:
     try:
-        return await read_body(request, kind)
-    except RequestRejected as rejected:
-        if rejected.status == 400 and "`epoch`" in rejected.body.message:
-            raise RequestRejected(426, "contract_mismatch", _mismatch("0")) from None
-        raise
+        decode_body(content, _OldOrder)
+    except RequestRejected:
+        return False
+    return True
 
 
-def _mismatch(contract: str) -> str:
-    older = not contract.isascii() or not contract.isdecimal() or int(contract[:9]) < CONTRACT
+def _mismatch_message(version: str) -> str:
     return (
-        f"this supervisor (Hostler {__version__}) and the gateway are of different releases: it speaks contract {CONTRACT}, "
-        f"the gateway {contract[:9] if contract.isdecimal() else 'none'}; update the {'gateway' if older else 'supervisor'}"
+        f"this supervisor (Hostler {__version__}) and the gateway are of different releases: it speaks "
+        f"{_spoken(str(PROTOCOL_VERSION))}, the gateway {_spoken(version)}; update the {_outdated(version)}"
     )
+
+
+def _spoken(version: str) -> str:
+    return f"protocol {version[:9]}" if version.isascii() and version.isdecimal() else "no known protocol"
+
+
+def _outdated(version: str) -> str:
+    """Which side to update."""
+    older = not version.isascii() or not version.isdecimal() or int(version[:9]) < PROTOCOL_VERSION
+    return "gateway" if older else "supervisor"
 
 
 def _order_error(refusal: Refuse) -> Exception:

@@ -263,6 +263,11 @@ class SupervisorAuthMiddleware:
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
     """Decode the JSON body as a `kind`. Raises `RequestRejected` for one that is too large, too slow or invalid."""
+    return decode_body(await read_content(request), kind)
+
+
+async def read_content(request: Request) -> bytes:
+    """The bytes of a JSON body. Raises `RequestRejected` for one that is too large or too slow."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" or "content-encoding" in request.headers:
         raise RequestRejected(415, "unsupported_media", "send plain JSON: Content-Type: application/json")
@@ -277,8 +282,13 @@ async def read_body(request: Request, kind: type[_Body]) -> _Body:
         raise RequestRejected(408, "too_slow", f"the body did not arrive within {BODY_S:g} s") from None
     except ClientDisconnect:
         raise RequestRejected(400, "invalid_request", "the body ended early") from None
+    return bytes(content)
+
+
+def decode_body(content: bytes, kind: type[_Body]) -> _Body:
+    """A JSON body as a `kind`. Raises `RequestRejected` for an invalid one."""
     try:
-        return msgspec.json.decode(bytes(content), type=kind)
+        return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RequestRejected(400, "invalid_request", f"invalid body: {error}") from None
 

@@ -1,6 +1,6 @@
-"""The contract between a gateway and a supervisor: `Supervisor`, its values and its errors.
+"""The contract between a host's scheduler and its engines: `Supervisor`, its values and its errors.
 
-In one process the gateway holds an `EngineManager`; over a network `SupervisorClient` fulfils the same contract.
+`EngineManager` fulfils it. Its values also reach gateways: see `lease_frames`.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class Supervisor(Protocol):
     async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         """Make `model` ready and return where it listens.
 
-        The models of `evict` are stopped first (the gateway has drained them), then any others that the host's own
+        The models of `evict` are stopped first (the scheduler has drained them), then any others that the host's own
         policy demands, after they have finished their responses or `drain_s` has passed. By state: `ready` returns at
         once · `starting` joins · `stopping` waits, then starts · `stopped` and `backoff` start · `failed` fails at once
         until its backoff is over. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`.

@@ -18,10 +18,11 @@ import msgspec
 from hostler.adapters.redaction import redacted
 from hostler.supervisor.contract import SupervisorUnreachable
 from hostler.supervisor.lease_frames import (
-    CONTRACT,
-    CONTRACT_HEADER,
     MEDIA_TYPE,
     PATH,
+    PROTOCOL_HEADER,
+    PROTOCOL_VERSION,
+    ErrorFrame,
     EventFrame,
     InvalidFrame,
     encode_frames,
@@ -39,7 +40,8 @@ _MAX_ERROR: Final = 64 * 1024
 class LeaseConnection(asyncio.Protocol):
     """One connection. `on_frame` gets each frame; `closed` is set once, with the reason in `lost`, when it has ended.
 
-    `heard_at` is when anything was last received, by the loop's clock.
+    `rejected`: the supervisor says that this gateway has broken the protocol. `heard_at` is when anything was last
+    received, by the loop's clock.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, head: bytes, on_frame: Callable[[EventFrame], None]) -> None:
@@ -54,6 +56,7 @@ class LeaseConnection(asyncio.Protocol):
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.closed = asyncio.Event()
         self.lost = ""
+        self.rejected = False
         self.heard_at = loop.time()
 
     def send(self, frame: msgspec.Struct) -> None:
@@ -96,8 +99,10 @@ class LeaseConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__
-            what = str(cause) if isinstance(cause, InvalidFrame) else type(error).__name__
-            self.close(f"does not respond like a supervisor: {what}")
+            if cause is not None and not isinstance(cause, InvalidFrame):
+                self.close("sent a frame that could not be handled")
+                raise cause from None  # raised by `on_frame`; the parser wraps it
+            self.close(f"does not respond like a supervisor: {cause or type(error).__name__}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = self.lost or "closed the connection"
@@ -117,7 +122,11 @@ class LeaseConnection(asyncio.Protocol):
             self._error_body += body[: _MAX_ERROR - len(self._error_body)]
             return
         for frame in self._frames.feed(body):
-            self._on_frame(frame)
+            if isinstance(frame, ErrorFrame):
+                self.rejected = True
+                self.lost = self.lost or f"ended the connection: {frame.message}"
+            else:
+                self._on_frame(frame)
 
     def on_message_complete(self) -> None:
         if not self.accepted.done():
@@ -160,7 +169,7 @@ async def open_connection(
         f"POST {parts.path.rstrip('/')}{PATH} HTTP/1.1",
         f"Host: {f'[{host}]' if ':' in host else host}:{port}",
         f"Content-Type: {MEDIA_TYPE}",
-        f"{CONTRACT_HEADER}: {CONTRACT}",
+        f"{PROTOCOL_HEADER}: {PROTOCOL_VERSION}",
         "Transfer-Encoding: chunked",
     ]
     if token is not None:

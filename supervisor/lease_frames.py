@@ -6,7 +6,7 @@ docs/operations.md describes the connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -22,13 +22,14 @@ from hostler.supervisor.contract import (
     SwitchMoved,
 )
 from hostler.supervisor.scheduling.events import Waiting
-from hostler.supervisor.scheduling.types import RefusalReason
+from hostler.supervisor.scheduling.queue import MAX_PRIORITY
+from hostler.supervisor.scheduling.types import RefusalReason, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
 
-#: The version of this protocol, in the header `Hostler-Contract`. Both sides must have the same.
-CONTRACT: Final = 1
+#: The version of this protocol, in the header `Hostler-Protocol`. Both sides must have the same.
+PROTOCOL_VERSION: Final = 1
 
-CONTRACT_HEADER: Final = "Hostler-Contract"
+PROTOCOL_HEADER: Final = "Hostler-Protocol"
 MEDIA_TYPE: Final = "application/vnd.hostler.leases"
 PATH: Final = "/leases"
 
@@ -46,13 +47,19 @@ MAX_LEASES: Final = 10_000
 #: The most queued requests in one `QueueFrame`.
 MAX_LISTED: Final = 500
 
+#: The longest time and the largest number in a gateway's frame. Whatever a gateway is configured with beyond that is as
+#: good as unlimited.
+MAX_SECONDS: Final = 10_000_000.0
+MAX_COUNT: Final = 2**31 - 1
+
 _T = TypeVar("_T")
 
 LeaseId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 # Shown in logs.
 _PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]+\Z")]
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
 # From gateways.
@@ -61,10 +68,20 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
 class GatewayLimits(msgspec.Struct, frozen=True, array_like=True):
     """A gateway's `queue` and `switching` settings, which apply where the supervisor's own file sets none."""
 
-    max_waiting: Annotated[int, msgspec.Meta(ge=0)]
+    max_waiting: _Count
     max_wait_s: _Seconds
     patience_s: _Seconds
     min_residency_s: _Seconds
+
+    @classmethod
+    def of(cls, settings: SchedulerSettings) -> GatewayLimits:
+        """These settings, as far as they fit into a frame."""
+        return cls(
+            min(settings.max_waiting, MAX_COUNT),
+            min(settings.max_wait_s, MAX_SECONDS),
+            min(settings.patience_s, MAX_SECONDS),
+            min(settings.min_residency_s, MAX_SECONDS),
+        )
 
 
 class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -84,7 +101,7 @@ class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     model: _Name
     client: _Name = ""
     request_id: _Name = ""
-    priority: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 0
+    priority: Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     waited_s: _Seconds = 0.0
     client_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -117,6 +134,13 @@ class PingFrame(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
 
 
 RequestFrame = HelloFrame | AskFrame | ReleaseFrame | LostFrame | SeedFrame | PingFrame
+
+
+class InvalidAsk(msgspec.Struct, frozen=True):
+    """An `ask` that breaks the protocol, but has an `id` by which it can be refused."""
+
+    id: int
+    problem: str
 
 
 # From supervisors.
@@ -216,6 +240,12 @@ class ViewFrame(msgspec.Struct, frozen=True, array_like=True, tag="view"):
     outlooks: dict[str, ServiceOutlook]
 
 
+class ErrorFrame(msgspec.Struct, frozen=True, array_like=True, tag="error"):
+    """The gateway has broken the protocol, and the connection ends."""
+
+    message: str
+
+
 class ClosingFrame(msgspec.Struct, frozen=True, array_like=True, tag="closing"):
     """The supervisor stops: it grants nothing any more, and waits for the leases that are held."""
 
@@ -234,6 +264,7 @@ EventFrame = (
     | QueueFrame
     | ViewFrame
     | ClosingFrame
+    | ErrorFrame
     | PingFrame
 )
 
@@ -243,11 +274,15 @@ class InvalidFrame(Exception):
 
 
 class FrameReader(Generic[_T]):
-    """Cuts frames out of a byte stream. A frame longer than `limit` bytes or of another shape raises `InvalidFrame`."""
+    """Cuts frames out of a byte stream. A frame longer than `limit` bytes raises `InvalidFrame`, as does one of another
+    shape, unless `salvage` makes something of it."""
 
-    def __init__(self, kind: Any, limit: int) -> None:
+    def __init__(
+        self, kind: Any, limit: int, salvage: Callable[[bytes, str], _T | None] = lambda frame, problem: None
+    ) -> None:
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._limit = limit
+        self._salvage = salvage
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[_T]:
@@ -264,17 +299,37 @@ class FrameReader(Generic[_T]):
                     break
                 frame = bytes(buffer[start + 4 : start + 4 + length])
                 start += 4 + length
-                try:
-                    yield self._decode(frame)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-                    raise InvalidFrame(f"invalid frame: {error}") from None
+                yield self._decoded(frame)
         finally:
             del buffer[:start]
 
+    def _decoded(self, frame: bytes) -> _T:
+        try:
+            return self._decode(frame)  # type: ignore[no-any-return]  # of the kind that the decoder was made for
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            salvaged = self._salvage(frame, str(error))
+            if salvaged is None:
+                raise InvalidFrame(f"invalid frame: {error}") from None
+            return salvaged
 
-def request_reader() -> FrameReader[RequestFrame]:
+
+class _AskStart(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    id: LeaseId
+
+
+_decode_ask_start = msgspec.msgpack.Decoder(_AskStart).decode
+
+
+def _salvage_ask(frame: bytes, problem: str) -> InvalidAsk | None:
+    try:
+        return InvalidAsk(_decode_ask_start(frame).id, problem)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):
+        return None
+
+
+def request_reader() -> FrameReader[RequestFrame | InvalidAsk]:
     """Reads what gateways send."""
-    return FrameReader(RequestFrame, MAX_REQUEST)
+    return FrameReader(RequestFrame, MAX_REQUEST, _salvage_ask)
 
 
 def event_reader() -> FrameReader[EventFrame]:

@@ -100,7 +100,7 @@ class LeaseLink:
             self._connection = None
             if not connection.closed.is_set():
                 connection.finish()
-        return self._usable() and loop.time() - began > STABLE_S
+        return not connection.rejected and self._usable() and loop.time() - began > STABLE_S
 
     def was_suspended(self) -> bool:
         """Whether this process has just stood still for so long that the supervisor may have given it up."""

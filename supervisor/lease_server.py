@@ -42,13 +42,13 @@ from hostler.supervisor.scheduling.types import SchedulerSettings
 VIEW_EVERY_S, LONG_VIEW_EVERY_S = 0.1, 0.5
 _LONG = 50
 
-#: How often gateways hear where their queued requests are, in seconds.
+#: How often the places of queued requests are sent to their gateways, in seconds.
 _PLACES_EVERY_S = 0.5
 
 #: The most connected gateways.
 MAX_GATEWAYS = 256
 
-#: How often `drain` looks whether the last lease has ended, in seconds.
+#: How often `drained` checks whether the last lease has ended, in seconds.
 _DRAIN_TICK_S = 0.02
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class LeaseServer:
         self._sessions: dict[str, LeaseSession] = {}
         self._abandoned: dict[tuple[str, int], Lease] = {}
         self._changed = anyio.Event()
-        self._closing = False
+        self.closing = False
 
     async def run(self) -> None:
         """Schedule and keep gateways up to date until cancelled."""
@@ -101,10 +101,13 @@ class LeaseServer:
         return len(self._sessions)
 
     def close(self) -> None:
-        """Queue nothing any more: waiting requests go elsewhere, and gateways ask for no more."""
-        self._closing = True
-        self.host.stop(_stopping)
+        """Grant nothing any more: waiting requests go elsewhere, and gateways ask for no more.
+
+        This is announced before the refusals, so that requests without another backend wait for the next supervisor.
+        """
+        self.closing = True
         self._broadcast(ClosingFrame())
+        self.host.stop(_stopping)
 
     async def drained(self, seconds: float) -> None:
         """Wait until no lease is held, at most `seconds`."""
@@ -145,7 +148,7 @@ class LeaseServer:
         if status is not None and self.host.reachable:
             frames.append(HostFrame(status))
         frames += [SwitchFrame(switch) for switch in self.host.switches()]
-        if self._closing:
+        if self.closing:
             frames.append(ClosingFrame())
         session.send(encode_frames((*frames, *self._view_frames())))
         logger.info("gateway %s connected from %s", hello.name, session.peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -18,9 +19,11 @@ from hostler.supervisor.lease_frames import (
     MAX_LEASES,
     MEDIA_TYPE,
     AskFrame,
+    ErrorFrame,
     GatewayLimits,
     GrantFrame,
     HelloFrame,
+    InvalidAsk,
     InvalidFrame,
     LostFrame,
     PlacesFrame,
@@ -34,6 +37,7 @@ from hostler.supervisor.lease_frames import (
     request_reader,
 )
 from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.types import RefusalReason
 
 if TYPE_CHECKING:
     from hostler.supervisor.lease_server import LeaseServer
@@ -41,11 +45,17 @@ if TYPE_CHECKING:
 #: What a gateway may leave unread, in bytes. It is disconnected as soon as there is more.
 MAX_UNREAD: Final = 32 * 1024 * 1024
 
-#: With so many leases a new one hears of its place with all others, not at once.
+#: A gateway that takes none of so many bytes for `DEAD_S` seconds does not read.
+PIECE: Final = 64 * 1024
+
+#: With so many leases the place of a new one is sent with all others, not at once.
 SHORT: Final = 50
 
-#: Time to end the stream properly, in seconds.
+#: Time to write what is left and to end the stream properly, in seconds.
 LAST_WRITE_S: Final = 0.2
+
+#: When a gateway that has too many leases may ask for one again, in seconds.
+_RETRY_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +79,7 @@ class LeaseSession(Response):
         self._outbox: list[bytes] = []
         self._unread = 0
         self._wanted = anyio.Event()
+        self._written: anyio.Event | None = None
         self._scope = anyio.CancelScope()
         self.peer = ""
         self.limits: GatewayLimits | None = None
@@ -79,7 +90,7 @@ class LeaseSession(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             with self._server.opened(self), self._scope:
-                await run_until(self._stopping, partial(self._serve, receive, send))
+                await self._serve(receive, send)
         finally:
             if self._instance is not None:
                 self._server.leave(self, self._instance)
@@ -90,7 +101,9 @@ class LeaseSession(Response):
     async def _serve(self, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write, send)
-            await self._read(receive)
+            await run_until(self._stopping, partial(self._read, receive))
+            with anyio.move_on_after(LAST_WRITE_S):
+                await self._flush()
             tasks.cancel_scope.cancel()
 
     async def _read(self, receive: Receive) -> None:
@@ -107,20 +120,31 @@ class LeaseSession(Response):
                     self._on_frame(frame)
             except InvalidFrame as error:
                 logger.warning("gateway %s at %s is disconnected: %s", self._name or "?", self.peer, error)
+                self.send(encode_frames([ErrorFrame(str(error))]))
                 return
 
     async def _write(self, send: Send) -> None:
         while True:
             if not self._outbox:
+                if self._written is not None:
+                    self._written.set()
                 self._wanted = anyio.Event()
                 await self._wanted.wait()
             body = b"".join(self._outbox)
             self._outbox.clear()
-            with anyio.move_on_after(DEAD_S) as limit:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            if limit.cancelled_caught:
-                self.close("it does not read")
-            self._unread -= len(body)
+            for start in range(0, len(body), PIECE):
+                piece = body[start : start + PIECE]
+                with anyio.move_on_after(DEAD_S) as limit:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if limit.cancelled_caught:
+                    self.close("it does not read")
+                self._unread -= len(piece)
+
+    async def _flush(self) -> None:
+        """Wait until everything is written."""
+        self._written = anyio.Event()
+        self._wanted.set()
+        await self._written.wait()
 
     # Called by the server.
 
@@ -172,7 +196,7 @@ class LeaseSession(Response):
 
     # Frames.
 
-    def _on_frame(self, frame: RequestFrame) -> None:
+    def _on_frame(self, frame: RequestFrame | InvalidAsk) -> None:
         if self._instance is None:
             if not isinstance(frame, HelloFrame):
                 raise InvalidFrame("the first frame must be hello")
@@ -188,6 +212,9 @@ class LeaseSession(Response):
                     lease.report_answer(frame.usage)
                 lease.release()
                 self._server.mark_changed()
+        elif isinstance(frame, InvalidAsk):
+            logger.warning("gateway %s at %s is refused a lease: %s", self._name, self.peer, frame.problem)
+            self._refuse(frame.id, "invalid")
         elif isinstance(frame, LostFrame):
             self._server.engine_lost(frame.model, frame.generation)
         elif isinstance(frame, SeedFrame):
@@ -196,11 +223,16 @@ class LeaseSession(Response):
             raise InvalidFrame("a second hello")
 
     def _ask(self, frame: AskFrame) -> None:
-        if frame.id in self._leases or len(self._leases) >= MAX_LEASES:
-            raise InvalidFrame(f"lease {frame.id} exists, or there are more than {MAX_LEASES}")
+        if self._server.closing:
+            self._refuse(frame.id, "stopping")
+            return
+        if len(self._leases) >= MAX_LEASES:
+            self._refuse(frame.id, "queue_full", _RETRY_S)
+            return
+        self._check_unused(frame.id)
         lease = self._server.host.lease(
             frame.model,
-            client=frame.client,
+            client=self._client(frame.client),
             request_id=frame.request_id,
             keep_alive_s=frame.keep_alive_s,
             priority=frame.priority,
@@ -215,6 +247,21 @@ class LeaseSession(Response):
         elif len(self._leases) < SHORT:
             self.send(encode_frames([PlacesFrame((QueuePlace(frame.id, *self._server.host.place(lease)),))]))
         self._server.mark_changed()
+
+    def _refuse(self, number: int, reason: RefusalReason, retry_after_s: float = 0.0) -> None:
+        self._check_unused(number)
+        self.send(encode_frames([RefuseFrame(number, reason, retry_after_s)]))
+
+    def _check_unused(self, number: int) -> None:
+        if number in self._leases:
+            raise InvalidFrame(f"lease {number} exists")
+
+    def _client(self, name: str) -> str:
+        """The client's name among those of all gateways. One without a key is named by its address, and a loopback address
+        means another machine at every gateway."""
+        if not _is_loopback(name):
+            return name
+        return f"{name} at {self._name if _is_loopback(self.peer) else self.peer}"
 
     def _on_change(self, number: int, lease: Lease) -> None:
         """The lease was settled or revoked."""
@@ -236,3 +283,12 @@ class LeaseSession(Response):
                 lease.switch_s,
             )
         self.send(encode_frames([frame]))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback

@@ -54,10 +54,20 @@ class SupervisorMetrics:
                 self._last_failures[status.model] = status.failure
                 self._failures.inc(status.model, status.failure.kind)
 
-    async def render(self, *, process: bool = True) -> bytes:
-        """The text of `/metrics`; without `process` where another part of this process already exposes that."""
+    async def render(self, *, queue: tuple[int, int] | None = None, process: bool = True) -> bytes:
+        """The text of `/metrics`. `queue` is how many requests wait and are served; in a process with a gateway that exposes
+        both. Without `process` where another part of this process already exposes that."""
         counted = (self._starts, self._failures, self._switches, self._phases, self._first_answers)
-        return await exposition([*counted, *_current(self._status())], process=process)
+        queued = [] if queue is None else _queue(*queue)
+        return await exposition([*counted, *_current(self._status()), *queued], process=process)
+
+
+def _queue(waiting: int, serving: int) -> list[Instrument]:
+    depth = Gauge("hostler_supervisor_queue_depth", "Requests of all gateways waiting for a model.")
+    served = Gauge("hostler_supervisor_serving", "Requests of all gateways being answered.")
+    depth.set(waiting)
+    served.set(serving)
+    return [depth, served]
 
 
 def _current(host: HostStatus) -> list[Instrument]:

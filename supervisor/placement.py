@@ -28,7 +28,7 @@ class PlacementPolicy:
     ) -> list[ManagedModel]:
         """Which of `others`, all alive, have to stop before `wanted` starts.
 
-        Those in `evict` (the gateway has drained them); besides them idle ones, least recently used first, and busy
+        Those in `evict` (the scheduler has drained them); besides them idle ones, least recently used first, and busy
         ones if that is not enough; pinned ones never. Raises `SupervisorError` if `wanted` cannot fit even then.
         """
         names = {other.name for other in others if other.name in evict}

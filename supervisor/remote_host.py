@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from hostler.adapters.canonical import Progress
+from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import (
@@ -30,6 +30,9 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.lease_frames import (
+    MAX_COUNT,
+    MAX_LEASES,
+    MAX_SECONDS,
     AskFrame,
     ClosingFrame,
     DevicesFrame,
@@ -71,6 +74,7 @@ from hostler.supervisor.scheduling.events import (
 )
 from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
+from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
 
@@ -81,6 +85,9 @@ RETURNS_WITHIN_S = 60.0
 _SEED_MODELS = 200
 
 _MAX_TEXT = 200
+
+#: `Retry-After` when this gateway itself has too many leases, in seconds.
+_RETRY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +131,7 @@ class RemoteHost:
         self._leases: dict[int, Lease] = {}
         self._welcome = False
         self._closing = False
+        self._generation = 0
         self._seeds: Mapping[str, Sequence[float]] = {}
         self._view = RemoteView()
         self._problem = ""
@@ -210,6 +218,9 @@ class RemoteHost:
             lease.refuse(self._stopped_with())
         elif not self.reachable or self._closing:
             lease.refuse(self._gone())
+        elif len(self._leases) >= MAX_LEASES:
+            full = Refuse(ticket=number, model=model, reason="queue_full", retry_after_s=_RETRY_S)
+            lease.refuse(refusal_error(full, self.name), full)
         else:
             self._leases[number] = lease
             lease.acknowledged = False
@@ -225,9 +236,9 @@ class RemoteHost:
             lease.model[:_MAX_TEXT],
             lease.client[:_MAX_TEXT],
             lease.request_id[:_MAX_TEXT],
-            lease.priority,
+            max(-MAX_PRIORITY, min(lease.priority, MAX_PRIORITY)),
             None if keep is None or math.isnan(keep) else max(0.0, keep),
-            waited_s,
+            min(waited_s, MAX_SECONDS),
             lease.client_port,
             lease.prompt,
         )
@@ -240,7 +251,7 @@ class RemoteHost:
             self._record_wait(lease)
             self._view.settled(lease.id)
         self._view.released(lease.model)
-        self._link.send(ReleaseFrame(lease.id, lease.answered, lease.usage))
+        self._link.send(ReleaseFrame(lease.id, lease.answered, _plausible(lease.usage)))
 
     def stop(self, error: Callable[[], GatewayError]) -> None:
         """See `Host`."""
@@ -258,7 +269,7 @@ class RemoteHost:
         lease.switch_s = self.switched_s(lease)
 
     def engine_lost(self, address: EngineAddress) -> None:
-        """See `Host`. The supervisor looks for itself before it believes it."""
+        """See `Host`. The supervisor tries the address itself before it acts on this."""
         self._link.send(LostFrame(address.model, address.generation))
 
     # Operations.
@@ -297,7 +308,15 @@ class RemoteHost:
         models = list(self._seeds)
         for start in range(0, len(models), _SEED_MODELS):
             part = models[start : start + _SEED_MODELS]
-            self._link.send(SeedFrame({model: tuple(self._seeds[model]) for model in part if len(model) <= _MAX_TEXT}))
+            self._link.send(
+                SeedFrame(
+                    {
+                        model: tuple(max(0.0, min(seconds, MAX_SECONDS)) for seconds in self._seeds[model])
+                        for model in part
+                        if len(model) <= _MAX_TEXT
+                    }
+                )
+            )
 
     # Views.
 
@@ -386,7 +405,7 @@ class RemoteHost:
             case EngineStoppingFrame():
                 self._on_stopping(self._with_host(frame.address))
             case WelcomeFrame():
-                self._on_welcome()
+                self._on_welcome(frame.generation)
             case ClosingFrame():
                 self._on_closing()
 
@@ -396,10 +415,14 @@ class RemoteHost:
             if (lease := self._leases.get(place.id)) is not None:
                 lease.acknowledge()
 
-    def _on_welcome(self) -> None:
-        """Ask for everything that waits, anew."""
+    def _on_welcome(self, generation: int) -> None:
+        """Ask for everything that waits, anew. What was known of another process of the supervisor is void."""
         self._welcome = True
         now = self._clock()
+        if generation != self._generation:
+            self._generation = generation
+            self._view.clear()
+        self._view.settle_switches(now)
         for lease in self._leases.values():
             if not lease.settled:
                 self._link.send(self._ask(lease, max(0.0, now - lease.requested_at)))
@@ -476,6 +499,14 @@ class RemoteHost:
         if address.host in ("0.0.0.0", "::", ""):
             return msgspec.structs.replace(address, host=self._address)
         return address
+
+
+def _plausible(usage: Usage | None) -> Usage | None:
+    """The usage, if its numbers fit into a frame: an engine may report any."""
+    if usage is None:
+        return None
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    return usage if all(0 <= count <= MAX_COUNT for count in counts) else None
 
 
 def _own_name() -> str:

@@ -92,6 +92,12 @@ class RemoteView:
             self._places.clear()
         self._places |= {place.id: (place, now) for place in frame.places}
 
+    def settle_switches(self, now: float) -> None:
+        """Connected anew: what is still in progress is published again, the rest has ended meanwhile."""
+        self.switches.clear()
+        for model, (began, ended) in self._switch_times.items():
+            self._switch_times[model] = (began, min(ended, now))
+
     def apply_switch(self, switch: SwitchMoved, now: float) -> bool:
         """Returns whether the switch has entered another phase."""
         known = self.switches.get(switch.model)

@@ -283,7 +283,7 @@ class SwitchCoordinator:
         return await result.wait()
 
     async def _evict(self, model: ManagedModel, switch: SwitchOperation) -> None:
-        """Stop, side by side, all that may not run beside `model`, and drain those that the gateway has not drained."""
+        """Stop, side by side, all that may not run beside `model`, and drain those that the scheduler has not drained."""
         victims = self._policy.victims(model, self._others(model), switch.evict)
         if _undrained(victims, switch):
             # Which of them was used last is known only to the engines.

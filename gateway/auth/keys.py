@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from hostler.gateway.context import ALL_SCOPES, Client, KeyRules, KeyScope
 from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 from hostler.supervisor.state_store import replace_file
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scopes: tuple[KeyScope, ...]
     created: int
     local_only: bool = False
-    priority: int = 0
+    priority: Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     rules: KeyRules | None = None
     expires: int | None = None
     note: str = ""
@@ -156,8 +158,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, records: Iterable[KeyRecord]) -> None:
+    lines = [msgspec.json.encode(record) for record in records]
+    try:
+        for line in lines:
+            msgspec.json.decode(line, type=KeyRecord)
+    except msgspec.ValidationError as error:
+        raise KeyFileError(f"{path}: is not changed: {error}") from error
     text = "# Hostler's API keys, hashed. `hostler keys add|set|revoke` changes this file.\n"
-    text += "".join(msgspec.json.encode(record).decode() + "\n" for record in records)
+    text += "".join(line.decode() + "\n" for line in lines)
     replace_file(path, text.encode(), sync=True)
 
 

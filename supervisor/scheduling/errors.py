@@ -133,6 +133,10 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
         return supervisor_stopping(host)
     if refusal.reason == "unknown_model":
         return profile_removed(model, host)
+    if refusal.reason == "invalid":
+        return ModelUnavailable(
+            f"the supervisor of {host} did not accept a request for {model}; its log says why", model=model
+        )
     if refusal.reason == "unloaded":
         return unloaded(model)
     if refusal.reason == "does_not_fit":

@@ -28,11 +28,11 @@ class LeaseOwner(Protocol):
 class Lease:
     """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `refusal`
-    is the scheduler's decision, if it was refused by one. `waited_s` is how long it took to settle, `switch_s` the part
-    of that spent in a switch to its model. `prompt` identifies its conversation, `slot` is the engine's slot for it (`None`:
-    the engine chooses), `assignment` what ends with the lease. `answered` and `usage` are reported with the release. `on_change` is called
-    when it is settled or revoked.
+    `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: the model was
+    unloaded by force while the lease was held. `refusal` is the scheduler's decision, if it was refused by one. `waited_s`
+    is how long it took to settle, `switch_s` the part of that spent in a switch to its model. `prompt` identifies its
+    conversation, `slot` is the engine's slot for it (`None`: the engine chooses), `assignment` what ends with the lease.
+    `answered` and `usage` are reported with the release. `on_change` is called when it is settled or revoked.
     """
 
     __slots__ = (

@@ -18,6 +18,7 @@ RefusalReason = Literal[
     "unknown_model",
     "host_gone",
     "stopping",
+    "invalid",
 ]
 
 

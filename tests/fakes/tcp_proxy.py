@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import ByteStream, SocketStream
 
+#: Bytes that a dripping proxy forwards at a time.
+_DRIP = 16
+
 
 class TcpProxy:
     """Forwards connections to `port`. `cut` breaks them and refuses new ones, `hold` lets everything vanish that they
-    carry, both until `restore`."""
+    carry, `drip` forwards a few bytes at a time, all until `restore`."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -19,6 +22,7 @@ class TcpProxy:
         self._connected = True
         self._flowing = anyio.Event()
         self._flowing.set()
+        self._dripping = False
         self.port = 0
 
     def point_to(self, target: int) -> None:
@@ -35,9 +39,14 @@ class TcpProxy:
         """Forward nothing, like a cable that was pulled."""
         self._flowing = anyio.Event()
 
+    def drip(self) -> None:
+        """Forward a few bytes at a time, so that each frame arrives by itself."""
+        self._dripping = True
+
     def restore(self) -> None:
         """Forward connections again."""
         self._connected = True
+        self._dripping = False
         self._flowing.set()
 
     async def serve(self, client: SocketStream) -> None:
@@ -58,7 +67,10 @@ class TcpProxy:
         try:
             async for data in source:
                 await self._flowing.wait()
-                await sink.send(data)
+                step = _DRIP if self._dripping else len(data)
+                for start in range(0, len(data), step):
+                    await sink.send(data[start : start + step])
+                    await anyio.sleep(0.001 if self._dripping else 0)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
         scope.cancel()

@@ -303,6 +303,29 @@ async def test_events_begin_with_a_snapshot_and_go_on_with_changes(
         await fake_supervisor.listened_to_by(1)
 
 
+OLD_ORDERS = [
+    ("/models/switch", {"model": "alpha", "evict": ["beta"], "epoch": 1796003421}),
+    ("/models/unload", {"model": "alpha", "epoch": 1796003421}),
+    ("/models/pin", {"model": "alpha", "pinned": True, "epoch": None}),
+    ("/models/answered", {"model": "alpha", "generation": 1, "cached": 0, "prompt": 1}),
+]
+
+
+async def test_gateways_before_version_1_are_refused_wherever_they_call(
+    http: httpx.AsyncClient, fake_supervisor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # With these headers they follow the events, and count the host as reachable if they get them.
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    answers = [await http.post(path, json=body) for path, body in OLD_ORDERS]
+    answers.append(await http.get("/models/locate", params={"model": "alpha"}))
+    answers.append(await http.get("/events", headers=headers))
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (426, "protocol_mismatch"), answer.url
+        assert answer.json()["error"]["message"].endswith("the gateway protocol 0; update the gateway")
+    assert fake_supervisor.starts == 0
+    assert caplog.text.count("the gateway at 127.0.0.1 is refused: ") == 1  # not for each attempt
+
+
 async def test_keys_are_in_no_event_and_no_status(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     async with http.stream("GET", "/events") as answer, aclosing(_events(answer)) as events:
         seen = [await anext(events)]

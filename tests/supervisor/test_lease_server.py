@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import pytest
+
 from hostler.supervisor.config import HostLimits
-from hostler.supervisor.lease_frames import GatewayLimits
-from hostler.supervisor.lease_server import combine_limits
+from hostler.supervisor.lease_frames import GatewayLimits, HelloFrame, InvalidFrame
+from hostler.supervisor.lease_server import MAX_GATEWAYS, LeaseServer, combine_limits
 from hostler.supervisor.scheduling.types import SchedulerSettings
 
 BEFORE = SchedulerSettings(max_waiting=3)
@@ -27,3 +31,36 @@ def test_the_supervisors_own_values_win() -> None:
     assert combine_limits(own, [GatewayLimits(10, 60.0, 20.0, 0.0)], BEFORE) == SchedulerSettings(
         max_waiting=1, max_wait_s=60.0, patience_s=0.0, min_residency_s=0.0
     )
+
+
+class FakeSession:
+    """A connection that ignores whatever it is sent."""
+
+    def __init__(self) -> None:
+        self.limits = GatewayLimits(10, 60.0, 20.0, 0.0)
+        self.peer = "10.0.0.7"
+
+    def send(self, data: bytes) -> None:
+        pass
+
+    def close(self, reason: str) -> None:
+        pass
+
+    def take_leases(self) -> dict[int, Any]:
+        return {}
+
+
+@pytest.mark.anyio
+async def test_the_number_of_gateways_is_limited_and_connected_ones_may_return(fake_supervisor: Any) -> None:
+    subject = LeaseServer(fake_supervisor)
+
+    def join(instance: str) -> None:
+        session = cast(Any, FakeSession())
+        subject.join(session, HelloFrame(instance, "n", session.limits))
+
+    for number in range(MAX_GATEWAYS):
+        join(str(number))
+    join("0")
+    with pytest.raises(InvalidFrame, match=f"more than {MAX_GATEWAYS} gateways"):
+        join("one more")
+    assert subject.gateways == MAX_GATEWAYS

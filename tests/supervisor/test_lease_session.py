@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
@@ -13,19 +14,27 @@ import pytest
 from hostler.supervisor.api import create_app
 from hostler.supervisor.lease_connection import LeaseConnection, open_connection
 from hostler.supervisor.lease_frames import (
+    DEAD_S,
     MAX_LEASES,
     AskFrame,
+    ClosingFrame,
+    EngineStoppingFrame,
     EventFrame,
     GatewayLimits,
     GrantFrame,
     HelloFrame,
     LostFrame,
     PingFrame,
+    PlacesFrame,
     RefuseFrame,
     ReleaseFrame,
+    RevokeFrame,
     WelcomeFrame,
+    encode_frames,
 )
 from hostler.supervisor.lease_server import LeaseServer
+from hostler.supervisor.lease_session import PIECE, LeaseSession
+from hostler.supervisor.scheduling.abandoned import GIVE_UP_S
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -69,7 +78,8 @@ async def raw(url: str, *first: msgspec.Struct) -> AsyncIterator[Raw]:
 
 
 class Supervised:
-    def __init__(self, url: str, leases: LeaseServer, supervisor: Any) -> None:
+    def __init__(self, url: str, leases: LeaseServer, supervisor: Any, stopping: anyio.Event) -> None:
+        self.stopping = stopping
         self.url = url
         self.leases = leases
         self.supervisor = supervisor
@@ -86,8 +96,10 @@ async def host(
     leasing: Callable[..., AbstractAsyncContextManager[LeaseServer]],
     serve: Callable[[Any], AbstractAsyncContextManager[str]],
 ) -> AsyncIterator[Supervised]:
-    async with leasing(fake_supervisor) as leases, serve(create_app(fake_supervisor, leases, token="t")) as url:
-        yield Supervised(url, leases, fake_supervisor)
+    async with leasing(fake_supervisor) as leases:
+        app = create_app(fake_supervisor, leases, token="t")
+        async with serve(app) as url:
+            yield Supervised(url, leases, fake_supervisor, app.state.stopping)
 
 
 async def test_hello_is_welcomed_with_all_that_is_known(host: Supervised) -> None:
@@ -98,26 +110,108 @@ async def test_hello_is_welcomed_with_all_that_is_known(host: Supervised) -> Non
 
 
 @pytest.mark.parametrize(
-    "frames",
+    ("frames", "reason"),
     [
-        [PingFrame()],
-        [AskFrame(1, "alpha")],
-        [HELLO, HELLO],
-        [HELLO, WelcomeFrame(1)],
-        [HELLO, AskFrame(1, "alpha"), AskFrame(1, "alpha")],
-        [HELLO, AskFrame(0, "alpha")],
-        [HELLO, AskFrame(1, "x" * 300)],
-        [HELLO, AskFrame(1, "alpha", waited_s=-1.0)],
+        ([PingFrame()], "the first frame must be hello"),
+        ([AskFrame(1, "alpha")], "the first frame must be hello"),
+        ([HELLO, HELLO], "a second hello"),
+        ([HELLO, WelcomeFrame(1)], "invalid frame: Invalid value 'welcome'"),
+        ([HELLO, AskFrame(1, "alpha"), AskFrame(1, "alpha")], "lease 1 exists"),
+        ([HELLO, AskFrame(1, "alpha"), AskFrame(1, "alpha", priority=10**9)], "lease 1 exists"),
+        ([HELLO, AskFrame(0, "alpha")], "invalid frame: Expected `int` >= 1"),
+        ([HelloFrame("i", "n", GatewayLimits(1, 1e9, 1.0, 1.0))], "invalid frame: Expected `float` <= 10000000.0"),
     ],
 )
-async def test_whoever_breaks_the_protocol_is_disconnected_alone(
-    host: Supervised, frames: list[msgspec.Struct]
+async def test_a_gateway_that_breaks_the_protocol_is_disconnected_alone_with_the_reason(
+    host: Supervised, frames: list[msgspec.Struct], reason: str
 ) -> None:
     async with raw(host.url, HelloFrame("other", "n", HELLO.limits)) as other, raw(host.url, *frames) as one:
         await one.until_closed()
+        assert one.connection.rejected
+        assert one.connection.lost.startswith(f"ended the connection: {reason}")
         other.send(AskFrame(1, "alpha"))
         await other.first(GrantFrame)
     await host.until(lambda: host.leases.gateways == 0)
+
+
+@pytest.mark.parametrize(
+    "invalid", [AskFrame(2, "alpha", priority=10**9), AskFrame(2, "x" * 300), AskFrame(2, "alpha", waited_s=-1.0)]
+)
+async def test_an_invalid_request_for_a_lease_is_refused_alone(
+    host: Supervised, invalid: AskFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw(host.url, HELLO, AskFrame(1, "alpha"), invalid) as one:
+        refused = await one.first(RefuseFrame)
+        assert (refused.id, refused.reason) == (2, "invalid")
+        assert (await one.first(GrantFrame)).id == 1
+    assert "is refused a lease: " in caplog.text
+
+
+async def test_what_a_request_says_of_itself_reaches_the_scheduler(host: Supervised) -> None:
+    host.supervisor.gate = anyio.Event()
+    async with raw(host.url, HELLO) as one:
+        one.send(AskFrame(1, "alpha", "anna", "low", waited_s=50.0), AskFrame(2, "alpha", "bob", "high", priority=3))
+        await host.until(lambda: host.leases.host.waiting == 2)
+        first, second = host.leases.host.queue()
+        assert [(each.client, each.id) for each in (first, second)] == [("bob", "high"), ("anna", "low")]
+        assert first.waited_s < 50.0 <= second.waited_s
+        host.supervisor.gate.set()
+
+
+async def test_a_request_says_how_long_its_model_stays(host: Supervised) -> None:
+    async with raw(host.url, HELLO, AskFrame(1, "alpha", keep_alive_s=0.0)) as one:
+        await one.first(GrantFrame)
+        one.send(ReleaseFrame(1))
+        await host.until(lambda: not host.supervisor.ready)
+
+
+async def test_clients_without_keys_are_told_apart_by_their_gateways(host: Supervised) -> None:
+    host.supervisor.gate = anyio.Event()
+    async with raw(host.url, HELLO) as one, raw(host.url, HelloFrame("other", "m", HELLO.limits)) as other:
+        for number, client in enumerate(("127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.7", "anna"), start=1):
+            one.send(AskFrame(number, "alpha", client))
+            await host.until(lambda number=number: host.leases.host.waiting == number)
+        other.send(AskFrame(1, "alpha", "127.0.0.1"))
+        await host.until(lambda: host.leases.host.waiting == 6)
+        clients = {each.client for each in host.leases.host.queue()}
+        assert clients == {
+            "127.0.0.1 at n", "::1 at n", "::ffff:127.0.0.1 at n", "10.0.0.7", "anna", "127.0.0.1 at m",
+        }  # fmt: skip
+        host.supervisor.gate.set()
+
+
+async def test_a_supervisor_that_stops_grants_nothing_any_more(host: Supervised) -> None:
+    async with raw(host.url, HELLO, AskFrame(1, "alpha")) as one:
+        await one.first(GrantFrame)
+        one.send(ReleaseFrame(1))
+        await host.until(lambda: host.leases.host.serving == 0)
+        host.leases.close()
+        one.send(AskFrame(2, "alpha"))
+        assert (await one.first(RefuseFrame)).reason == "stopping"
+
+
+async def test_gateways_hear_that_the_supervisor_stops_before_their_connections_end(host: Supervised) -> None:
+    async with raw(host.url, HELLO) as one:
+        await one.first(WelcomeFrame)
+        host.leases.close()
+        host.stopping.set()
+        await one.until_closed()
+        assert ClosingFrame() in one.frames
+
+
+async def test_a_suspension_of_the_supervisor_itself_is_no_silence_of_its_gateways(
+    fake_supervisor: Any, leasing: Any, serve: Any
+) -> None:
+    offset = 0.0
+    async with (
+        leasing(fake_supervisor, clock=lambda: time.monotonic() + offset) as leases,
+        serve(create_app(fake_supervisor, leases, token="t")) as url,
+        raw(url, HELLO) as one,
+    ):
+        await one.first(PingFrame)
+        offset = 100.0
+        await one.first(PingFrame, sum(isinstance(frame, PingFrame) for frame in one.frames) + 1)
+        assert leases.gateways == 1
 
 
 async def test_an_end_of_the_connection_takes_its_tickets_along(host: Supervised) -> None:
@@ -147,6 +241,28 @@ async def test_granted_leases_of_a_dead_gateway_keep_their_slot_until_the_engine
         await other.first(GrantFrame)
 
 
+async def test_an_engine_stuck_for_a_vanished_gateway_is_restarted_for_those_who_wait(
+    fake_supervisor: Any, leasing: Any, serve: Any
+) -> None:
+    offset, fake_supervisor.active = 0.0, 1
+    async with (
+        leasing(fake_supervisor, clock=lambda: time.monotonic() + offset) as leases,
+        serve(create_app(fake_supervisor, leases, token="t")) as url,
+        raw(url, HelloFrame("other", "n", HELLO.limits)) as other,
+    ):
+        async with raw(url, HELLO, AskFrame(1, "alpha")) as one:
+            first = (await one.first(GrantFrame)).address
+            one.connection.close("killed")
+        other.send(AskFrame(1, "alpha"))
+        await other.first(PlacesFrame)
+        offset = GIVE_UP_S + 5.0
+        second = (await other.first(GrantFrame)).address
+        assert (second.generation, fake_supervisor.starts) == (first.generation + 1, 2)
+        assert (await other.first(EngineStoppingFrame)).address == first
+        async with raw(url, HelloFrame("i", "n", HELLO.limits, held=(1,))) as one:
+            assert (await one.first(RevokeFrame)).id == 1
+
+
 async def test_releases_of_unknown_leases_change_nothing(host: Supervised) -> None:
     async with raw(host.url, HELLO, ReleaseFrame(7), AskFrame(1, "alpha")) as one:
         await one.first(GrantFrame)
@@ -171,7 +287,10 @@ async def test_a_connection_has_a_bounded_number_of_leases(host: Supervised) -> 
     limits = GatewayLimits(2 * MAX_LEASES, 120.0, 10.0, 0.0)
     async with raw(host.url, HelloFrame("i", "n", limits)) as one:
         one.send(*(AskFrame(number, "alpha") for number in range(1, MAX_LEASES + 2)))
-        await one.until_closed()
+        refused = await one.first(RefuseFrame)
+        assert (refused.id, refused.reason) == (MAX_LEASES + 1, "queue_full")
+        assert refused.retry_after_s > 0
+        assert host.leases.host.waiting == MAX_LEASES
     await host.until(lambda: host.leases.host.waiting == 0)
     host.supervisor.gate.set()
 
@@ -189,6 +308,37 @@ async def test_a_gateway_that_does_not_read_is_disconnected(host: Supervised) ->
             await anyio.sleep(0.02)
         other.send(AskFrame(1, "alpha"))
         await other.first(GrantFrame)
+
+
+async def test_a_slow_reader_has_its_time_for_each_piece(fake_supervisor: Any, leasing: Any) -> None:
+    long = msgspec.structs.replace(fake_supervisor.profiles[0], description="x" * 12 * PIECE)
+    fake_supervisor.profiles = (long, *fake_supervisor.profiles[1:])
+    read, hello, ended = bytearray(), encode_frames([HELLO]), anyio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal hello
+        if not hello:
+            await ended.wait()
+            return {"type": "http.disconnect"}
+        body, hello = hello, b""
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(message: Any) -> None:
+        body = message.get("body", b"")
+        if len(body) >= 1024:
+            await anyio.sleep(DEAD_S / 10)
+        assert len(body) <= PIECE
+        read.extend(body)
+
+    async with leasing(fake_supervisor) as leases, anyio.create_task_group() as tasks:
+        session = LeaseSession(leases, anyio.Event())
+        tasks.start_soon(session, {"type": "http"}, receive, send)
+        with anyio.fail_after(30):
+            while len(read) < 12 * PIECE:
+                session.heard_at = leases.clock()
+                await anyio.sleep(0.01)
+        assert leases.gateways == 1
+        ended.set()
 
 
 async def test_an_engine_is_lost_only_if_it_refuses_the_supervisor_as_well(

@@ -68,6 +68,14 @@ async def test_the_first_answer_counts_its_tokens_and_no_second_switch() -> None
     assert found['first_answer_prompt_tokens_total{model="a",source="read"}'] == 60
 
 
+async def test_the_queue_is_exposed_where_it_is_known() -> None:
+    metrics = SupervisorMetrics(HostStatus)
+    assert b"queue" not in await metrics.render()
+    text = (await metrics.render(queue=(3, 1))).decode()
+    assert "hostler_supervisor_queue_depth 3.0\n" in text
+    assert "hostler_supervisor_serving 1.0\n" in text
+
+
 async def test_states_memory_and_load_times_are_current() -> None:
     host = HostStatus(
         models=(replace(STARTING, memory_bytes=10, gpu_bytes=20),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,15 +14,24 @@ import pytest
 from fakes.tcp_proxy import TcpProxy, proxy_to
 
 from hostler.adapters.canonical import Usage
-from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, ShuttingDown
+from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, ShuttingDown, TooManyRequests
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
-from hostler.supervisor.contract import DevicesRead, DeviceStatus, EngineAddress, Failure, ModelChanged, ModelStatus
-from hostler.supervisor.lease_frames import GatewayLimits
+from hostler.supervisor.contract import (
+    DevicesRead,
+    DeviceStatus,
+    EngineAddress,
+    Failure,
+    ModelChanged,
+    ModelStatus,
+    SwitchMoved,
+)
+from hostler.supervisor.lease_frames import MAX_LEASES, GatewayLimits, SwitchFrame, WelcomeFrame
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.remote_host import RemoteHost
 from hostler.supervisor.scheduling.events import DevicesChanged, HostChanged, HostEvent
 from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 pytestmark = pytest.mark.anyio
 TOKEN = "t"
@@ -31,14 +41,14 @@ Leasing = Callable[..., AbstractAsyncContextManager[LeaseServer]]
 
 
 class Gateway:
-    """A gateway's view of one host, and what it was told."""
+    """A gateway's view of one host, and the events that it published."""
 
-    def __init__(self, url: str, token: str | None = TOKEN) -> None:
+    def __init__(self, url: str, token: str | None = TOKEN, limits: GatewayLimits = LIMITS) -> None:
         self.events: list[HostEvent] = []
         self.stopping: list[EngineAddress] = []
         self.client = SupervisorClient(url, token)
         self.host = RemoteHost(
-            "pc", url, token, client=self.client, limits=LIMITS, publish=self.events.append,
+            "pc", url, token, client=self.client, limits=limits, publish=self.events.append,
             on_status=lambda status: None, on_stopping=self.stopping.append, clock=time.monotonic,
         )  # fmt: skip
 
@@ -68,8 +78,8 @@ class Gateway:
 
 
 @asynccontextmanager
-async def connected(url: str, *, reachable: bool = True) -> AsyncIterator[Gateway]:
-    gateway = Gateway(url)
+async def connected(url: str, *, reachable: bool = True, limits: GatewayLimits = LIMITS) -> AsyncIterator[Gateway]:
+    gateway = Gateway(url, limits=limits)
     async with gateway.client, anyio.create_task_group() as tasks:
         tasks.start_soon(gateway.host.run)
         if reachable:
@@ -154,7 +164,7 @@ async def test_a_queued_lease_knows_its_place_and_hears_of_the_switch(gateway: G
     await gateway.until(lambda: gateway.host.progress(first).phase == "loading")
     assert first.take_notification()
     assert first.estimate_s() > 0
-    assert [each.position for each in gateway.host.queue()] in ([1, 2], [1], [])
+    await gateway.until(lambda: [each.position for each in gateway.host.queue()] == [1, 2])
     fake_supervisor.gate.set()
     await gateway.settled(first)
     second.release()
@@ -192,11 +202,107 @@ async def test_a_lost_connection_is_renewed_and_what_waits_is_asked_for_again(
     await anyio.sleep(1.1)  # shorter connections are renewed after a pause
     [session] = leases._sessions.values()
     session.close("for the test")
+    await gateway.until(lambda: leases.gateways == 0)
+    await gateway.until(lambda: leases.host.waiting == 1)
+    assert leases.host.queue()[0].waited_s > 1.0  # it keeps its age
     fake_supervisor.gate.set()
     await gateway.settled(lease)
     assert lease.granted
     lease.release()
     assert not [event for event in gateway.events if isinstance(event, HostChanged) and not event.reachable]
+
+
+async def test_a_switch_that_ended_while_there_was_no_connection_is_shown_no_longer(
+    gateway: Gateway, fake_supervisor: Any, leases: LeaseServer
+) -> None:
+    fake_supervisor.gate = anyio.Event()
+    first = gateway.host.lease("alpha")
+    await gateway.until(lambda: gateway.host.progress(first).phase == "loading")
+    await anyio.sleep(1.1)  # shorter connections are renewed after a pause
+    [session] = leases._sessions.values()
+    session.close("for the test")
+    fake_supervisor.gate.set()
+    await gateway.settled(first)
+    second = gateway.host.lease("alpha")
+    await gateway.until(lambda: gateway.host.progress(second).position == 1)
+    assert gateway.host.progress(second).phase == "queued"
+    second.release()
+    assert second.switch_s == 0.0 < second.waited_s
+    first.release()
+
+
+async def test_of_another_process_of_the_supervisor_nothing_known_before_is_valid(gateway: Gateway) -> None:
+    (await gateway.granted()).release()
+    await gateway.until(lambda: gateway.host.models())
+    gateway.host._on_frame(WelcomeFrame(7))
+    assert gateway.host.models() == ()
+    gateway.host._on_frame(SwitchFrame(SwitchMoved(id="s", model="alpha", phase="loading")))
+    gateway.host._on_frame(WelcomeFrame(7))
+    assert gateway.host._view.switches == {}
+
+
+async def test_nothing_is_used_that_was_granted_before_a_suspension(
+    gateway: Gateway, fake_supervisor: Any, leases: LeaseServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fake_supervisor.gate = anyio.Event()
+    lease = gateway.host.lease("alpha")
+    await gateway.until(lambda: leases.host.waiting)
+    await anyio.sleep(1.1)  # shorter connections are renewed after a pause
+    connections: list[int] = []
+    lease.on_change = lambda lease: connections.append(caplog.text.count("connected from"))
+    caplog.clear()
+    gateway.host._link._alive_at -= 10.0
+    fake_supervisor.gate.set()
+    await gateway.settled(lease)
+    assert lease.granted
+    assert connections == [1]  # granted anew
+    lease.release()
+
+
+async def test_the_highest_priority_of_a_gateway_is_the_hosts_highest(
+    gateway: Gateway, fake_supervisor: Any, leases: LeaseServer
+) -> None:
+    fake_supervisor.gate = anyio.Event()
+    waiting = [gateway.host.lease("alpha", request_id=str(number), priority=number) for number in (0, 10**9, -(10**9))]
+    await gateway.until(lambda: leases.host.waiting == 3)
+    assert [each.id for each in leases.host.queue()] == ["1000000000", "0", "-1000000000"]
+    fake_supervisor.gate.set()
+    for lease in waiting:
+        lease.release()
+
+
+async def test_a_gateway_without_limits_of_its_own_is_accepted(proxy: TcpProxy, leases: LeaseServer) -> None:
+    limits = GatewayLimits.of(SchedulerSettings(max_wait_s=math.inf, patience_s=1e9, max_waiting=2**70))
+    async with connected(f"http://127.0.0.1:{proxy.port}", limits=limits) as gateway:
+        (await gateway.granted()).release()
+
+
+async def test_a_gateway_that_is_rejected_logs_the_reason(proxy: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
+    invalid = GatewayLimits(10, 1e9, 10.0, 0.0)
+    async with connected(f"http://127.0.0.1:{proxy.port}", reachable=False, limits=invalid) as gateway:
+        await gateway.until(lambda: "ended the connection: invalid frame: Expected `float`" in caplog.text)
+
+
+async def test_a_gateway_refuses_what_one_connection_cannot_carry(proxy: TcpProxy, fake_supervisor: Any) -> None:
+    fake_supervisor.gate = anyio.Event()
+    limits = GatewayLimits(2 * MAX_LEASES, 120.0, 10.0, 0.0)
+    async with connected(f"http://127.0.0.1:{proxy.port}", limits=limits) as gateway:
+        for _ in range(MAX_LEASES):
+            assert not gateway.host.lease("alpha").settled
+        refused = gateway.host.lease("alpha")
+        with pytest.raises(TooManyRequests) as raised:
+            refused.address()
+        assert raised.value.retry_after_s
+        refused.release()
+        assert gateway.host.reachable
+
+
+async def test_impossible_numbers_of_an_engine_cost_no_release(gateway: Gateway, leases: LeaseServer) -> None:
+    lease = await gateway.granted()
+    lease.report_answer(Usage(prompt_tokens=10**30, completion_tokens=-1))
+    lease.release()
+    await gateway.until(lambda: leases.host.serving == 0)
 
 
 async def test_a_held_lease_is_claimed_with_the_next_connection(
@@ -286,9 +392,34 @@ async def test_a_supervisor_that_stops_sends_requests_elsewhere_and_waits_for_an
     leases.close()
     await gateway.until(lambda: not gateway.host.reachable)
     assert "is stopping" in (await gateway.refusal()).message
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(leases.drained, 20.0)
-        running.release()
+    with anyio.fail_after(15):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leases.drained, 600.0)
+            running.release()
+
+
+async def test_a_waiting_request_hears_that_the_supervisor_stops_before_it_is_refused(
+    gateway: Gateway, fake_supervisor: Any, leases: LeaseServer
+) -> None:
+    fake_supervisor.gate = anyio.Event()
+    lease, returning = gateway.host.lease("alpha"), list[bool]()
+    await gateway.until(lambda: leases.host.waiting)
+    lease.on_change = lambda lease: returning.append(gateway.host.returning)
+    leases.close()
+    await gateway.settled(lease)
+    assert returning == [True]
+    fake_supervisor.gate.set()
+
+
+async def test_what_is_asked_while_the_supervisor_stops_waits_for_the_next_one(
+    gateway: Gateway, leases: LeaseServer
+) -> None:
+    leases.close()
+    lease = gateway.host.lease("alpha")  # the frames cross
+    await gateway.settled(lease)
+    with pytest.raises(BackendUnavailable, match="is stopping"):
+        lease.address()
+    assert gateway.host.returning
 
 
 async def test_an_older_supervisor_is_refused_with_a_word_about_it(

@@ -146,15 +146,15 @@ def test_gateways_of_another_release_are_refused_with_a_word_for_their_log(stand
     standalone.switch("a")
     with standalone.client() as http:
         refused = [
-            http.post(f"/models/{path}", json={"model": "b", "epoch": 6})
-            for path in ("switch", "load", "unload", "pin")
+            http.post(f"/models/{path}", json={"model": "b", **fields, "epoch": 6})
+            for path, fields in (("switch", {"evict": []}), ("load", {}), ("unload", {}), ("pin", {"pinned": True}))
         ]
         refused += [http.get("/models/locate", params={"model": "a"}), http.post("/models/answered", json={})]
         for contract in ("0", "", "x", "٣", "99"):
-            headers = [(b"Hostler-Contract", contract.encode()), (b"Content-Type", b"application/vnd.hostler.leases")]
+            headers = [(b"Hostler-Protocol", contract.encode()), (b"Content-Type", b"application/vnd.hostler.leases")]
             refused.append(http.post("/leases", headers=headers))
         for answer in refused:
-            assert (answer.status_code, answer.json()["error"]["type"]) == (426, "contract_mismatch")
+            assert (answer.status_code, answer.json()["error"]["type"]) == (426, "protocol_mismatch")
             assert "of different releases" in answer.json()["error"]["message"]
         assert refused[-1].json()["error"]["message"].endswith("update the supervisor")
         assert refused[0].json()["error"]["message"].endswith("update the gateway")

@@ -147,15 +147,16 @@ class RemoteSupervisor(EngineLog):
         self._tasks.start_soon(self._serve, self._stop, self._stopped, listening)
         await listening.wait()
 
+    async def _metrics(self) -> bytes:
+        return await self.manager.metrics.render(queue=(self.leases.host.waiting, self.leases.host.serving))
+
     async def stop_listening(self) -> None:
         """Stop the HTTP interface and close its connections; engines keep running."""
         self._stop.set()
         await self._stopped.wait()
 
     async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listening: anyio.Event) -> None:
-        app: Any = create_app(
-            self.manager, self.leases, token=_TOKEN, logs=self.manager.logs, metrics=self.manager.metrics.render
-        )
+        app: Any = create_app(self.manager, self.leases, token=_TOKEN, logs=self.manager.logs, metrics=self._metrics)
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
         certificate = None if self.pair is None else ServerCertificate(*self.pair)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fakes.fake_openrouter import FakeOpenRouter
 from fakes.ports import free_port
+from fakes.tcp_proxy import proxy_to
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -114,6 +115,40 @@ async def test_without_another_backend_requests_wait_for_the_new_supervisor(
         async with remote_supervisor(tmp_path / "one", {"m": {}}, port=port):
             await chain.until(lambda: answers, seconds=60)
     assert [answer.status_code for answer in answers] == [200]
+
+
+@pytest.mark.parametrize("dripping", [False, True])
+async def test_requests_that_wait_when_a_supervisor_stops_are_served_by_the_next_one(
+    tmp_path: Path, dripping: bool
+) -> None:
+    flag, port, answers = tmp_path / "go", free_port(), list[httpx.Response]()
+    script = {"m": {"script": {"answer_when": str(flag), "chunks": 1}}}
+    async with (
+        proxy_to(f"http://127.0.0.1:{port}") as proxy,
+        remote_supervisor(tmp_path / "one", script, port=port) as old,
+        start_chain(tmp_path, {"one": supervised(proxy.port, models={"m": "m"})}) as chain,
+        anyio.create_task_group() as clients,
+    ):
+
+        async def ask() -> None:
+            answers.append(await chain.chat())
+
+        for _ in range(6):
+            clients.start_soon(ask)
+        await chain.until(lambda: old.leases.host.waiting == 5)
+        if dripping:
+            proxy.drip()
+        old.leases.close()
+        await chain.until(lambda: not chain.app.status().hosts[0].reachable)
+        flag.touch()
+        await old.leases.drained(20)
+        await old.stop_listening()
+        proxy.restore()
+        next_port = free_port()
+        proxy.point_to(next_port)
+        async with remote_supervisor(tmp_path / "two", script, port=next_port):
+            await chain.until(lambda: len(answers) == 6, seconds=60)
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
 
 
 async def test_a_supervisor_that_is_replaced_loses_no_request(cloud: FakeOpenRouter, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hostler.gateway.auth import keys
-from hostler.gateway.auth.keys import KeyRing
+from hostler.gateway.auth.keys import KeyFileError, KeyRing
+from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 
 _ADD = """
 import sys
@@ -109,3 +110,15 @@ def test_a_key_file_and_its_folder_are_for_their_owner_alone(tmp_path: Path) -> 
 def test_revoking_a_key_of_no_file_makes_none(path: Path) -> None:
     assert not keys.revoke(path, "bob")
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("priority", [MAX_PRIORITY + 1, -MAX_PRIORITY - 1])
+def test_priorities_are_bounded(path: Path, priority: int) -> None:
+    keys.add(path, "vip", ["infer"], priority=MAX_PRIORITY)
+    before = path.read_bytes()
+    with pytest.raises(KeyFileError, match=r"is not changed: Expected `int` .= -?1000000 - at `.*priority`"):
+        keys.add(path, "more", ["infer"], priority=priority)
+    assert path.read_bytes() == before
+    path.write_bytes(before.replace(b"1000000", str(priority).encode()))
+    with pytest.raises(KeyFileError, match=r":2: is not a key record: .*priority"):
+        keys.read(path)
