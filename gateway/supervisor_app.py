@@ -63,7 +63,7 @@ def create_app(
         leases,
         token=token,
         logs=manager.logs,
-        metrics=manager.metrics.render,
+        metrics=lambda: engines.metrics.render(queue=(leases.host.waiting, leases.host.serving)),
         allowed_hosts=configuration.settings.gateway.allowed_hosts,
         lifespan=lifespan,
     )

@@ -345,6 +345,8 @@ def host_limits(configuration: Configuration) -> Iterator[tuple[str, float, str]
     places = []
     if configuration.profiles and not configuration.shipped:
         places.append("to the models of this file, for all gateways")
+    elif configuration.profiles and not supervisors:
+        places.append("to the bundled models of `hostler up`")
     if supervisors:
         places.append(f"to {', '.join(supervisors)} unless set there; of several gateways the largest value applies")
     for section, names in HOST_LIMITS.items():

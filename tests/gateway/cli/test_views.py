@@ -150,6 +150,10 @@ def test_each_limit_of_a_host_says_where_it_applies(tmp_path: Path) -> None:
     assert list(views.host_limits(read(file, {}))) == [
         ("gateway.switching.patience_s", 3.0, "to the models of this file, for all gateways")
     ]
+    file.write_text("gateway: {queue: {max_wait_s: 3}}\n")
+    assert list(views.host_limits(read(file, {}))) == [
+        ("gateway.queue.max_wait_s", 3.0, "to the bundled models of `hostler up`")
+    ]
     file.write_text(backend)
     assert not list(views.host_limits(read(file, {})))
 
