@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -103,6 +105,21 @@ async def test_an_answer_that_is_no_stream_of_frames_ends_the_connection(parts: 
         with anyio.fail_after(5):
             await connection.closed.wait()
         assert connection.lost
+
+
+async def test_a_fault_of_the_gateway_itself_is_not_taken_for_the_supervisors() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+
+    def on_frame(frame: EventFrame) -> None:
+        raise KeyError("a fault")
+
+    async with answering(HEAD, chunk(encode_frames([PingFrame()]))) as url:
+        connection = await open_connection(url, None, on_frame, timeout_s=5)
+        with anyio.fail_after(5):
+            await connection.closed.wait()
+    assert [type(each["exception"]) for each in reported] == [KeyError]
+    assert connection.lost == "sent a frame that could not be handled"
 
 
 async def test_frames_arrive_however_they_are_cut() -> None:
