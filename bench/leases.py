@@ -22,7 +22,6 @@ from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import EngineAddress, HostStatus, ModelStatus, ProfileInfo, Snapshot, SupervisorEvent
-from hostler.supervisor.lease_frames import GatewayLimits
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.remote_host import RemoteHost
 from hostler.supervisor.scheduling.host import Host
@@ -152,7 +151,7 @@ async def remote(seconds: float, clients: Sequence[int]) -> list[LeaseCost]:
     with supervisor() as (url, pid):
         async with SupervisorClient(url, "t") as client:
             host = RemoteHost(
-                "pc", url, "t", client=client, limits=GatewayLimits(10, 120.0, 10.0, 0.0), publish=nothing,
+                "pc", url, "t", client=client, limits=SchedulerSettings(), publish=nothing,
                 on_status=nothing, on_stopping=nothing, clock=time.monotonic,
             )  # fmt: skip
             return await _rows("remote", host, pid, seconds, clients)

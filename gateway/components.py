@@ -282,7 +282,7 @@ class Components:
             min_residency_s=switching.min_residency_s,
             max_waiting=queue.max_waiting,
             max_wait_s=queue.max_wait_s,
-        )
+        ).clamped()
 
     def _local_host(self, supervisor: Supervisor) -> Orchestrator:
         return Orchestrator(
@@ -296,7 +296,6 @@ class Components:
         )
 
     def _remote_host(self, name: str, client: SupervisorClient) -> Host:
-        from hostler.supervisor.lease_frames import GatewayLimits
         from hostler.supervisor.remote_host import RemoteHost
 
         return RemoteHost(
@@ -304,7 +303,7 @@ class Components:
             client.url,
             self._tokens[name],
             client=client,
-            limits=GatewayLimits.of(self._scheduler_settings),
+            limits=self._scheduler_settings,
             publish=self.bus.publish,
             on_status=partial(self._on_status, name),
             on_stopping=partial(self._close_connections, name),

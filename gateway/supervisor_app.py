@@ -26,7 +26,9 @@ def create_app(
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> Starlette:
-    """The supervisor's HTTP API, with a lifespan in which its engines run: `uvicorn --factory hostler.gateway.supervisor_app:create_app`.
+    """The supervisor's HTTP API, with a lifespan in which its engines run.
+
+    Under another server: `uvicorn --factory hostler.gateway.supervisor_app:create_app`.
 
     `app.state.leases` is the `LeaseServer`. Without a `configuration` it is read from its usual places, and a `manager` is
     made from it. Setting `app.state.stopping` ends streams and pending requests. Raises `ConfigError`, and `OSError` for a

@@ -23,7 +23,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
-from hostler.supervisor.scheduling.types import RefusalReason, SchedulerSettings
+from hostler.supervisor.scheduling.types import MAX_SECONDS, RefusalReason, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
 
 #: The version of this protocol, in the header `Hostler-Protocol`. Both sides must have the same.
@@ -47,11 +47,6 @@ MAX_LEASES: Final = 10_000
 #: The most queued requests in one `QueueFrame`.
 MAX_LISTED: Final = 500
 
-#: The longest time and the largest number in a gateway's frame. Whatever a gateway is configured with beyond that is as
-#: good as unlimited.
-MAX_SECONDS: Final = 10_000_000.0
-MAX_COUNT: Final = 2**31 - 1
-
 _T = TypeVar("_T")
 
 LeaseId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
@@ -59,37 +54,20 @@ _Name = Annotated[str, msgspec.Meta(max_length=200)]
 # Shown in logs.
 _PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]+\Z")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
 # From gateways.
 
 
-class GatewayLimits(msgspec.Struct, frozen=True, array_like=True):
-    """A gateway's `queue` and `switching` settings, which apply where the supervisor's own file sets none."""
-
-    max_waiting: _Count
-    max_wait_s: _Seconds
-    patience_s: _Seconds
-    min_residency_s: _Seconds
-
-    @classmethod
-    def of(cls, settings: SchedulerSettings) -> GatewayLimits:
-        """These settings, as far as they fit into a frame."""
-        return cls(
-            min(settings.max_waiting, MAX_COUNT),
-            min(settings.max_wait_s, MAX_SECONDS),
-            min(settings.patience_s, MAX_SECONDS),
-            min(settings.min_residency_s, MAX_SECONDS),
-        )
-
-
 class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
-    """The first frame. `instance` names this start of the gateway, `held` are its leases from a lost connection."""
+    """The first frame. `instance` names this start of the gateway, `held` are its leases from a lost connection.
+
+    `limits` are its `queue` and `switching` settings, which apply where the supervisor's own file sets none.
+    """
 
     instance: _PlainName
     name: _PlainName
-    limits: GatewayLimits
+    limits: SchedulerSettings
     held: tuple[LeaseId, ...] = ()
 
 

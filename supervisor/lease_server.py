@@ -20,7 +20,6 @@ from hostler.supervisor.lease_frames import (
     ClosingFrame,
     DevicesFrame,
     EngineStoppingFrame,
-    GatewayLimits,
     HelloFrame,
     HostFrame,
     InvalidFrame,
@@ -252,7 +251,9 @@ class LeaseServer:
                 self._broadcast(PingFrame())
 
 
-def combine_limits(own: HostLimits, gateways: Iterable[GatewayLimits], before: SchedulerSettings) -> SchedulerSettings:
+def combine_limits(
+    own: HostLimits, gateways: Iterable[SchedulerSettings], before: SchedulerSettings
+) -> SchedulerSettings:
     """What applies on the host: each `own` value, else the largest of the gateways', else what applied `before`."""
     connected = list(gateways)
     values = {}
@@ -260,7 +261,7 @@ def combine_limits(own: HostLimits, gateways: Iterable[GatewayLimits], before: S
         value = getattr(own, name)
         theirs = [getattr(each, name) for each in connected]
         values[name] = value if value is not None else max(theirs, default=getattr(before, name))
-    return SchedulerSettings(**values)
+    return SchedulerSettings(**values).clamped()
 
 
 def _stopping() -> GatewayError:

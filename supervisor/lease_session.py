@@ -20,7 +20,6 @@ from hostler.supervisor.lease_frames import (
     MEDIA_TYPE,
     AskFrame,
     ErrorFrame,
-    GatewayLimits,
     GrantFrame,
     HelloFrame,
     InvalidAsk,
@@ -37,7 +36,7 @@ from hostler.supervisor.lease_frames import (
     request_reader,
 )
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.types import RefusalReason
+from hostler.supervisor.scheduling.types import RefusalReason, SchedulerSettings
 
 if TYPE_CHECKING:
     from hostler.supervisor.lease_server import LeaseServer
@@ -82,7 +81,7 @@ class LeaseSession(Response):
         self._written: anyio.Event | None = None
         self._scope = anyio.CancelScope()
         self.peer = ""
-        self.limits: GatewayLimits | None = None
+        self.limits: SchedulerSettings | None = None
         self.heard_at = self._server.clock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -30,15 +30,12 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.lease_frames import (
-    MAX_COUNT,
     MAX_LEASES,
-    MAX_SECONDS,
     AskFrame,
     ClosingFrame,
     DevicesFrame,
     EngineStoppingFrame,
     EventFrame,
-    GatewayLimits,
     GrantFrame,
     HelloFrame,
     HostFrame,
@@ -75,7 +72,7 @@ from hostler.supervisor.scheduling.events import (
 from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
-from hostler.supervisor.scheduling.types import Refuse
+from hostler.supervisor.scheduling.types import MAX_COUNT, MAX_SECONDS, Refuse, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
 
 #: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
@@ -106,7 +103,7 @@ class RemoteHost:
         token: str | None,
         *,
         client: SupervisorClient,
-        limits: GatewayLimits,
+        limits: SchedulerSettings,
         publish: Callable[[HostEvent], None],
         on_status: Callable[[HostStatus], None],
         on_stopping: Callable[[EngineAddress], None],

@@ -63,7 +63,7 @@ class PullResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `POST /models/switch`. `phase_seconds` maps phases to seconds; it is empty if the model was ready already."""
+    """The response of `POST /models/switch`. `phase_seconds` maps phases to seconds; it is empty if the model was ready."""
 
     address: EngineAddress
     elapsed_s: float = 0.0

@@ -406,6 +406,7 @@ class Orchestrator:
             self.status = host
             self._on_status(host)
             self.set_reachable(True)
+            self._progress.settle_switches([each.model for each in host.models if each.state == "ready"])
             now = self._clock()
             self._carry_out(self._scheduler.apply_snapshot(host, now), now)
             self._rearm()

@@ -104,6 +104,11 @@ class QueueProgress:
                 if lease.model == switch.model and not lease.settled:
                     lease.notify()
 
+    def settle_switches(self, ready: Collection[str]) -> None:
+        """These models are ready: switches to them have ended, even if the events were missed."""
+        for model in ready:
+            self._switches.pop(model, None)
+
     def clear(self) -> None:
         """Forget the switches: the supervisor reports no more of them."""
         self._switches.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,13 @@ RefusalReason = Literal[
 ]
 
 
+#: The longest time and the largest number of a setting. More is as good as unlimited, and more than timers and frames carry.
+MAX_SECONDS: Final = 10_000_000.0
+MAX_COUNT: Final = 2**31 - 1
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
+
+
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one host's scheduler, times in seconds.
 
@@ -30,10 +37,19 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     a request's own model does not count.
     """
 
-    patience_s: float = 10.0
-    min_residency_s: float = 0.0
-    max_waiting: int = 10
-    max_wait_s: float = 120.0
+    patience_s: _Seconds = 10.0
+    min_residency_s: _Seconds = 0.0
+    max_waiting: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] = 10
+    max_wait_s: _Seconds = 120.0
+
+    def clamped(self) -> SchedulerSettings:
+        """The same within the limits above."""
+        return SchedulerSettings(
+            patience_s=min(self.patience_s, MAX_SECONDS),
+            min_residency_s=min(self.min_residency_s, MAX_SECONDS),
+            max_waiting=min(self.max_waiting, MAX_COUNT),
+            max_wait_s=min(self.max_wait_s, MAX_SECONDS),
+        )
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -11,11 +11,8 @@ import pytest
 from hostler.adapters.canonical import Usage
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, PromptIdentity
 from hostler.supervisor.lease_frames import (
-    MAX_COUNT,
     MAX_REQUEST,
-    MAX_SECONDS,
     AskFrame,
-    GatewayLimits,
     GrantFrame,
     HelloFrame,
     HostFrame,
@@ -31,7 +28,7 @@ from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 from hostler.supervisor.scheduling.types import SchedulerSettings
 
 REQUESTS = [
-    HelloFrame("instance", "name", GatewayLimits(10, 120.0, 10.0, 0.0), (1, 2)),
+    HelloFrame("instance", "name", SchedulerSettings(max_waiting=3), (1, 2)),
     AskFrame(1, "m", "anna", "req-1", 3, math.inf, 1.5),
     AskFrame(2, "m", prompt=PromptIdentity("chat", ((2**47, 10), (5, 20)))),
     PingFrame(),
@@ -71,9 +68,9 @@ def raw(*values: object) -> bytes:
         raw("ask", -1, "m"),
         raw("ask", 2**60, "m"),
         raw("ask", "1", "m"),
-        raw("hello", "i", "n", [1, -1.0, 0.0, 0.0]),
-        raw("hello", "i", "n\n", [1, 1.0, 0.0, 0.0]),
-        raw("hello", "", "a fake line", [1, 1.0, 0.0, 0.0]),
+        raw("hello", "i", "n", {"patience_s": -1.0}),
+        raw("hello", "i", "n\n", {}),
+        raw("hello", "", "a fake line", {}),
         raw("release", 1, True, {"prompt_tokens": "x"}),
         raw({}),
         b"\0\0\x10\0" + b"\x91" * 4096,
@@ -101,14 +98,6 @@ def test_an_ask_that_breaks_a_rule_can_be_refused_by_its_id(data: bytes) -> None
     [first, second] = request_reader().feed(data + encode_frames([PingFrame()]))
     assert isinstance(first, InvalidAsk) and (first.id, second) == (7, PingFrame())
     assert first.problem
-
-
-def test_limits_beyond_what_a_frame_carries_are_as_good_as_none() -> None:
-    settings = SchedulerSettings(max_waiting=2**70, max_wait_s=math.inf, patience_s=1e300, min_residency_s=3.0)
-    limits = GatewayLimits.of(settings)
-    assert limits == GatewayLimits(MAX_COUNT, MAX_SECONDS, MAX_SECONDS, 3.0)
-    hello = HelloFrame("i", "n", limits)
-    assert list(request_reader().feed(encode_frames([hello]))) == [hello]
 
 
 def test_a_later_release_may_add_fields_to_a_frame() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import pytest
 
 from hostler.supervisor.config import HostLimits
-from hostler.supervisor.lease_frames import GatewayLimits, HelloFrame, InvalidFrame
+from hostler.supervisor.lease_frames import HelloFrame, InvalidFrame
 from hostler.supervisor.lease_server import MAX_GATEWAYS, LeaseServer, combine_limits
-from hostler.supervisor.scheduling.types import SchedulerSettings
+from hostler.supervisor.scheduling.types import MAX_SECONDS, SchedulerSettings
 
 BEFORE = SchedulerSettings(max_waiting=3)
 
@@ -17,10 +18,14 @@ BEFORE = SchedulerSettings(max_waiting=3)
 def test_without_gateways_what_applied_before_applies() -> None:
     assert combine_limits(HostLimits(), (), BEFORE) == BEFORE
     assert combine_limits(HostLimits(max_waiting=0), (), BEFORE).max_waiting == 0
+    assert combine_limits(HostLimits(max_wait_s=math.inf), (), BEFORE).max_wait_s == MAX_SECONDS
 
 
 def test_of_several_gateways_the_largest_values_apply() -> None:
-    gateways = [GatewayLimits(10, 60.0, 20.0, 0.0), GatewayLimits(5, 90.0, 1.0, 3.0)]
+    gateways = [
+        SchedulerSettings(max_wait_s=60.0, patience_s=20.0),
+        SchedulerSettings(max_waiting=5, max_wait_s=90.0, patience_s=1.0, min_residency_s=3.0),
+    ]
     assert combine_limits(HostLimits(), gateways, BEFORE) == SchedulerSettings(
         max_waiting=10, max_wait_s=90.0, patience_s=20.0, min_residency_s=3.0
     )
@@ -28,7 +33,7 @@ def test_of_several_gateways_the_largest_values_apply() -> None:
 
 def test_the_supervisors_own_values_win() -> None:
     own = HostLimits(max_waiting=1, patience_s=0.0)
-    assert combine_limits(own, [GatewayLimits(10, 60.0, 20.0, 0.0)], BEFORE) == SchedulerSettings(
+    assert combine_limits(own, [SchedulerSettings(max_wait_s=60.0, patience_s=20.0)], BEFORE) == SchedulerSettings(
         max_waiting=1, max_wait_s=60.0, patience_s=0.0, min_residency_s=0.0
     )
 
@@ -37,7 +42,7 @@ class FakeSession:
     """A connection that ignores whatever it is sent."""
 
     def __init__(self) -> None:
-        self.limits = GatewayLimits(10, 60.0, 20.0, 0.0)
+        self.limits = SchedulerSettings(max_wait_s=60.0, patience_s=20.0)
         self.peer = "10.0.0.7"
 
     def send(self, data: bytes) -> None:

@@ -20,7 +20,6 @@ from hostler.supervisor.lease_frames import (
     ClosingFrame,
     EngineStoppingFrame,
     EventFrame,
-    GatewayLimits,
     GrantFrame,
     HelloFrame,
     LostFrame,
@@ -35,10 +34,11 @@ from hostler.supervisor.lease_frames import (
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.lease_session import PIECE, LeaseSession
 from hostler.supervisor.scheduling.abandoned import GIVE_UP_S
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
-HELLO = HelloFrame("i", "n", GatewayLimits(10, 120.0, 10.0, 0.0))
+HELLO = HelloFrame("i", "n", SchedulerSettings())
 
 
 class Raw:
@@ -119,7 +119,7 @@ async def test_hello_is_welcomed_with_all_that_is_known(host: Supervised) -> Non
         ([HELLO, AskFrame(1, "alpha"), AskFrame(1, "alpha")], "lease 1 exists"),
         ([HELLO, AskFrame(1, "alpha"), AskFrame(1, "alpha", priority=10**9)], "lease 1 exists"),
         ([HELLO, AskFrame(0, "alpha")], "invalid frame: Expected `int` >= 1"),
-        ([HelloFrame("i", "n", GatewayLimits(1, 1e9, 1.0, 1.0))], "invalid frame: Expected `float` <= 10000000.0"),
+        ([HelloFrame("i", "n", SchedulerSettings(patience_s=1e9))], "invalid frame: Expected `float` <= 10000000.0"),
     ],
 )
 async def test_a_gateway_that_breaks_the_protocol_is_disconnected_alone_with_the_reason(
@@ -284,7 +284,7 @@ async def test_the_queue_limit_applies_to_all_gateways_together(host: Supervised
 
 async def test_a_connection_has_a_bounded_number_of_leases(host: Supervised) -> None:
     host.supervisor.gate = anyio.Event()
-    limits = GatewayLimits(2 * MAX_LEASES, 120.0, 10.0, 0.0)
+    limits = SchedulerSettings(max_waiting=2 * MAX_LEASES)
     async with raw(host.url, HelloFrame("i", "n", limits)) as one:
         one.send(*(AskFrame(number, "alpha") for number in range(1, MAX_LEASES + 2)))
         refused = await one.first(RefuseFrame)

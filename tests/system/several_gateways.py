@@ -152,7 +152,11 @@ async def installation(
     settings: dict[str, Any] | None = None,
     backends: dict[str, Any] | None = None,
 ) -> AsyncIterator[Installation]:
-    """Run everything until the context ends. Through `proxy` the first gateway reaches the supervisor, `host` is the supervisor's `gateway:` section, `settings` that of the gateways, `backends` are their further hops."""
+    """Run everything until the context ends.
+
+    Through `proxy` the first gateway reaches the supervisor, `host` is the supervisor's `gateway:` section, `settings` that
+    of the gateways, `backends` are their further hops.
+    """
     port = free_port()
     if proxy is not None:
         proxy.point_to(port)

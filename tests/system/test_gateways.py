@@ -1,4 +1,4 @@
-"""Several gateways before one host: one queue, one switch at a time, no more requests than slots, whoever dies."""
+"""Several gateways before one host: one queue, one switch at a time, no more requests than slots, whichever dies."""
 
 from __future__ import annotations
 

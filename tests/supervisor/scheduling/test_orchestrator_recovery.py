@@ -20,6 +20,7 @@ from hostler.supervisor.contract import (
     State,
     SupervisorEvent,
     SupervisorUnreachable,
+    SwitchMoved,
     UnknownProfile,
 )
 from hostler.supervisor.scheduling.lease import Lease
@@ -222,6 +223,17 @@ async def test_a_forced_unload_revokes_leases_and_waits_for_the_process() -> Non
         assert fresh.address().generation == 2
         assert not fresh.revoked
         fresh.release()
+
+
+async def test_a_switch_whose_end_was_missed_is_over_with_the_snapshot_that_shows_its_model() -> None:
+    async with opened(snapshot()) as subject:
+        for model in ("a", "b"):
+            subject.supervisor.send(SwitchMoved(id=model, model=model, phase="loading"))
+        await subject.until_handled()
+        subject.supervisor.runs["a"] = 1
+        subject.supervisor.send(snapshot(a=("ready", 1), b=("starting", 1)))
+        await subject.until_handled()
+        assert [switch.model for switch in subject.host.switches()] == ["b"]
 
 
 async def test_the_queue_is_published_when_it_fills_and_empties() -> None:
