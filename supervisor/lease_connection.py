@@ -137,7 +137,7 @@ class LeaseConnection(asyncio.Protocol):
 
 
 class IncompatibleSupervisor(SupervisorUnreachable):
-    """The supervisor speaks another version of the contract."""
+    """The supervisor speaks another version of the protocol."""
 
 
 class _Rejected(Exception):

@@ -285,6 +285,8 @@ class LeaseSession(Response):
 
 
 def _is_loopback(address: str) -> bool:
+    if not address.startswith("127.") and ":" not in address:
+        return False  # as for most names
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
