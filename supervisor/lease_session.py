@@ -51,7 +51,7 @@ PIECE: Final = 64 * 1024
 SHORT: Final = 50
 
 #: Time to write what is left and to end the stream properly, in seconds.
-LAST_WRITE_S: Final = 0.2
+LAST_WRITE_S: Final = 0.5
 
 #: When a gateway that has too many leases may ask for one again, in seconds.
 _RETRY_S: Final = 1.0
