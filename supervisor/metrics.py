@@ -55,8 +55,8 @@ class SupervisorMetrics:
                 self._failures.inc(status.model, status.failure.kind)
 
     async def render(self, *, queue: tuple[int, int] | None = None, process: bool = True) -> bytes:
-        """The text of `/metrics`. `queue` is how many requests wait and are served; in a process with a gateway that exposes
-        both. Without `process` where another part of this process already exposes that."""
+        """The text of `/metrics`. `queue` is how many requests wait and are served, where that is known. Without `process`
+        where another part of this process already exposes that."""
         counted = (self._starts, self._failures, self._switches, self._phases, self._first_answers)
         queued = [] if queue is None else _queue(*queue)
         return await exposition([*counted, *_current(self._status()), *queued], process=process)

@@ -49,7 +49,7 @@ class SupportsLogs(Protocol):
 class RendersMetrics(Protocol):
     """Prometheus' text format, without the figures of the process where the gateway exposes these itself."""
 
-    async def render(self, *, process: bool = True) -> bytes: ...
+    async def render(self, *, queue: tuple[int, int] | None = None, process: bool = True) -> bytes: ...
 
 
 @runtime_checkable
@@ -104,7 +104,9 @@ class AdminApp:
             lambda: _gauges(chain_view()),
             version=__version__,
         )
-        self._supervisor_metrics = [each.metrics for each in supervisors.values() if isinstance(each, SupportsMetrics)]
+        self._supervisor_metrics = [
+            (hosts[name], each.metrics) for name, each in supervisors.items() if isinstance(each, SupportsMetrics)
+        ]
         self.throttle = KeyThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, sample=self._status.sample, wall=wall)
@@ -165,7 +167,10 @@ class AdminApp:
         self._mcp.close()
 
     async def _render_metrics(self) -> bytes:
-        supervisors = [await each.render(process=False) for each in self._supervisor_metrics]
+        supervisors = [
+            await metrics.render(queue=(host.waiting, host.serving), process=False)
+            for host, metrics in self._supervisor_metrics
+        ]
         return b"".join([await self._metrics.render(), *supervisors])
 
 
