@@ -246,7 +246,7 @@ class Catalog:
                     name_there=profile.name,
                     context=profile.context,
                     hosted=True,
-                    lacks=lacking(profile.facts, embeddings=profile.embeddings),
+                    lacks=lacking(profile.facts),
                     limits=profile.limits,
                 )
                 profiles.setdefault(profile.name, []).append(profile)

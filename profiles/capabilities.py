@@ -15,7 +15,7 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
     """The facts with the capabilities of the profile rather than of the file.
 
-    An engine for embeddings gives nothing else. What a projector (`--mmproj`) or another chat template supports is
+    A profile for embeddings is listed for nothing else. What a projector (`--mmproj`) or another chat template supports is
     not known, so that they may support everything.
     """
     if facts is None:
@@ -34,14 +34,15 @@ def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | N
     return msgspec.structs.replace(facts, capabilities=(*facts.capabilities, *added))
 
 
-def lacking(facts: ModelFacts | None, *, embeddings: bool = False) -> frozenset[str]:
-    """What a model certainly cannot do; nothing if its file could not be read, and its profile is not for `embeddings`.
+def lacking(facts: ModelFacts | None) -> frozenset[str]:
+    """What a model certainly cannot do; nothing if its file could not be read.
 
-    Without a chat template of its own a model gets the engine's, about which nothing is known.
+    Without a chat template of its own a model gets the engine's, about which nothing is known. A model with one can chat,
+    also where its profile is for embeddings: engines serve both.
     """
     if facts is None:
-        return frozenset({"completion"}) if embeddings else frozenset()
-    known = {"completion", "vision", "audio", *(("tools",) if facts.chat_template else ())}
+        return frozenset()
+    known = {"vision", "audio", *(("tools",) if facts.chat_template else ("completion",))}
     return frozenset(known.difference(facts.capabilities))
 
 

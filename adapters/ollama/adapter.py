@@ -85,7 +85,7 @@ class OllamaAdapter(Adapter):
         if card.facts is None or not isinstance(request, ChatRequest | CompletionRequest):
             return request
         sent = request.model or ""
-        if "completion" not in card.capabilities:
+        if "completion" not in card.capabilities and not card.facts.chat_template:
             raise BadRequest(f"{go_compat.quote(sent)} does not support {request.origin.operation}", param="model")
         full_name = f"{DEFAULT_HOST}/{DEFAULT_NAMESPACE}/{ollama_name(card.name)}"
         if isinstance(request, CompletionRequest):

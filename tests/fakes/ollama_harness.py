@@ -56,7 +56,14 @@ ABLE = msgspec.structs.replace(
 )
 REMOTE = ModelCard(name="org/sub/far@v1", state="loaded", context=32768)
 VECTORS = msgspec.structs.replace(
-    SMOL, name="vectors", aliases=(), state="loading", digest="ef" * 32, expires_at=None, capabilities=("embedding",)
+    SMOL,
+    name="vectors",
+    aliases=(),
+    state="loading",
+    digest="ef" * 32,
+    expires_at=None,
+    facts=msgspec.structs.replace(FACTS, chat_template=""),
+    capabilities=("embedding",),
 )
 CARDS = (SMOL, ABLE, REMOTE, VECTORS)
 LISTING = ModelList(

@@ -35,6 +35,10 @@ def status(code: int, body: bytes = b'{"error": {"message": "no"}}') -> Callable
     return answer
 
 
+async def busy(request: BackendRequest) -> None:
+    await request.whole(b'{"error": {"message": "no"}}', status=429, extra="Retry-After: 0.01\r\n")
+
+
 async def reset(request: BackendRequest) -> None:
     request.abort()
 
@@ -64,7 +68,8 @@ async def silence(request: BackendRequest) -> None:
 
 
 PATHS: dict[str, Callable[[BackendRequest], Awaitable[None]]] = {
-    **{f"status {code}": status(code) for code in (400, 401, 404, 413, 429, 500, 503)},
+    **{f"status {code}": status(code) for code in (400, 401, 404, 413, 500, 503)},
+    "status 429": busy,
     "reset": reset,
     "garbage": garbage,
     "error in 200": error_in_200,

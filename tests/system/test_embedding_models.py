@@ -1,4 +1,4 @@
-"""Profiles for embeddings are listed as such in every protocol, and refuse chats before they are loaded."""
+"""Profiles for embeddings are listed as such in every protocol; a chat is left to their engine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ async def test_profiles_for_embeddings_are_listed_as_embedding_models_only(start
         assert gateway.starts() == []
 
 
-async def test_a_chat_with_an_embedding_model_is_refused_before_it_is_loaded(start_gateway: StartGateway) -> None:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+async def test_a_chat_with_a_chat_models_profile_for_embeddings_is_served(
+    start_gateway: StartGateway, path: str
+) -> None:
+    body = {"model": "vectors", "messages": [{"role": "user", "content": "Hello"}], "stream": False}
     async with start_gateway(PROFILES) as gateway:
-        answer = await gateway.chat("vectors")
-        assert answer.status_code == 400
-        assert "does not support chat" in answer.json()["error"]["message"]
-        assert gateway.starts() == []
+        assert (await gateway.http.post(path, json=body)).status_code == 200
+        assert gateway.starts() == ["vectors"]
