@@ -40,6 +40,9 @@ _REJECTIONS: dict[RejectionCause, str] = {
 }
 #: What is the request's own fault at each hop.
 _FAULTS = frozenset({"rejected", "unsupported", "too_long"})
+#: What the request itself rules out.
+_RULED_OUT = frozenset({"excluded", "non_local"})
+_DOWN = frozenset({"unreachable", "connect_timeout"})
 #: What no other try changes, until someone acts.
 _PERMANENT = frozenset(
     {"rejected", "unsupported", "non_local", "too_long", "excluded", "auth_failed", "payment_required"}
@@ -83,6 +86,11 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def is_down(self) -> bool:
+        """Whether nothing accepts connections there: it will hardly be back for this request."""
+        return self.reason in _DOWN or self.paused_by in _DOWN
+
+    @property
     def final(self) -> bool:
         """Whether clients should not try again on their own: it is permanent, or takes too long."""
         pauses = self.reason in ("circuit_open", "busy") and (self.retry_after_s or 0.0) > LONGEST_PAUSE_S
@@ -97,13 +105,9 @@ def summary(failed: Sequence[FailedHop]) -> str:
 def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
     """The client's error when no hop answered."""
     tried = [each for each in failed if each.error is not None]
-    if tried and all(each.reason in _FAULTS for each in tried) and len(tried) == len(failed):
-        error = tried[0].error
-        assert error is not None
-        return public_error(error, tried[0].hop)
-    words = next((each for each in tried if _is_final(each.error)), None)
-    if words is not None and words.error is not None:
-        return public_error(words.error, words.hop)
+    fault = _fault(failed)
+    if fault is not None and fault.error is not None:
+        return public_error(fault.error, fault.hop)
     details = "; ".join(each.description for each in failed)
     if failed and all(each.reason == "non_local" for each in failed):
         return Forbidden(f"this request must stay local, but {model} has remote backends only: {details}")
@@ -125,6 +129,20 @@ def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
             return public_error(only.error, only.hop)
     message = f"no backend could answer for {model}: {details}"
     return ModelUnavailable(message, retry_after_s=retry_after_s, model=model, final=final)
+
+
+def _fault(failed: Sequence[FailedHop]) -> FailedHop | None:
+    """The hop whose error shows that the request itself has to change, unless another hop may serve it later."""
+    faults = [each for each in failed if each.error is not None and each.reason in _FAULTS]
+    if faults and all(each.reason in _FAULTS for each in failed if each.reason not in _RULED_OUT):
+        return faults[0]
+    for each in faults:
+        if _is_final(each.error):
+            return each
+    # A model that one backend lacks says nothing about the others.
+    own = [each for each in faults if each.error is not None and rejection_cause(each.error) != "model"]
+    rest = [each for each in failed if each.reason not in _FAULTS]
+    return own[0] if own and all(each.final or each.is_down for each in rest) else None
 
 
 def public_error(error: GatewayError, hop: Hop) -> GatewayError:

@@ -134,6 +134,34 @@ async def test_another_hop_may_answer_what_an_engine_failed_at(tmp_path: Path) -
 
 
 @each_mode
+@each_client
+async def test_an_engines_error_keeps_its_words_though_other_hops_were_skipped_or_are_down(
+    tmp_path: Path, client: str, stream: bool
+) -> None:
+    async with start_scripted_server() as lan, start_scripted_server() as cloud:
+        backends = {
+            "lan": backend(lan.url),
+            "cloud": backend(cloud.url, local=False),
+            "off": backend("http://127.0.0.1:9"),
+        }
+        async with start_chain(tmp_path, backends) as chain:
+            for headers in (
+                {"x-hostler-local-only": "true"},
+                {"x-hostler-only": "lan"},
+                {},  # the cloud rejects the key
+                {},  # the cloud is paused for that
+            ):
+                lan.prepared = [as_answer(REQUEST_FAULTS[0])]
+                cloud.prepared = [(401, "application/json", b'{"error": {"message": "wrong key"}}')]
+                path, body = CLIENTS[client]
+                content = {"model": "m", "stream": stream, **body}
+                response = await chain.http.post(path, json=content, headers=headers)
+                assert response.status_code == 400, response.text
+                assert response.headers["x-should-retry"] == "false"
+                assert REQUEST_FAULTS[0].words in message_of(response, client)
+
+
+@each_mode
 @pytest.mark.parametrize("in_stream", [False, True], ids=["status", "event"])
 async def test_a_request_that_is_too_long_goes_to_the_hop_that_has_room(
     tmp_path: Path, in_stream: bool, stream: bool

@@ -15,6 +15,8 @@ from hostler.adapters.errors import (
     Forbidden,
     ModelUnavailable,
     TooManyRequests,
+    client_status,
+    is_final,
 )
 from hostler.gateway.backends.chain_errors import (
     FailedHop,
@@ -92,6 +94,55 @@ def test_a_local_only_request_without_a_local_backend_is_forbidden() -> None:
 def test_a_request_that_all_rejected_gets_the_first_rejection() -> None:
     first = rejected(422)
     assert chain_error("m", [failed("a", "rejected", first), failed("b", "rejected", rejected(400))]) is first
+
+
+def engine_fault() -> BackendRejected:
+    error = rejected(500)
+    error.request_fault = True
+    return error
+
+
+@pytest.mark.parametrize(
+    ("reason", "paused_by"),
+    [
+        ("non_local", None),
+        ("excluded", None),
+        ("unsupported", None),
+        ("too_long", None),
+        ("budget_exhausted", None),
+        ("auth_failed", None),
+        ("payment_required", None),
+        ("unreachable", None),
+        ("connect_timeout", None),
+        ("circuit_open", "auth_failed"),
+        ("circuit_open", "payment_required"),
+        ("circuit_open", "unreachable"),
+        ("circuit_open", "connect_timeout"),
+    ],
+)
+def test_a_requests_own_fault_keeps_its_words_beside_hops_that_cannot_serve_it(reason: Any, paused_by: Any) -> None:
+    fault = engine_fault()
+    other = FailedHop(hop=hop("b"), reason=reason, retry_after_s=9.0, paused_by=paused_by)
+    for hops in ([failed("a", "rejected", fault), other], [other, failed("a", "rejected", fault)]):
+        error = chain_error("m", hops)
+        assert error is fault
+        assert client_status(error) == 400
+        assert is_final(error)
+
+
+@pytest.mark.parametrize("reason", ["busy", "loading", "server_error", "first_byte_timeout", "budget_reserved"])
+def test_a_requests_own_fault_is_not_final_while_another_hop_may_serve_it_later(reason: Any) -> None:
+    error = chain_error("m", [failed("a", "rejected", engine_fault()), failed("b", reason)])
+    assert isinstance(error, ModelUnavailable)
+    assert not error.final
+
+
+def test_a_missing_model_is_described_beside_a_hop_that_failed() -> None:
+    missing = failed("a", "rejected", rejected(404))
+    both = chain_error("m", [missing, failed("b", "auth_failed", rejected(401))])
+    assert isinstance(both, ModelUnavailable)
+    assert "a rejected the request (rejected); b rejected the API key" in both.message
+    assert chain_error("m", [missing, failed("b", "excluded")]) is missing.error
 
 
 @pytest.mark.parametrize(

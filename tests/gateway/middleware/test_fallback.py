@@ -152,6 +152,8 @@ async def test_another_hop_may_serve_what_an_engine_failed_at_else_its_words_cou
         await chain.dispatch()
     assert b"alternate" in raised.value.body
     with pytest.raises(ModelUnavailable):  # b may serve it later
+        await FakeChain("a", "b", a=[fault()], b=[rejected(500), rejected(500)]).dispatch()
+    with pytest.raises(BackendRejected):  # b is down
         await FakeChain("a", "b", a=[fault()], b=[BackendUnavailable("x")]).dispatch()
 
 
