@@ -36,7 +36,15 @@ _decode_vector = lenient.decoder(OpenAIVector)
 _decode_usage = lenient.decoder(OpenAIUsage)
 _decode_count = lenient.decoder(OpenAITokenCount)
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
-
+_OPENING_EVENTS = frozenset(
+    {
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    }
+)
 
 #: Bytes of a vector: more than any model has dimensions.
 _MAX_VECTOR = 4 * 1024 * 1024
@@ -150,8 +158,11 @@ def prompt_status(progress: PromptProgress) -> PromptStatus:
 
 
 def is_opening(event: OpenAIEvent) -> bool:
-    """Whether an event only opens a response: its choices have no content, finish reason or usage."""
-    if not event.choices or event.usage is not None or event.timings is not None or event.type is not None:
+    """Whether an event only opens a response: its choices have no content, finish reason or usage, or it announces what
+    the responses API sends next."""
+    if event.type is not None:
+        return event.type in _OPENING_EVENTS
+    if not event.choices or event.usage is not None or event.timings is not None:
         return False
     return all(_is_empty_choice(choice) for choice in event.choices)
 

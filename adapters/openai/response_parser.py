@@ -144,7 +144,7 @@ class OpenAIParser(Parser):
         if not self._done:
             if self._operation not in _WITH_END_MARK:
                 return [*self._held.take(), *chunks]
-            if self._operation == "responses" or not self._is_finished or len(self._finished) < self._choices:
+            if not self._is_finished or len(self._finished) < self._choices:
                 raise incomplete_response()
             self._done = True
             chunks.append(Chunk(wire=self._wire, raw=b"data: [DONE]\n\n"))
@@ -152,7 +152,9 @@ class OpenAIParser(Parser):
 
     @property
     def _is_finished(self) -> bool:
-        """Whether every choice has its finish reason, as far as this operation has them."""
+        """Whether the end mark may follow: after the closing event, or every choice's finish reason."""
+        if self._operation == "responses":
+            return self._done
         if self._operation not in _WITH_FINISH:
             return True
         return bool(self._finished) and self._choices_seen <= self._finished
@@ -201,6 +203,9 @@ class OpenAIParser(Parser):
             error = _error_in(body, name, data)
             if error is not None and not (self._started and body.type == "response.failed"):
                 return self._raise_after(kept, chunks, finish, usage, error)
+            if self._operation == "responses" and body.choices is not None:
+                # A chat instead: the server has another API at this path.
+                return self._raise_after(kept, chunks, finish, usage, invalid_event())
             if body.prompt_progress is not None:
                 self._notice_progress(body.prompt_progress)
                 if not self._strips_progress:

@@ -218,6 +218,7 @@ class ResponseSummary(msgspec.Struct, frozen=True, kw_only=True):
     results: msgspec.Raw = NO_CONTENT
     output: msgspec.Raw = NO_CONTENT
     status: str | None = None
+    background: bool | None = None
     input_tokens: Count | None = None
     usage: OpenAIUsage | None = None
     timings: LlamaTimings | None = None

@@ -29,7 +29,8 @@ _LONG = 64
 _LARGE = 256 * 1024
 _BRACKET = ord("[")
 _CHOICES = frozenset({"chat", "completions"})
-_UNFINISHED = frozenset({"queued", "in_progress", "failed", "cancelled", "incomplete"})
+_UNFINISHED = frozenset({"failed", "cancelled", "incomplete"})
+_RUNNING = frozenset({"queued", "in_progress"})
 _decode_summary = lenient.decoder(ResponseSummary)
 
 
@@ -123,6 +124,8 @@ def _has_content(operation: str, body: ResponseSummary) -> bool:
     if operation == "embeddings":
         return _has_entries(body.data)
     if operation == "responses":
+        if body.status in _RUNNING:
+            return body.background is True  # else it has been cut off
         return _is_list(body.output) or body.status in _UNFINISHED
     if operation == "count":
         return body.input_tokens is not None

@@ -17,10 +17,11 @@ from fakes.scripted_server import (
     ollama_chat,
     openai_chat,
     openai_embeddings,
+    openai_response,
     start_scripted_server,
 )
 from fakes.server_errors import NO_ANSWERS
-from system.fallback_chain import start_chain
+from system.fallback_chain import fact, start_chain
 from system.protocol_clients import CHATS, expected
 
 pytestmark = pytest.mark.anyio
@@ -137,6 +138,39 @@ async def test_an_end_mark_without_an_end_breaks_a_stream(tmp_path: Path, client
         response = await ask(chain.http, client, stream=False)
         assert CHATS[client][1](response, False) == expected(WORDS)
         assert second.requests
+
+
+def _cut_responses() -> dict[str, bytes]:
+    """Streams that are no response, although they end as one."""
+    answer = ScriptedAnswer()
+    whole = sse_of(openai_response(answer, {"stream": True}))
+    opening = whole[: whole.index(b"data: ", 6)]
+    done = b"data: [DONE]\n\n"
+    return {
+        "end mark": done,
+        "opening": opening + done,
+        "chat": sse_of(openai_chat(answer, {"stream": True})),
+        "opening, then a chat": opening + sse_of(openai_chat(answer, {"stream": True})),
+    }
+
+
+@each_mode
+@pytest.mark.parametrize("name", _cut_responses())
+async def test_a_response_without_its_closing_event_is_none(tmp_path: Path, name: str, stream: bool) -> None:
+    cut, asked = _cut_responses()[name], {"model": "m", "input": "Hello", "stream": stream}
+    async with start_scripted_server() as first, start_scripted_server() as second:
+        second.has_responses = True
+        async with start_chain(tmp_path, {"first": backend(first.url), "second": backend(second.url)}) as chain:
+            for start in (b"", b": hello\n\n"):
+                first.prepared = [(200, SSE, (start, cut) if start else cut)] * 2
+                response = await chain.http.post("/v1/responses", json=asked)
+                assert fact(response, "x-hostler-backend") == "second"
+                assert "capital <is>" in response.text
+                assert "in_progress" in response.text or not stream
+        async with start_chain(tmp_path, {"first": backend(first.url)}) as chain:
+            first.prepared = [(200, SSE, cut)] * 2
+            response = await chain.http.post("/v1/responses", json=asked)
+            assert response.status_code >= 400, response.text
 
 
 @pytest.mark.parametrize("label", ["text/plain", "application/octet-stream", "text/html; charset=utf-8", JSON, SSE])

@@ -134,6 +134,32 @@ def test_responses_are_complete_with_their_closing_event(parse: Parse, transcrip
         parse([stream[: stream.index(b"event: response.completed")]], operation="responses")
 
 
+CREATED = event(type="response.created", response={"id": "r", "object": "response", "status": "in_progress"})
+WORD = event(type="response.output_text.delta", item_id="i", output_index=0, content_index=0, delta="Hi")
+
+
+@pytest.mark.parametrize("end", [b"", DONE])
+@pytest.mark.parametrize("begin", [b"", CREATED, CREATED + WORD])
+def test_responses_without_their_closing_event_are_broken(parse: Parse, begin: bytes, end: bytes) -> None:
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parse([begin, end], operation="responses")
+
+
+@pytest.mark.parametrize("begin", [b"", CREATED])
+def test_a_chat_is_no_answer_to_a_responses_request(parse: Parse, begin: bytes) -> None:
+    with pytest.raises(BackendBroken, match="does not allow"):
+        parse([begin, delta(content="Hi"), delta("stop"), DONE], operation="responses")
+
+
+def test_events_that_open_a_response_are_held_until_the_first_token(parse: Parse) -> None:
+    added = event(type="response.output_item.added", output_index=0, item={"type": "message"})
+    closing = event(type="response.completed", response={"id": "r", "status": "completed"})
+    first, *_ = parse([CREATED, added, WORD, closing], operation="responses")
+    assert first.raw == CREATED
+    with pytest.raises(BackendBroken):
+        parse([CREATED, added, b"data: {\n\n"], operation="responses")
+
+
 ERRORS = [
     event(error={"message": "out of memory", "code": 500}),
     event(error="out of memory"),

@@ -19,7 +19,7 @@ GOOD: list[tuple[str, Any]] = [
     ("rerank", {"results": []}),
     ("rerank", [{"index": 0, "score": 0.5}]),
     ("responses", {"output": [], "status": "completed"}),
-    ("responses", {"status": "in_progress"}),
+    ("responses", {"status": "in_progress", "background": True}),
     ("count", {"input_tokens": 3}),
     ("chat", {**CHAT, "error": None, "usage": {"prompt_tokens": "3", "completion_tokens": 10**400}}),
     ("chat", {**CHAT, "error": {}}),
@@ -31,6 +31,8 @@ BAD: list[tuple[str, bytes]] = [
     ("chat", b'{"choices":[{"message":{"content":"Hi"}},{}]}'),
     ("chat", b'[{"index": 0}]'),
     ("embeddings", b'{"data":"x"}'),
+    ("responses", b'{"status":"in_progress","output":[]}'),
+    ("responses", b'{"status":"queued","background":false}'),
 ]  # fmt: skip
 
 
