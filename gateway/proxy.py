@@ -28,7 +28,7 @@ from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, actual_head, without_mark
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
-from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after
+from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after, says_loading
 from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
 from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.context import Attempt, RequestContext
@@ -426,10 +426,12 @@ def _as_rejection(
 
 
 async def _is_alive(backend: Backend, endpoint: Endpoint) -> bool:
-    """Whether the backend still responds after it has answered with an error of its own."""
+    """Whether the backend is still well, or loads its model, after it has answered with an error of its own."""
     check = WireRequest(method="GET", path=backend.health_path, headers=backend.headers)
     try:
         async with backend.transport.send(check, endpoint, _HEALTH) as answer:
-            return answer.head.status < 500 or answer.head.status == 503
+            if answer.head.status == 503:
+                return says_loading(await answer.read(ERROR_BODY_LIMIT))
+            return answer.head.status < 500
     except GatewayError:
         return False

@@ -125,6 +125,8 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
 }
 
 _LONGEST_WAIT_S = 86400.0
+#: Bytes of a health check's answer that are searched.
+_SEARCHED = 4096
 _NO_DETAILS = ErrorDetails(message="")
 
 
@@ -214,6 +216,11 @@ def retryable_hint(error: GatewayError) -> bool | None:
     if not isinstance(error, BackendRejected):
         return None
     return _details(error.body).retryable
+
+
+def says_loading(body: bytes) -> bool:
+    """Whether a health check's answer with status 503 says that a model is being loaded, in any of the engines' forms."""
+    return b"loading" in body[:_SEARCHED].lower()
 
 
 def _is_loading(details: ErrorDetails) -> bool:

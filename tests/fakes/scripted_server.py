@@ -44,7 +44,7 @@ class ScriptedServer:
 
     `prepared` are answers in bytes to the next requests, instead of `answer`: status, media type and body, perhaps in two
     parts that arrive one after the other. GET requests are answered from `documents` by path, else as health checks with
-    `health_status`; `documents["/api/show"]` holds answers by model. `base` stands in front of every route, instead of
+    `health_status` and `health`; `documents["/api/show"]` holds answers by model. `base` stands in front of every route, instead of
     `/v1` if it is not empty. `heads` holds method, target and headers of all requests, `bodies` the bodies of `requests` in bytes.
     """
 
@@ -53,6 +53,7 @@ class ScriptedServer:
         self.has_responses = False
         self.prepared: list[tuple[int, str, bytes | tuple[bytes, bytes]]] = []
         self.health_status = 200
+        self.health = b"{}"
         self.paused = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.heads: list[tuple[str, str, dict[str, str]]] = []
@@ -89,7 +90,7 @@ class ScriptedServer:
             writer.write(_head(404, "application/json", 2) + b"{}")
             return True
         if method == "GET":
-            writer.write(_head(self.health_status, "application/json", 2) + b"{}")
+            writer.write(_head(self.health_status, "application/json", len(self.health)) + self.health)
             return True
         body = json.loads(data)
         self.bodies.append(data)

@@ -104,6 +104,27 @@ async def test_a_silent_health_check_makes_an_error_the_backends_failure(tmp_pat
         assert [attempt.outcome for attempt in chain.finished[0].attempts] == ["server_error"] * 2
 
 
+@pytest.mark.parametrize(
+    ("health", "lives"),
+    [
+        ({"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, True),
+        ({"status": "loading model"}, True),
+        ({"error": {"code": 503, "message": "no slot available", "type": "unavailable_error"}}, False),
+        ({"status": "error"}, False),
+        ({}, False),
+    ],
+)
+async def test_a_health_check_with_503_shows_life_only_if_a_model_loads(
+    tmp_path: Path, health: dict[str, Any], lives: bool
+) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        server.health_status, server.health = 503, json.dumps(health).encode()
+        server.prepared = [as_answer(REQUEST_FAULTS[0])] * 2
+        response = await ask(chain.http, "openai", stream=False)
+        assert response.status_code == (400 if lives else 503)
+        assert {attempt.outcome for attempt in chain.finished[0].attempts} == {"rejected" if lives else "server_error"}
+
+
 async def test_a_clouds_500_stays_a_failure(tmp_path: Path) -> None:
     async with start_scripted_server() as cloud, start_scripted_server() as lan:
         backends = {"cloud": backend(cloud.url, local=False), "lan": backend(lan.url)}
