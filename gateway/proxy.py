@@ -25,7 +25,7 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.passthrough import ForwardingParser, forwarded
 from hostler.adapters.request_rewriting import rewrite
-from hostler.adapters.sniffing import JSON, actual_head, without_mark
+from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after, says_loading
@@ -209,17 +209,23 @@ class Proxy:
         attempt, writer = context.current, context.writer
         held, size, received, turn = list[Chunk](), 0, 0, TURN
         encode = writer.encoder.encode
-        began_at, limit, begun = self._clock(), None, False
+        began_at, limit = self._clock(), None
+        start = None if isinstance(request, Passthrough) else ResponseStart(answer.head)
+        if start is None:
+            _begin(answer.head, parser, writer)
         ready: list[bytes] = []
         async for segment in answer.segments():
             attempt.segments += 1
             received += len(segment)
-            if not begun:
-                begun = True
-                head, segment = self._begin(request, answer.head, segment, parser, writer)
-                # A body is only collected here: there is nothing to parse in small pieces.
-                turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
-            for piece in (segment,) if len(segment) <= turn else _cut(segment, turn):
+            if start is not None:
+                head, segment = start.feed(segment)
+                if head is not None:
+                    _begin(head, parser, writer)
+                    # A body is only collected here: there is nothing to parse in small pieces.
+                    turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
+                if start.is_known:
+                    start = None
+            for piece in (segment,) if 0 < len(segment) <= turn else _cut(segment, turn):
                 ready = []
                 try:
                     for chunk in parser.feed(piece):
@@ -244,8 +250,12 @@ class Proxy:
             if not ready and (not held or (attempt.segments > 2 and segment.isspace())):
                 limit = limit or TokenLimit(timeouts, began_at)
                 await self._on_sign(context, answer, parser, limit)
-        if not begun:
-            self._begin(request, answer.head, b"", parser, writer)
+        if start is not None:
+            head, last = start.finish()
+            if head is not None:
+                _begin(head, parser, writer)
+            if last:
+                held += parser.feed(last)
         # Chunks that were held back are sent only if the end contains no error.
         rest: list[bytes] = []
         for chunk in [*held, *list(parser.finish())] if held else parser.finish():
@@ -254,19 +264,6 @@ class Proxy:
             if len(rest) % TURN_CHUNKS == 0:
                 await asyncio.sleep(0)
         return b"".join(rest)
-
-    @staticmethod
-    def _begin(
-        request: Request, head: ResponseHead, start: bytes, parser: Parser, writer: ResponseWriter
-    ) -> tuple[ResponseHead, bytes]:
-        """Tell parser and encoder what the response is, judged by its first bytes; returns that, and these for the
-        parser."""
-        if not isinstance(request, Passthrough):
-            head, start = without_mark(head, start)
-            head = actual_head(head, start)
-        parser.start(head)
-        writer.begin(head)
-        return head, start
 
     async def _on_sign(
         self, context: RequestContext, answer: BackendResponse, parser: Parser, limit: TokenLimit
@@ -322,6 +319,12 @@ class Proxy:
             attempt.usage = chunk.usage
         if chunk.finish is not None:
             attempt.finish = chunk.finish
+
+
+def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:
+    """Tell parser and encoder what the response is."""
+    parser.start(head)
+    writer.begin(head)
 
 
 def _built(

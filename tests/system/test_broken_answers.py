@@ -189,6 +189,26 @@ async def test_a_right_answer_is_read_under_a_wrong_label(tmp_path: Path, kind: 
                 assert label_sent.startswith((SSE, LINES) if stream else JSON), (client, label_sent)
 
 
+@each_mode
+@pytest.mark.parametrize("label", ["application/octet-stream", "application/json; charset=utf-8", SSE, ""])
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_right_answer_is_read_under_a_wrong_label_wherever_its_start_is_cut(
+    tmp_path: Path, is_whole: bool, label: str, stream: bool
+) -> None:
+    body = ANSWERS["openai", not is_whole][1]
+    starts: list[tuple[bytes, bytes]] = [(b"\n", body), (b"\xef", b"\xbb\xbf" + body), (b": hello\n\n", body)]
+    if not is_whole:
+        starts.append((body[:2], body[2:]))
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        for client in CHATS:
+            for parts in starts:
+                server.prepared = [(200, label, parts)]
+                response = await ask(chain.http, client, stream=stream)
+                assert response.status_code == 200, (client, parts[0], response.text)
+                assert CHATS[client][1](response, stream).words == "".join(WORDS.words), (client, parts[0])
+                assert not server.prepared
+
+
 @pytest.mark.parametrize("label", ["text/plain", "application/octet-stream"])
 async def test_embeddings_are_read_under_a_wrong_label(tmp_path: Path, label: str) -> None:
     body = whole_of(openai_embeddings(WORDS, {"input": ["a"]}))
