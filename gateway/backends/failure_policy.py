@@ -36,7 +36,7 @@ AttemptResult = Literal[
     "server_error",  # 5xx, an error inside the answer, or its end, before the first token
     "rejected",  # 400, 404, 413, 422, or any error with a reason from a local backend that lives: the request's fault
     "auth_failed",  # 401, 403
-    "payment_required",  # 402 (one with Retry-After is "busy": a limit on requests in flight)
+    "payment_required",  # 402, or 429 for a used-up quota (one with Retry-After is "busy": a limit on requests in flight)
     "first_byte_timeout",
     "broken",  # silence, end or error after the first token
     "client_disconnected",
@@ -110,7 +110,7 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
     "server_error": "failed",
     "rejected": "rejected the request",
     "auth_failed": "rejected the API key",
-    "payment_required": "requires payment (HTTP 402)",
+    "payment_required": "requires payment: its account has no credit",
     "first_byte_timeout": "did not answer in time",
     "broken": "broke off its answer",
     "client_disconnected": "was cancelled: the client disconnected",
@@ -125,6 +125,8 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
 }
 
 _LONGEST_WAIT_S = 86400.0
+#: OpenAI's codes, which come with status 429, and Anthropic's type.
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"})
 #: Bytes of a health check's answer that are searched.
 _SEARCHED = 4096
 _NO_DETAILS = ErrorDetails(message="")
@@ -177,6 +179,8 @@ def _classify_rejection(error: BackendRejected) -> AttemptResult:
         return "rejected"
     if status == 402 and retryable_hint(error):
         return "busy"  # a limit on requests in flight, not on the account
+    if status in (402, 429) and not retry_after and _is_out_of_credit(_details(error.body)):
+        return "payment_required"
     loading = status == 503 and _is_loading(_details(error.body))
     if status == 503 and not loading and retryable_hint(error) is False:
         return "busy"  # no provider can answer, nor will one in a moment
@@ -216,6 +220,10 @@ def retryable_hint(error: GatewayError) -> bool | None:
     if not isinstance(error, BackendRejected):
         return None
     return _details(error.body).retryable
+
+
+def _is_out_of_credit(details: ErrorDetails) -> bool:
+    return details.code in _NO_CREDIT or details.type in _NO_CREDIT
 
 
 def says_loading(body: bytes) -> bool:

@@ -196,3 +196,21 @@ async def test_a_gateway_that_stops_says_when_to_try_again(start_gateway: StartG
     for protocol, answer in answers.items():
         assert answer.status_code == 503, (protocol, answer.text)
         assert "x-should-retry" not in answer.headers and int(answer.headers["retry-after"]) >= 1
+
+
+@in_each_protocol
+@pytest.mark.parametrize("in_stream", [False, True], ids=["status", "event"])
+async def test_a_used_up_quota_is_final_and_opens_the_circuit(tmp_path: Path, protocol: str, in_stream: bool) -> None:
+    quota = {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}
+    body = json.dumps({"error": quota}).encode()
+    prepared = (200, "text/event-stream", b"data: " + body + b"\n\n") if in_stream else (429, "application/json", body)
+    async with start_scripted_server() as server:
+        backend = {"kind": "openai", "url": server.url, "local": False, "models": {"a": "there"}}
+        async with start_chain(tmp_path, {"cloud": backend}) as chain:
+            server.prepared = [prepared] * 2
+            path, asked = request(protocol, in_stream)
+            for _ in range(2):
+                answer = await chain.http.post(path, json=asked)
+                assert answer.headers["x-should-retry"] == "false", answer.text
+                assert "its account has no credit" in error_of(answer.json())[0]
+            assert len(server.requests) == 1

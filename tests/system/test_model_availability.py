@@ -62,7 +62,7 @@ async def test_the_fallback_server_is_named(tmp_path: Path, cloud: FakeOpenRoute
     cloud.default = (402,)
     async with start_chain(tmp_path, {"cloud": outside(cloud), "lan": openai_backend(lan)}) as chain:
         await chain.chat()
-        assert await shown(chain) == ("available", "cloud requires payment (HTTP 402); served by lan")
+        assert await shown(chain) == ("available", "cloud requires payment: its account has no credit; served by lan")
 
 
 async def test_an_exhausted_budget_makes_cloud_models_unavailable(tmp_path: Path, cloud: FakeOpenRouter) -> None:

@@ -298,7 +298,7 @@ async def test_the_error_names_each_hops_reason_and_the_earliest_retry() -> None
         await chain.dispatch()
     assert raised.value.retry_after_s == 5.0
     assert raised.value.message == (
-        "no backend could answer for m: a is paused after failures: it requires payment (HTTP 402) (circuit_open); "
+        "no backend could answer for m: a is paused after failures: it requires payment: its account has no credit (circuit_open); "
         "b is paused after failures: it did not answer in time (circuit_open)"
     )
 
