@@ -195,13 +195,16 @@ class AnthropicParser(Parser):
             raise invalid_response() from None
         if bytes(body.error) != NULL:
             raise error_in_response(data)
-        if body.content is None and body.input_tokens is None:
+        if not body.content and not body.stop_reason and body.input_tokens is None:
             raise invalid_response()
         chunk = Chunk(wire=WIRE, is_body=True)
         if body.input_tokens is not None:
             chunk.usage = Usage(prompt_tokens=body.input_tokens)
         elif body.usage is not None:
             chunk.usage = _usage(body.usage)
+        if body.content and not body.stop_reason:
+            # A whole answer without a stop reason is finished all the same.
+            chunk.finish = "tool_calls" if any(block.type == "tool_use" for block in body.content) else "stop"
         if body.stop_reason:
             chunk.finish = _FINISH.get(body.stop_reason, body.stop_reason)
             chunk.stop = body.stop_sequence

@@ -25,6 +25,7 @@ from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_BODY = 64 * 1024 * 1024
+_NO_ANSWERS = frozenset({"load", "unload"})
 
 _decode = lenient.decoder(OllamaResponse)
 
@@ -52,6 +53,7 @@ class OllamaParser(Parser):
         self._done = False
         self._calls = ToolCallReader()
         self._has_calls = False
+        self._has_content = False
         self._held = HeldChunks()
 
     def take_signs(self) -> bytes:
@@ -108,6 +110,9 @@ class OllamaParser(Parser):
         embeds = self._operation in ("embed", "embeddings")
         if embeds and not any(vectors):
             raise invalid_response()
+        self._has_content = self._has_content or _has_content(body)
+        if body.done and not embeds and not self._is_end(body):
+            raise incomplete_response()
         self._done = bool(body.done) or embeds
         chunk = Chunk(
             wire=WIRE,
@@ -135,10 +140,23 @@ class OllamaParser(Parser):
         calls = [CallPiece(None, piece.id, piece.function.name, piece.function.arguments) for piece in pieces]
         return self._calls.read(calls, whole=True) + (self._calls.finish() if body.done else ())
 
+    def _is_end(self, body: OllamaResponse) -> bool:
+        """Whether a last line ends an answer. A model that is loaded or unloaded has not answered."""
+        if body.done_reason:
+            return body.done_reason not in _NO_ANSWERS
+        return self._has_content or body.eval_count > 0
+
     def _finish(self, body: OllamaResponse) -> str:
         if body.done_reason == "length":
             return "length"
         return "tool_calls" if self._has_calls else "stop"
+
+
+def _has_content(body: OllamaResponse) -> bool:
+    message = body.message
+    if message is not None and (message.content or message.thinking or message.tool_calls):
+        return True
+    return bool(body.response or body.thinking or body.tool_calls)
 
 
 def _is_start_of_body(line: bytes) -> bool:

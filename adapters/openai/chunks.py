@@ -123,6 +123,8 @@ def decode_embeddings(body: bytes) -> Iterator[Chunk]:
         if memoryview(entry.embedding).nbytes > _MAX_VECTOR:
             raise ValueError("a vector of too many numbers")
         vector = tuple(decode_vector(_decode_vector(b'{"numbers":%b}' % entry.embedding).numbers))
+        if not vector:
+            raise ValueError("a vector without numbers")
         yield Chunk(wire=WIRE, is_body=True, vectors=(vector,))
 
 
@@ -206,7 +208,9 @@ def _chunk(
     if choice.finish_reason or whole:
         if choice.index in calls:
             chunk.tool_calls += calls[choice.index].finish()
-        chunk.finish = canonical_finish(choice.finish_reason) if choice.finish_reason else None
+        # A whole answer without a finish reason is finished all the same.
+        unsaid = "tool_calls" if chunk.tool_calls else "stop"
+        chunk.finish = canonical_finish(choice.finish_reason) if choice.finish_reason else unsaid
     # vLLM and SGLang put the stop sequence here, or the number of the token that ended the response.
     stop = choice.stop_reason or choice.matched_stop
     chunk.stop = stop if isinstance(stop, str) else None

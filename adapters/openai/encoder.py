@@ -239,6 +239,11 @@ class OpenAIEncoder(Encoder):
                 for name in ("response.created", "response.completed")
             )
         usage = response.pop("usage", None)
+        for choice in objects(response.get("choices")):
+            if not choice.get("finish_reason"):
+                message = choice.get("message")
+                has_calls = isinstance(message, dict) and message.get("tool_calls")
+                choice["finish_reason"] = "tool_calls" if has_calls else "stop"
         if self._operation == "chat":
             response["object"] = "chat.completion.chunk"
             for choice in objects(response.get("choices")):

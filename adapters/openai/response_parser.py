@@ -23,6 +23,7 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai import whole_response
 from hostler.adapters.openai.chunks import canonical_finish, decode_event, decode_usage, is_opening, prompt_status
 from hostler.adapters.openai.schema import (
+    FAILED_FINISHES,
     NO_CONTENT,
     NO_ERROR,
     NOT_ERRORS,
@@ -367,7 +368,7 @@ def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> Backe
     for choice in body.choices or ():
         if choice.error is not NO_ERROR and bytes(choice.error) not in NOT_ERRORS:
             return error_in_response(msgspec.json.encode({"error": choice.error}))
-        stopped = stopped or choice.finish_reason == "error"
+        stopped = stopped or choice.finish_reason in FAILED_FINISHES
     if stopped:
         return BackendBroken("The backend stopped with an error.")
     if name == "error" or body.type == "error":

@@ -18,6 +18,8 @@ NULL = b"null"
 NO_ERROR = msgspec.Raw(NULL)
 #: Values of `error` that are none.
 NOT_ERRORS = frozenset({NULL, b"{}", b"[]", b'""', b"false", b""})
+#: Finish reasons of answers that the server gave up; SGLang and vLLM abort.
+FAILED_FINISHES = frozenset({"error", "abort"})
 #: The default of a field whose absence shows that a response is none.
 NO_CONTENT = msgspec.Raw(b"")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,15 @@ from hostler.adapters.openai.chunks import (
     decode_token_count,
     decode_usage,
 )
-from hostler.adapters.openai.schema import NO_ERROR, NOT_ERRORS, ResponseSummary
+from hostler.adapters.openai.schema import (
+    FAILED_FINISHES,
+    NO_ERROR,
+    NOT_ERRORS,
+    NULL,
+    OpenAIDelta,
+    ResponseSummary,
+    WholeChoice,
+)
 
 #: Operations whose whole responses are one JSON object; the others may return anything.
 JSON_OPERATIONS = frozenset({"chat", "completions", "embeddings", "rerank", "responses", "count"})
@@ -31,6 +40,11 @@ _BRACKET = ord("[")
 _CHOICES = frozenset({"chat", "completions"})
 _UNFINISHED = frozenset({"failed", "cancelled", "incomplete"})
 _RUNNING = frozenset({"queued", "in_progress"})
+_NOTHING = frozenset({b"", NULL})
+_EMPTY_TEXTS = _NOTHING | {b'""'}
+_EMPTY_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:null|\[\s*\]|"")')
+_SHORT = 1024
+_decode_message = lenient.decoder(OpenAIDelta)
 _decode_summary = lenient.decoder(ResponseSummary)
 
 
@@ -113,16 +127,16 @@ def _error(body: ResponseSummary, raw: bytes) -> BackendBroken | None:
     for choice in body.choices or ():
         if choice.error is not NO_ERROR and bytes(choice.error) not in NOT_ERRORS:
             return error_in_response(msgspec.json.encode({"error": choice.error}))
-        if choice.finish_reason == "error":
+        if choice.finish_reason in FAILED_FINISHES:
             return BackendBroken("The backend stopped with an error.")
     return None
 
 
 def _has_content(operation: str, body: ResponseSummary) -> bool:
     if operation in _CHOICES:
-        return bool(body.choices) and all(bytes(each.message) or bytes(each.text) for each in body.choices or ())
+        return bool(body.choices) and all(map(_is_answer, body.choices or ()))
     if operation == "embeddings":
-        return _has_entries(body.data)
+        return _has_entries(body.data) and not _has_empty_vector(body.data)
     if operation == "responses":
         if body.status in _RUNNING:
             return body.background is True  # else it has been cut off
@@ -130,6 +144,27 @@ def _has_content(operation: str, body: ResponseSummary) -> bool:
     if operation == "count":
         return body.input_tokens is not None
     return _is_list(body.results) or _has_entries(body.data)
+
+
+def _is_answer(choice: WholeChoice) -> bool:
+    """Whether a choice has an answer: an empty one only if it says that it is finished."""
+    if choice.finish_reason:
+        return not {bytes(choice.message), bytes(choice.text)} <= _NOTHING
+    try:
+        message = _decode_message(choice.message) if bytes(choice.message) not in _NOTHING else None
+    except NOT_JSON:
+        return False
+    if message is None:
+        return bytes(choice.text) not in _EMPTY_TEXTS
+    return bool(message.content or message.reasoning_content or message.reasoning or message.refusal) or bool(
+        message.tool_calls or message.function_call
+    )
+
+
+def _has_empty_vector(raw: msgspec.Raw) -> bool:
+    data = bytes(raw)
+    # Numbers have no letter of "null": one search for a letter passes over nearly every response.
+    return (b"u" in data or len(data) < _SHORT) and _EMPTY_VECTOR.search(data) is not None
 
 
 def _is_without_input(sent: bytes) -> bool:

@@ -189,6 +189,52 @@ async def test_a_right_answer_is_read_under_a_wrong_label(tmp_path: Path, kind: 
                 assert label_sent.startswith((SSE, LINES) if stream else JSON), (client, label_sent)
 
 
+def _ollama_line(content: str = "", **more: Any) -> bytes:
+    line = {"model": "x", "created_at": "2026-01-01T00:00:00Z", "message": {"role": "assistant", "content": content}}
+    return json.dumps(line | {"done": True} | more).encode() + b"\n"
+
+
+EMPTY_ANSWERS = {
+    ("openai", "null message"): (JSON, b'{"choices":[{"index":0,"message":null,"finish_reason":"stop"}]}'),
+    ("openai", "unfinished"): (JSON, b'{"choices":[{"index":0,"message":{"content":""},"finish_reason":null}]}'),
+    ("openai", "aborted"): (JSON, b'{"choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"abort"}]}'),
+    ("openai", "stream aborted"): (SSE, sse_of([{"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}])),
+    ("anthropic", "unfinished"): (JSON, b'{"id":"m","type":"message","content":[],"stop_reason":null,"usage":{}}'),
+    ("ollama", "load"): (LINES, _ollama_line(done_reason="load")),
+    ("ollama", "unload"): (LINES, _ollama_line(done_reason="unload")),
+    ("ollama", "nothing"): (LINES, _ollama_line()),
+}
+
+
+@each_mode
+@each_chat
+@pytest.mark.parametrize(("kind", "name"), EMPTY_ANSWERS)
+async def test_an_empty_or_unfinished_answer_is_none(
+    tmp_path: Path, kind: str, name: str, client: str, stream: bool
+) -> None:
+    media_type, body = EMPTY_ANSWERS[kind, name]
+    async with (
+        start_scripted_server() as first,
+        start_scripted_server() as second,
+        start_chain(tmp_path, {"first": backend(first.url, kind), "second": backend(second.url)}) as chain,
+    ):
+        first.prepared = [(200, media_type, body)] * 2
+        response = await ask(chain.http, client, stream=stream)
+        assert response.headers["x-hostler-backend"] == "second"
+        assert CHATS[client][1](response, stream) == expected(WORDS)
+
+
+@each_chat
+async def test_a_whole_answer_without_a_finish_reason_becomes_a_stream_with_one(tmp_path: Path, client: str) -> None:
+    message = {"role": "assistant", "content": "Hi"}
+    body = json.dumps({"id": "c", "created": 1, "choices": [{"index": 0, "message": message}], "usage": {
+        "prompt_tokens": 3, "completion_tokens": 1}}).encode()  # fmt: skip
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        server.prepared = [(200, JSON, body)]
+        read = CHATS[client][1](await ask(chain.http, client, stream=True), True)
+        assert (read.words, read.finish) == ("Hi", "stop")
+
+
 @each_mode
 @pytest.mark.parametrize("label", ["application/octet-stream", "application/json; charset=utf-8", SSE, ""])
 @pytest.mark.parametrize("is_whole", [True, False])

@@ -13,7 +13,11 @@ from hostler.adapters.openai import whole_response
 CHAT = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
 GOOD: list[tuple[str, Any]] = [
     ("chat", CHAT),
-    ("chat", {"choices": [{"message": {"content": None}, "finish_reason": None}]}),
+    ("chat", {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}),
+    ("chat", {"choices": [{"message": {"content": "Hi"}, "finish_reason": None}]}),
+    ("chat", {"choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "now"}}]}}]}),
+    ("completions", {"choices": [{"text": "Hi"}]}),
+    ("embeddings", {"data": [{"index": 0, "embedding": "AAAAPw=="}]}),
     ("completions", {"choices": [{"text": "", "finish_reason": "length"}]}),
     ("embeddings", {"data": [{"index": 0, "embedding": [0.5]}]}),
     ("rerank", {"results": []}),
@@ -31,6 +35,15 @@ BAD: list[tuple[str, bytes]] = [
     ("chat", b'{"choices":[{"message":{"content":"Hi"}},{}]}'),
     ("chat", b'[{"index": 0}]'),
     ("embeddings", b'{"data":"x"}'),
+    ("embeddings", b'{"data":[{"index":0,"embedding":[0.5]},{"index":1,"embedding": null}]}'),
+    ("embeddings", b'{"data":[{"index":0,"embedding":[ ]}]}'),
+    ("embeddings", b'{"data":[{"index":0,"embedding":""}]}'),
+    ("chat", b'{"choices":[{"message":null,"finish_reason":"stop"}]}'),
+    ("chat", b'{"choices":[{"message":{"content":null},"finish_reason":null}]}'),
+    ("chat", b'{"choices":[{"message":{"content":""}}]}'),
+    ("chat", b'{"choices":[{"message":{"content":"Hi"},"finish_reason":"abort"}]}'),
+    ("completions", b'{"choices":[{"text":null,"finish_reason":"stop"}]}'),
+    ("completions", b'{"choices":[{"text":"","finish_reason":null}]}'),
     ("responses", b'{"status":"in_progress","output":[]}'),
     ("responses", b'{"status":"queued","background":false}'),
 ]  # fmt: skip
@@ -53,7 +66,7 @@ def test_finish_and_usage_are_found() -> None:
 def test_what_is_no_response_is_broken(operation: str, body: bytes) -> None:
     for read in (whole_response.check, whole_response.decode):
         with pytest.raises(BackendBroken):
-            read(operation, body)
+            list(read(operation, body) or ())
 
 
 @pytest.mark.parametrize(
