@@ -4,7 +4,7 @@ constructors."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,10 @@ import msgspec
 from msgspec import UnsetType
 
 from hostler.gateway.backend_settings import BackendSettings, backend_errors
+from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
-from hostler.profiles.library import optional_text, read_library
+from hostler.profiles.file_reading import expanded_path
+from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
@@ -187,11 +189,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ConfigError(Exception):
-    """The configuration is invalid. Each of `mistakes` names file, line and key, and the remedy."""
+    """The configuration is invalid. Each of `mistakes` names file, line and key, and the remedy.
 
-    def __init__(self, *mistakes: str) -> None:
+    `partial` is what remains of the configuration without what is at `omitted` (`backends.lan.url`).
+    """
+
+    def __init__(self, *mistakes: str, partial: Configuration | None = None, omitted: Iterable[str] = ()) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+        self.partial = partial
+        self.omitted = tuple(omitted)
 
 
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -201,12 +208,15 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
     """
     named = given or environ.get("HOSTLER_CONFIG")
     if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            origin = "--config" if given else "HOSTLER_CONFIG"
+        origin = "--config" if given else "HOSTLER_CONFIG"
+        try:
+            path = expanded_path(named)
+            if path.is_file():
+                return path
             what = "that is a folder" if path.is_dir() else "there is no such file"
-            raise ConfigError(f"{origin} names {path}, but {what}")
-        return path
+        except (ValueError, OSError) as error:
+            what = str(error)
+        raise ConfigError(f"{origin} names {named}, but {what}")
     for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
         if candidate.is_file():
             return candidate
@@ -251,15 +261,14 @@ def read(
     files = _Files(texts or {})
     errors: list[DocumentError] = []
     settings, document, manifest = Settings(), None, None
+    profiles: tuple[Profile, ...] | None = None
+    made, file = Library(), None
     try:
         if path is not None:
             document = parse(files.text(path), str(path), env=environ, errors=errors)
-            settings = document.fit(Settings, errors) or Settings()
-            known = {each.path for each in errors}
-            errors += [each for each in _broken_rules(settings, document) if each.path not in known]
-            settings = _with_absolute_paths(settings, path.absolute().parent)
+            settings = with_absolute_paths(_valid_settings(document, errors), path.absolute().parent)
             if settings.manifest is not None:
-                manifest = path.parent / Path(settings.manifest).expanduser()
+                manifest = path.parent / expanded_path(settings.manifest)
         file = library_file(settings.gateway.library, path, environ)
         made, written = read_library(file, files.optional_text)
         profiles = load_profiles(
@@ -273,19 +282,30 @@ def read(
         )
     except DocumentError as error:
         errors.append(error)
-    if errors:
-        raise ConfigError(*dict.fromkeys(str(each) for each in sorted(errors, key=_place)))
-    shipped = not settings.profiles and manifest is None
-    return Configuration(
+    found = Configuration(
         path=path,
         settings=settings,
-        profiles=profiles,
-        shipped=shipped,
+        profiles=profiles or (),
+        shipped=not settings.profiles and manifest is None,
         library=file,
         presets=made.presets,
         host_limits=HostLimits() if document is None else _host_limits(settings.gateway, document.value),
         texts=files.texts,
     )
+    if errors:
+        mistakes = dict.fromkeys(str(each) for each in sorted(errors, key=_place))
+        readable = None if path is not None and document is None else found
+        raise ConfigError(*mistakes, partial=readable, omitted=[each.path for each in errors])
+    return found
+
+
+def _valid_settings(document: Document, errors: list[DocumentError]) -> Settings:
+    """The settings without what is wrong, which is added to `errors`."""
+    settings = document.fit(Settings, errors) or Settings()
+    known = {each.path for each in errors}
+    broken = [each for each in _broken_rules(settings, document) if each.path not in known]
+    errors += broken
+    return (document.fit(Settings, [], omit=[each.keys for each in broken]) if broken else settings) or Settings()
 
 
 def _place(error: DocumentError) -> tuple[str, int]:
@@ -311,56 +331,20 @@ class _Files:
         return self.texts[place]
 
 
-#: The settings of a backend that name a file.
-BACKEND_FILES = ("token_file", "certificate", "api_key_file", "ca_file", "client_cert_file", "client_key_file")
-
-
-def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
-    """The settings with files and folders that start at `folder`, where the configuration file is."""
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(folder / Path(path).expanduser())
-
-    def certificate(tls: TLSSettings | None) -> TLSSettings | None:
-        return tls and TLSSettings(
-            cert=str(folder / Path(tls.cert).expanduser()), key=str(folder / Path(tls.key).expanduser())
-        )
-
-    replace = msgspec.structs.replace
-    gateway, supervisor = settings.gateway, settings.supervisor
-    return replace(
-        settings,
-        gateway=replace(
-            gateway,
-            tls=certificate(gateway.tls),
-            api_keys_file=absolute(gateway.api_keys_file),
-            key_usage_file=absolute(gateway.key_usage_file),
-            spending=replace(gateway.spending, file=absolute(gateway.spending.file)),
-            recording=replace(gateway.recording, file=absolute(gateway.recording.file)),
-            responses=replace(gateway.responses, file=absolute(gateway.responses.file)),
-        ),
-        backends={
-            name: replace(backend, **{key: absolute(getattr(backend, key)) for key in BACKEND_FILES})
-            for name, backend in settings.backends.items()
-        },
-        supervisor=replace(
-            supervisor,
-            tls=certificate(supervisor.tls),
-            token_file=absolute(supervisor.token_file),
-            slots_dir=absolute(supervisor.slots_dir),
-        ),
-    )
-
-
 def _host_limits(settings: GatewaySettings, document: Any) -> HostLimits:
     """The limits that the document sets: its own host is bound by them, while defaults leave them to the gateways."""
-    written = document.get("gateway") or {}
     values: dict[str, Any] = {}
     for section, names in HOST_LIMITS.items():
+        written = _section(_section(document, "gateway"), section)
         for name in names:
-            if name in (written.get(section) or {}):
+            if name in written:
                 values[name] = getattr(getattr(settings, section), name)
     return HostLimits(**values)
+
+
+def _section(document: Any, name: str) -> Mapping[str, Any]:
+    found = document.get(name) if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 #: The settings of sections of `gateway` that limit a host, and so belong to its supervisor.
@@ -374,7 +358,7 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     """The file of the models that clients created: as configured, else in systemd's state directory, beside the
     configuration file, or in the user's state directory."""
     if settings.file is not None:
-        return (path.parent if path is not None else Path()) / Path(settings.file).expanduser()
+        return (path.parent if path is not None else Path()) / expanded_path(settings.file)
     if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
         return Path(directory.partition(":")[0]) / "models.yaml"
     if path is not None:
@@ -394,8 +378,7 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
     """The errors about rules that types cannot express."""
     yield from document.empty_secrets()
     # Backends that could not be read count as well: they have errors of their own.
-    written = document.value.get("backends") if isinstance(document.value, dict) else None
-    known = list(dict.fromkeys((*settings.backends, *(written if isinstance(written, dict) else ()), LOCAL)))
+    known = list(dict.fromkeys((*settings.backends, *_section(document.value, "backends"), LOCAL)))
     yield from _unknown_backends(document, ("gateway", "chain"), settings.gateway.chain, known)
     for name, backend in settings.backends.items():
         if name == LOCAL:
@@ -421,6 +404,8 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
                 yield document.error(("gateway", name, index), mistake)
     if (mistake := root_path_mistake(settings.gateway.root_path)) is not None:
         yield document.error(("gateway", "root_path"), mistake)
+    for key, mistake in path_mistakes(settings):
+        yield document.error(key, mistake)
     for index, listen in enumerate(settings.gateway.listen):
         yield from _address_errors(document, ("gateway", "listen", index), listen)
     yield from _address_errors(document, ("supervisor", "listen"), settings.supervisor.listen)
@@ -451,7 +436,7 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises `ValueError`.
     """
     if text.startswith("unix:"):
-        path = Path(text.removeprefix("unix:")).expanduser()
+        path = expanded_path(text.removeprefix("unix:"))
         if not path.is_absolute():
             raise ValueError(
                 f"{text!r} is not the path of a socket; write it in full, e.g. unix:/run/hostler/gateway.sock"

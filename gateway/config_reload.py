@@ -14,8 +14,9 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway import last_good
+from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings
-from hostler.gateway.last_good import FindMistakes, Texts
+from hostler.gateway.last_good import Texts
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
@@ -84,11 +85,11 @@ class Reloader:
         """Notice changes at once where the system reports them."""
         from watchfiles import awatch
 
-        files = {each for file in self._files() for each in (file.absolute(), file.resolve())}
-        folders = {each.parent for each in files if each.parent.is_dir()}
-        if not folders:
-            return
         try:
+            files = {each for file in self._files() for each in (file.absolute(), file.resolve())}
+            folders = {each.parent for each in files if each.parent.is_dir()}
+            if not folders:
+                return
             # The folder may contain other files, such as Hostler's own log.
             async for _ in awatch(
                 *folders,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from hostler.gateway.checked_config import FindMistakes, read_checked
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
+from hostler.profiles.file_reading import expanded_path
 from hostler.supervisor.state_store import JsonStore
 
-#: Returns what keeps a valid configuration from running.
-FindMistakes = Callable[[Configuration], Sequence[str]]
 #: Files and their contents, `None` for one that does not exist.
 Texts = Mapping[Path, str | None]
 
@@ -37,23 +37,27 @@ def load(
     Blocks.
     """
     try:
-        found = read(path, environ)
-        mistakes = tuple(find_mistakes(found))
+        found = read_checked(path, environ, find_mistakes)
     except ConfigError as error:
         mistakes = error.mistakes
     else:
-        if not mistakes and path is not None and found.texts[path.absolute()] == "":
-            kept = kept or kept_texts(path, environ)
-            if kept is not None and kept.get(path.absolute()):
-                mistakes = (f"{path}: is empty, but was not before; write a comment into it if that is meant",)
-        if not mistakes:
+        if path is None or not _is_empty(found.texts, path):
             return found
+        kept = kept or kept_texts(path, environ)
+        if kept is None or _is_empty(kept, path):
+            return found
+        mistakes = (f"{path}: is empty, but was not before; write a comment into it if that is meant",)
     earlier = None if path is None else _earlier(path, environ, kept or kept_texts(path, environ), find_mistakes)
     if earlier is None:
         raise ConfigError(*mistakes)
     return msgspec.structs.replace(
         earlier, errors=FileErrors(file=str(path), mistakes=mistakes, since=round(time.time(), 3))
     )
+
+
+def _is_empty(texts: Texts, path: Path) -> bool:
+    """Whether a file has nothing but white space, as one does whose writing was interrupted."""
+    return not (texts.get(path.absolute()) or "").strip("\0\ufeff \t\r\n")
 
 
 def _earlier(
@@ -107,6 +111,10 @@ def _places(path: Path, environ: Mapping[str, str]) -> list[Path]:
     name = f"{path.stem}.last-good.json"
     if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
         return [Path(directory.partition(":")[0]) / name]
-    base = Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "hostler"
+    beside = path.absolute().with_name(name)
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
-    return [path.absolute().with_name(name), base / f"{digest}.{name}"]
+    try:
+        base = expanded_path(environ.get("XDG_STATE_HOME") or "~/.local/state")
+    except ValueError:
+        return [beside]
+    return [beside, base / "hostler" / f"{digest}.{name}"]

@@ -11,9 +11,10 @@ from typing import Literal
 
 from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
+from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
-from hostler.gateway.last_good import FindMistakes
 from hostler.profiles.fetch import cached
+from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
 from hostler.profiles.sources import ModelSource
@@ -210,5 +211,12 @@ def profile_mistakes(profile: Profile) -> Iterator[str]:
             if error.kind == "file_missing" or path.suffix.lower() == ".gguf":
                 yield f"{where}.model: {error}"
     for name, value in zip(profile.args, profile.args[1:], strict=False):
-        if name in _FILE_ARGUMENTS and not os.access(Path(value).expanduser(), os.R_OK):
+        if name in _FILE_ARGUMENTS and not _is_readable(value):
             yield f"{where}.args: {name} {value} cannot be read"
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        return os.access(expanded_path(path), os.R_OK)
+    except ValueError:
+        return False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
+from hostler.profiles.file_reading import is_file
 from hostler.profiles.sources import (
     REPORT_S,
     DownloadPhase,
@@ -94,7 +95,7 @@ def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path 
     if source.kind == "hf":
         candidates += _hub_cache_paths(source)
     for path in candidates:
-        if not _is_file(path):
+        if not is_file(path):
             continue
         if source.kind == "path" and sha256 is None:
             return path
@@ -211,14 +212,6 @@ class _Fetcher:
 
 def _key(target: Path) -> str:
     return hashlib.sha256(str(target).encode()).hexdigest()[:32]
-
-
-def _is_file(path: Path) -> bool:
-    """`Path.is_file`, which raises for a forbidden folder and for a name too long."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _hub_cache_paths(source: ModelSource) -> list[Path]:

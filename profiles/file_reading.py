@@ -1,4 +1,4 @@
-"""Reads files whole, but never without end: a path of the configuration may name a device."""
+"""Paths of the configuration, which may be anything, and files read whole, but never without end: one may be a device."""
 
 from __future__ import annotations
 
@@ -6,9 +6,37 @@ import os
 import stat
 from pathlib import Path
 
+#: Bytes of a name and of a path that the system takes, at most.
+_MAX_NAME = 255
+_MAX_PATH = 4095
+
 
 class FileTooLarge(Exception):
     """A file that is too large, or that may have no end."""
+
+
+def expanded_path(text: str) -> Path:
+    """The path with `~` resolved. Raises `ValueError` for a text that cannot name a file."""
+    if "\0" in text:
+        raise ValueError("a path must not contain NUL characters")
+    try:
+        path = Path(text).expanduser()
+        encoded = os.fsencode(path)
+    except RuntimeError:
+        raise ValueError(f"the home directory {Path(text).parts[0]} is unknown") from None
+    except UnicodeEncodeError:
+        raise ValueError("a path must consist of text") from None
+    if len(encoded) > _MAX_PATH or any(len(name) > _MAX_NAME for name in encoded.split(b"/")):
+        raise ValueError(f"a path must not be longer than {_MAX_PATH} bytes, nor a name in it than {_MAX_NAME}")
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """`Path.is_file`, which raises for a forbidden folder and for a name too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -49,7 +49,13 @@ def read_library(path: Path, read: Callable[[Path], str | None] | None = None) -
 
 def optional_text(path: Path) -> str | None:
     """The file's text, `None` if there is no file. Raises `DocumentError` if it cannot be read."""
-    return read_text(path) if path.exists() else None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # reading says why
+    return read_text(path)
 
 
 def save_model(path: Path, name: str, *, preset: Preset | None, profile: ProfileEntry | None) -> None:

@@ -10,13 +10,13 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
 from hostler.profiles.sources import ModelSource
 from hostler.profiles.yaml_config import Document, DocumentError, dotted, parse
@@ -188,7 +188,7 @@ def _resolve(sections: list[_Entries], errors: list[DocumentError] | None = None
         place = dotted((*section.prefix, error.profile))
         if not any(each.source == found.source and f"{each.path}.".startswith(f"{place}.") for each in errors):
             errors.append(found)
-    return tuple(_with_absolute_path(profile, entries, origins) for profile in profiles)
+    return tuple(_with_absolute_paths(profiles, entries, origins, errors))
 
 
 def _resolve_with_created(
@@ -208,17 +208,30 @@ def _resolve_with_created(
     return configured
 
 
-def _with_absolute_path(
-    profile: Profile, entries: Mapping[str, ProfileEntry], origins: Mapping[str, _Entries]
-) -> Profile:
+def _with_absolute_paths(
+    profiles: Iterable[Profile],
+    entries: Mapping[str, ProfileEntry],
+    origins: Mapping[str, _Entries],
+    errors: list[DocumentError] | None,
+) -> Iterator[Profile]:
     """Relative model paths start at the file that names the model."""
-    if ModelSource.parse(profile.model).kind != "path":
-        return profile
-    owner = profile.name
-    while not entries[owner].model and entries[owner].base:
-        owner = str(entries[owner].base)
-    folder = Path(origins[owner].document.source).absolute().parent
-    return msgspec.structs.replace(profile, model=str(folder / Path(profile.model).expanduser()))
+    for profile in profiles:
+        if ModelSource.parse(profile.model).kind != "path":
+            yield profile
+            continue
+        owner = profile.name
+        while not entries[owner].model and entries[owner].base:
+            owner = str(entries[owner].base)
+        section = origins[owner]
+        try:
+            model = Path(section.document.source).absolute().parent / expanded_path(profile.model)
+        except ValueError as error:
+            found = section.document.error((*section.prefix, owner, "model"), str(error))
+            if errors is None:
+                raise found from None
+            errors.append(found)
+        else:
+            yield msgspec.structs.replace(profile, model=str(model))
 
 
 class _Environment(dict[str, str]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -64,12 +64,13 @@ class Size(int):
 class DocumentError(Exception):
     """An invalid document; `str()` reads `hostler.yaml:7: gateway.queue.max_waiting: ...`."""
 
-    def __init__(self, source: str, line: int | None, path: str, message: str) -> None:
+    def __init__(self, source: str, line: int | None, path: str, message: str, *, keys: KeyPath = ()) -> None:
         super().__init__(source, line, path, message)
         self.source = source
         self.line = line
         self.path = path
         self.message = message
+        self.keys = keys
 
     def __str__(self) -> str:
         place = self.source if self.line is None else f"{self.source}:{self.line}"
@@ -108,7 +109,7 @@ class Document:
 
     def error(self, path: KeyPath, message: str) -> DocumentError:
         """An error about the value at `path`, with its position and without secrets."""
-        return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message))
+        return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message), keys=path)
 
     def empty_secrets(self) -> list[DocumentError]:
         """Errors for tokens, keys and files of them that are empty, most often since a variable is: not the same as none."""
@@ -128,17 +129,21 @@ class Document:
             raise errors[0]
         return value
 
-    def fit(self, shape: type[T], errors: list[DocumentError]) -> T | None:
-        """The document as a `shape`, without the values that do not fit: they are added to `errors`.
+    def fit(self, shape: type[T], errors: list[DocumentError], *, omit: Iterable[KeyPath] = ()) -> T | None:
+        """The document as a `shape`, without the values at `omit` and those that do not fit: they are added to `errors`.
 
         `None` if nothing is left. Of a list only the first such value is reported.
         """
-        return self._convert(shape, errors, limit=_MAX_ERRORS)
+        return self._convert(shape, errors, limit=_MAX_ERRORS, omit=omit)
 
-    def _convert(self, shape: type[T], errors: list[DocumentError], limit: int) -> T | None:
+    def _convert(
+        self, shape: type[T], errors: list[DocumentError], limit: int, omit: Iterable[KeyPath] = ()
+    ) -> T | None:
         value = self.value
         unquoted = dict(self._values.unquoted)
-        removed = set(self._values.omitted)
+        removed = {*self._values.omitted, *map(_in_mapping, omit)}
+        for path in removed:
+            value = _without(value, path)
         while True:
             try:
                 return msgspec.convert(value, shape, dec_hook=_decode)
@@ -294,9 +299,11 @@ def _in_mapping(path: KeyPath) -> KeyPath:
 
 
 def _without(value: Any, path: KeyPath) -> Any:
-    """A copy of `value` without what is at `path`."""
-    *above, last = path
+    """A copy of `value` without what is at `path`, if it is in a mapping."""
+    *above, last = path or ("",)
     parent = _value_at(value, tuple(above))
+    if not isinstance(parent, dict) or last not in parent:
+        return value
     return _with_value(value, tuple(above), {key: item for key, item in parent.items() if key != last})
 
 

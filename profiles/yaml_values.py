@@ -21,6 +21,7 @@ MAX_DEPTH = 64
 
 _SUBSTITUTION = re.compile(r"\$\$|\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+_NOT_TEXT = "contains half of a surrogate pair, which is not text"
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -113,6 +114,8 @@ class _NodeReader:
                 merged.append(value)
                 continue
             line = key.start_mark.line + 1
+            if not _is_text(key.value):
+                raise DocumentError(self._source, line, dotted(path), f"a key {_NOT_TEXT}")
             if key.value in own:
                 raise DocumentError(
                     self._source,
@@ -131,7 +134,7 @@ class _NodeReader:
                 if not isinstance(mapping, MappingNode):
                     raise self._error(mapping, path, "<< takes an anchored mapping or a list of them")
                 for key, value in mapping.value:
-                    if not isinstance(key, ScalarNode) or key.tag == _TAG + "merge":
+                    if not isinstance(key, ScalarNode) or not _is_text(key.value) or key.tag == _TAG + "merge":
                         raise self._error(key, path, "a mapping merged by << may not merge others itself")
                     if key.value not in own:
                         own[key.value] = self._lines[(*path, key.value)] = key.start_mark.line + 1
@@ -174,7 +177,10 @@ class _NodeReader:
             values[variable[1]] = value
             return value
 
-        return _SUBSTITUTION.sub(one, node.value), values
+        text = _SUBSTITUTION.sub(one, node.value)
+        if not _is_text(text):
+            raise self._error(node, path, _NOT_TEXT)
+        return text, values
 
     def _check_tag(self, node: Node, path: KeyPath, *allowed: str) -> None:
         tag = str(node.tag)
@@ -184,6 +190,11 @@ class _NodeReader:
     def _error(self, node: Node, path: KeyPath, message: str) -> DocumentError:
         line = self._lines.get(path, node.start_mark.line + 1)
         return DocumentError(self._source, line, dotted(path), message)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be encoded: an escape may be half a character, a variable may not be UTF-8."""
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _scalar_value(tag: str, text: str) -> Any:

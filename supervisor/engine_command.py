@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor import context_checkpoints
 from hostler.supervisor.config import SupervisorSettings
@@ -94,7 +95,7 @@ def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str,
             return _embedded()
         raise _missing("the embedded engine is not installed")
     words = shlex.split(engine)
-    program = shutil.which(str(Path(words[0]).expanduser()), path=path) if words else None
+    program = shutil.which(str(expanded_path(words[0])), path=path) if words else None
     if program is None:
         raise _missing(f'the engine "{engine}" does not exist or is not executable')
     return (program, *words[1:])

@@ -6,6 +6,7 @@ Commands that call a running gateway are in `status`, `models` and `events`.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, cast
@@ -161,16 +162,16 @@ def check(
 
     Reports every mistake: keys, addresses, secrets, engines and model files included.
     """
+    from hostler.gateway.checked_config import read_checked
     from hostler.gateway.cli.views import host_limits
-    from hostler.gateway.config import ConfigError, find_file, read
+    from hostler.gateway.config import ConfigError, find_file
     from hostler.gateway.preflight import all_mistakes
+    from hostler.profiles.file_reading import is_file
 
     try:
-        if file is not None and not Path(file).expanduser().is_file():
+        if file is not None and not is_file(Path(file)):
             raise ConfigError(f"{file}: no such file")
-        found = read(find_file(file or config))
-        if mistakes := all_mistakes(found):
-            raise ConfigError(*mistakes)
+        found = read_checked(find_file(file or config), os.environ, all_mistakes)
     except ConfigError as error:
         if as_json:
             print_json({"file": file or config, "valid": False, "error": str(error), "errors": list(error.mistakes)})

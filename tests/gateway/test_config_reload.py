@@ -221,3 +221,31 @@ async def test_it_ends_at_once(tmp_path: Path) -> None:
             tasks.start_soon(reloader.run)
             await anyio.sleep(1)  # it watches by then
             tasks.cancel_scope.cancel()
+
+
+async def test_it_keeps_running_whatever_is_saved(tmp_path: Path) -> None:
+    path, applied = tmp_path / "hostler.yaml", anyio.Event()
+    save(path, "a")
+
+    async def apply(_: Sequence[Profile]) -> None:
+        applied.set()
+
+    def find(configuration: Configuration) -> Sequence[str]:
+        if configuration.settings.variants:
+            raise LookupError("unforeseen")
+        return ()
+
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    reloader = Reloader(read(path, environ), apply, environ, find_mistakes=find)
+    for text in (
+        "null",
+        "~",
+        "gateway: {api_keys_file: ~nosuchuser/keys}",
+        'manifest: "\\0"',
+        "variants: {v: {model: a}}",
+    ):
+        path.write_text(text)
+        await reloader.reload()
+    save(path, "a", "b")
+    assert await reloader.reload()
+    assert applied.is_set()

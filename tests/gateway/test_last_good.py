@@ -127,3 +127,11 @@ def test_the_copy_of_another_file_is_not_used(file: Path, environ: Mapping[str, 
     (folder / "hostler.yaml").write_text(BROKEN)
     with pytest.raises(ConfigError):
         load(folder / "hostler.yaml", environ)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n\t\n", "\0\0\0"])
+def test_a_file_of_white_space_is_a_failed_save_too(file: Path, environ: Mapping[str, str], text: str) -> None:
+    file.write_text(text)
+    found = load(file, environ)
+    assert names(found) == ["a"]
+    assert found.errors is not None
