@@ -41,7 +41,7 @@ def known_inability(
     if not target.context or len(request.origin.body) // BYTES_PER_TOKEN <= target.context or adapter.shortens(request):
         return None
     for together in texts(request, adapter.expand):
-        tokens = certain_tokens(together)
+        tokens = certain_tokens(together, limit=target.context)
         if tokens > target.context:
             return "too_long", too_long(name, tokens, target.context)
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio.lowlevel
 import httpx
 import pytest
+from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
 from security.hostile_backend import CHATS, STREAM_HEAD, BackendRequest, gateway_process, hostile_backend
 from security.stall_meter import stall_meter
 
@@ -146,3 +148,19 @@ async def test_millions_of_numbers_in_an_answer_do_not_stall_the_gateway(tmp_pat
                 for _ in range(2):
                     await ask(gateway.http, path, b'{"model": "m", "input": "x", "prompt": "x"}')
             assert meter.longest_s < ALLOWED_S
+
+
+@pytest.mark.parametrize("text", ["hello world " * (5 * MIB // 2), "a" * (30 * MIB)], ids=["words", "a run"])
+async def test_a_text_for_a_model_that_is_not_loaded_does_not_stall_the_gateway(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS))
+    sections = {
+        "supervisor": {"engine": f"{sys.executable} -I", "listen": "127.0.0.1:0"},
+        "profiles": {"m": {"model": str(tmp_path / "m.gguf"), "context": 4096}},
+    }
+    async with gateway_process(tmp_path, {}, command="up", **sections) as gateway:
+        port = gateway.http.base_url.port
+        assert port is not None
+        path, body = CHATS["openai"]
+        with stall_meter("127.0.0.1", port) as meter:
+            await ask(gateway.http, path, json.dumps(body("m", text, False)).encode())
+        assert meter.longest_s < ALLOWED_S

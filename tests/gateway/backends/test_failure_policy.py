@@ -119,6 +119,14 @@ def test_runs_of_a_character_count_little() -> None:
     assert certain_tokens(["many words, " * 100]) == 150
     assert certain_tokens([" " * 10_000, "=" * 10_000]) == 0
     assert certain_tokens(["\ud800" * 2]) == 0
+    assert certain_tokens(["=" * 30_000_000]) == 0
+
+
+def test_texts_beyond_the_limit_are_not_counted_to_their_end() -> None:
+    text = "many words, " * 100_000
+    assert certain_tokens([text, text]) == 300_000
+    assert 1000 < certain_tokens([text, text], limit=1000) < 10_000
+    assert certain_tokens([text], limit=1_000_000) == 150_000
 
 
 def test_every_outcome_has_a_description() -> None:
