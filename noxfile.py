@@ -509,7 +509,7 @@ from importlib.metadata import files
 
 paths = {str(path) for path in files("hostler")}
 wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/app.py", "hostler/gateway/admin/static/app.js", "hostler/supervisor/manager.py",
-          "hostler/adapters/openai/adapter.py", "hostler/gateway/middleware/base.py", "hostler/gateway/backends/base.py"}
+          "hostler/adapters/openai/adapter.py", "hostler/gateway/middleware/base.py", "hostler/gateway/backends/transport.py"}
 missing = wanted - paths
 strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
 if missing or strange:

@@ -16,8 +16,8 @@ import uvloop
 
 from bench.processes import backend
 from hostler.adapters.base import WireRequest
-from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts
 
 WHOLE = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": false}'
 STREAM = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": true}'

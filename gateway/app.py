@@ -41,7 +41,7 @@ from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.middleware.stored_responses import StoredResponsesMiddleware
-from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap

@@ -22,7 +22,6 @@ from hostler.gateway.admin.app import AdminApp
 from hostler.gateway.admin.backends import BackendModels, backend_models
 from hostler.gateway.admin.status import ChainView, chain_view
 from hostler.gateway.auth.bind_policy import keys_in_force
-from hostler.gateway.backends.base import Backend, Endpoint, Transport
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.discovery import ModelDiscovery
@@ -30,6 +29,7 @@ from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.preview import preview_changes
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
+from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus, ModelsChanged

@@ -27,10 +27,10 @@ from hostler.adapters.passthrough import ForwardingParser, forwarded
 from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
-from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after, says_loading
 from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
 from hostler.gateway.backends.token_limit import TokenLimit
+from hostler.gateway.backends.transport import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
 from hostler.profiles.request_rules import changes_for

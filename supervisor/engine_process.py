@@ -15,7 +15,7 @@ from hostler.supervisor.child import Child
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
 from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.engine_command import free_port
-from hostler.supervisor.lifecycle import CommandFactory, EngineLifecycle
+from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.readiness import EXIT_LINE, Readiness, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit

@@ -10,8 +10,8 @@ from hostler.profiles.capabilities import with_arguments
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import AnswerLimits, ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
+from hostler.supervisor.engine_lifecycle import EngineLifecycle
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
-from hostler.supervisor.lifecycle import EngineLifecycle
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryUsage
 

@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONGEST = [
     "test_three_machines.py",
     "test_chain_soak.py",
-    "test_lifecycle.py",
+    "test_engine_lifecycle.py",
     "test_slot_cache.py",
     "test_reaper.py",
     "test_cli_logging.py",

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import anyio
 
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.backends.base import Backend, Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker, default_file
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS, AttemptResult, SkipReason
@@ -28,6 +27,7 @@ from hostler.gateway.backends.health_checks import (
 )
 from hostler.gateway.backends.hop import Hop, RouteHop
 from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
+from hostler.gateway.backends.transport import Backend, Endpoint
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged

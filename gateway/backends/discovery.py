@@ -22,8 +22,8 @@ from hostler.adapters.remote_models import (
     QueryAnswer,
     RemoteModel,
 )
-from hostler.gateway.backends.base import Backend, Timeouts
 from hostler.gateway.backends.registry import with_prefix
+from hostler.gateway.backends.transport import Backend, Timeouts
 from hostler.gateway.config import DiscoverySettings
 
 logger = logging.getLogger(__name__)

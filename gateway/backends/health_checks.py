@@ -13,10 +13,10 @@ import msgspec
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendTimeout, GatewayError
-from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.circuit_breaker import CircuitBreakers
 from hostler.gateway.backends.http_pool import PoolSettings
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts, Transport
 
 #: The time for a check, from its first byte to the head of the response, in seconds.
 CHECK_TIMEOUT_S = 5.0

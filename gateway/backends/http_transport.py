@@ -16,11 +16,11 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
 from hostler.adapters.redaction import redactor
-from hostler.gateway.backends.base import Endpoint, Timeouts, TlsOptions
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings
 from hostler.gateway.backends.http_response import ResponseReader
 from hostler.gateway.backends.tls import DEFAULT_TLS, tls_context
+from hostler.gateway.backends.transport import Endpoint, Timeouts, TlsOptions
 
 #: Host, port, and whether or how TLS is used.
 PoolKey = tuple[str, int, bool | TlsOptions]

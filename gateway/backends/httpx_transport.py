@@ -24,12 +24,12 @@ from hostler.adapters.errors import (
     OutOfDescriptors,
 )
 from hostler.adapters.redaction import redactor
-from hostler.gateway.backends.base import BackendResponse, Endpoint, EndpointOptions, Timeouts, TlsOptions
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
 from hostler.gateway.backends.environment_proxy import environment_proxy
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
 from hostler.gateway.backends.interim_limit import InterimLimit
 from hostler.gateway.backends.tls import certificate_reason, tls_context
+from hostler.gateway.backends.transport import BackendResponse, Endpoint, EndpointOptions, Timeouts, TlsOptions
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0

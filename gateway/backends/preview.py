@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hostler.adapters.canonical import ChatMessage, ChatRequest, Conversation, Origin, Text
 from hostler.adapters.request_rewriting import preview
-from hostler.gateway.backends.base import Backend
+from hostler.gateway.backends.transport import Backend
 from hostler.gateway.plain_models import CatalogBackend
 from hostler.profiles.request_rules import RequestRules, changes_for
 

@@ -18,7 +18,7 @@ from hostler.adapters.lmstudio.upstream import LMStudioUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.backends.base import (
+from hostler.gateway.backends.transport import (
     HEALTH_PATHS,
     Backend,
     Endpoint,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hostler.adapters.errors import BackendUnavailable
-from hostler.gateway.backends.base import TlsOptions
+from hostler.gateway.backends.transport import TlsOptions
 
 DEFAULT_TLS = TlsOptions()
 #: Variables that replace the system's certificates.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hostler.adapters.canonical import PromptStatus
 from hostler.adapters.errors import BackendTimeout
-from hostler.gateway.backends.base import Timeouts
+from hostler.gateway.backends.transport import Timeouts
 
 
 class TokenLimit:

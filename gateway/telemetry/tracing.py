@@ -17,7 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.base import WireRequest
-from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts, Transport
+from hostler.gateway.backends.transport import BackendResponse, Endpoint, Timeouts, Transport
 from hostler.gateway.context import Attempt, RequestContext
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import anyio.abc
 import anyio.lowlevel
 
 from hostler.adapters.base import WireRequest
-from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts
 
 AMPLE = Timeouts(connect_s=30, first_byte_s=30, between_bytes_s=30)
 

@@ -14,8 +14,8 @@ from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import ChatRequest, Origin, Output, ResponseHead
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
+from hostler.gateway.backends.transport import Backend, Endpoint, Timeouts
 from hostler.gateway.context import Attempt, Target
 from hostler.gateway.proxy import Proxy
 from hostler.supervisor.contract import AnswerLimits

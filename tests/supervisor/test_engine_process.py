@@ -20,8 +20,8 @@ from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.engine_command import EngineCommand, build_command
+from hostler.supervisor.engine_lifecycle import CommandFactory
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
-from hostler.supervisor.lifecycle import CommandFactory
 from hostler.supervisor.logs import EngineLog
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.engine_client import EngineActivity
+from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.engine_process import ProcessLimits
-from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryHistory
 from hostler.supervisor.model import ManagedModel

@@ -15,10 +15,10 @@ from fakes.scripted_server import ScriptedServer, start_scripted_server
 
 from hostler.adapters.remote_models import ListUnavailable, RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.backends.base import Backend
 from hostler.gateway.backends.discovery import ModelDiscovery, ask_models
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends
+from hostler.gateway.backends.transport import Backend
 from hostler.gateway.config import DiscoverySettings, Settings
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,6 @@ import anyio
 import pytest
 from fakes.fake_openrouter import start_openrouter
 
-from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.health_checks import (
     CheckedBackend,
@@ -21,6 +20,7 @@ from hostler.gateway.backends.health_checks import (
     HttpCheck,
     responds,
 )
+from hostler.gateway.backends.transport import Endpoint
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from fakes.raw_backend import AMPLE, ASK, CHUNKED, WHOLE, Peer, ask, backend, op
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendTimeout
-from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_connection import HIGH_WATER
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ import pytest
 from fakes.raw_backend import ASK, CHUNKED, WHOLE, Peer, answering, ask, backend, until
 
 from hostler.adapters.errors import BackendBroken, BackendUnavailable
-from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_response import ResponseReader
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts
 
 pytestmark = pytest.mark.anyio
 

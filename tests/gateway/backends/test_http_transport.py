@@ -12,8 +12,8 @@ from fakes.raw_backend import AMPLE, ASK, WHOLE, Peer, answering, ask, backend, 
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BadRequest
-from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.transport import Endpoint
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from pytest_httpx import HTTPXMock, IteratorStream
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
-from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.httpx_transport import HttpxTransport
+from hostler.gateway.backends.transport import Endpoint, Timeouts
 
 pytestmark = pytest.mark.anyio
 

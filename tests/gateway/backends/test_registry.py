@@ -8,8 +8,8 @@ import pytest
 from fakes.requests import chat
 
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.backends.base import Backend, TlsOptions, Transport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport, with_prefix
+from hostler.gateway.backends.transport import Backend, TlsOptions, Transport
 from hostler.gateway.config import ConfigError, GatewaySettings, Settings
 from hostler.supervisor.contract import Supervisor
 

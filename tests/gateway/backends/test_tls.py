@@ -9,8 +9,8 @@ import certifi
 import pytest
 
 from hostler.adapters.errors import BackendUnavailable
-from hostler.gateway.backends.base import TlsOptions
 from hostler.gateway.backends.tls import certificate_reason, tls_context
+from hostler.gateway.backends.transport import TlsOptions
 
 
 def test_a_server_is_verified_by_default_and_not_where_that_is_off() -> None:

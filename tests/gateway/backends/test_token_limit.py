@@ -6,8 +6,8 @@ import pytest
 
 from hostler.adapters.canonical import PromptStatus
 from hostler.adapters.errors import BackendTimeout
-from hostler.gateway.backends.base import Timeouts
 from hostler.gateway.backends.token_limit import TokenLimit
+from hostler.gateway.backends.transport import Timeouts
 
 TIMEOUTS = Timeouts(first_byte_s=10, between_bytes_s=5)
 

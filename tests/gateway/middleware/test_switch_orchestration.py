@@ -12,7 +12,7 @@ from fakes.requests import FakeWriter, make_context, target
 from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import AnswerTooLong, BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
 from hostler.gateway.context import RequestContext
-from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.scheduling.errors import EngineLost
 

@@ -29,7 +29,7 @@ from hostler.supervisor.contract import (
     PromptIdentity,
     SwitchMoved,
 )
-from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
+from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.manager import EngineManager, create_manager
 from hostler.supervisor.memory import MemoryHistory
 from hostler.supervisor.model_files import ModelFiles
