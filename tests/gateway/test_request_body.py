@@ -49,7 +49,11 @@ async def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("body", [b"{}", b"", gzip.compress(b"{}")[:-1], gzip.compress(b"{}") + b"{}"])
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"", gzip.compress(b"{}")[:-1], gzip.compress(b"{}") + b"{}"],
+    ids=["plain", "empty", "cut off", "more behind it"],
+)
 async def test_a_damaged_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest, match="gzip"):
         await decompress(body, ("gzip",), 100)
