@@ -31,6 +31,10 @@ class StoredResponses(Protocol):
 
     def find_item(self, item_id: str) -> msgspec.Raw | None: ...
 
+    def is_foreign(self, an_id: str) -> bool:
+        """Whether this is the id of a response or an item that only other clients have."""
+        ...
+
     def history(self, response_id: str) -> Sequence[StoredResponse] | None:
         """The response and those before it, oldest first; `None` if one of them is not stored, or not completely."""
         ...

@@ -63,13 +63,15 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """The client: `name` is that of its key, else its address; `scopes` is what the key allows.
+    """The client: `name` is that of its key, else its address; `scopes` is what the key allows. `identity` tells a key
+    from an earlier one of the same name.
 
     `local_only`: its requests are served by local backends only. `priority`: waiting requests with a higher one are
     served first. `rules` is `None` where the key has none, and `expires` whether it ends at some time.
     """
 
     name: str
+    identity: str = ""
     scopes: frozenset[KeyScope] = ALL_SCOPES
     local_only: bool = False
     priority: int = 0

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -42,8 +42,42 @@ class _Entry(msgspec.Struct, frozen=True):
     size: int
 
 
+class _Shelf:
+    """The responses of one client, the oldest first; `holders` are the responses that have an item, by its id."""
+
+    __slots__ = ("entries", "holders", "size")
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.holders: dict[str, list[str]] = {}
+        self.size = 0
+
+    @property
+    def oldest(self) -> StoredResponse:
+        return next(iter(self.entries.values())).response
+
+    def add(self, entry: _Entry) -> None:
+        response = entry.response
+        self.entries[response.id] = entry
+        self.size += entry.size
+        for item_id in response.output:
+            self.holders.setdefault(item_id, []).append(response.id)
+
+    def remove(self, response_id: str) -> StoredResponse | None:
+        entry = self.entries.pop(response_id, None)
+        if entry is None:
+            return None
+        self.size -= entry.size
+        for item_id in entry.response.output:
+            self.holders[item_id].remove(response_id)
+            if not self.holders[item_id]:
+                del self.holders[item_id]
+        return entry.response
+
+
 class ResponseStore:
-    """The responses of all clients, each visible to its own client only. The oldest are dropped beyond the limits.
+    """The responses of all clients, each visible to its own client only. The oldest are dropped beyond the limits: those
+    of the client that has most.
 
     `max_bytes` bounds what is kept, `max_age_s` for how long. With a `file`, `run` reads it and writes every change to it
     within a second; errors of the disk lose stored responses, never answers.
@@ -54,8 +88,9 @@ class ResponseStore:
         self.wall = wall
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._items: dict[_Key, msgspec.Raw] = {}
+        self._shelves: dict[str, _Shelf] = {}
+        #: Of each id of a response or an item, how many there are.
+        self._ids: Counter[str] = Counter()
         self._bytes = 0
         self._changed: dict[_Key, StoredResponse | None] = {}
         self._logged_error = False
@@ -65,24 +100,33 @@ class ResponseStore:
         return ClientResponses(self, client)
 
     def add(self, client: str, response: StoredResponse) -> None:
-        """Store a response, and drop the oldest ones for it."""
-        self._insert((client, response.id), response)
-        self._changed[(client, response.id)] = response
+        """Store a response, and drop old ones for it."""
+        self._insert(client, response)
+        if self.find(client, response.id) is response:
+            self._changed[(client, response.id)] = response
 
     def find(self, client: str, response_id: str) -> StoredResponse | None:
         """The response, unless it is too old."""
-        entry = self._entries.get((client, response_id))
-        if entry is None or entry.response.at < self.wall() - self._max_age_s:
-            return None
-        return entry.response
+        shelf = self._shelves.get(client)
+        entry = None if shelf is None else shelf.entries.get(response_id)
+        return None if entry is None or self._is_old(entry.response) else entry.response
 
     def find_item(self, client: str, item_id: str) -> msgspec.Raw | None:
-        """An item of one of the client's responses."""
-        return self._items.get((client, item_id))
+        """An item of one of the client's responses, unless that is too old."""
+        shelf = self._shelves.get(client)
+        holders = () if shelf is None else shelf.holders.get(item_id, ())
+        found = next((each for name in reversed(holders) if (each := self.find(client, name)) is not None), None)
+        return None if found is None else found.output[item_id]
+
+    def is_foreign(self, client: str, an_id: str) -> bool:
+        """Whether only other clients have a response or an item of this id."""
+        shelf = self._shelves.get(client)
+        has_it = shelf is not None and (an_id in shelf.entries or an_id in shelf.holders)
+        return an_id in self._ids and not has_it
 
     def delete(self, client: str, response_id: str) -> None:
-        """Forget a response and its items."""
-        self._drop((client, response_id))
+        """Forget a response and its items, except for those that other responses of the client have, too."""
+        self._drop(client, response_id)
 
     async def run(self) -> None:
         """Keep the file like the memory until cancelled, and once more at the end."""
@@ -100,8 +144,8 @@ class ResponseStore:
     async def load(self) -> None:
         """Read the file."""
         for number, (client, response) in enumerate(await self._in_thread(self._read) or ()):
-            if (client, response.id) not in self._entries:
-                self._insert((client, response.id), response)
+            if self.find(client, response.id) is None:
+                self._insert(client, response)
             if number % _BATCH == 0:
                 await anyio.lowlevel.checkpoint()
 
@@ -113,31 +157,37 @@ class ResponseStore:
 
     # Inside
 
-    def _insert(self, key: _Key, response: StoredResponse) -> None:
-        if key in self._entries:
-            self._drop(key)
+    def _insert(self, client: str, response: StoredResponse) -> None:
+        self._drop(client, response.id)
         items = (*response.input, *response.output.values())
         # The body repeats the output; both are counted, with an allowance for the objects.
         size = len(bytes(response.body)) + sum(len(bytes(item)) + 100 for item in items) + 500
-        self._entries[key] = _Entry(response, size)
+        self._shelves.setdefault(client, _Shelf()).add(_Entry(response, size))
         self._bytes += size
-        for item_id, item in response.output.items():
-            self._items[(key[0], item_id)] = item
-        oldest = self.wall() - self._max_age_s
-        while self._entries:
-            first = next(iter(self._entries))
-            if self._bytes <= self._max_bytes and self._entries[first].response.at >= oldest:
-                break
-            self._drop(first)
+        self._ids.update((response.id, *response.output))
+        for other in list(self._shelves):
+            while other in self._shelves and self._is_old(oldest := self._shelves[other].oldest):
+                self._drop(other, oldest.id)
+        while self._bytes > self._max_bytes:
+            largest = max(self._shelves, key=lambda each: self._shelves[each].size)
+            self._drop(largest, self._shelves[largest].oldest.id)
 
-    def _drop(self, key: _Key) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is None:
+    def _is_old(self, response: StoredResponse) -> bool:
+        return response.at < self.wall() - self._max_age_s
+
+    def _drop(self, client: str, response_id: str) -> None:
+        shelf = self._shelves.get(client)
+        size = 0 if shelf is None else shelf.size
+        if shelf is None or (response := shelf.remove(response_id)) is None:
             return
-        self._bytes -= entry.size
-        for item_id in entry.response.output:
-            self._items.pop((key[0], item_id), None)
-        self._changed[key] = None
+        self._bytes -= size - shelf.size
+        if not shelf.entries:
+            del self._shelves[client]
+        for an_id in (response.id, *response.output):
+            self._ids[an_id] -= 1
+            if not self._ids[an_id]:
+                del self._ids[an_id]
+        self._changed[(client, response_id)] = None
 
     # In a thread
 
@@ -205,6 +255,9 @@ class ClientResponses:
 
     def find_item(self, item_id: str) -> msgspec.Raw | None:
         return self._store.find_item(self._client, item_id)
+
+    def is_foreign(self, an_id: str) -> bool:
+        return self._store.is_foreign(self._client, an_id)
 
     def history(self, response_id: str) -> Sequence[StoredResponse] | None:
         """See `StoredResponses`."""

@@ -86,7 +86,6 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: Any = None
-    background: bool | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -101,6 +100,8 @@ _INCLUDE = msgspec.json.Decoder(list[str] | None)
 
 
 def decode_output(document: JsonBody) -> Output:
+    if document.flag("background"):
+        raise BadRequest("`background` is not supported; stream the response instead.", param="background")
     text = document.get("text", _TEXT, expected="an object")
     wanted = text.format if text is not None else None
     schema = None
@@ -119,8 +120,6 @@ def decode_request(request: ChatRequest) -> ChatRequest:
             raise BadRequest(
                 f"`{name}` needs a backend that stores responses; send the conversation in `input`.", param=name
             )
-    if body.background:
-        raise BadRequest("`background` needs a backend that stores responses.", param="background")
     if not body.input and not body.instructions:
         raise BadRequest("`input` is missing.", param="input")
     messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []

@@ -24,6 +24,7 @@ MAX_STORED = 8 * 1024**2
 _REFERENCES = (b"item_reference", b"previous_response_id")
 _BARE_REFERENCE = re.compile(rb'\{\s*"id"\s*:\s*"[^"]{1,200}"\s*\}')
 _MAX_ITEMS = 100
+_UNFINISHED = ("queued", "in_progress")
 
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -38,6 +39,7 @@ class _ItemHead(msgspec.Struct):
 
 class _ResponseHead(msgspec.Struct):
     id: str
+    status: str | None = None
     output: list[msgspec.Raw] = []
 
 
@@ -64,9 +66,9 @@ def with_stored(request: ChatRequest, stored: StoredResponses, *, pass_on: bool)
     if previous_id:
         history = stored.history(previous_id)
         if history is None:
-            if pass_on:
+            if pass_on and not stored.is_foreign(previous_id):
                 return request
-            raise _unknown_response(previous_id)
+            raise _unusable_response(previous_id, is_stored=stored.find(previous_id) is not None)
         earlier = [item for each in history for item in (*each.input, *each.output.values())]
         items = [*earlier, *items]
         changes["previous_response_id"] = None
@@ -81,9 +83,11 @@ def stored_response(request: ChatRequest, body: bytes, at: float, stored: Stored
     """The response to the request as its client sent it, with the items of that, not references to them."""
     try:
         head = _decode_response(body)
+        if head.status in _UNFINISHED:
+            return None
         complete = len(request.origin.body) < MAX_INPUT
         members = json_body.members(request.origin.body) if complete else {}
-        own = [_resolved(item, 0, stored, pass_on=True) for item in _items(members.get("input"))]
+        own = [_stored_item(item, stored) for item in _items(members.get("input"))]
         output = {_decode_head(raw).id or f"item_{head.id}_{at}": _copy(raw) for at, raw in enumerate(head.output)}
     except NOT_JSON:
         return None
@@ -150,6 +154,14 @@ def _shown(response: StoredResponse, *, last: bool) -> Iterable[dict[str, Any]]:
         yield from map(msgspec.json.decode, response.output.values())
 
 
+def _stored_item(item: msgspec.Raw, stored: StoredResponses) -> msgspec.Raw:
+    """The item, or the stored one that it stands for if there is one."""
+    try:
+        return _resolved(item, 0, stored, pass_on=True)
+    except BadRequest:
+        return item
+
+
 def _resolved(item: msgspec.Raw, index: int, stored: StoredResponses, *, pass_on: bool) -> msgspec.Raw:
     """The item, or the stored one that it stands for."""
     try:
@@ -161,16 +173,16 @@ def _resolved(item: msgspec.Raw, index: int, stored: StoredResponses, *, pass_on
     if head.id is None or not is_reference:
         return item
     found = stored.find_item(head.id)
-    if found is None and not pass_on:
+    if found is None and (not pass_on or stored.is_foreign(head.id)):
         raise BadRequest(f"Item with id '{printable(head.id)}' not found.", param=f"input[{index}].id")
     return item if found is None else found
 
 
-def _unknown_response(response_id: str) -> BadRequest:
-    return BadRequest(
-        f"Previous response with id '{printable(response_id)}' not found; send the conversation in `input`.",
-        param="previous_response_id",
-    )
+def _unusable_response(response_id: str, *, is_stored: bool) -> BadRequest:
+    """`is_stored`: the response is, but its input or an earlier response is not."""
+    why = f"is stored without its whole conversation (inputs over {MAX_INPUT >> 20} MiB are not)"
+    message = f"Previous response with id '{printable(response_id)}' {why if is_stored else 'not found'}"
+    return BadRequest(f"{message}; send the conversation in `input`.", param="previous_response_id")
 
 
 def _items(given: msgspec.Raw | None) -> list[msgspec.Raw]:

@@ -210,6 +210,7 @@ class KeyRing:
             return None
         return Client(
             name=record.name,
+            identity=record.hash[:16],
             scopes=frozenset(record.scopes),
             local_only=record.local_only,
             priority=record.priority,

@@ -41,7 +41,7 @@ class StoredResponsesMiddleware(RequestMiddleware):
         return call_next()
 
     def _prepare(self, context: RequestContext, store: ResponseStore) -> None:
-        request, adapter, client = context.request, context.adapter, context.client.name
+        request, adapter, client = context.request, context.adapter, _owner(context)
         if adapter.wants_stored(request):
             context.writer.encoder.on_response = partial(_keep, store, client, adapter, request)
         context.request = adapter.with_stored(request, store.of(client), pass_on=self._pass_on)
@@ -54,11 +54,17 @@ class StoredResponsesMiddleware(RequestMiddleware):
     async def _answer(self, context: RequestContext, request: StoredRequest) -> None:
         if self._store is None:
             raise NotFound("no responses are stored here (gateway.responses.store)")
-        client = context.client.name
+        client = _owner(context)
         answer = context.adapter.stored_info(request, self._store.of(client))
         if request.origin.method == "DELETE":
             self._store.delete(client, request.id)
         await context.writer.respond(answer)
+
+
+def _owner(context: RequestContext) -> str:
+    """Whose responses the client may see: a new key does not inherit those of an earlier one of its name."""
+    client = context.client
+    return f"{client.name} {client.identity}" if client.identity else client.name
 
 
 def _keep(store: ResponseStore, client: str, adapter: Adapter, request: Request, body: bytes) -> None:

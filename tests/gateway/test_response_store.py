@@ -115,3 +115,43 @@ async def test_a_file_that_cannot_be_written_loses_no_answers(tmp_path: Path, ca
 def test_the_default_file_is_in_the_state_directory() -> None:
     assert default_file({"STATE_DIRECTORY": "/s:/t"}) == Path("/s/responses.sqlite3")
     assert default_file({"XDG_STATE_HOME": "/x"}) == Path("/x/hostler/responses.sqlite3")
+
+
+def test_the_client_that_has_most_loses_its_oldest_first() -> None:
+    subject = store(max_bytes=10_000)
+    subject.add("ben", response(100))
+    for number in range(20):
+        subject.add("anna", response(number, size=1000))
+    assert subject.find("ben", "resp_100") is not None
+    assert subject.find("anna", "resp_0") is None and subject.find("anna", "resp_19") is not None
+
+
+def test_an_id_is_foreign_if_only_others_have_it() -> None:
+    subject = store()
+    subject.add("anna", response(1))
+    subject.add("anna", response(2))
+    subject.add("ben", response(2))
+    foreign = [
+        an_id for an_id in ("resp_1", "msg_1", "resp_2", "msg_2", "resp_3") if subject.of("ben").is_foreign(an_id)
+    ]
+    assert foreign == ["resp_1", "msg_1"]
+    subject.delete("anna", "resp_1")
+    assert not subject.of("ben").is_foreign("resp_1")
+
+
+def test_an_item_stays_as_long_as_a_response_has_it() -> None:
+    subject, item = store(), msgspec.Raw(b"{}")
+    for name in ("resp_1", "resp_2"):
+        subject.add("anna", msgspec.structs.replace(response(1), id=name, output={"msg_1": item}))
+    subject.delete("anna", "resp_1")
+    assert subject.find_item("anna", "msg_1") == item
+    subject.delete("anna", "resp_2")
+    assert subject.find_item("anna", "msg_1") is None
+
+
+def test_items_of_old_responses_are_gone() -> None:
+    clock = Clock()
+    subject = store(clock=clock)
+    subject.add("anna", response(1))
+    clock.now += 61
+    assert subject.find_item("anna", "msg_1") is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,36 @@ async def test_a_key_sees_its_own_responses_only(tmp_path: Path) -> None:
         ):
             with pytest.raises(openai.BadRequestError):
                 await respond(ben, turns, **more)
+
+
+async def test_references_to_anothers_responses_reach_no_backend(tmp_path: Path) -> None:
+    file, keys = write_keys(tmp_path, anna=0, ben=0)
+    async with meeting(tmp_path, "openai", api_keys_file=file) as (server, client):
+        anna, ben = client.with_options(api_key=keys["anna"]), client.with_options(api_key=keys["ben"])
+        first = await respond(anna, "I am Anna.")
+        before = len(server.requests)
+        for turns, more in (
+            ([{"type": "item_reference", "id": first.output[0].id}], {}),
+            ("x", {"previous_response_id": first.id}),
+        ):
+            with pytest.raises(openai.BadRequestError, match="not found"):
+                await respond(ben, turns, **more)
+        with pytest.raises(openai.BadRequestError, match="background"):
+            await respond(ben, "x", background=True)
+        assert len(server.requests) == before
+
+
+async def test_a_new_key_does_not_see_the_responses_of_one_that_had_its_name(tmp_path: Path) -> None:
+    on_disk = {"store": "disk", "file": str(tmp_path / "responses.sqlite3")}
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        file, keys = write_keys(tmp_path / name, anna=0)
+        async with meeting(tmp_path, api_keys_file=file, responses=on_disk) as (_, client):
+            anna = client.with_options(api_key=keys["anna"])
+            found.append(await respond(anna, "I am Anna."))
+            with pytest.raises(openai.NotFoundError) if name == "second" else nullcontext():
+                await anna.responses.retrieve(found[0].id)
 
 
 async def test_nothing_is_stored_while_it_is_switched_off(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_items_become_messages() -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"), ({"input": [{"role": "wizard"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0]"),
         ({"input": 1}, "input"), ({}, "input"), ({"input": "x", "previous_response_id": "r"}, "previous_response_id"),
-        ({"input": "x", "conversation": {"id": "c"}}, "conversation"), ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "conversation": {"id": "c"}}, "conversation"),
     ],
 )  # fmt: skip
 def test_what_a_chat_cannot_express_is_named(body: dict[str, Any], param: str) -> None:

@@ -39,6 +39,9 @@ class Stored:
     def find_item(self, item_id: str) -> msgspec.Raw | None:
         return next((each.output[item_id] for each in self.responses.values() if item_id in each.output), None)
 
+    def is_foreign(self, an_id: str) -> bool:
+        return "_of_another" in an_id
+
     def history(self, response_id: str) -> Sequence[StoredResponse] | None:
         found = self.responses.get(response_id)
         return None if found is None else [found]
@@ -138,3 +141,38 @@ def test_input_items_have_ids_and_are_shown_in_pages() -> None:
     for limit in ("0", "101", "x", "9" * 5000):
         with pytest.raises(BadRequest):
             shown("input_items", query=f"limit={limit}")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": "x", "previous_response_id": "resp_of_another"}, "previous_response_id"),
+        ({"input": [{"type": "item_reference", "id": "msg_of_another"}]}, "input[0].id"),
+        ({"input": [{"id": "msg_of_another"}]}, "input[0].id"),
+    ],
+)
+def test_what_another_client_has_stored_is_never_passed_on(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest, match="not found") as raised:
+        with_stored(pass_on=True, **body)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize(("status", "is_kept"), [("queued", False), ("in_progress", False), ("incomplete", True)])
+def test_an_unfinished_response_is_not_stored(status: str, is_kept: bool) -> None:
+    body = msgspec.json.encode({"id": "resp_2", "status": status, "output": []})
+    assert (ADAPTER.stored_response(request(input="x"), body, 5.0, Stored()) is not None) is is_kept
+
+
+def test_a_response_stored_without_its_input_is_not_said_to_be_unknown() -> None:
+    class Partly(Stored):
+        def history(self, response_id: str) -> None:
+            return None
+
+    asked = request(input="x", previous_response_id="resp_1")
+    with pytest.raises(BadRequest, match="without its whole conversation"):
+        ADAPTER.with_stored(asked, Partly(), pass_on=False)
+
+
+def test_background_responses_are_refused_whatever_the_backend() -> None:
+    with pytest.raises(BadRequest, match="`background` is not supported"):
+        request(input="x", background=True)
