@@ -139,8 +139,10 @@ def _fault(failed: Sequence[FailedHop]) -> FailedHop | None:
     for each in faults:
         if _is_final(each.error):
             return each
-    # A model that one backend lacks says nothing about the others.
-    own = [each for each in faults if each.error is not None and rejection_cause(each.error) != "model"]
+    # That one backend lacks the model, or the kind of request, says nothing about the others.
+    own = [
+        each for each in faults if isinstance(each.error, BackendRejected) and rejection_cause(each.error) != "model"
+    ]
     rest = [each for each in failed if each.reason not in _FAULTS]
     return own[0] if own and all(each.final or each.is_down for each in rest) else None
 

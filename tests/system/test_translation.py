@@ -217,11 +217,8 @@ async def test_an_error_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Pa
         ("/completion", {"prompt": "Once"}, ("anthropic",)),
         ("/v1/embeddings", {"input": "one"}, ("anthropic",)),
         ("/api/embed", {"input": "one"}, ("anthropic",)),
-        ("/v1/audio/speech", {"input": "Hi"}, ("ollama", "anthropic")),
         ("/v1/rerank", {"query": "q", "documents": ["d"]}, ("ollama", "anthropic")),
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "Hi"}]}, ("ollama",)),
-        ("/tokenize", {"content": "Hi"}, ("openai", "ollama", "anthropic")),
-        ("/infill", {"input_prefix": "a", "input_suffix": "b"}, ("openai", "ollama", "anthropic")),
     ],
 )
 async def test_unsupported_operations_are_rejected_with_an_explanation(
