@@ -102,12 +102,13 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     clock.
 
     `lease` is the place in the host's queue, then the right to use its model, and `address` where the engine listens
-    once it is granted; backends without a supervisor have neither. `sent_at` is when a stream was requested from the
-    backend, `prompt` what it reported at `prompt_at` about reading the prompt. `segments` counts the pieces received
-    from it. `on_first_token` is called when the first token arrives. `restarts` is how often a dead engine was started
-    afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and for a switch. `cost` is
-    in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
-    failure, or what ended it from outside (`client_disconnected`, `cancelled`, `stopped`).
+    once it is granted; backends without a supervisor have neither. `sent`: the backend may have the request.
+    `sent_at` is when a stream was requested from the backend, `prompt` what it reported at `prompt_at` about reading
+    the prompt. `segments` counts the pieces received from it. `on_first_token` is called when the first token
+    arrives. `restarts` is how often a dead engine was started afresh. `queue_s` and `switch_s` are the parts of
+    `seconds` spent waiting in the queue and for a switch. `cost` is in US dollars, `None` if unknown. `outcome` is
+    empty until the attempt has ended, then `answered`, the kind of failure, or what ended it from outside
+    (`client_disconnected`, `cancelled`, `stopped`).
     """
 
     target: Target
@@ -115,6 +116,7 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     started_at: float = 0.0
     lease: Lease | None = None
     address: EngineAddress | None = None
+    sent: bool = False
     sent_at: float = 0.0
     prompt: PromptStatus | None = None
     prompt_at: float = 0.0
@@ -129,6 +131,14 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     cost: float | None = None
     seconds: float = 0.0
     outcome: str = ""
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether the backend charges for the attempt, which has ended: it answered, or may have read the prompt when the
+        request was cut off from outside."""
+        if self.outcome == "answered" or self.first_token_at is not None:
+            return True
+        return self.sent and self.outcome in ("client_disconnected", "cancelled", "stopped")
 
 
 class RequestContext:

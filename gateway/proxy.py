@@ -148,6 +148,7 @@ class Proxy:
         else:
             parser = backend.upstream.parser(request, fields=not same_wire)
         timeouts = backend.timeouts if target.limits is None else backend.timeouts.limited(target.limits)
+        attempt.sent = True
         if context.writer.streaming:
             attempt.sent_at = self._clock()
             context.waits_for = self._reading

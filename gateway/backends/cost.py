@@ -153,7 +153,7 @@ class SpendingTracker:
 
     def settle(self, reserved: Reservation, cost: float | None, *, answered: bool = True) -> None:
         """The request has ended. An answer of unknown cost (its client disconnected) counts as the day's mean, or as what
-        was reserved. Without an answer it has cost nothing."""
+        was reserved. Without an answer it has cost nothing: `answered` includes prompts that may have been read."""
         if reserved not in self._open:
             return
         self._open.discard(reserved)

@@ -66,14 +66,14 @@ class KeyLimitsMiddleware(RequestMiddleware):
     def _settle(self, context: RequestContext, reservation: KeyReservation) -> None:
         prompt, answer, dollars = 0, 0, 0.0
         for attempt in context.attempts:
-            began = attempt.outcome == "answered" or attempt.first_token_at is not None
+            charged = attempt.is_charged
             if attempt.usage is not None:
                 prompt += attempt.usage.prompt_tokens
                 answer += attempt.usage.completion_tokens
-            elif began and not isinstance(context.request, CountRequest):
+            elif charged and not isinstance(context.request, CountRequest):
                 prompt += _prompt_tokens(context)
                 answer += attempt.segments
-            dollars += self._cost(attempt, reservation) if began else attempt.cost or 0.0
+            dollars += self._cost(attempt, reservation) if charged else attempt.cost or 0.0
         self._usage.settle(reservation, prompt_tokens=prompt, answer_tokens=answer, dollars=dollars)
 
     def _cost(self, attempt: Attempt, reservation: KeyReservation) -> float:

@@ -90,6 +90,40 @@ async def test_clients_that_leave_are_counted_once_each(tmp_path: Path) -> None:
         assert not day(tmp_path)["reserved"]
 
 
+@pytest.mark.parametrize("priced", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_clients_that_leave_before_the_first_token_have_paid_for_their_prompt(
+    tmp_path: Path, stream: bool, priced: bool
+) -> None:
+    asked = anyio.Event()
+
+    async def never(_: BackendRequest) -> None:
+        asked.set()
+        await anyio.sleep(60)
+
+    prices = {"prices": {"*": {"input": 1000.0, "output": 2000.0}}} if priced else {}
+    gateway_settings = {"spending": {"daily_limit": 100, "file": str(tmp_path / "spending.json")}}
+    async with (
+        hostile_backend() as backend,
+        gateway_process(tmp_path, backends(backend.url, **prices), gateway=gateway_settings) as gateway,
+    ):
+        backend.answer = never
+        body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "x" * 4000}]}
+        async with anyio.create_task_group() as tasks:
+
+            async def ask() -> None:
+                await gateway.http.post("/v1/chat/completions", json=body)
+
+            tasks.start_soon(ask)
+            await asked.wait()
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(10):
+            while not day(tmp_path)["spent"]:  # noqa: ASYNC110 - a file of another process
+                await anyio.sleep(0.05)
+        assert day(tmp_path)["spent"]["cloud"] >= (1.0 if priced else 0.005)
+        assert not day(tmp_path)["reserved"]
+
+
 async def test_a_killed_gateway_has_spent_what_it_had_reserved(tmp_path: Path) -> None:
     asked = anyio.Event()
 
