@@ -5,8 +5,10 @@ Replacements have the length of what they replace, so that framing stays valid.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,6 +24,21 @@ _PLACEHOLDERS = frozenset(
     )
 )
 
+#: Bytes of a character of a key, at most, where it may be cut off in the middle.
+_MAX_SPELLED = 13
+_BACKSLASH = ord("\\")
+#: Characters that JSON may escape by a backslash alone.
+_ESCAPED = b'"/\\'
+
+
+class _Secrets(NamedTuple):
+    """Secrets, the longest first; `escaped` finds them with characters as JSON may escape them, once or several times
+    over. `last` are the bytes that a part of one may end with."""
+
+    keys: tuple[bytes, ...]
+    escaped: re.Pattern[bytes]
+    last: frozenset[int]
+
 
 class Redactor:
     """One response's bytes, in pieces: `feed` each, then `rest` once at the end.
@@ -29,11 +46,10 @@ class Redactor:
     A piece that may end within the key is held back up to there.
     """
 
-    __slots__ = ("_held", "_last", "_needles")
+    __slots__ = ("_held", "_secrets")
 
-    def __init__(self, needles: tuple[tuple[bytes, bytes], ...], last: frozenset[int]) -> None:
-        self._needles = needles
-        self._last = last
+    def __init__(self, secrets: _Secrets) -> None:
+        self._secrets = secrets
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -41,11 +57,9 @@ class Redactor:
         if self._held:
             data = self._held + data
             self._held = b""
-        for needle, stars in self._needles:
-            if needle in data:
-                data = data.replace(needle, stars)
+        data = self._cleaned(data)
         # Events and lines end with characters that no key has, so hardly any piece is searched.
-        if data and data[-1] in self._last:
+        if data and data[-1] in self._secrets.last:
             return self._without_beginning(data)
         return data
 
@@ -65,31 +79,61 @@ class Redactor:
 
     def _text(self, value: str) -> str:
         data = value.encode("latin-1", "replace")
-        if not any(needle in data for needle, _ in self._needles):
-            return value
-        for needle, stars in self._needles:
-            data = data.replace(needle, stars)
-        return data.decode("latin-1")
+        cleaned = self._cleaned(data)
+        return value if cleaned == data else cleaned.decode("latin-1")
+
+    def _cleaned(self, data: bytes) -> bytes:
+        for key in self._secrets.keys:
+            if key in data:
+                data = data.replace(key, b"*" * len(key))
+        if b"\\u" in data or b"\\/" in data or b'\\"' in data:
+            data = self._secrets.escaped.sub(_stars, data)
+        return data
 
     def _without_beginning(self, data: bytes) -> bytes:
-        """The data without the longest end that is the beginning of a needle, which is held back."""
-        longest = 0
-        for needle, _ in self._needles:
-            for length in range(min(len(needle) - 1, len(data)), longest, -1):
-                if data.endswith(needle[:length]):
-                    longest = length
-                    break
-        if longest:
-            self._held = data[-longest:]
-            return data[:-longest]
+        """The data without the longest end that is the beginning of a key, which is held back."""
+        keys = self._secrets.keys
+        for start in range(max(0, len(data) - _MAX_SPELLED * len(keys[0])), len(data)):
+            if any(_begins(key, data, start) for key in keys):
+                self._held = data[start:]
+                return data[:start]
         return data
+
+
+def _stars(match: re.Match[bytes]) -> bytes:
+    return b"*" * len(match[0])
+
+
+def _begins(key: bytes, data: bytes, at: int) -> bool:
+    """Whether the data from there on is a beginning of the key, however its characters are escaped."""
+    for byte in key:
+        if at == len(data):
+            return True
+        if data[at] == byte:
+            at += 1
+            continue
+        start = at
+        while at < len(data) and data[at] == _BACKSLASH:
+            at += 1
+        if at == start:
+            return False
+        rest, escape = data[at : at + 5].lower(), b"u%04x" % byte
+        if byte in _ESCAPED and rest[:1] == bytes((byte,)):
+            at += 1
+        elif len(rest) < 5:
+            return escape.startswith(rest)
+        elif rest == escape:
+            at += 5
+        else:
+            return False
+    return False
 
 
 def redactor(key: str | None, others: tuple[str, ...] = ()) -> Redactor | None:
     """For one response of a backend that was sent `key`, and perhaps other secrets; `None` without one that is worth
     it."""
-    needles, last = _needles(key) if not others else _all_needles(key, others)
-    return Redactor(needles, last) if needles else None
+    secrets = _secrets((key, *others))
+    return None if secrets is None else Redactor(secrets)
 
 
 def redacted(data: bytes, key: str | None) -> bytes:
@@ -99,29 +143,22 @@ def redacted(data: bytes, key: str | None) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _needles(key: str | None) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[int]]:
-    """The spellings of a key in JSON, each with its replacement, and the bytes that a part of one may end with."""
-    if key is None or len(key) < _MIN_LENGTH or key.lower() in _PLACEHOLDERS:
-        return (), frozenset()
-    raw = key.encode("latin-1", "replace")
-    spellings = {raw, raw.replace(b"/", b"\\/")}
-    for form in ("\\u%04x", "\\u%04X"):
-        spellings.add(b"".join(bytes((byte,)) if _is_plain(byte) else (form % byte).encode() for byte in raw))
-    needles = tuple((spelling, b"*" * len(spelling)) for spelling in sorted(spellings, key=len, reverse=True))
-    return needles, frozenset(byte for spelling in spellings for byte in spelling)
+def _secrets(given: tuple[str | None, ...]) -> _Secrets | None:
+    """`None` if nothing in it is worth hiding."""
+    found = {each.encode("latin-1", "replace") for each in given if each is not None and _is_secret(each)}
+    if not found:
+        return None
+    keys = tuple(sorted(found, key=len, reverse=True))
+    escaped = b"|".join(b"".join(map(_spellings, key)) for key in keys)
+    return _Secrets(keys, re.compile(escaped), frozenset(b"".join(keys) + rb"\u0123456789abcdefABCDEF"))
 
 
-@lru_cache(maxsize=256)
-def _all_needles(key: str | None, others: tuple[str, ...]) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[int]]:
-    """The needles of several secrets, the longest first."""
-    needles: set[tuple[bytes, bytes]] = set()
-    last: set[int] = set()
-    for secret in (key, *others):
-        found, ends = _needles(secret)
-        needles.update(found)
-        last.update(ends)
-    return tuple(sorted(needles, key=lambda each: len(each[0]), reverse=True)), frozenset(last)
+def _is_secret(key: str) -> bool:
+    return len(key) >= _MIN_LENGTH and key.lower() not in _PLACEHOLDERS
 
 
-def _is_plain(byte: int) -> bool:
-    return bytes((byte,)).isalnum() or byte in b"-_."
+def _spellings(byte: int) -> bytes:
+    """An expression for a character as it is, or escaped as in JSON."""
+    plain = re.escape(bytes((byte,)))
+    simple = rb"|\\{1,8}" + plain if byte in _ESCAPED else b""
+    return rb"(?:%b|\\{1,8}u(?i:%04x)%b)" % (plain, byte, simple)

@@ -64,3 +64,36 @@ def test_heads_and_headers_are_searched() -> None:
 @pytest.mark.parametrize("key", [None, "", "none", "EMPTY", "lm-studio", "not-needed", "sk-no-key-required"])
 def test_words_that_are_no_secrets_may_appear_in_answers(key: str | None) -> None:
     assert redactor(key) is None
+
+
+def escaped(key: str, choices: list[int]) -> str:
+    """The key as a text in JSON, each character in one of its spellings."""
+    spelled = []
+    for character, choice in zip(key, choices, strict=True):
+        forms = [character, f"\\u{ord(character):04x}", f"\\u{ord(character):04X}"]
+        spelled.append(("\\/" if character == "/" else forms[0]) if choice == 3 else forms[choice])
+    return "".join(spelled)
+
+
+@given(st.lists(st.integers(0, 3), min_size=len(KEY), max_size=len(KEY)), st.lists(st.integers(1, 60)))
+def test_no_mixture_of_escapes_lets_it_through_however_it_is_cut(choices: list[int], sizes: list[int]) -> None:
+    text = escaped(KEY, choices)
+    assert json.loads(f'"{text}"') == KEY
+    data, redacting, passed, at = f'{{"error": "bad {text}, \\u00e9"}}'.encode(), subject(), b"", 0
+    for size in [*sizes, len(data)]:
+        passed += redacting.feed(data[at : at + size])
+        at += size
+    passed += redacting.rest()
+    assert len(passed) == len(data)
+    assert json.loads(passed)["error"] == f"bad {'*' * len(text)}, é"
+
+
+def test_a_key_in_an_error_within_an_error_is_found() -> None:
+    inner = json.dumps({"error": "bad " + KEY}).replace("+", "\\u002b").replace("/", "\\/")
+    passed = subject().feed(json.dumps({"error": {"raw": inner}}).encode() + b"\n")
+    assert KEY not in json.loads(json.loads(passed)["error"]["raw"])["error"]
+
+
+def test_many_backslashes_do_not_take_long() -> None:
+    flood = b'"' + b"\\" * 1_000_000 + b'\\u002b"\n'
+    assert subject().feed(flood) == flood
