@@ -376,7 +376,7 @@ _NETWORK_RULES: Mapping[str, Callable[[str], str | None]] = {
 
 def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentError]:
     """The errors about rules that types cannot express."""
-    yield from document.empty_secrets()
+    yield from document.secret_errors()
     # Backends that could not be read count as well: they have errors of their own.
     known = list(dict.fromkeys((*settings.backends, *_section(document.value, "backends"), LOCAL)))
     yield from _unknown_backends(document, ("gateway", "chain"), settings.gateway.chain, known)
@@ -460,15 +460,17 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
     if value is not None:
         if not value.strip():
             raise ConfigError(f"{where.removesuffix('_file')} is empty; give it a value, or remove the line")
+        if not value.isprintable():
+            raise ConfigError(f"{where.removesuffix('_file')} contains control characters or invisible ones")
         return value
     if file is None:
         return None
     if not file.strip():
         raise ConfigError(f"{where} is empty; name a file, or remove the line")
     try:
-        with Path(file).expanduser().open("rb") as opened:  # may be a pipe, or a device without end
+        with expanded_path(file).open("rb") as opened:  # may be a pipe, or a device without end
             text = opened.read(_MAX_SECRET).decode("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {file}: cannot be read: {error}") from error
     if not text:
         raise ConfigError(f"{where}: {file} is empty")

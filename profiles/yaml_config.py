@@ -81,7 +81,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     """A document's values, the line of each, and those that come from environment variables.
 
     `written` maps the path of such a value to its text in the file (`${env:NAME}`), `unquoted` to what YAML would
-    make of the value without quotes. `secrets` maps texts that must not be shown to what is shown instead. `omitted` are
+    make of the value without quotes, and `empty` is a variable in it that is empty. `secrets` maps texts that must not be shown to what is shown instead. `omitted` are
     the paths of values that could not be read.
     """
 
@@ -89,6 +89,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     lines: dict[KeyPath, int]
     written: dict[KeyPath, str]
     unquoted: dict[KeyPath, Any]
+    empty: dict[KeyPath, str]
     secrets: dict[str, str]
     omitted: frozenset[KeyPath] = frozenset()
 
@@ -111,15 +112,25 @@ class Document:
         """An error about the value at `path`, with its position and without secrets."""
         return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message), keys=path)
 
-    def empty_secrets(self) -> list[DocumentError]:
-        """Errors for tokens, keys and files of them that are empty, most often since a variable is: not the same as none."""
-        errors = []
-        for path in self._values.lines:
-            value = _value_at(self.value, path)
-            if isinstance(value, str) and _holds_secret(path) and value.strip().lower() in _EMPTY_SECRETS:
-                origin = f"{self._values.written[path]} is empty" if path in self._values.written else "is empty"
-                errors.append(self.error(path, f"{origin}; give it a value, or remove the line"))
-        return errors
+    def secret_errors(self) -> list[DocumentError]:
+        """Errors for tokens, keys and files of them that are empty, as a whole or one of their variables, which is not the
+        same as none, and for those with characters that nobody sees."""
+        found = ((path, _value_at(self.value, path)) for path in self._values.lines)
+        mistakes = ((path, self._secret_mistake(path, value)) for path, value in found if isinstance(value, str))
+        return [self.error(path, mistake) for path, mistake in mistakes if mistake is not None]
+
+    def _secret_mistake(self, path: KeyPath, value: str) -> str | None:
+        in_env = "env" in path and _is_secret(path)
+        if not in_env and not _holds_secret(path):
+            return None
+        if not in_env and value.strip().lower() in _EMPTY_SECRETS:
+            origin = f"{self._values.written[path]} is empty" if path in self._values.written else "is empty"
+            return f"{origin}; give it a value, or remove the line"
+        if path in self._values.empty:
+            return f"${{env:{self._values.empty[path]}}} is empty; give it a value, or remove it"
+        # A program may want a certificate, which has lines.
+        text = re.sub(r"[\r\n\t]", "", value) if in_env else value
+        return None if text.isprintable() else "contains control characters or invisible ones; write it without them"
 
     def to(self, shape: type[T]) -> T:
         """The document as a `shape`. Raises `DocumentError` for the first value that does not fit."""

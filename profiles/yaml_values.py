@@ -63,6 +63,7 @@ class _NodeReader:
         self._lines: dict[KeyPath, int] = {(): 1}
         self._written: dict[KeyPath, str] = {}
         self._unquoted: dict[KeyPath, Any] = {}
+        self._empty: dict[KeyPath, str] = {}
         self._secrets: dict[str, str] = {}
         self._omitted: set[KeyPath] = set()
 
@@ -73,6 +74,7 @@ class _NodeReader:
             lines=self._lines,
             written=self._written,
             unquoted=self._unquoted,
+            empty=self._empty,
             secrets=self._secrets,
             omitted=frozenset(self._omitted),
         )
@@ -155,6 +157,8 @@ class _NodeReader:
         if values:
             self._written[path] = node.value
             self._unquoted[path] = _as_unquoted(text)
+            if empty := [name for name, value in values.items() if not value.strip()]:
+                self._empty[path] = empty[0]
             shown = {value: f"${{env:{name}}}" for name, value in values.items()} | {text: node.value}
             # Shorter ones would match ordinary words of a message.
             self._secrets |= {secret: name for secret, name in shown.items() if len(secret) >= 4}

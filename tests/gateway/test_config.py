@@ -124,3 +124,30 @@ def test_the_limits_of_a_host_are_those_that_the_file_sets(tmp_path: Path) -> No
     assert read(file, {}).host_limits == HostLimits(max_waiting=10, patience_s=0.0)
     file.write_text("gateway:\n  queue:\n")
     assert read(file, {}).host_limits == read(None, {}).host_limits == HostLimits()
+
+
+LAN = "backends: {lan: {kind: openai, url: http://lan, %s}}"
+WRONG_SECRETS = (
+    *(('supervisor: {token: "a\\u200bbcdefgh"}', "supervisor.token"), ("supervisor: {token: 'ab${env:E}'}", "token")),
+    *((LAN % 'api_key: "ab\\ncd"', "lan.api_key"), (LAN % "api_key: 'sk-${env:E}'", "lan.api_key")),
+    *((LAN % "api_key: '${env:K}${env:E}'", "lan.api_key"), (LAN % "token: '${env:CONTROL}'", "lan.token")),
+    (LAN % "headers: {Authorization: 'Bearer x${env:E}'}", "lan.headers.Authorization"),
+    (LAN % "api_key_file: 'keys/${env:E}'", "lan.api_key_file"),
+    ("profiles: {m: {model: m.gguf, env: {HF_TOKEN: '${env:E}'}}}", "m.env.HF_TOKEN"),
+    ('profiles: {m: {model: m.gguf, env: {HF_TOKEN: "hf_\\u200b"}}}', "m.env.HF_TOKEN"),
+)
+
+
+@pytest.mark.parametrize(("text", "key"), WRONG_SECRETS)
+def test_a_secret_in_place_is_checked_like_one_in_a_file(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"{key}: .*(is empty|invisible)"):
+        read(path, {"E": "", "K": "key", "CONTROL": "ab\x1bcd"})
+
+
+@pytest.mark.parametrize("value", ["''", "'a b'", '"line\\nline"', "'${env:K}'"])
+def test_the_environment_of_an_engine_may_hold_anything_else(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(f"profiles: {{m: {{model: m.gguf, env: {{SSL_KEY: {value}}}}}}}")
+    assert read(path, {"K": "key"}).profiles[0].env
