@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from hostler.gateway.address_conflicts import address_mistakes
 from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
 from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
+from hostler.gateway.engine_files import argument_mistake, program_mistake
 from hostler.profiles.fetch import cached
-from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
 from hostler.profiles.sources import ModelSource
 from hostler.supervisor.config import TLSSettings
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine_command import engine_program, parse_port_range
+from hostler.supervisor.engine_command import engine_program, parse_port_range, reads_gguf
 from hostler.supervisor.tls import CertificateError, ServerCertificate, pinned_context
 
 Command = Literal["up", "gateway", "supervisor"]
-
-#: Arguments of engines that name a file.
-_FILE_ARGUMENTS = frozenset(
-    (
-        *("--mmproj", "-mm", "--lora", "--control-vector", "--chat-template-file", "--grammar-file"),
-        *("--model-draft", "-md", "--model-vocoder", "-mv", "--json-schema-file", "-jf"),
-    )
-)
 
 
 def startup_check(command: Command) -> FindMistakes:
@@ -64,6 +56,7 @@ def all_mistakes(configuration: Configuration) -> list[str]:
     runs_models = not (configuration.shipped and settings.backends)
     found = _gateway_mistakes(configuration, has_supervisor=True)
     found += connection_mistakes(settings)
+    found += address_mistakes(settings, _engine_ports(settings))
     found += supervisor_mistakes(configuration)
     if runs_models:
         found += dict.fromkeys(engine_mistakes(configuration).values())
@@ -71,7 +64,7 @@ def all_mistakes(configuration: Configuration) -> list[str]:
         found += _device_mistakes(configuration)
         found += placement_mistakes(configuration)
         for profile in configuration.profiles:
-            found += profile_mistakes(profile)
+            found += profile_mistakes(profile, _engine(profile, configuration))
     return found
 
 
@@ -147,6 +140,13 @@ def _certificate_mistakes(load: Callable[[], object], where: str) -> list[str]:
     return []
 
 
+def _engine_ports(settings: Settings) -> range | None:
+    try:
+        return parse_port_range(settings.supervisor.engine_ports)
+    except ValueError:
+        return None  # reported as such
+
+
 def _port_mistakes(configuration: Configuration) -> list[str]:
     text = configuration.settings.supervisor.engine_ports
     try:
@@ -189,7 +189,9 @@ def engine_mistakes(configuration: Configuration) -> dict[str, str]:
     for profile in configuration.profiles:
         where = "supervisor.engine" if profile.engine is None else f"profiles.{profile.name}.engine"
         try:
-            engine_program(profile.engine if profile.engine is not None else configuration.settings.supervisor.engine)
+            words = engine_program(_engine(profile, configuration))
+            if (mistake := program_mistake(words[0])) is not None:
+                found[profile.name] = f"{where}: {mistake}"
         except SupervisorError as error:
             found[profile.name] = f"{where}: {error.failure.message}"
         except ValueError as error:  # an open quote
@@ -197,7 +199,11 @@ def engine_mistakes(configuration: Configuration) -> dict[str, str]:
     return found
 
 
-def profile_mistakes(profile: Profile) -> Iterator[str]:
+def _engine(profile: Profile, configuration: Configuration) -> str | None:
+    return profile.engine if profile.engine is not None else configuration.settings.supervisor.engine
+
+
+def profile_mistakes(profile: Profile, engine: str | None) -> Iterator[str]:
     """What is wrong with a profile's files, as far as they are on this machine. Blocks."""
     where = f"profiles.{profile.name}"
     path = cached(profile)
@@ -208,15 +214,8 @@ def profile_mistakes(profile: Profile) -> Iterator[str]:
             read_facts(path)
         except GGUFError as error:
             # Engines other than llama.cpp have formats of their own.
-            if error.kind == "file_missing" or path.suffix.lower() == ".gguf":
+            if error.kind == "file_missing" or path.suffix.lower() == ".gguf" or reads_gguf(engine):
                 yield f"{where}.model: {error}"
     for name, value in zip(profile.args, profile.args[1:], strict=False):
-        if name in _FILE_ARGUMENTS and not _is_readable(value):
-            yield f"{where}.args: {name} {value} cannot be read"
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        return os.access(expanded_path(path), os.R_OK)
-    except ValueError:
-        return False
+        if (mistake := argument_mistake(name, value)) is not None:
+            yield f"{where}.args: {name} {value} {mistake}"

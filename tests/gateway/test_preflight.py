@@ -205,3 +205,20 @@ def test_a_backend_that_cannot_be_reached_as_configured_is_a_mistake_but_keeps_n
     found = all_mistakes(configuration)
     assert found == [] if mistake is None else [each.startswith(mistake) for each in found] == [True]
     assert list(startup_check("gateway")(configuration)) == []
+
+
+def test_files_of_no_use_to_an_engine_are_found(tmp_path: Path) -> None:
+    engine = tmp_path / "llama-server"
+    engine.write_text("not a program")
+    engine.chmod(0o755)
+    (tmp_path / "model.bin").write_bytes(bytes(range(256)))
+    profile = {"model": "model.bin", "args": ["--mmproj", str(tmp_path)]}
+    found = all_mistakes(configured(tmp_path, supervisor={"engine": str(engine)}, profiles={"m": profile}))
+    assert [each.partition(": ")[0] for each in found] == ["supervisor.engine", "profiles.m.model", "profiles.m.args"]
+
+
+def test_addresses_in_conflict_are_found(tmp_path: Path) -> None:
+    listen = ["127.0.0.1:9000", "127.0.0.1:9000"]
+    assert all_mistakes(configured(tmp_path, gateway={"listen": listen}))[0].startswith("gateway.listen[1]: ")
+    supervisor = {"engine": ENGINE, "listen": "127.0.0.1:9000", "engine_ports": "9000-9010"}
+    assert all_mistakes(configured(tmp_path, supervisor=supervisor))[0].startswith("supervisor.listen: ")
