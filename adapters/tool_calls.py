@@ -2,7 +2,7 @@
 
 Seen in the wild: calls without index, all with index 0, or counted from 1; two ids at one index; a head and its tail at
 different indexes; interleaved pieces; a new id or the name again in every piece; the name after the arguments; arguments as
-an object, as null, as `{}` before the real ones, or once more as a whole at the end.
+an object, as null, as `{}` before the real ones, once more as a whole at the end, or encoded twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,18 @@ class CallPiece(msgspec.Struct, frozen=True):
 class OpenCall:
     """A call that is being read. `number` counts the calls of a response from 0; `arguments` are pieces of JSON text."""
 
-    __slots__ = ("_depth", "_escape", "_in_string", "arguments", "id", "is_complete", "name", "number", "written")
+    __slots__ = (
+        "_depth",
+        "_escape",
+        "_in_string",
+        "_quoted",
+        "arguments",
+        "id",
+        "is_complete",
+        "name",
+        "number",
+        "written",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -47,16 +58,31 @@ class OpenCall:
         self._depth = 0
         self._in_string = False
         self._escape = ""
+        self._quoted = ""
 
     def add(self, text: str) -> str:
         """Add the next piece of the arguments; returns what of it belongs to them."""
         if self.is_complete:
             return ""  # repeated, or white space
+        if self._quoted or (not self.arguments and text.lstrip().startswith('"')):
+            text = self._unquote(text)
         if not self.arguments and text.strip() in _PLACEHOLDERS:
             return ""  # perhaps the real ones follow
         self.arguments.append(text)
         self._follow(text)
         return text
+
+    def _unquote(self, text: str) -> str:
+        """The arguments that are encoded twice, as a JSON string of JSON text, once they are complete; empty until then."""
+        self._quoted += text
+        if not text.rstrip().endswith('"'):
+            return ""
+        try:
+            inner = msgspec.json.decode(self._quoted, type=str)
+        except (msgspec.DecodeError, UnicodeError):
+            return ""
+        self._quoted = ""
+        return inner
 
     def _follow(self, text: str) -> None:
         """Note whether the arguments are complete: a JSON object whose last brace is closed."""
@@ -154,10 +180,15 @@ class ToolCallReader:
         self._table = CallTable()
         self._held: dict[int, list[str]] = {}
 
-    def read(self, pieces: Iterable[CallPiece], *, whole: bool = False) -> tuple[ToolCall, ...]:
-        """The canonical pieces for those in one list. `whole`: each is a whole call."""
+    def read(
+        self, pieces: Iterable[CallPiece], *, whole: bool = False, named: set[int] | None = None
+    ) -> tuple[ToolCall, ...]:
+        """The canonical pieces for those in one list. `whole`: each is a whole call.
+
+        `named` are the calls that earlier pieces of the same list have named, if it is read in parts.
+        """
         read: list[ToolCall] = []
-        named: set[int] = set()
+        named = set() if named is None else named
         for piece in pieces:
             call, text = self._table.add(piece, named=named, whole=whole)
             if call.written:

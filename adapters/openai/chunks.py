@@ -19,7 +19,6 @@ from hostler.adapters.openai.schema import (
     OpenAIDelta,
     OpenAIEmbeddings,
     OpenAIEvent,
-    OpenAIFunctionCall,
     OpenAILogprob,
     OpenAILogprobs,
     OpenAITokenCount,
@@ -35,7 +34,13 @@ _decode_embeddings = lenient.decoder(OpenAIEmbeddings)
 _decode_vector = lenient.decoder(OpenAIVector)
 _decode_usage = lenient.decoder(OpenAIUsage)
 _decode_count = lenient.decoder(OpenAITokenCount)
-_FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
+_FINISH = {
+    "function_call": "tool_calls",
+    "tool_call": "tool_calls",
+    "eos": "stop",
+    "end_turn": "stop",
+    "max_tokens": "length",
+}
 _OPENING_EVENTS = frozenset(
     {
         "response.created",
@@ -50,7 +55,6 @@ _OPENING_EVENTS = frozenset(
 _MAX_VECTOR = 4 * 1024 * 1024
 
 _NO_USAGE, _NO_TIMINGS, _NO_DETAILS = OpenAIUsage(), LlamaTimings(), TokenDetails()
-_NO_FUNCTION = OpenAIFunctionCall()
 
 
 def canonical_finish(reason: str) -> str:
@@ -204,7 +208,7 @@ def _chunk(
             reader = calls.get(choice.index)
             if reader is None:
                 reader = calls[choice.index] = ToolCallReader()
-            chunk.tool_calls = reader.read(_pieces(delta), whole=whole)
+            chunk.tool_calls = reader.read(call_pieces(delta), whole=whole)
     if choice.finish_reason or whole:
         if choice.index in calls:
             chunk.tool_calls += calls[choice.index].finish()
@@ -219,10 +223,13 @@ def _chunk(
     return chunk
 
 
-def _pieces(delta: OpenAIDelta) -> list[CallPiece]:
+def call_pieces(delta: OpenAIDelta) -> list[CallPiece]:
+    """The pieces of tool calls in a message, or in the next piece of one."""
     if delta.tool_calls:
-        calls = [(call, call.function or _NO_FUNCTION) for call in delta.tool_calls]
-        return [CallPiece(call.index, call.id, function.name, function.arguments) for call, function in calls]
+        calls = delta.tool_calls if isinstance(delta.tool_calls, list) else [delta.tool_calls]
+        # Some servers put the fields of the function beside its id.
+        with_functions = [(call, call if call.function is None else call.function) for call in calls]
+        return [CallPiece(call.index, call.id, inner.name, inner.arguments) for call, inner in with_functions]
     legacy = delta.function_call
     return [] if legacy is None else [CallPiece(0, None, legacy.name, legacy.arguments)]
 

@@ -22,6 +22,8 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import GatewayError, invalid_event
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.call_events import whole_calls
+from hostler.adapters.openai.chunks import canonical_finish
 from hostler.adapters.openai.errors import error_event
 from hostler.adapters.openai.fold import StreamFold, objects
 from hostler.adapters.progress import ProgressLines
@@ -244,12 +246,13 @@ class OpenAIEncoder(Encoder):
                 message = choice.get("message")
                 has_calls = isinstance(message, dict) and message.get("tool_calls")
                 choice["finish_reason"] = "tool_calls" if has_calls else "stop"
+            choice["finish_reason"] = canonical_finish(choice["finish_reason"])
         if self._operation == "chat":
             response["object"] = "chat.completion.chunk"
             for choice in objects(response.get("choices")):
                 choice["delta"] = delta = objects([choice.pop("message", None) or {}])[0]
-                for index, call in enumerate(objects(delta.get("tool_calls"))):
-                    call["index"] = index
+                if calls := delta.get("tool_calls"):
+                    delta["tool_calls"] = whole_calls(calls, self._id)
         stream = sse.event(_encode(response))
         if usage is not None and self._include_usage:
             stream += sse.event(_encode({**response, "choices": [], "usage": usage}))

@@ -235,7 +235,9 @@ class _GrowingCalls:
 
     def add(self, pieces: Any) -> None:
         named: set[int] = set()
-        for piece in objects(pieces):
+        for piece in objects([pieces] if isinstance(pieces, dict) else pieces):
+            if "function" not in piece and "name" in piece:
+                piece["function"] = {name: piece.pop(name) for name in ("name", "arguments") if name in piece}
             function = _object(piece.get("function") or {})
             name, arguments = function.get("name"), function.get("arguments")
             call, _ = self._table.add(CallPiece(piece.get("index"), piece.get("id"), name, arguments), named=named)

@@ -21,6 +21,7 @@ from hostler.adapters.errors import (
 from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai import whole_response
+from hostler.adapters.openai.call_events import CallEvents, has_calls
 from hostler.adapters.openai.chunks import canonical_finish, decode_event, decode_usage, is_opening, prompt_status
 from hostler.adapters.openai.schema import (
     FAILED_FINISHES,
@@ -105,6 +106,7 @@ class OpenAIParser(Parser):
         self._finished: set[int] = set()
         self._choices_seen: set[int] = set()
         self._calls: dict[int, ToolCallReader] = {}
+        self._call_events: CallEvents | None = None
         self._done = False
         self._started = False
         self._prompt_usage: Usage | None = None
@@ -217,7 +219,7 @@ class OpenAIParser(Parser):
                 if not self._fields:
                     kept.append(event)
                 continue
-            kept.append(event)
+            kept.append(event if self._fields else self._forward(event, data))
             are_signs = False
             is_opening = is_opening and _is_opening_event(data)
             for choice in body.choices or ():
@@ -267,6 +269,14 @@ class OpenAIParser(Parser):
             chunks[0].usage, self._prompt_usage = self._prompt_usage, None
         chunks[0].raw = b"".join(kept)
         return chunks
+
+    def _forward(self, event: bytes, data: bytes) -> bytes:
+        """The event for clients of this protocol."""
+        if self._call_events is None:
+            if self._operation != "chat" or not has_calls(event):
+                return event
+            self._call_events = CallEvents()
+        return self._call_events.forward(event, data)
 
     def _raise_after(
         self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None, error: GatewayError
@@ -344,13 +354,12 @@ def _is_next_token(block: bytes) -> bool:
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
     choices = event.choices
-    if not choices:
-        return False
-    return choices[0].finish_reason is None and (len(choices) == 1 or _are_unfinished(choices))
+    return bool(choices) and _goes_on(choices[0]) and (len(choices) == 1 or all(map(_goes_on, choices)))
 
 
-def _are_unfinished(choices: list[NextChoice]) -> bool:
-    return all(choice.finish_reason is None for choice in choices)
+def _goes_on(choice: NextChoice) -> bool:
+    delta = choice.delta
+    return choice.finish_reason is None and (delta is None or not delta.tool_calls)
 
 
 def _is_opening_event(data: bytes) -> bool:

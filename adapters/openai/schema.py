@@ -83,11 +83,13 @@ class OpenAIFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool call, or the next piece of one in a stream."""
+    """A tool call, or the next piece of one in a stream. Some servers leave out `function` and have its fields here."""
 
     index: Any = None
     id: Any = None
     function: OpenAIFunctionCall | None = None
+    name: Any = None
+    arguments: Any = None
 
 
 class OpenAILogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ class OpenAIDelta(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[OpenAIToolCall] | None = None
+    tool_calls: list[OpenAIToolCall] | OpenAIToolCall | None = None
     function_call: OpenAIFunctionCall | None = None
 
 
@@ -174,10 +176,17 @@ class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
     verbose: VerboseDetails | None = msgspec.field(default=None, name="__verbose")
 
 
+class NextDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What shows that the next piece of a message is no tool call."""
+
+    tool_calls: list[msgspec.Raw] | None = None
+
+
 class NextChoice(msgspec.Struct, frozen=True, kw_only=True):
     """What shows that a choice of a stream goes on."""
 
     finish_reason: str | None = None
+    delta: NextDelta | None = None
 
 
 class NextEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -109,6 +109,15 @@ FORMS: dict[str, list[list[CallPiece]]] = {
 }  # fmt: skip
 
 
+FORMS |= {
+    "arguments encoded twice": [[piece(0, "a", "f", json.dumps('{"x":1}'))], [piece(1, "b", "g", json.dumps('{"y":2}'))]],
+    "arguments encoded twice, in pieces": [
+        [piece(0, "a", "f", "")], [piece(0, arguments='"{\\"x\\"')], [piece(0, arguments=':1}"')],
+        [piece(1, "b", "g", '"{\\"y\\":')], [piece(1, arguments='2}"')],
+    ],
+}  # fmt: skip
+
+
 def compact(arguments: str) -> str:
     return json.dumps(json.loads(arguments), separators=(",", ":"))
 
@@ -228,6 +237,12 @@ END = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"tool_c
 
 def calls_at_client(client: str, lists: list[list[CallPiece]], *, stream: bool, foreign: bool = True) -> list[Call]:
     """What a client reads when an OpenAI backend sends these pieces. `foreign`: as if of another protocol."""
+    data, read_calls = answer_at_client(client, [*map(delta, lists), END], stream=stream, foreign=foreign)
+    return read_calls(data, stream=stream)
+
+
+def answer_at_client(client: str, blocks: list[bytes], *, stream: bool, foreign: bool) -> tuple[bytes, ReadCalls]:
+    """What a client gets when an OpenAI backend sends these events, and how it reads the calls."""
     adapter, path, body, read_calls = ENCODERS[client]
     operation = next(each for each in adapter.operations if each.path == path)
     sent = json.dumps({"model": "m", "stream": stream, **body}).encode()
@@ -237,12 +252,12 @@ def calls_at_client(client: str, lists: list[list[CallPiece]], *, stream: bool, 
     parser.start(SSE)
     encoder.start(SSE)
     data = b""
-    for block in (*map(delta, lists), END):
+    for block in blocks:
         for chunk in parser.feed(block):
             data += encoder.encode(msgspec.structs.replace(chunk, wire="", raw=b"") if foreign else chunk)
     for chunk in parser.finish():
         data += encoder.encode(msgspec.structs.replace(chunk, wire="", raw=b"") if foreign else chunk)
-    return read_calls(data + encoder.finish(), stream=stream)
+    return data + encoder.finish(), read_calls
 
 
 SENDABLE = {name: lists for name, lists in FORMS.items() if name != "absurd indexes"}
@@ -259,6 +274,35 @@ def test_the_encoders_agree(client: str, form: str, stream: bool) -> None:
 def test_folding_the_backends_own_stream_agrees_too(form: str) -> None:
     calls = calls_at_client("openai", FORMS[form], stream=False, foreign=False)
     assert calls == [("f", {"x": 1}), ("g", {"y": 2})]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forwarded_stream_agrees_too(form: str) -> None:
+    calls = calls_at_client("openai", FORMS[form], stream=True, foreign=False)
+    assert calls == [("f", {"x": 1}), ("g", {"y": 2})]
+
+
+ODD_MESSAGES: dict[str, tuple[Any, str]] = {
+    "calls as an object": ({"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":1}'}}, "tool_calls"),
+    "no function": ([{"index": 0, "id": "a", "name": "f", "arguments": '{"x":1}'}], "tool_calls"),
+    "another reason": ([{"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}}], "tool_call"),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("foreign", [True, False], ids=["translated", "forwarded"])
+@pytest.mark.parametrize("client", ENCODERS)
+@pytest.mark.parametrize("odd", ODD_MESSAGES)
+def test_odd_calls_reach_every_client(odd: str, client: str, foreign: bool, stream: bool) -> None:
+    if not foreign and client != "openai":
+        return
+    calls, finish = ODD_MESSAGES[odd]
+    choice = {"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None}
+    last = {"index": 0, "delta": {}, "finish_reason": finish}
+    blocks = [b"data: " + json.dumps({"id": "1", "choices": [each]}).encode() + b"\n\n" for each in (choice, last)]
+    data, read_calls = answer_at_client(client, [*blocks, b"data: [DONE]\n\n"], stream=stream, foreign=foreign)
+    assert read_calls(data, stream=stream) == [("f", {"x": 1})]
+    assert b'"tool_call"' not in data
 
 
 names = st.sampled_from(["f", "g", "get_weather"])

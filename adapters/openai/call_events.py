@@ -1,0 +1,177 @@
+"""Tool calls in a stream that is forwarded: the bytes as they came while each piece has the form of OpenAI's protocol, and
+the calls as `adapters/tool_calls.py` reads them from the first odd piece on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import lenient, sse
+from hostler.adapters.canonical import ToolCall
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.chunks import call_pieces, canonical_finish
+from hostler.adapters.openai.fold import objects
+from hostler.adapters.openai.schema import OpenAIDelta
+from hostler.adapters.tool_calls import ToolCallReader
+
+_KEY = b'"tool_calls"'
+_CALLS = re.compile(rb'"tool_calls"\s*:\s*(?!null|\[\s*\]|\s)')
+# Fractions keep their spelling.
+_decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
+_convert_delta = lenient.decoder(OpenAIDelta)
+_FIELDS = frozenset({"index", "id", "type", "function", "name", "arguments"})
+_ODD_FINISH = "tool_call"
+_KINDS = ("function", None)
+#: Arguments that are encoded twice, or null.
+_ODD_STARTS = ('"', "null")
+
+
+def has_calls(event: bytes) -> bool:
+    """Whether an event may have pieces of tool calls. Nearly all have none, and one search says so."""
+    return _KEY in event and _CALLS.search(event) is not None
+
+
+class CallEvents:
+    """Follows the tool calls of a stream's choices. Every event from the first with a piece of a call on passes here."""
+
+    __slots__ = ("_choices",)
+
+    def __init__(self) -> None:
+        self._choices: dict[int, _ChoiceCalls] = {}
+
+    def forward(self, event: bytes, data: bytes) -> bytes:
+        """The event as it came, or with the calls in order. `data` is its JSON."""
+        try:
+            body = _decode(data)
+        except NOT_JSON:
+            return event
+        choices = body.get("choices") if isinstance(body, dict) else None
+        if not isinstance(choices, list):
+            return event
+        changed = False
+        for choice in choices:
+            if isinstance(choice, dict):
+                changed = self._forward_choice(choice, str(body.get("id", ""))) or changed
+        return sse.event(lenient.encode(body)) if changed else event
+
+    def _forward_choice(self, choice: dict[str, Any], response_id: str) -> bool:
+        """Put the calls in this choice in order; returns whether that changes anything."""
+        index, delta, finish = lenient.count(choice.get("index")) or 0, choice.get("delta"), choice.get("finish_reason")
+        calls = self._choices.get(index)
+        raw = delta.get("tool_calls") if isinstance(delta, dict) else None
+        if calls is None:
+            if not raw:
+                return False
+            calls = self._choices[index] = _ChoiceCalls()
+        pieces = calls.add(raw, is_last=bool(finish))
+        if pieces is None:
+            if finish != _ODD_FINISH:
+                return False
+            choice["finish_reason"] = canonical_finish(_ODD_FINISH)
+            return True
+        delta = choice["delta"] = delta if isinstance(delta, dict) else {}
+        delta.pop("tool_calls", None)
+        if pieces:
+            delta["tool_calls"] = [_piece(piece, response_id) | others for piece, others in pieces]
+        if isinstance(finish, str):
+            choice["finish_reason"] = canonical_finish(finish)
+        return True
+
+
+class _SentCall:
+    """A call that was forwarded as it came. `has_arguments`: some of them have been forwarded, too."""
+
+    __slots__ = ("has_arguments", "id")
+
+    def __init__(self, call_id: str) -> None:
+        self.id = call_id
+        self.has_arguments = False
+
+    def accepts(self, text: str) -> bool:
+        """Whether this is the next piece of the arguments, and not their beginning in another form."""
+        if not self.has_arguments and text.lstrip().startswith(_ODD_STARTS):
+            return False
+        self.has_arguments = self.has_arguments or bool(text)
+        return True
+
+
+class _ChoiceCalls:
+    """The calls of one choice."""
+
+    __slots__ = ("_is_odd", "_reader", "_sent")
+
+    def __init__(self) -> None:
+        self._reader = ToolCallReader()
+        self._sent: list[_SentCall] = []
+        self._is_odd = False
+
+    def add(self, raw: Any, *, is_last: bool) -> list[tuple[ToolCall, dict[str, Any]]] | None:
+        """The canonical pieces for those in an event, each with the other fields that it had; `None` if the event may stay
+        as it is."""
+        self._is_odd = self._is_odd or bool(raw and not self._is_well_formed(raw))
+        read = self._read(raw if isinstance(raw, list) else [raw] if raw else [])
+        if not self._is_odd:
+            return None
+        if is_last:
+            read += [(call, {}) for call in self._reader.finish() if not self._has_arguments(call.index)]
+        return read if raw or is_last else None
+
+    def _read(self, pieces: list[Any]) -> list[tuple[ToolCall, dict[str, Any]]]:
+        read: list[tuple[ToolCall, dict[str, Any]]] = []
+        named: set[int] = set()
+        for piece in pieces:
+            if isinstance(piece, dict):
+                others = {name: value for name, value in piece.items() if name not in _FIELDS}
+                delta = _convert_delta(lenient.encode({"tool_calls": [piece]}))
+                read += [(call, others) for call in self._reader.read(call_pieces(delta), named=named)]
+        return read
+
+    def _has_arguments(self, number: int) -> bool:
+        return number < len(self._sent) and self._sent[number].has_arguments
+
+    def _is_well_formed(self, pieces: Any) -> bool:
+        """Whether these are the next pieces in the form of OpenAI's protocol; notes them as forwarded."""
+        return isinstance(pieces, list) and all(map(self._is_next, pieces))
+
+    def _is_next(self, piece: Any) -> bool:
+        function = piece.get("function") if isinstance(piece, dict) else None
+        if not isinstance(function, dict) or piece.get("type") not in _KINDS:
+            return False
+        index, call_id, name = piece.get("index"), piece.get("id"), function.get("name")
+        text = function.get("arguments", "")
+        if type(index) is not int or not isinstance(text, str):
+            return False
+        if index == len(self._sent) and isinstance(call_id, str) and call_id and isinstance(name, str) and name:
+            call = _SentCall(call_id)
+            if not call.accepts(text):
+                return False
+            self._sent.append(call)
+            return True
+        if not 0 <= index < len(self._sent) or name:
+            return False
+        call = self._sent[index]
+        return call_id in (None, "", call.id) and call.accepts(text)
+
+
+def whole_calls(raw: Any, response_id: str) -> list[dict[str, Any]]:
+    """The calls of a whole message, of any form, as the pieces of a stream. Raises `BackendBroken` for what is none."""
+    calls: list[dict[str, Any]] = []
+    for each in objects(raw if isinstance(raw, list) else [raw]):
+        delta = _convert_delta(lenient.encode({"tool_calls": [each]}))
+        others = {name: value for name, value in each.items() if name not in _FIELDS}
+        read = ToolCallReader().read(call_pieces(delta), whole=True)
+        calls += [_piece(call, response_id) | others | {"index": len(calls)} for call in read]
+    return calls
+
+
+def _piece(call: ToolCall, response_id: str) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {
+        "index": call.index,
+        "id": call.id or f"call_{response_id.rpartition('-')[2]}_{call.index}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
