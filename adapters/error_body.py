@@ -9,6 +9,8 @@ Forms, with the servers that send them:
 - `{"detail": "text"}`, `{"detail": [{"loc", "msg"}]}`: what FastAPI sends (TabbyAPI, SGLang, Mistral)
 - `[{"error": {"code", "message", "status"}}]`: Gemini
 - `{"message": "text", ...}`: Mistral's and Cohere's gateways, SiliconFlow
+- `{"errors": [...]}`, `{"error": ["text"]}`, `{"error": {"msg" | "error": "text"}}`: Cloudflare, and small servers
+- plain text
 """
 
 from __future__ import annotations
@@ -130,6 +132,15 @@ _LIMIT_THEN_TOKENS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+#: Plain text that names a status only.
+_PHRASES = frozenset(
+    {
+        *("error", "bad request", "unauthorized", "forbidden", "not found", "404 page not found", "method not allowed"),
+        *("request timeout", "conflict", "unprocessable entity", "unprocessable content", "too many requests"),
+        *("internal server error", "not implemented", "bad gateway", "service unavailable", "gateway timeout"),
+    }
+)
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -144,6 +155,7 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
     context: int | None = None
     metadata: Mapping[str, Any] = {}
     retryable: bool | None = None
+    is_text: bool = False
 
     @property
     def is_overflow(self) -> bool:
@@ -201,8 +213,20 @@ def read_error(body: bytes) -> ErrorDetails | None:
     try:
         value = _decode(body)
     except NOT_JSON:
-        return None
+        return _plain_text(body)
     return error_in(value) or _flat(value)
+
+
+def _plain_text(body: bytes) -> ErrorDetails | None:
+    """An error in plain words; `None` for markup, for what is cut off or too long, and for the bare name of a status."""
+    if not body or len(body) > _SEARCHED or body.lstrip()[:1] in (b"<", b"{", b"[", b""):
+        return None
+    try:
+        text = body.decode().strip()
+    except UnicodeError:
+        return None
+    is_bare = text.lower().rstrip(".") in _PHRASES or not text.replace("\n", "").isprintable()
+    return None if is_bare else ErrorDetails(message=text, is_text=True)
 
 
 def is_overflow(error: GatewayError) -> bool:
@@ -229,6 +253,11 @@ def error_in(value: Any) -> ErrorDetails | None:
     error = value.get("error")
     if isinstance(error, dict) and error:
         return _details(error)
+    listed = error if isinstance(error, list) else value.get("errors")
+    if isinstance(listed, list) and listed:
+        first = listed[0]
+        details = _details(first) if isinstance(first, dict) else _details({**value, "message": listed})
+        return details if details.message else None
     if isinstance(error, str) and error.strip():
         return _details({**value, "message": error, "type": value.get("error_type") or value.get("type")})
     if value.get("object") == "error" or value.get("type") == "error":
@@ -249,8 +278,8 @@ def _flat(value: Any) -> ErrorDetails | None:
 
 def _details(fields: Mapping[str, Any], depth: int = 0) -> ErrorDetails:
     message = fields.get("message")
-    if message is None and fields.get("detail") is not None:
-        message = fields["detail"]
+    if message is None:
+        message = next((fields[name] for name in ("detail", "msg", "error") if fields.get(name) is not None), None)
     kind, code = fields.get("type"), fields.get("code")
     inner = _inner(message)
     if inner is not None and depth < _MAX_DEPTH:

@@ -297,6 +297,8 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     return headers
 
 
+#: What servers answer a request with that is too long, beside 400 and 413.
+_UNUSUAL = frozenset({422})
 _ACCOUNT_STATUSES = frozenset({401, 402, 403, 407})
 
 
@@ -305,23 +307,22 @@ def is_account_error(error: BackendRejected) -> bool:
     return error.backend_status in _ACCOUNT_STATUSES and not error.request_fault
 
 
-#: Statuses of 500 and above that are passed on: what a model cannot do, and servers that are busy for a moment.
-_PASSED_ON = frozenset({501, 503, 529})
-
-
 def client_status(error: GatewayError) -> int:
     """The status to answer with: a backend's 4xx for the client's own mistake is passed on.
 
-    An engine's 500 that is the request's fault becomes a 400, since clients send a request again after a 500.
+    Another status of what is the request's fault becomes a 400, since clients send a request again after a 500. 501 is
+    what a model cannot do.
     """
     if not isinstance(error, BackendRejected):
         return error.status
     status = error.backend_status
+    if error.request_fault and (status in _RETRIED or status in _UNUSUAL):
+        return 400
     if 400 <= status < 500:
         return error.status if is_account_error(error) else status
-    if status == 501 or error.request_fault:
-        return status if status in _PASSED_ON else 400
-    return error.status
+    if status == 501:
+        return status
+    return 400 if error.request_fault else error.status
 
 
 def printable(text: str, limit: int = 200) -> str:

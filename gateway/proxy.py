@@ -190,6 +190,9 @@ class Proxy:
         """Find out whether the error is the request's fault. While its lease is held, so that the engine is not stopped
         for another model meanwhile."""
         after = rejected.retry_after_s
+        if rejected.backend_status == 422 and is_overflow(rejected):
+            rejected.request_fault = True
+            return
         if not may_be_request_fault(rejected.backend_status, rejected.body, retry_after=after is not None):
             return
         if rejected.backend_status >= 500 and is_overflow(rejected):

@@ -34,7 +34,8 @@ def error_response(error: GatewayError, operation: Operation | None = None) -> W
     headers = error_headers(error)
     if isinstance(error, BackendRejected) and error.wire in _OPENAI_ERRORS and is_passed_on(error):
         media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
-        if "json" not in media_type.lower() and read_error(error.body) is not None:
+        details = read_error(error.body)
+        if "json" not in media_type.lower() and details is not None and not details.is_text:
             media_type = "application/json"
         return WireResponse(status=error.backend_status, media_type=media_type, body=error.body, headers=tuple(headers))
     body = msgspec.json.encode({"error": error_body(error)})

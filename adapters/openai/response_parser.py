@@ -353,8 +353,8 @@ def _is_next_token(block: bytes) -> bool:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
-    choices = event.choices
-    return bool(choices) and _goes_on(choices[0]) and (len(choices) == 1 or all(map(_goes_on, choices)))
+    choices = event.choices or ()
+    return len(choices) > 0 and _goes_on(choices[0]) and (len(choices) == 1 or all(map(_goes_on, choices)))
 
 
 def _goes_on(choice: NextChoice) -> bool:
@@ -382,7 +382,7 @@ def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> Backe
         return BackendBroken("The backend stopped with an error.")
     if name == "error" or body.type == "error":
         return error_in_response(data)
-    if body.choices or b'"error"' not in data:
+    if body.choices or b'"error' not in data:
         return None
     if body.type is None or not body.type.startswith("response."):
         return _flat_error(data)

@@ -125,6 +125,12 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
 }
 
 _LONGEST_WAIT_S = 86400.0
+#: Statuses below 500 that may be the fault of the request or of a moment.
+_DOUBTFUL = frozenset({403, 408, 409, 425})
+_BUSY_STATUSES = frozenset({503, 529})
+_BUSY = re.compile(
+    r"\b(?:busy|overloaded|capacity|slots?|try again|retry|temporarily|unavailable|shutting down)\b", re.I
+)
 #: OpenAI's codes, which come with status 429, and Anthropic's type.
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"})
 #: Bytes of a health check's answer that are searched.
@@ -182,6 +188,8 @@ def _classify_rejection(error: BackendRejected) -> AttemptResult:
     if status in (402, 429) and not retry_after and _is_out_of_credit(_details(error.body)):
         return "payment_required"
     loading = status == 503 and _is_loading(_details(error.body))
+    if status == 503 and not loading and _says_busy(_details(error.body)):
+        return "busy"
     if status == 503 and not loading and retryable_hint(error) is False:
         return "busy"  # no provider can answer, nor will one in a moment
     return classify_status(status, retry_after=retry_after, loading=loading)
@@ -202,15 +210,18 @@ def rejection_cause(error: GatewayError) -> RejectionCause:
 
 
 def may_be_request_fault(status: int, body: bytes, *, retry_after: bool) -> bool:
-    """Whether an error of status 500 or above, or 403, may be the request's fault: it gives a reason, and promises no
-    change."""
-    if (status < 500 and status != 403) or status == 501 or retry_after:
+    """Whether an error of status 500 or above, or one of those that clients send a request again for, or 403, may be the
+    request's fault: it gives a reason, and promises no change."""
+    if (status < 500 and status not in _DOUBTFUL) or status == 501 or retry_after:
         return False
     details = read_error(body)
     return (
         details is not None
         and bool(details.message)
         and not _is_loading(details)
+        # Proxies say in plain text that they reach nothing.
+        and not (details.is_text and status != 500)
+        and not (status in _BUSY_STATUSES and _says_busy(details))
         and details.retryable is not False  # no provider can answer, whatever the request
     )
 
@@ -224,6 +235,10 @@ def retryable_hint(error: GatewayError) -> bool | None:
 
 def _is_out_of_credit(details: ErrorDetails) -> bool:
     return details.code in _NO_CREDIT or details.type in _NO_CREDIT
+
+
+def _says_busy(details: ErrorDetails) -> bool:
+    return details.type == "overloaded_error" or _BUSY.search(details.message) is not None
 
 
 def says_loading(body: bytes) -> bool:

@@ -73,6 +73,13 @@ REQUEST_FAULTS = [
     ServerError(server="vLLM", status=500, body=_flat("list index out of range", "InternalServerError", 500),
                   words="list index out of range"),
     ServerError(server="SGLang", status=400, body=_flat(_ROLES, "BadRequest"), words=_ROLES),
+    ServerError(server="a list", status=500, body={"errors": ["bad image"]}, words="bad image"),
+    ServerError(server="a list of errors", status=500, body={"errors": [{"message": "bad image"}]}, words="bad image"),
+    ServerError(server="a list in error", status=500, body={"error": ["bad image"]}, words="bad image"),
+    ServerError(server="msg", status=500, body={"error": {"msg": "bad image"}}, words="bad image"),
+    ServerError(server="error in error", status=500, body={"error": {"error": "bad image"}}, words="bad image"),
+    *(ServerError(server="any engine", status=status, body=_openai(status, "Request is too hard", "server_error"),
+                  words="Request is too hard") for status in (408, 409, 425, 503, 529)),
     ServerError(
         server="SGLang", status=500, words="Internal server error: 'NoneType' object has no attribute 'images'",
         body=_flat("Internal server error: 'NoneType' object has no attribute 'images'", "InternalServerError", 500),

@@ -125,6 +125,24 @@ async def test_a_health_check_with_503_shows_life_only_if_a_model_loads(
         assert {attempt.outcome for attempt in chain.finished[0].attempts} == {"rejected" if lives else "server_error"}
 
 
+@each_client
+async def test_an_engines_plain_words_reach_its_client(tmp_path: Path, client: str) -> None:
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url)}) as chain:
+        for status, words in (
+            (500, "Failed to process the image"),
+            (422, OVERFLOWS[0].words),
+            (500, OVERFLOWS[0].words),
+        ):
+            server.prepared = [(status, "text/plain", words.encode())]
+            response = await ask(chain.http, client, stream=False)
+            assert (response.status_code, response.headers["x-should-retry"]) == (400, "false"), response.text
+            assert words in response.text or "prompt is too long" in response.text
+        for status, words in ((500, "Internal Server Error"), (503, "upstream connect error or disconnect")):
+            server.prepared = [(status, "text/plain", words.encode())] * 2
+            response = await ask(chain.http, client, stream=False)
+            assert response.headers.get("x-should-retry") is None, response.text
+
+
 async def test_a_clouds_500_stays_a_failure(tmp_path: Path) -> None:
     async with start_scripted_server() as cloud, start_scripted_server() as lan:
         backends = {"cloud": backend(cloud.url, local=False), "lan": backend(lan.url)}

@@ -50,6 +50,7 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (rejected(302), "server_error"),
     (rejected(503), "server_error"),
     (rejected(503, after=1.0), "busy"),
+    (rejected(503, {"message": "no slot available", "type": "unavailable_error"}), "busy"),
     (rejected(503, {"message": "Loading model", "type": "unavailable_error"}), "loading"),
     (rejected(402), "payment_required"),
     (rejected(402, after=1.0), "busy"),
@@ -96,7 +97,10 @@ def test_the_cause_of_a_rejection_is_recognised(error: GatewayError, fault: str)
 
 
 @pytest.mark.parametrize(("status", "error", "after", "may_be"), [
-    (500, "image input is not supported", None, True), (502, {"message": "x"}, None, True), (503, "busy", None, True),
+    (500, "image input is not supported", None, True), (502, {"message": "x"}, None, True), (503, "x", None, True),
+        (503, "The server is busy", None, False), (529, {"message": "x", "type": "overloaded_error"}, None, False),
+        (503, {"message": "no slot available", "type": "unavailable_error"}, None, False), (408, "x", None, True), (409, "x", None, True),
+        (425, "x", None, True), (408, None, None, False), (429, "x", None, False),
     (500, None, None, False), (500, {"message": ""}, None, False), (503, "busy", 1.0, False), (400, "x", None, False),
     (403, "x", None, True), (403, None, None, False), (401, "x", None, False), (501, "x", None, False), (503, {"message": "Loading model", "type": "unavailable_error"}, None, False),
     (503, {"message": "x", "metadata": {"retryable": False}}, None, False),
