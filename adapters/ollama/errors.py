@@ -55,7 +55,7 @@ def error_line(error: GatewayError, operation: str) -> bytes:
 def _status_and_message(error: GatewayError, operation: str) -> tuple[int, str]:
     if isinstance(error, ModelNotFound):
         return _unknown_model(error.model or "", operation)
-    if isinstance(error, TooManyRequests) and error.model is not None:
+    if isinstance(error, TooManyRequests) and error.model is not None and not error.final:
         return 503, SERVER_BUSY
     if isinstance(error, BackendRejected):
         return _rejected(error, operation)

@@ -21,6 +21,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
     WaitTimeout,
 )
+from hostler.adapters.ollama.errors import error_response
 
 TOO_LARGE = b'{"error":{"code":500,"message":"input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)"}}'
 
@@ -89,3 +90,11 @@ def test_unknown_paths_and_wrong_methods_are_plain_text(harness: OllamaHarness) 
     assert (lost.status, lost.media_type, lost.body) == (404, "text/plain; charset=utf-8", b"404 page not found")
     wrong = harness.adapter.error_response(MethodNotAllowed("no", allowed=("GET", "HEAD")))
     assert (wrong.status, wrong.body, wrong.headers[1:]) == (405, b"405 method not allowed", (("Allow", "GET, HEAD"),))
+
+
+def test_a_final_429_does_not_ask_to_try_again() -> None:
+    error = TooManyRequests("all backends for x are busy", retry_after_s=9000.0, model="x")
+    error.final = True
+    response = error_response(error)
+    assert (response.status, json.loads(response.body)["error"]) == (429, "all backends for x are busy")
+    assert ("x-should-retry", "false") in response.headers
