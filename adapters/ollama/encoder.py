@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters import json_body
 from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -35,6 +36,7 @@ from hostler.adapters.ollama.schema import JSON, LINES, WIRE
 from hostler.adapters.progress import ProgressLines
 
 # A backend of this protocol puts its own name of the model first in each line.
+_DURATIONS = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
 
 
@@ -88,7 +90,7 @@ class OllamaEncoder(Encoder):
         self._usage = chunk.usage or self._usage
         self._finish = chunk.finish or self._finish
         if chunk.wire == WIRE and chunk.raw and self.streaming != chunk.is_body:
-            return self._forward(chunk.raw)
+            return self._forward(chunk.raw, is_last=chunk.finish is not None)
         if self._is_silent and (chunk.text or chunk.reasoning):
             chunk = msgspec.structs.replace(chunk, text="", reasoning="", logprobs=())
         if chunk.vectors:
@@ -153,10 +155,12 @@ class OllamaEncoder(Encoder):
     def error(self, error: GatewayError) -> bytes:
         return error_line(error, self._operation) if self.streaming else b""
 
-    def _forward(self, raw: bytes) -> bytes:
+    def _forward(self, raw: bytes, *, is_last: bool) -> bytes:
         """A backend's own bytes, with the model's name as the client knows it."""
         name = msgspec.json.encode(self._model)
         patched = _MODEL.sub(lambda match: match[1] + name, raw)
+        if is_last:
+            patched = self._with_durations(patched)
         if self.streaming == ("ndjson" in self._head.media_type.lower()):
             self.media_type = self._head.media_type
         if self.streaming:
@@ -239,6 +243,15 @@ class OllamaEncoder(Encoder):
             for message in (conversation.messages if conversation is not None else ())
         ]
         return [*messages, ("assistant", "".join(self._text))]
+
+    def _with_durations(self, raw: bytes) -> bytes:
+        """The end of a backend's own answer, with the durations that some servers leave out and clients require."""
+        if all(name in raw for name in _DURATIONS):
+            return raw
+        counts = self._counts()
+        missing = {name: b"%d" % value for name, value in counts.items() if name.endswith("_duration")}
+        known = json_body.members(raw)
+        return json_body.patch(raw, {name: value for name, value in missing.items() if name not in known}, known)
 
     def _counts(self) -> dict[str, int]:
         usage = self._usage or Usage()

@@ -224,6 +224,23 @@ async def test_an_empty_or_unfinished_answer_is_none(
         assert CHATS[client][1](response, stream) == expected(WORDS)
 
 
+@each_mode
+@pytest.mark.parametrize("given", [{}, {"load_duration": 5}, {"total_duration": 7, "eval_count": 2}])
+async def test_an_answer_of_ollamas_protocol_has_all_durations(
+    tmp_path: Path, given: dict[str, int], stream: bool
+) -> None:
+    lines = [_ollama_line("Hi", done=False), _ollama_line(done_reason="stop", **given)]
+    answer = (LINES, b"".join(lines)) if stream else (JSON, _ollama_line("Hi", done_reason="stop", **given))
+    async with start_scripted_server() as server, start_chain(tmp_path, {"pc": backend(server.url, "ollama")}) as chain:
+        server.prepared = [(200, *answer)]
+        response = await ask(chain.http, "ollama", stream=stream)
+        last = json.loads(response.text.splitlines()[-1])
+        names = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
+        assert all(last[name] >= 1 for name in names)
+        assert given.items() <= last.items()
+        assert (last["model"], last["done"]) == ("m", True)
+
+
 @each_chat
 async def test_a_whole_answer_without_a_finish_reason_becomes_a_stream_with_one(tmp_path: Path, client: str) -> None:
     message = {"role": "assistant", "content": "Hi"}
