@@ -86,7 +86,7 @@ CHECKS: dict[str, list[str]] = {
             )
         ),
         "supervisor/test_standalone.py::test_gateways_of_another_release_are_refused_with_a_word_for_their_log",
-        "supervisor/test_lease_session.py::test_whoever_breaks_the_protocol_is_disconnected_alone",
+        "supervisor/test_lease_session.py::test_a_gateway_that_breaks_the_protocol_is_disconnected_alone_with_the_reason",
         "supervisor/test_lease_session.py::test_a_gateway_that_does_not_read_is_disconnected",
     ],
 }
