@@ -114,7 +114,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "idle_until": engine.get("idle_until"),
                 "pinned": model["model"] in pinned,
                 "draining": engine.get("draining", False),
-                "conversations": model["conversations"],
+                "conversations": model.get("conversations"),
                 "failure": (model["failure"] or {}).get("message"),
             }
 
