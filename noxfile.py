@@ -226,7 +226,7 @@ def versions(session: nox.Session, resolution: str) -> None:
     The lowest go with the lowest Python: there are no wheels of them for later ones. `nox -s "versions(lowest)" -- all`
     runs the whole suite. The newest are what a fresh `tests` environment has; this session upgrades an old one.
     """
-    project = ["-e", ".[embedded,otel]"]
+    project = ["-e", ".[embedded,mcp,nvidia,otel]"]
     if resolution == "newest":
         eager = [] if session.venv_backend == "uv" else ["--upgrade-strategy", "eager"]
         _install(session, "tests", "--upgrade", *eager, *project)

@@ -92,8 +92,9 @@ class HostileBackend:
                 )
                 request = BackendRequest(head, await reader.readexactly(length), writer)
                 if request.method == "GET":
-                    await request.whole(b'{"data": []}')
-                    continue
+                    # Closed, so that no connection of a check is left for the requests of a test.
+                    await request.whole(b'{"data": []}', extra="Connection: close\r\n")
+                    return
                 if self.keep_requests:
                     self.requests.append(request)
                 await self.answer(request)

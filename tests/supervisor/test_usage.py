@@ -98,8 +98,10 @@ async def test_an_unchanged_amount_is_not_published_again(scripted: Scripted, ru
             meter.usage = MemoryUsage(rss=GIB + 1)
             await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
             await manager.unload("a")
-            received = await anext(event async for event in events if isinstance(event, ModelChanged))
-            assert received.status.state == "stopping"
+            changes = (event.status async for event in events if isinstance(event, ModelChanged))
+            answered, unloading = await anext(changes), await anext(changes)
+            assert (answered.state, answered.memory_bytes) == ("ready", GIB)
+            assert unloading.state == "stopping"
 
 
 async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, running: Running, journal: Any) -> None:

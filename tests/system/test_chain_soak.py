@@ -52,7 +52,8 @@ async def make_trouble(routers: list[FakeOpenRouter], chance: random.Random) -> 
 def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
     """`complete`, `refused` or `broken`; anything else is a lie to the client."""
     if response.status_code != 200:
-        assert response.status_code in (429, 502, 503, 504), response.text
+        # 400: the only backend that answered said that the request is at fault, and the others are down.
+        assert response.status_code in (400, 429, 502, 503, 504), response.text
         assert error_in(response) is not None
         return "refused"
     words = answer_text(response)
