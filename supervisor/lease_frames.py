@@ -23,7 +23,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
-from hostler.supervisor.scheduling.types import MAX_SECONDS, RefusalReason, SchedulerSettings
+from hostler.supervisor.scheduling.types import MAX_SECONDS, RefusalReason, RevokeReason, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
 
 #: The version of this protocol, in the header `Hostler-Protocol`. Both sides must have the same.
@@ -168,9 +168,10 @@ class PlacesFrame(msgspec.Struct, frozen=True, array_like=True, tag="places"):
 
 
 class RevokeFrame(msgspec.Struct, frozen=True, array_like=True, tag="revoke"):
-    """The lease's model was unloaded by force."""
+    """The lease's engine is stopped although the lease is held."""
 
     id: int
+    reason: RevokeReason = "unloaded"
 
 
 class EngineStoppingFrame(msgspec.Struct, frozen=True, array_like=True, tag="engine_stopping"):

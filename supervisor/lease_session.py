@@ -179,7 +179,7 @@ class LeaseSession(Response):
         """The gateway still holds this lease of its earlier connection."""
         self._leases[number] = lease
         lease.on_change = partial(self._on_change, number)
-        if lease.revoked:
+        if lease.revoked is not None:
             self._on_change(number, lease)
 
     def send_places(self) -> None:
@@ -265,8 +265,8 @@ class LeaseSession(Response):
     def _on_change(self, number: int, lease: Lease) -> None:
         """The lease was settled or revoked."""
         frame: msgspec.Struct
-        if lease.revoked:
-            frame = RevokeFrame(number)
+        if lease.revoked is not None:
+            frame = RevokeFrame(number, lease.revoked)
         elif lease.granted:
             frame = GrantFrame(number, lease.address(), lease.waited_s, lease.switch_s, lease.slot)
         else:

@@ -398,7 +398,7 @@ class RemoteHost:
                 self._on_host(frame.status)
             case RevokeFrame():
                 if (lease := self._leases.get(frame.id)) is not None:
-                    lease.revoke()
+                    lease.revoke(frame.reason)
             case EngineStoppingFrame():
                 self._on_stopping(self._with_host(frame.address))
             case WelcomeFrame():

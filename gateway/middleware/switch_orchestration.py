@@ -13,7 +13,7 @@ from hostler.adapters.errors import AnswerTooLong, BackendError, BackendUnavaila
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.supervisor.scheduling.errors import EngineLost, unloaded
+from hostler.supervisor.scheduling.errors import EngineLost, revocation_error
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
 
@@ -63,8 +63,8 @@ class SwitchingMiddleware(RequestMiddleware):
                 await _within(limits.max_answer_s, lease.model, call_next)
             lease.report_answer(attempt.usage)
         except BackendError as error:
-            if lease.revoked:
-                raise unloaded(lease.model) from error
+            if lease.revoked is not None:
+                raise revocation_error(lease.model, lease.revoked) from error
             if not isinstance(error, BackendUnavailable):
                 raise
             # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is

@@ -8,7 +8,7 @@ import re
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, TooManyRequests, WaitTimeout
 from hostler.supervisor.contract import DeviceStatus, Failure, FailureKind, HostStatus, ProfileInfo
-from hostler.supervisor.scheduling.types import Refuse
+from hostler.supervisor.scheduling.types import Refuse, RevokeReason
 
 _CAUSES: dict[FailureKind, str] = {
     "file_missing": "its file is missing",
@@ -100,7 +100,18 @@ def profile_removed(model: str, host: str) -> GatewayError:
     return ModelUnavailable(f"{host} no longer has a profile {model!r}", model=model, final=True)
 
 
-def unloaded(model: str) -> GatewayError:
+def revocation_error(model: str, reason: RevokeReason) -> GatewayError:
+    """The error for the client of a request whose engine was stopped while it held its lease."""
+    if reason == "given_up":
+        return ModelUnavailable(
+            f"{model} was stopped for other requests while its supervisor could not reach this gateway; send the request "
+            "again",
+            model=model,
+        )
+    return _unloaded(model)
+
+
+def _unloaded(model: str) -> GatewayError:
     """The model was unloaded by an operator or a client."""
     return ModelUnavailable(f"{model} was unloaded on request; send the request again to load it", model=model)
 
@@ -138,7 +149,7 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
             f"the supervisor of {host} did not accept a request for {model}; its log says why", model=model
         )
     if refusal.reason == "unloaded":
-        return unloaded(model)
+        return _unloaded(model)
     if refusal.reason == "does_not_fit":
         return _does_not_fit(model, host, status)
     final = is_final_failure(refusal.failure)

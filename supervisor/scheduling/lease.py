@@ -10,7 +10,7 @@ import anyio
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.supervisor.contract import EngineAddress, PromptIdentity, SlotAssignment
-from hostler.supervisor.scheduling.types import Refuse
+from hostler.supervisor.scheduling.types import Refuse, RevokeReason
 
 
 class LeaseOwner(Protocol):
@@ -28,8 +28,8 @@ class LeaseOwner(Protocol):
 class Lease:
     """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: the model was
-    unloaded by force while the lease was held. `refusal` is the scheduler's decision, if it was refused by one. `waited_s`
+    `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: why its
+    engine was stopped while the lease was held. `refusal` is the scheduler's decision, if it was refused by one. `waited_s`
     is how long it took to settle, `switch_s` the part of that spent in a switch to its model. `prompt` identifies its
     conversation, `slot` is the engine's slot for it (`None`: the engine chooses), `assignment` what ends with the lease.
     `answered` and `usage` are reported with the release. `on_change` is called when it is settled or revoked.
@@ -95,7 +95,7 @@ class Lease:
         self.assignment: SlotAssignment | None = None
         self.acknowledged = True
         self.queued = False
-        self.revoked = False
+        self.revoked: RevokeReason | None = None
         self.refusal: Refuse | None = None
         self.answered = False
         self.usage: Usage | None = None
@@ -165,9 +165,9 @@ class Lease:
         self._error, self.refusal = error, refusal
         self._wake()
 
-    def revoke(self) -> None:
-        """The model was unloaded by force; what still comes from its engine is cut off."""
-        self.revoked = True
+    def revoke(self, reason: RevokeReason) -> None:
+        """The engine is stopped although the lease is held: its answer is cut off."""
+        self.revoked = reason
         if self.on_change is not None:
             self.on_change(self)
 

@@ -227,8 +227,8 @@ class Orchestrator:
             "%s: %s works for no connected gateway; stopping it for queued requests", self.name, address.model
         )
         for lease in list(self._leases.values()):
-            if lease.granted and lease.address() == address and not lease.revoked:
-                lease.revoke()
+            if lease.granted and lease.address() == address and lease.revoked is None:
+                lease.revoke("given_up")
         now = self._clock()
         self._on_stopping(address)
         self._addresses.mark_dead(address)
@@ -285,8 +285,8 @@ class Orchestrator:
         now = self._clock()
         if force:
             for lease in list(self._leases.values()):
-                if lease.granted and lease.model == model and not lease.revoked:
-                    lease.revoke()
+                if lease.granted and lease.model == model and lease.revoked is None:
+                    lease.revoke("unloaded")
         self._carry_out(self._scheduler.unload(model, now, force=force), now)
         self._rearm()
         stopped = self._stops.get(model)

@@ -21,6 +21,9 @@ RefusalReason = Literal[
     "invalid",
 ]
 
+#: Why a lease was withdrawn while it was held: its model was unloaded by force, or its engine was stopped for queued
+#: requests while its holder had vanished.
+RevokeReason = Literal["unloaded", "given_up"]
 
 #: The longest time and the largest number of a setting. More is as good as unlimited, and more than timers and frames carry.
 MAX_SECONDS: Final = 10_000_000.0

@@ -183,7 +183,7 @@ async def test_the_release_carries_the_first_answers_usage(gateway: Gateway, fak
 async def test_operations_go_by_http(gateway: Gateway, fake_supervisor: Any) -> None:
     lease = await gateway.granted()
     await gateway.host.unload("alpha", force=True)
-    await gateway.until(lambda: lease.revoked)
+    await gateway.until(lambda: lease.revoked == "unloaded")
     assert fake_supervisor.ready == {}
     assert [address.model for address in gateway.stopping] == ["alpha"]
     lease.release()

@@ -15,6 +15,7 @@ from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.types import RevokeReason
 
 pytestmark = pytest.mark.anyio
 
@@ -123,11 +124,18 @@ async def test_other_errors_restart_nothing(error: BackendError, committed: bool
     assert subject.host.released == subject.host.leases
 
 
-async def test_an_answer_cut_off_by_a_forced_unload_says_so() -> None:
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("unloaded", "m was unloaded on request; send the request again to load it"),
+        ("given_up", "m was stopped for other requests while its supervisor could not reach this gateway; send"),
+    ],
+)
+async def test_an_answer_cut_off_with_its_engine_says_why(reason: RevokeReason, words: str) -> None:
     subject = Switching()
     context = subject.leased()
-    subject.host.leases[0].revoked = True
-    with pytest.raises(ModelUnavailable, match="unloaded on request"):
+    subject.host.leases[0].revoke(reason)
+    with pytest.raises(ModelUnavailable, match=words):
         await subject.fail(context, BackendBroken("x"))
     assert not subject.host.lost
 

@@ -216,12 +216,12 @@ async def test_a_forced_unload_revokes_leases_and_waits_for_the_process() -> Non
         lease = await subject.lease("a")
         await subject.host.unload("a", force=True)
         assert subject.supervisor.unloaded == ["a"]
-        assert lease.revoked
+        assert lease.revoked == "unloaded"
         lease.release()
         subject.supervisor.loads["a"] = 2
         fresh = await subject.lease("a")
         assert fresh.address().generation == 2
-        assert not fresh.revoked
+        assert fresh.revoked is None
         fresh.release()
 
 
