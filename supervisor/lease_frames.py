@@ -7,7 +7,7 @@ docs/operations.md describes the connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
@@ -257,9 +257,12 @@ class FrameReader(Generic[_T]):
     shape, unless `salvage` makes something of it."""
 
     def __init__(
-        self, kind: Any, limit: int, salvage: Callable[[bytes, str], _T | None] = lambda frame, problem: None
+        self,
+        decode: Callable[[bytes], _T],
+        limit: int,
+        salvage: Callable[[bytes, str], _T | None] = lambda frame, problem: None,
     ) -> None:
-        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._decode = decode
         self._limit = limit
         self._salvage = salvage
         self._buffer = bytearray()
@@ -284,7 +287,7 @@ class FrameReader(Generic[_T]):
 
     def _decoded(self, frame: bytes) -> _T:
         try:
-            return self._decode(frame)  # type: ignore[no-any-return]  # of the kind that the decoder was made for
+            return self._decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             salvaged = self._salvage(frame, str(error))
             if salvaged is None:
@@ -296,7 +299,10 @@ class _AskStart(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     id: LeaseId
 
 
+# One decoder each for all connections.
 _decode_ask_start = msgspec.msgpack.Decoder(_AskStart).decode
+_decode_request: Callable[[bytes], RequestFrame] = msgspec.msgpack.Decoder(RequestFrame).decode
+_decode_event: Callable[[bytes], EventFrame] = msgspec.msgpack.Decoder(EventFrame).decode
 
 
 def _salvage_ask(frame: bytes, problem: str) -> InvalidAsk | None:
@@ -308,12 +314,12 @@ def _salvage_ask(frame: bytes, problem: str) -> InvalidAsk | None:
 
 def request_reader() -> FrameReader[RequestFrame | InvalidAsk]:
     """Reads what gateways send."""
-    return FrameReader(RequestFrame, MAX_REQUEST, _salvage_ask)
+    return FrameReader(_decode_request, MAX_REQUEST, _salvage_ask)
 
 
 def event_reader() -> FrameReader[EventFrame]:
     """Reads what supervisors send."""
-    return FrameReader(EventFrame, MAX_EVENT)
+    return FrameReader(_decode_event, MAX_EVENT)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -51,12 +51,12 @@ class Raw:
 
     async def first(self, kind: type[T], count: int = 1) -> T:
         """The first frame of a kind, once there are `count` of them."""
-        found: list[Any] = []
+        found: list[T] = []
         with anyio.fail_after(15):
             while len(found) < count:
                 await anyio.sleep(0.002)
                 found = [frame for frame in self.frames if isinstance(frame, kind)]
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
     def send(self, *frames: msgspec.Struct) -> None:
         for frame in frames:
@@ -290,7 +290,8 @@ async def test_a_gateway_that_does_not_read_is_disconnected(host: Supervised) ->
     snapshot = host.supervisor.snapshot()
     async with raw(host.url, HELLO) as slow, raw(host.url, HelloFrame("other", "n", HELLO.limits)) as other:
         await slow.first(WelcomeFrame)
-        slow.connection._transport.pause_reading()  # type: ignore[union-attr]  # it is connected
+        assert slow.connection._transport is not None
+        slow.connection._transport.pause_reading()
         while host.leases.gateways == 2:
             host.supervisor.publish(snapshot)
             slow.send(PingFrame())
