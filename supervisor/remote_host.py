@@ -253,11 +253,9 @@ class RemoteHost:
     def stop(self, error: Callable[[], GatewayError]) -> None:
         """See `Host`."""
         self._stopped_with = error
-        for number, lease in list(self._leases.items()):
+        for lease in list(self._leases.values()):
             if not lease.settled:
-                del self._leases[number]
-                self._record_wait(lease)
-                self._link.send(ReleaseFrame(number))
+                self.release(lease)
                 lease.refuse(error())
 
     def _record_wait(self, lease: Lease) -> None:

@@ -373,7 +373,9 @@ async def test_a_gateway_that_stops_refuses_what_waits_and_keeps_what_runs(
     running = await gateway.granted("alpha")
     fake_supervisor.gate = anyio.Event()
     waiting = gateway.host.lease("beta")
+    load = gateway.host.distance("alpha").host_load
     gateway.host.stop(lambda: ShuttingDown("stopping"))
+    assert gateway.host.distance("alpha").host_load == load - 1
     with pytest.raises(ShuttingDown):
         waiting.address()
     waiting.release()
