@@ -237,6 +237,11 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     return_to_default_s: float | None = None
     generation: int = 0
 
+    def with_model(self, status: ModelStatus) -> HostStatus:
+        """The host after a change of one model."""
+        others = (other for other in self.models if other.model != status.model)
+        return msgspec.structs.replace(self, models=(*others, status))
+
 
 #: In the order of a switch, which may skip some.
 SwitchPhase = Literal[

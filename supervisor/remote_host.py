@@ -170,7 +170,7 @@ class RemoteHost:
         for number, lease in list(self._leases.items()):
             if not lease.settled:
                 del self._leases[number]
-                self._record_wait(lease)
+                lease.record_wait(self._clock())
                 lease.refuse(self._gone())
         if self.reachable:
             self.reachable = False
@@ -245,7 +245,7 @@ class RemoteHost:
         if self._leases.pop(lease.id, None) is None:
             return
         if not lease.settled:
-            self._record_wait(lease)
+            lease.record_wait(self._clock())
             self._view.settled(lease.id)
         self._view.released(lease.model)
         self._link.send(ReleaseFrame(lease.id, lease.answered, _plausible(lease.usage)))
@@ -257,11 +257,6 @@ class RemoteHost:
             if not lease.settled:
                 self.release(lease)
                 lease.refuse(error())
-
-    def _record_wait(self, lease: Lease) -> None:
-        now = self._clock()
-        lease.waited_s = now - lease.requested_at
-        lease.switch_s = self.switched_s(lease)
 
     def engine_lost(self, address: EngineAddress) -> None:
         """See `Host`. The supervisor tries the address itself before it acts on this."""
@@ -431,9 +426,7 @@ class RemoteHost:
             # Granted before this process was suspended: the supervisor may have given the slot to another gateway.
             self._link.close()
             return
-        lease.waited_s = self._clock() - lease.requested_at
-        lease.switch_s = min(frame.switch_s, lease.waited_s)
-        self._view.settled(frame.id)
+        self._on_settled(lease, frame.switch_s)
         lease.slot = frame.slot
         lease.grant(self._with_host(frame.address))
 
@@ -441,15 +434,18 @@ class RemoteHost:
         lease = self._leases.pop(frame.id, None)
         if lease is None:
             return
-        lease.waited_s = self._clock() - lease.requested_at
-        lease.switch_s = min(frame.switch_s, lease.waited_s)
-        self._view.settled(frame.id)
+        self._on_settled(lease, frame.switch_s)
         self._view.released(lease.model)
         refusal = Refuse(
             ticket=lease.id, model=lease.model, reason=frame.reason, retry_after_s=frame.retry_after_s,
             failure=frame.failure,
         )  # fmt: skip
         lease.refuse(refusal_error(refusal, self.name, self.status), refusal)
+
+    def _on_settled(self, lease: Lease, switch_s: float) -> None:
+        lease.waited_s = self._clock() - lease.requested_at
+        lease.switch_s = min(switch_s, lease.waited_s)
+        self._view.settled(lease.id)
 
     def _on_switch(self, switch: SwitchMoved) -> None:
         if self._view.apply_switch(switch, self._clock()):
@@ -461,8 +457,7 @@ class RemoteHost:
     def _on_model(self, status: ModelStatus) -> None:
         if self.status is None:
             return
-        others = tuple(other for other in self.status.models if other.model != status.model)
-        self.status = msgspec.structs.replace(self.status, models=(*others, status))
+        self.status = self.status.with_model(status)
         self._view.apply_state(status)
         self._on_status(self.status)
         self._publish(EngineChanged(backend=self.name, status=status))

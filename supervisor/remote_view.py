@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from hostler.supervisor.contract import ModelStatus, SwitchMoved
 from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
 from hostler.supervisor.scheduling.events import Waiting
-from hostler.supervisor.scheduling.progress import ENDED, KnownSwitch
+from hostler.supervisor.scheduling.progress import ENDED, KnownSwitch, SwitchSpan
 from hostler.supervisor.scheduling.views import (
     NO_OUTLOOK,
     UNAVAILABLE,
@@ -41,7 +39,7 @@ class RemoteView:
         self._since_view: dict[str, int] = {}
         self._host_load = 0
         self._places: dict[int, tuple[QueuePlace, float]] = {}
-        self._switch_times: dict[str, tuple[float, float]] = {}
+        self._switch_spans: dict[str, SwitchSpan] = {}
 
     # What this gateway does.
 
@@ -95,19 +93,20 @@ class RemoteView:
     def settle_switches(self, now: float) -> None:
         """Connected anew: what is still in progress is published again, the rest has ended meanwhile."""
         self.switches.clear()
-        for model, (began, ended) in self._switch_times.items():
-            self._switch_times[model] = (began, min(ended, now))
+        for span in self._switch_spans.values():
+            span.ended = min(span.ended, now)
 
     def apply_switch(self, switch: SwitchMoved, now: float) -> bool:
         """Returns whether the switch has entered another phase."""
         known = self.switches.get(switch.model)
         before = None if known is None else known.moved
         self.switches[switch.model] = KnownSwitch(switch, now)
-        began, _ = self._switch_times.get(switch.model, (0.0, 0.0))
-        if before is None or before.id != switch.id:
-            began = now - switch.elapsed_s
         if switch.first_answer is None:
-            self._switch_times[switch.model] = (began, now if switch.phase in ENDED else math.inf)
+            span = self._switch_spans.get(switch.model)
+            if span is None or before is None or before.id != switch.id:
+                span = self._switch_spans[switch.model] = SwitchSpan(now - switch.elapsed_s)
+            if switch.phase in ENDED:
+                span.ended = now
         return before is None or (before.id, before.phase) != (switch.id, switch.phase)
 
     # Views.
@@ -141,5 +140,5 @@ class RemoteView:
 
     def switched_s(self, model: str, since: float, now: float) -> float:
         """How long a switch to the model took, from `since` to `now`."""
-        began, ended = self._switch_times.get(model, (0.0, 0.0))
-        return max(0.0, min(ended, now) - max(began, since))
+        span = self._switch_spans.get(model)
+        return 0.0 if span is None else span.overlap_s(since, now)

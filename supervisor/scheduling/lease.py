@@ -155,6 +155,11 @@ class Lease:
 
     # For the owner.
 
+    def record_wait(self, now: float) -> None:
+        """Note how long it has waited, and how much of that was a switch to its model."""
+        self.waited_s = now - self.requested_at
+        self.switch_s = self._owner.switched_s(self)
+
     def grant(self, address: EngineAddress) -> None:
         """The model may be used at `address`."""
         self._address = address

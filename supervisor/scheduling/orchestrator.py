@@ -47,7 +47,7 @@ from hostler.supervisor.scheduling.events import (
     Waiting,
 )
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
+from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress, SwitchSpan
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.scheduler import Scheduler
 from hostler.supervisor.scheduling.types import (
@@ -98,7 +98,7 @@ class Orchestrator:
         self._ids = itertools.count(1)
         self._leases: dict[int, Lease] = {}
         self._addresses = EngineAddresses(supervisor)
-        self._switch_times: dict[str, tuple[float, float]] = {}
+        self._switch_spans: dict[str, SwitchSpan] = {}
         self._progress = QueueProgress(self._scheduler, self._leases)
         self._abandoned = AbandonedLeases(
             supervisor.active_requests, self._release_abandoned, self._give_up, self._leases.values, clock=clock
@@ -185,7 +185,7 @@ class Orchestrator:
         if lease.settled:
             decisions = self._scheduler.release(lease.id, now, lease.keep_alive_s)
         else:
-            self._record_wait(lease, now)
+            lease.record_wait(now)
             decisions = self._scheduler.cancel(lease.id, now)
         self._carry_out(decisions, now)
         if not lease.settled:
@@ -199,7 +199,7 @@ class Orchestrator:
         waiting = [lease for lease in self._leases.values() if not lease.settled and lease.assignment is None]
         # All are refused before the first one leaves the queue, or its place would be given to the next of them.
         for lease in waiting:
-            self._record_wait(lease, now)
+            lease.record_wait(now)
             lease.refuse(error(), self._stopping(lease))
         for lease in waiting:
             self._carry_out(self._scheduler.cancel(lease.id, now), now)
@@ -373,8 +373,8 @@ class Orchestrator:
 
     def switched_s(self, lease: Lease) -> float:
         """See `Lease.switched_s`."""
-        began, ended = self._switch_times.get(lease.model, (0.0, 0.0))
-        return max(0.0, min(ended, self._clock()) - max(began, lease.requested_at))
+        switch = self._switch_spans.get(lease.model)
+        return 0.0 if switch is None else switch.overlap_s(lease.requested_at, self._clock())
 
     async def estimate_switch(self, model: str) -> SwitchEstimate | None:
         """See `Host`."""
@@ -432,8 +432,7 @@ class Orchestrator:
 
     async def _on_model_changed(self, status: ModelStatus) -> None:
         if self.status is not None:
-            others = tuple(other for other in self.status.models if other.model != status.model)
-            self.status = msgspec.structs.replace(self.status, models=(*others, status))
+            self.status = self.status.with_model(status)
             self._on_status(self.status)
         now = self._clock()
         known = self._addresses.get(status.model)
@@ -467,7 +466,7 @@ class Orchestrator:
                 if lease is None:
                     continue
                 queue_moved = queue_moved or lease.queued
-                self._record_wait(lease, now)
+                lease.record_wait(now)
                 if isinstance(decision, Grant):
                     self._grant(lease, self._addresses.of_ready(decision.model))
                     continue
@@ -498,13 +497,8 @@ class Orchestrator:
     async def _prepare_slot(self, lease: Lease, assignment: SlotAssignment, address: EngineAddress) -> None:
         await assignment.prepare()
         if self.holds(lease):
-            self._record_wait(lease, self._clock())
+            lease.record_wait(self._clock())
             lease.grant(address)
-
-    def _record_wait(self, lease: Lease, now: float) -> None:
-        """Note how long the lease waited, and how much of that was a switch to its model."""
-        lease.waited_s = now - lease.requested_at
-        lease.switch_s = self.switched_s(lease)
 
     def _publish_queue(self, now: float) -> None:
         """Publish the queue: at once while it is short, rarely while it is long, since that takes time proportional to
@@ -524,8 +518,7 @@ class Orchestrator:
         self._publish(QueueChanged(backend=self.name, waiting=self.queue(), serving=self.serving))
 
     async def _switch(self, order: StartSwitch) -> None:
-        began = self._clock()
-        self._switch_times[order.model] = (began, math.inf)
+        switch = self._switch_spans[order.model] = SwitchSpan(self._clock())
         for victim in order.evict:
             self._close_connections(victim)
         failure: Failure | None = None
@@ -541,8 +534,7 @@ class Orchestrator:
             logger.exception("%s: switching to %s failed", self.name, order.model)
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
         now = self._clock()
-        if self._switch_times[order.model] == (began, math.inf):  # else it was abandoned, and a later one is under way
-            self._switch_times[order.model] = (began, now)
+        switch.ended = now
         if failure is None:
             self._addresses.put(address)
             self._carry_out(self._scheduler.loaded(order.id, order.model, now, address.parallel), now)

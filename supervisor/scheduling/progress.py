@@ -35,6 +35,17 @@ class KnownSwitch(msgspec.Struct, frozen=True):
         return self.moved.phase not in ENDED
 
 
+class SwitchSpan(msgspec.Struct):
+    """When a switch began and ended; infinite while it is under way."""
+
+    began: float
+    ended: float = math.inf
+
+    def overlap_s(self, since: float, until: float) -> float:
+        """How long it took between these times, in seconds."""
+        return max(0.0, min(self.ended, until) - max(self.began, since))
+
+
 def shown_progress(
     model: str, switch: KnownSwitch | None, position: int | None, eta_s: float | None, loaded: Collection[str],
     waited_s: float, now: float,

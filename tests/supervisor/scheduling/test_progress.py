@@ -7,7 +7,7 @@ from fakes.scheduler_host import SchedulerHost, loaded_host, profile
 
 from hostler.supervisor.contract import SwitchMoved
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
+from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress, SwitchSpan
 
 
 class Queued:
@@ -71,6 +71,13 @@ def test_each_phase_notifies_the_waiting_leases_once() -> None:
     assert not queued.first.take_notification()
     queued.progress.switch_moved(moved("ready"), 0.0)
     assert queued.first.take_notification()
+
+
+def test_a_switch_counts_as_far_as_a_request_has_waited_for_it() -> None:
+    switch = SwitchSpan(2.0)
+    assert [switch.overlap_s(since, 10.0) for since in (0.0, 4.0, 11.0)] == [8.0, 6.0, 0.0]
+    switch.ended = 5.0
+    assert [switch.overlap_s(since, 10.0) for since in (0.0, 4.0, 6.0)] == [3.0, 1.0, 0.0]
 
 
 def test_the_queue_lists_requests_with_their_estimates() -> None:
