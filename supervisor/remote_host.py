@@ -189,8 +189,9 @@ class RemoteHost:
     def set_reachable(self, reachable: bool) -> None:
         """See `Host`. A check that failed ends the connection; only a new one shows that the host is back."""
         if not reachable:
-            self._link.close("does not respond to a check")
-            self._lose(self._problem or f"the supervisor at {self._link.url} does not respond")
+            reason = "does not respond to a check"
+            self._link.close(reason)
+            self._lose(self._problem or f"the supervisor at {self._link.url} {reason}")
 
     # Leases.
 

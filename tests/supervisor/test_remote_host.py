@@ -361,10 +361,14 @@ async def test_a_silent_connection_is_given_up(gateway: Gateway, proxy: TcpProxy
     await gateway.until(lambda: gateway.host.reachable)
 
 
-async def test_a_failed_check_ends_the_connection_and_a_new_one_follows(gateway: Gateway) -> None:
+async def test_a_failed_check_ends_the_connection_and_a_new_one_follows(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
     gateway.host.set_reachable(False)
     assert not gateway.host.reachable
     await gateway.until(lambda: gateway.host.reachable)
+    problems = [record.message for record in caplog.records if record.name == "hostler.supervisor.remote_host"]
+    assert problems == [f"pc: the supervisor at {gateway.host._link.url} does not respond to a check"]
 
 
 async def test_a_gateway_that_stops_refuses_what_waits_and_keeps_what_runs(
