@@ -10,7 +10,8 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import anyio
@@ -156,7 +157,6 @@ class RemoteHost:
         return HelloFrame(self._instance, _own_name(), self._limits, held)
 
     def _is_usable(self) -> bool:
-        self._welcome = False
         return self.reachable and not self._closing
 
     def _lose(self, problem: str, incompatible: bool = False) -> None:
@@ -267,17 +267,19 @@ class RemoteHost:
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """See `Host`."""
-        try:
+        with self._operating(model):
             await self._client.unload(model, force=force)
-        except UnknownProfile:
-            raise profile_removed(model, self.name) from None
-        except SupervisorUnreachable:
-            raise supervisor_unreachable(self.name) from None
 
     async def pin(self, model: str, pinned: bool) -> bool:
         """See `Host`."""
-        try:
+        with self._operating(model):
             return await self._client.pin(model, pinned)
+
+    @contextmanager
+    def _operating(self, model: str) -> Iterator[None]:
+        """Raise the client's errors as those of the gateway."""
+        try:
+            yield
         except UnknownProfile:
             raise profile_removed(model, self.name) from None
         except SupervisorUnreachable:
