@@ -44,7 +44,7 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.events import Emit, EventStreamResponse, LineStreamResponse, run_until
-from hostler.supervisor.lease_frames import MEDIA_TYPE, PATH, PROTOCOL_HEADER, PROTOCOL_VERSION
+from hostler.supervisor.lease_frames import MAX_NAME, MEDIA_TYPE, PATH, PROTOCOL_HEADER, PROTOCOL_VERSION
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.lease_session import LeaseSession
 from hostler.supervisor.scheduling.errors import refusal_error
@@ -68,8 +68,6 @@ LogReader = Callable[[str, bool], AsyncIterator[str]]
 """`logs(model, follow)`: a model's buffered log lines; with `follow` future ones, too, without end."""
 
 MetricsRenderer = Callable[[], Awaitable[bytes]]
-
-MAX_NAME = 200
 
 #: A refused gateway of another release is logged once in this time, in seconds; of so many at most.
 _WARN_AGAIN_S = 60.0

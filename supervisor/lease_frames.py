@@ -44,15 +44,18 @@ MAX_EVENT: Final = 16 * 1024 * 1024
 #: The most leases of one connection, queued ones included.
 MAX_LEASES: Final = 10_000
 
+#: The longest name of a model, a client or a request.
+MAX_NAME: Final = 200
+
 #: The most queued requests in one `QueueFrame`.
 MAX_LISTED: Final = 500
 
 _T = TypeVar("_T")
 
 LeaseId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
-_Name = Annotated[str, msgspec.Meta(max_length=200)]
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 # Shown in logs.
-_PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]+\Z")]
+_PlainName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^[A-Za-z0-9._-]+\Z")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from hostler.adapters.canonical import Progress, Usage
+from hostler.adapters.canonical import Progress
 from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import (
@@ -32,7 +32,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.lease_frames import (
     MAX_LEASES,
-    AskFrame,
+    MAX_NAME,
     ClosingFrame,
     DevicesFrame,
     EngineStoppingFrame,
@@ -45,14 +45,13 @@ from hostler.supervisor.lease_frames import (
     PlacesFrame,
     QueueFrame,
     RefuseFrame,
-    ReleaseFrame,
     RevokeFrame,
-    SeedFrame,
     SwitchFrame,
     ViewFrame,
     WelcomeFrame,
 )
 from hostler.supervisor.lease_link import LeaseLink
+from hostler.supervisor.lease_requests import ask_frame, release_frame, seed_frames
 from hostler.supervisor.remote_view import RemoteView
 from hostler.supervisor.scheduling.errors import (
     profile_removed,
@@ -72,17 +71,11 @@ from hostler.supervisor.scheduling.events import (
 )
 from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
-from hostler.supervisor.scheduling.queue import MAX_PRIORITY
-from hostler.supervisor.scheduling.types import MAX_COUNT, MAX_SECONDS, Refuse, SchedulerSettings
+from hostler.supervisor.scheduling.types import Refuse, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
 
 #: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
 RETURNS_WITHIN_S = 60.0
-
-#: Models in one `SeedFrame`.
-_SEED_MODELS = 200
-
-_MAX_TEXT = 200
 
 #: `Retry-After` when this gateway itself has too many leases, in seconds.
 _RETRY_S = 1.0
@@ -224,22 +217,8 @@ class RemoteHost:
             lease.acknowledged = False
             self._view.asked(model)
             if self._welcome:  # else it is asked for with all others
-                self._link.send(self._ask(lease))
+                self._link.send(ask_frame(lease))
         return lease
-
-    def _ask(self, lease: Lease, waited_s: float = 0.0) -> AskFrame:
-        keep = lease.keep_alive_s
-        return AskFrame(
-            lease.id,
-            lease.model[:_MAX_TEXT],
-            lease.client[:_MAX_TEXT],
-            lease.request_id[:_MAX_TEXT],
-            max(-MAX_PRIORITY, min(lease.priority, MAX_PRIORITY)),
-            None if keep is None or math.isnan(keep) else max(0.0, keep),
-            min(waited_s, MAX_SECONDS),
-            lease.client_port,
-            lease.prompt,
-        )
 
     def release(self, lease: Lease) -> None:
         """See `Lease.release`."""
@@ -249,7 +228,7 @@ class RemoteHost:
             lease.record_wait(self._clock())
             self._view.settled(lease.id)
         self._view.released(lease.model)
-        self._link.send(ReleaseFrame(lease.id, lease.answered, _plausible(lease.usage)))
+        self._link.send(release_frame(lease))
 
     def stop(self, error: Callable[[], GatewayError]) -> None:
         """See `Host`."""
@@ -298,18 +277,8 @@ class RemoteHost:
         self._send_seeds()
 
     def _send_seeds(self) -> None:
-        models = list(self._seeds)
-        for start in range(0, len(models), _SEED_MODELS):
-            part = models[start : start + _SEED_MODELS]
-            self._link.send(
-                SeedFrame(
-                    {
-                        model: tuple(max(0.0, min(seconds, MAX_SECONDS)) for seconds in self._seeds[model])
-                        for model in part
-                        if len(model) <= _MAX_TEXT
-                    }
-                )
-            )
+        for frame in seed_frames(self._seeds):
+            self._link.send(frame)
 
     # Views.
 
@@ -418,7 +387,7 @@ class RemoteHost:
         self._view.settle_switches(now)
         for lease in self._leases.values():
             if not lease.settled:
-                self._link.send(self._ask(lease, max(0.0, now - lease.requested_at)))
+                self._link.send(ask_frame(lease, max(0.0, now - lease.requested_at)))
         self._send_seeds()
 
     def _on_grant(self, frame: GrantFrame) -> None:
@@ -494,14 +463,6 @@ class RemoteHost:
         return address
 
 
-def _plausible(usage: Usage | None) -> Usage | None:
-    """The usage, if its numbers fit into a frame: an engine may report any."""
-    if usage is None:
-        return None
-    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    return usage if all(0 <= count <= MAX_COUNT for count in counts) else None
-
-
 def _own_name() -> str:
     """This machine and process, for the supervisor's log."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{os.getpid()}")[-_MAX_TEXT:]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{os.getpid()}")[-MAX_NAME:]
