@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from hostler.supervisor.contract import Failure, ProfileInfo
+from hostler.supervisor.contract import Failure, ModelStatus, ProfileInfo
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.eviction import Activity, ModelFootprint
 from hostler.supervisor.scheduling.queue import ModelQueue, QueueEntry
@@ -150,6 +150,24 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.become_cold()
         self.phase, self.switch, self.since = "loading", switch, now
 
+    def reconcile(self, status: ModelStatus | None, now: float) -> None:
+        """Adopt what a snapshot of the host shows of the model; `None` if it shows nothing."""
+        seen = "stopped" if status is None else status.state
+        if status is not None and status.failure is not None and seen == "failed" and status.failure.retry_after_s:
+            self.failure, self.failed_until = status.failure, now + status.failure.retry_after_s
+        elif seen in ("starting", "ready") or (seen == "stopped" and _was_disabled(self.failure)):
+            self.failed_until = -math.inf
+        if self.switch is not None:
+            return  # our own switch reports by itself; the snapshot may be older than its order
+        if seen == "ready" and self.phase in ("cold", "loading"):
+            self.become_ready(now, 0)
+        elif seen == "starting" and self.phase in ("cold", "ready"):
+            self.become_loading(now, None)
+        elif seen == "stopping" and self.phase != "stopping":
+            self.become_stopping()
+        elif seen in ("stopped", "backoff", "failed"):
+            self.become_cold()
+
     def waits_until(self, at: float, max_wait_s: float, now: float) -> float:
         """When an entry queued since `at` has waited for others for `max_wait_s`: the model's own loads do not count, so that
         during one the moment moves along."""
@@ -172,3 +190,8 @@ class ScheduledModel(msgspec.Struct, eq=False):
             used_at=self.since if activity == "busy" else self.used_at,
             evict_cost=self.load_s if self.evict_cost is None else self.evict_cost,
         )
+
+
+def _was_disabled(failure: Failure | None) -> bool:
+    """Whether no engine could load the model: a host that no longer says so can."""
+    return failure is not None and failure.kind in ("file_missing", "not_gguf", "model_damaged", "engine_missing")

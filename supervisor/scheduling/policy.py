@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -81,3 +81,32 @@ def plan_loads(models: Mapping[str, ScheduledModel], capacity: HostCapacity, set
         live[state.name] = state.footprint("moving")
         plan.loads.append(PlannedLoad(state, head, [models[name] for name in sorted(names)], due))
     return plan
+
+
+def passes_barrier(state: ScheduledModel, entry: QueueEntry, patience_s: float, now: float) -> bool:
+    """Whether a loaded model admits the entry although one for another model has run out of patience."""
+    barrier = state.barrier
+    if barrier is None or entry.rank < barrier.rank:
+        return True
+    if not state.batch:
+        return False
+    # A batch is served together, but a large one of one client does not hold up another client for longer than its
+    # patience: from then on no client is more than a round ahead.
+    if now <= state.since + patience_s or state.queue.has_client(barrier.ticket.client):
+        return True
+    return entry.rank[1] < barrier.rank[1] + 1.0
+
+
+def default_return(
+    models: Iterable[ScheduledModel], returned_at: float, return_s: float
+) -> tuple[float, ScheduledModel] | None:
+    """When a host without queued requests will have been idle for `return_s`, and the default model to load again then;
+    `None` while the host is busy, or if that model was not evicted. `returned_at` is when this was last tried."""
+    idle_since, default = returned_at, None
+    for state in models:
+        if state.running or state.phase in ("loading", "stopping"):
+            return None
+        idle_since = max(idle_since, state.used_at)
+        if state.default and state.displaced and state.known and state.phase == "cold":
+            default = state
+    return None if default is None else (idle_since + return_s, default)

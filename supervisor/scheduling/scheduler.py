@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ModelStatus
+from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.estimates import (
     SwitchEstimate,
@@ -27,7 +27,7 @@ from hostler.supervisor.scheduling.eviction import (
     with_devices,
 )
 from hostler.supervisor.scheduling.model import ScheduledModel
-from hostler.supervisor.scheduling.policy import PlannedLoad, plan_loads
+from hostler.supervisor.scheduling.policy import PlannedLoad, default_return, passes_barrier, plan_loads
 from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, QueueEntry, Ticket
 from hostler.supervisor.scheduling.types import (
     Decision,
@@ -246,7 +246,7 @@ class Scheduler:
             state.known = state.name in profiles
             if not state.known:
                 decisions += self._refuse_queue(state, "unknown_model", now, None)
-            self._reconcile(state, statuses.get(state.name), now)
+            state.reconcile(statuses.get(state.name), now)
             if not state.known and state.phase == "cold":
                 del self._models[state.name]
         return decisions + self._settle(now)
@@ -452,23 +452,6 @@ class Scheduler:
             for seconds in self._earlier_answers.get(state.name, ()):
                 state.record_service(seconds)
 
-    def _reconcile(self, state: ScheduledModel, status: ModelStatus | None, now: float) -> None:
-        seen = "stopped" if status is None else status.state
-        if status is not None and status.failure is not None and seen == "failed" and status.failure.retry_after_s:
-            state.failure, state.failed_until = status.failure, now + status.failure.retry_after_s
-        elif seen in ("starting", "ready") or (seen == "stopped" and _was_disabled(state.failure)):
-            state.failed_until = -math.inf
-        if state.switch is not None:
-            return  # our own switch reports by itself; the snapshot may be older than its order
-        if seen == "ready" and state.phase in ("cold", "loading"):
-            state.become_ready(now, 0)
-        elif seen == "starting" and state.phase in ("cold", "ready"):
-            state.become_loading(now, None)
-        elif seen == "stopping" and state.phase != "stopping":
-            state.become_stopping()
-        elif seen in ("stopped", "backoff", "failed"):
-            state.become_cold()
-
     def _start_switch(self, state: ScheduledModel, victims: list[ScheduledModel], now: float) -> StartSwitch:
         for victim in victims:
             victim.become_stopping()
@@ -523,41 +506,19 @@ class Scheduler:
         return [self._start_switch(default, [self._models[name] for name in sorted(names)], now)]
 
     def _return_due(self) -> tuple[float, ScheduledModel] | None:
-        """When the host will have been idle for so long that the default model is loaded again, and that model; `None`
-        while the host is busy, or the model was not evicted."""
         if self._return_s is None or self._waiting or self._switches or not self._connected:
             return None
-        idle_since, default = self._returned_at, None
-        for state in self._models.values():
-            if state.running or state.phase in ("loading", "stopping"):
-                return None
-            idle_since = max(idle_since, state.used_at)
-            if state.default and state.displaced and state.known and state.phase == "cold":
-                default = state
-        return None if default is None else (idle_since + self._return_s, default)
+        return default_return(self._models.values(), self._returned_at, self._return_s)
 
     def _admit(self, state: ScheduledModel, now: float, decisions: list[Decision]) -> None:
         while state.running < state.parallel and not state.unloading:
             entry = state.queue.head()
-            if entry is None or not self._passes_barrier(state, entry, now):
+            if entry is None or not passes_barrier(state, entry, self._settings.patience_s, now):
                 return
             state.batch = max(0, state.batch - 1)
             self._dequeue(entry.ticket.id)
             self._queue.serve(entry)
             decisions.append(self._grant(entry.ticket, state, now))
-
-    def _passes_barrier(self, state: ScheduledModel, entry: QueueEntry, now: float) -> bool:
-        """Whether the entry is admitted although one for another model has run out of patience."""
-        barrier = state.barrier
-        if barrier is None or entry.rank < barrier.rank:
-            return True
-        if not state.batch:
-            return False
-        # A batch is served together, but a large one of one client does not hold up another client for longer than its
-        # patience: from then on no client is more than a round ahead.
-        if now <= state.since + self._settings.patience_s or state.queue.has_client(barrier.ticket.client):
-            return True
-        return entry.rank[1] < barrier.rank[1] + 1.0
 
     def _no_plan(self) -> list[PlannedLoad]:
         self._plan_due = math.inf
@@ -579,8 +540,3 @@ class Scheduler:
                 for victim in each.victims:
                     victim.barrier = each.head
         return plan.loads
-
-
-def _was_disabled(failure: Failure | None) -> bool:
-    """Whether no engine could load the model: a host that no longer says so can."""
-    return failure is not None and failure.kind in ("file_missing", "not_gguf", "model_damaged", "engine_missing")
