@@ -38,6 +38,8 @@ _PER_ROW = 100
 _SAMPLE_INTERVAL_S = 15.0
 #: Rows with later times are damaged, in seconds since the epoch.
 _MAX_TIME = 1e12
+#: Switches whose first answer may still come, at most.
+_UNANSWERED = 200
 #: Answers of a model whose times are used for estimates: earlier ones hardly count.
 _RECENT = 20
 
@@ -236,6 +238,8 @@ class History:
         for table, at, body in fresh:
             events.setdefault(table, []).append((at, body))
         with self._database:
+            if "switches" in events:
+                events["switches"] = _replace_switches(self._database, events["switches"])
             for table, values in events.items():
                 together = _PER_ROW if table == "requests" else 1
                 last = self._database.execute(f"SELECT max(n) FROM {table}").fetchone()[0] or 0
@@ -306,9 +310,7 @@ class History:
                 if each.at >= since:
                     requests[index(each.at)].append(each)
         for number, body in rows("switches"):
-            found = [each.switch for each in _read(_decode_switched, body)]
-            # A switch is reported again with its first answer.
-            switches[number] += [each.elapsed_s for each in found if each.first_answer is None]
+            switches[number] += [each.switch.elapsed_s for each in _read(_decode_switched, body)]
         for number, body in rows("moments"):
             samples[number] = next(iter(_read(_decode_samples, body)), samples[number])
         return [
@@ -321,13 +323,14 @@ class _At(msgspec.Struct):
     at: float | None = None
 
 
-class _Elapsed(msgspec.Struct):
+class _Moved(msgspec.Struct):
+    id: str = ""
     elapsed_s: float = 0.0
-    first_answer: msgspec.Raw | None = None
 
 
 class _Switched(msgspec.Struct):
-    switch: _Elapsed
+    switch: _Moved
+    backend: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -347,6 +350,25 @@ def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
         return decode(body if body.startswith(b"[") else b"[%b]" % body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
+
+
+def _replace_switches(database: sqlite3.Connection, fresh: Iterable[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
+    """Put switches that are reported again, with their first answer, in the place of their entries; return all others."""
+    latest = database.execute(f"SELECT n, body FROM switches ORDER BY n DESC LIMIT {_UNANSWERED}").fetchall()
+    kept = {key: n for n, body in latest for key in _switch_keys(body)}
+    ended: dict[tuple[str, str], tuple[float, bytes]] = {}
+    for at, body in fresh:
+        for key in _switch_keys(body):
+            if key in kept:
+                database.execute("UPDATE switches SET body = ? WHERE n = ?", (body, kept[key]))
+            else:
+                ended[key] = (ended[key][0] if key in ended else at, body)
+    return list(ended.values())
+
+
+def _switch_keys(body: object) -> list[tuple[str, str]]:
+    """What identifies the switches of a row over all backends."""
+    return [(each.backend, each.switch.id) for each in _read(_decode_switched, body)]
 
 
 def _bucket(at: float, requests: list[_RequestFigures], switches: list[float], sample: Sample | None) -> Bucket:

@@ -64,9 +64,7 @@ async def test_the_history_can_be_read(start_gateway: StartGateway) -> None:
         requests = (await gateway.http.get("/admin/history", params={"kind": "requests"})).json()
         switches = (await gateway.http.get("/admin/history", params={"kind": "switches"})).json()
         assert [each["event"]["model"] for each in requests] == ["a"]
-        assert {each["event"]["switch"]["phase"] for each in switches} == {"ready"}
-        # A switch is reported again with its first answer.
-        assert len({each["event"]["switch"]["id"] for each in switches}) == 1
+        assert [each["event"]["switch"]["phase"] for each in switches] == ["ready"]
         buckets = (await gateway.http.get("/admin/figures", params={"minutes": "5", "buckets": "5"})).json()
         assert [each["requests"] for each in buckets] == [0, 0, 0, 0, 1]
         assert (await gateway.http.get("/admin/history", params={"kind": "prompts"})).status_code == 404

@@ -102,14 +102,11 @@ const handlers = {
   },
   switch(value) {
     const { backend } = value;
-    if (["ready", "failed"].includes(value.switch.phase)) {
+    const known = state.switches.find((each) => isSameSwitch(each, value));
+    // Sent again with the first answer: by now another switch may be in progress.
+    if (known) known.switch = value.switch;
+    else if (["ready", "failed"].includes(value.switch.phase)) {
       state.running.delete(backend);
-      // Sent again with the first answer.
-      const known = state.switches.find((each) => each.backend === backend && each.switch.id === value.switch.id);
-      if (known) {
-        known.switch = value.switch;
-        return;
-      }
       state.switches.unshift({ at: now(), backend, switch: value.switch });
       state.switches.length = Math.min(state.switches.length, MAX_ENTRIES);
     } else state.running.set(backend, { backend, switch: value.switch, seen: Date.now() / 1000 });
@@ -151,23 +148,25 @@ async function loadHistory() {
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
     state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, MAX_ENTRIES);
-    const all = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
-    // The newest comes first: a switch with its first answer before the same one without.
-    const past = all.filter((each, index) => all.findIndex((other) => other.backend === each.backend && other.switch.id === each.switch.id) === index);
-    state.switches = withNewer(past, state.switches, since);
-    state.breakers = withNewer(breakers.map((each) => ({ at: each.at, event: each.event })), state.breakers, since);
+    const past = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
+    state.switches = withNewer(past, state.switches, since, isSameSwitch);
+    state.breakers = withNewer(breakers.map((each) => ({ at: each.at, event: each.event })), state.breakers, since, isSameChange);
   } catch {
     /* the live view works without it */
   }
   changed();
 }
 
-/** The loaded events, after those that arrived while they were being loaded and are not among them. */
-function withNewer(loaded, live, since) {
-  const content = (entry) => JSON.stringify({ ...entry, at: 0 });
-  const isLoaded = (entry) => loaded.some((each) => Math.abs(each.at - entry.at) < 10 && content(each) === content(entry));
-  return [...live.filter((entry) => entry.at >= since && !isLoaded(entry)), ...loaded];
+/** The events that arrived while the others were being loaded, then the loaded ones that are not among them. */
+function withNewer(loaded, live, since, isSame) {
+  const fresh = live.filter((entry) => entry.at >= since);
+  return [...fresh, ...loaded.filter((entry) => !fresh.some((each) => isSame(each, entry)))];
 }
+
+const isSameSwitch = (one, other) => one.backend === other.backend && one.switch.id === other.switch.id;
+
+/** The browser and the gateway note the time of a circuit breaker's change separately. */
+const isSameChange = (one, other) => Math.abs(one.at - other.at) < 10 && JSON.stringify(one.event) === JSON.stringify(other.event);
 
 let source = null;
 let retry = null;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from hostler.gateway.events import AttemptOutcome, BreakerChanged, Event, RequestFinished, SwitchChanged
 from hostler.gateway.telemetry.history import History, Sample
 from hostler.gateway.telemetry.history_schema import open_database
-from hostler.supervisor.contract import SwitchMoved
+from hostler.supervisor.contract import FirstAnswer, SwitchMoved
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,30 @@ async def test_requests_switches_and_breakers_survive_a_restart(tmp_path: Path) 
     assert [each["id"] for each in await stored(file, "requests")] == ["req-1"]
     assert [each["switch"]["phase"] for each in await stored(file, "switches")] == ["ready"]  # type: ignore[index]
     assert [each["state"] for each in await stored(file, "breakers")] == ["open"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_switch_that_is_reported_again_with_its_first_answer_has_one_entry(
+    tmp_path: Path, restarted: bool
+) -> None:
+    file = tmp_path / "history.sqlite3"
+    end = switch("ready")
+    other = msgspec.structs.replace(end, backend="far")
+    answer = FirstAnswer(prompt=900, cached=840)
+    answered = msgspec.structs.replace(end, switch=msgspec.structs.replace(end.switch, first_answer=answer))
+    if restarted:
+        await run_with(file, end, other)
+        await run_with(file, answered)
+    else:
+        await run_with(file, end, other, answered)
+    entries: list[Any] = await stored(file, "switches")
+    found = [(each["backend"], each["switch"]["first_answer"]) for each in entries]
+    assert found == [("far", None), ("local", {"prompt": 900, "cached": 840})]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon((subject := history(file)).run)
+        (now,) = await subject.figures(seconds=60.0, buckets=1)
+        tasks.cancel_scope.cancel()
+    assert now.switches == 2
 
 
 async def test_only_the_newest_entries_are_kept(tmp_path: Path) -> None:
