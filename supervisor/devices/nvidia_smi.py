@@ -13,6 +13,8 @@ from hostler.supervisor.devices.unified_memory import unified_memory
 
 _FIELDS: Final = ("uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw")
 _MIB: Final = 1024**2
+#: What stands for a value that a device does not have, unlike `[Unknown Error]` and `[GPU is lost]`.
+_NOT_SUPPORTED: Final = ("[N/A]", "N/A", "[Not Supported]")
 
 
 class NvidiaSmiSource:
@@ -30,7 +32,7 @@ class NvidiaSmiSource:
     def read(self, pids: Collection[int]) -> list[DeviceReading]:
         """See `DeviceSource`."""
         processes = self._processes()
-        return [_device(row, processes) for row in self._query("gpu", _FIELDS)]
+        return [self._device(row, processes) for row in self._query("gpu", _FIELDS)]
 
     def close(self) -> None:
         """Nothing is open."""
@@ -52,17 +54,18 @@ class NvidiaSmiSource:
             raise DeviceError(f"{self._program}: unexpected output {output[:200]!r}")
         return rows
 
-
-def _device(row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
-    uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
-    total, used = _number(total_mib), _number(used_mib)
-    unified = total is None
-    sizes = unified_memory() if unified else (_bytes(total), _bytes(used))
-    return DeviceReading(
-        id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=_number(utilization),
-        temperature_c=_number(temperature_c), power_w=_number(power_w),
-        processes=None if processes is None else processes.get(uuid, {}), unified=unified,
-    )  # fmt: skip
+    def _device(self, row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
+        uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
+        total, used = _number(total_mib), _number(used_mib)
+        unified = total_mib in _NOT_SUPPORTED
+        if total is None and not unified:
+            raise DeviceError(f"{self._program}: memory of {uuid}: {total_mib}")
+        sizes = unified_memory() if unified else (_bytes(total), _bytes(used))
+        return DeviceReading(
+            id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=_number(utilization),
+            temperature_c=_number(temperature_c), power_w=_number(power_w),
+            processes=None if processes is None else processes.get(uuid, {}), unified=unified,
+        )  # fmt: skip
 
 
 def _bytes(mib: float | None) -> int | None:

@@ -55,8 +55,7 @@ class NvmlSource:
 
     def _device(self, handle: Any) -> DeviceReading:
         nvml = self._nvml
-        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-        total, used = (memory.total, memory.used) if memory is not None else unified_memory()
+        total, used, unified = self._memory(handle)
         milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
         rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
         return DeviceReading(
@@ -65,8 +64,16 @@ class NvmlSource:
             utilization=None if rates is None else float(rates.gpu),
             temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if milliwatts is None else milliwatts / 1000,
-            processes=self._processes(handle), unified=memory is None,
+            processes=self._processes(handle), unified=unified,
         )  # fmt: skip
+
+    def _memory(self, handle: Any) -> tuple[int, int, bool]:
+        """Total, used, and whether the GPU has none of its own. Any other failure must not pass for that."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        except self._nvml.NVMLError_NotSupported:
+            return *unified_memory(), True
+        return memory.total, memory.used, False
 
     def _processes(self, handle: Any) -> dict[int, int] | None:
         """A process may appear in both lists with the same amount. In a container the driver may not report amounts."""

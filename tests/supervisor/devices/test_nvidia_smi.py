@@ -49,6 +49,7 @@ def test_amounts_that_are_hidden_in_a_container_are_unknown(tool: FakeTool) -> N
     [
         ("echo 'NVIDIA-SMI has failed' >&2; exit 9", "exited with 9: NVIDIA-SMI has failed"),
         ("echo 'No devices were found'", "unexpected output"),
+        (TWO.replace("24576, 9041", "[Unknown Error], [Unknown Error]"), r"memory of GPU-a: \[Unknown Error\]"),
     ],
 )
 def test_a_tool_that_fails_is_an_error(tool: FakeTool, script: str, words: str) -> None:

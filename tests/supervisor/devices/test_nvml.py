@@ -20,6 +20,9 @@ class _Nvml:
     class NVMLError(Exception):
         """What the library raises."""
 
+    class NVMLError_NotSupported(NVMLError):
+        """A device does not have it."""
+
     def __init__(self) -> None:
         self.installed = True
         self.starts = self.stops = 0
@@ -68,7 +71,7 @@ class _Nvml:
 
     def _first(self, handle: int, value: Any) -> Any:
         if handle:
-            raise self.NVMLError("Not Supported")
+            raise self.NVMLError_NotSupported("Not Supported")
         return value
 
 
@@ -81,6 +84,17 @@ def test_reads_what_each_device_supports() -> None:
     # One without a memory of its own uses the machine's.
     assert (poor.id, poor.unified, poor.utilization, poor.power_w) == ("GPU-old", True, None, None)
     assert poor.total is not None and poor.used is not None and 0 < poor.used < poor.total
+
+
+def test_a_device_whose_memory_cannot_be_read_does_not_use_the_machines() -> None:
+    nvml: Any = _Nvml()
+
+    def fail(handle: int) -> Any:
+        raise nvml.NVMLError("Unknown Error")
+
+    nvml.nvmlDeviceGetMemoryInfo = fail
+    with pytest.raises(DeviceError, match="Unknown Error"):
+        NvmlSource(nvml).read(())
 
 
 def test_a_driver_that_hides_amounts_reports_no_processes() -> None:
