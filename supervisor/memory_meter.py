@@ -10,7 +10,7 @@ import msgspec
 import psutil
 
 from hostler.supervisor.devices.discovery import DeviceReader
-from hostler.supervisor.devices.reading import DeviceReading
+from hostler.supervisor.devices.reading import DeviceReading, by_name
 from hostler.supervisor.memory import MemoryUsage
 
 
@@ -57,18 +57,13 @@ class MemoryMeter:
         self._devices.close()
 
 
-def device_name(index: int) -> str:
-    """The name of a device by its place among all."""
-    return f"gpu{index}"
-
-
 def _on_devices(pids: Collection[int], devices: Collection[DeviceReading]) -> dict[str, int]:
     """What processes take of each device that says so, if it is anything."""
     found = {}
-    for index, device in enumerate(devices):
+    for name, device in by_name(devices).items():
         amount = sum((device.processes or {}).get(pid, 0) for pid in pids)
         if amount:
-            found[device_name(index)] = amount
+            found[name] = amount
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -27,6 +27,11 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     processes: Mapping[int, int] | None = None
     unified: bool = False
+
+
+def by_name(readings: Iterable[DeviceReading]) -> dict[str, DeviceReading]:
+    """All devices of a host by their names: `gpu0`, `gpu1` and so on, in the order of the readings."""
+    return {f"gpu{index}": reading for index, reading in enumerate(readings)}
 
 
 class DeviceSource(Protocol):

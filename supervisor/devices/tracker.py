@@ -7,7 +7,7 @@ from typing import Final
 
 from hostler.supervisor.config import DeviceSettings
 from hostler.supervisor.contract import DeviceStatus
-from hostler.supervisor.devices.reading import DeviceReading
+from hostler.supervisor.devices.reading import DeviceReading, by_name
 
 #: Other programs need memory if they have taken so much more since the last load, in bytes, ...
 GROWTH: Final = 256 * 1024**2
@@ -50,7 +50,7 @@ class DeviceTracker:
     ) -> None:  # fmt: skip
         """Apply readings of all devices. `engines` is what each running engine has of each device, in bytes; `steady`:
         none of them starts or stops. `now` is in seconds."""
-        named = {f"gpu{index}": reading for index, reading in enumerate(readings)}
+        named = by_name(readings)
         loaded = {name: sum(amounts.get(name, 0) for amounts in engines.values()) for name in named}
         if steady:
             for name, reading in named.items():
