@@ -38,6 +38,7 @@ from hostler.supervisor.slot_cache import RestoreResult, SaveResult, SlotCache
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
+CreateLifecycle = Callable[..., EngineLifecycle]
 
 
 @pytest.fixture
@@ -50,20 +51,39 @@ async def engine(tmp_path: Path) -> AsyncIterator[SlotEngine]:
 def cache(tmp_path: Path) -> SlotCache:
     cache = SlotCache(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256)
     cache.prepare()
+    cache.read_facts = lambda _: FACTS
     return cache
 
 
-async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_started_with(
-    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file."""
     file = tmp_path_factory.mktemp("models") / "m.gguf"
     file.write_bytes(b"weights")
-    cache.read_facts = lambda _: FACTS
-    services = EngineServices(
-        settings=SupervisorSettings(), host="", files=ModelFiles(), memory=MemoryHistory(), slots=cache
-    )
-    lifecycle = EngineLifecycle(PROFILE, services)
-    lifecycle.path = file
+    return file
+
+
+@pytest.fixture
+def lifecycle_of(cache: SlotCache, weights: Path) -> CreateLifecycle:
+    """`lifecycle_of(profile, engine=...)`: the lifecycle of a model with that file, on a host that keeps slots."""
+
+    def create(profile: Profile = PROFILE, *, engine: str | None = sys.executable) -> EngineLifecycle:
+        services = EngineServices(
+            settings=SupervisorSettings(engine=engine), host="", files=ModelFiles(), memory=MemoryHistory(), slots=cache
+        )
+        lifecycle = EngineLifecycle(profile, services)
+        lifecycle.path = weights
+        return lifecycle
+
+    return create
+
+
+async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_started_with(
+    cache: SlotCache, engine: SlotEngine, lifecycle_of: CreateLifecycle
+) -> None:
+    lifecycle = lifecycle_of(engine=None)
+    file = lifecycle.path
+    assert file is not None
     await lifecycle.restore_slots(engine.address)
     await lifecycle.save_slots(engine.address)
     assert cache.total() == 1500
@@ -83,17 +103,9 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
 
 
 async def test_conversations_have_slots_for_as_long_as_their_engine_runs(
-    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
+    engine: SlotEngine, lifecycle_of: CreateLifecycle
 ) -> None:
-    file = tmp_path_factory.mktemp("models") / "m.gguf"
-    file.write_bytes(b"weights")
-    cache.read_facts = lambda _: FACTS
-    services = EngineServices(
-        settings=SupervisorSettings(engine=sys.executable), host="", files=ModelFiles(), memory=MemoryHistory(),
-        slots=cache,
-    )  # fmt: skip
-    lifecycle = EngineLifecycle(PROFILE, services)
-    lifecycle.path = file
+    lifecycle = lifecycle_of()
     prompts = [PromptIdentity("", ((number, 3000), (number + 10, 4000))) for number in range(3)]
     assert lifecycle.assign_slot(1, prompts[0]) is None
     await lifecycle.restore_slots(engine.address)
@@ -110,17 +122,9 @@ async def test_conversations_have_slots_for_as_long_as_their_engine_runs(
 
 @pytest.mark.parametrize("change", [{"args": ("--swa-full",)}, {"args": ("-kvu",), "cache_ram_mib": 100}])
 async def test_engines_that_keep_nothing_or_move_conversations_themselves_choose_their_slots(
-    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any]
+    engine: SlotEngine, lifecycle_of: CreateLifecycle, change: dict[str, Any]
 ) -> None:
-    file = tmp_path_factory.mktemp("models") / "m.gguf"
-    file.write_bytes(b"weights")
-    cache.read_facts = lambda _: FACTS
-    services = EngineServices(
-        settings=SupervisorSettings(engine=sys.executable), host="", files=ModelFiles(), memory=MemoryHistory(),
-        slots=cache,
-    )  # fmt: skip
-    lifecycle = EngineLifecycle(msgspec.structs.replace(PROFILE, **change), services)
-    lifecycle.path = file
+    lifecycle = lifecycle_of(msgspec.structs.replace(PROFILE, **change))
     await lifecycle.restore_slots(engine.address)
     assert lifecycle.assign_slot(1, PromptIdentity()) is None
 
@@ -184,17 +188,9 @@ async def test_the_first_response_is_part_of_the_switch_and_of_the_status(
 
 
 async def test_the_status_says_why_nothing_is_kept(
-    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
+    cache: SlotCache, engine: SlotEngine, lifecycle_of: CreateLifecycle
 ) -> None:
-    file = tmp_path_factory.mktemp("models") / "m.gguf"
-    file.write_bytes(b"weights")
-    cache.read_facts = lambda _: FACTS
-    services = EngineServices(
-        settings=SupervisorSettings(engine=f"{sys.executable} --swa-full"), host="", files=ModelFiles(),
-        memory=MemoryHistory(), slots=cache,
-    )  # fmt: skip
-    lifecycle = EngineLifecycle(PROFILE, services)
-    lifecycle.path = file
+    lifecycle = lifecycle_of(engine=f"{sys.executable} --swa-full")
     assert lifecycle.conversations is None
     await lifecycle.restore_slots(engine.address)
     await lifecycle.save_slots(engine.address)
