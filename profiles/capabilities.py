@@ -1,4 +1,4 @@
-"""What a profile's model can do: what its file says, and what the engine's arguments add."""
+"""The capabilities of a profile's model: those of its file, and those that the engine's arguments add."""
 
 from __future__ import annotations
 

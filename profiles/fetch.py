@@ -24,13 +24,13 @@ from hostler.profiles.sources import (
     cache_directory,
 )
 
-#: A cancelled fetch may take this long to end pip and to remove partial files, in seconds. One that waits for a name
-#: server has neither.
-CLEAN_UP_S = 1.5
-
 if TYPE_CHECKING:
     from hostler.profiles.downloads import Cancellation
     from hostler.profiles.schema import Profile
+
+#: A cancelled fetch may take this long to end pip and to remove partial files, in seconds. One that waits for a name
+#: server has neither.
+CLEAN_UP_S = 1.5
 
 
 def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:

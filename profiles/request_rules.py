@@ -1,4 +1,4 @@
-"""What is changed in requests on their way to a model: values only, as written in a file."""
+"""Rules that change requests to a model, as written in a configuration file. Values only; the gateway applies them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RequestRules(RequestChanges, frozen=True, kw_only=True, forbid_unknown_fie
                 yield case
 
     def mistakes(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The keys whose values make no sense, each with the reason."""
+        """The keys with invalid values, each with the reason."""
         yield from _mistakes(self)
         for name, case in self.when.items():
             if not case.keys and not case.clients:
@@ -75,7 +75,7 @@ def changes_for(rules: Iterable[RequestRules], client: str) -> Iterator[RequestC
         yield from each.for_client(client)
 
 
-#: Members that say what is asked of which model: the gateway's own business.
+#: The model and the input of a request, which rules cannot change.
 _RESERVED = frozenset({"model", "messages", "stream", "prompt", "input"})
 
 

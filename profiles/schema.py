@@ -129,7 +129,7 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[
             bool,
             msgspec.Meta(
-                description="Load the model with the supervisor, if no other has to go for it, without pinning it."
+                description="Load the model when the supervisor starts, unless another would have to be unloaded; it is not pinned."
             ),
         ]
         | UnsetType

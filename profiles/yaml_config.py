@@ -81,8 +81,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     """A document's values, the line of each, and those that come from environment variables.
 
     `written` maps the path of such a value to its text in the file (`${env:NAME}`), `unquoted` to what YAML would
-    make of the value without quotes, and `empty` is a variable in it that is empty. `secrets` maps texts that must not be shown to what is shown instead. `omitted` are
-    the paths of values that could not be read.
+    make of the value without quotes, and `empty` is a variable in it that is empty. `secrets` maps texts that must not be
+    shown to what is shown instead. `omitted` are the paths of values that could not be read.
     """
 
     value: Any
@@ -114,7 +114,7 @@ class Document:
 
     def secret_errors(self) -> list[DocumentError]:
         """Errors for tokens, keys and files of them that are empty, as a whole or one of their variables, which is not the
-        same as none, and for those with characters that nobody sees."""
+        same as none, and for those with invisible characters."""
         found = ((path, _value_at(self.value, path)) for path in self._values.lines)
         mistakes = ((path, self._secret_mistake(path, value)) for path, value in found if isinstance(value, str))
         return [self.error(path, mistake) for path, mistake in mistakes if mistake is not None]

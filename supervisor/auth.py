@@ -112,7 +112,7 @@ class TokenCheck:
     """Compares tokens with the valid one in constant time, whatever their lengths."""
 
     def __init__(self, token: str) -> None:
-        """Raises `ValueError` for an empty token, which anybody could send."""
+        """Raises `ValueError` for an empty token, which every client could send."""
         if not token.strip():
             raise ValueError("the token is empty")
         self._digest = _digest(token.encode())

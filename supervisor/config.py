@@ -34,8 +34,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     from the PATH if it is installed, else the embedded one. Engines listen on `engine_host` (`None`: the address the
     supervisor is bound to) on ports of `engine_ports` (`first-last`; `None`: any free port). With `exclusive` one model
     runs at a time; with `memory_budget` or `devices` several do, as long as they fit. Of each of `groups` one model runs
-    at a time; with `sets`, only models of one set run together. With `yield_to_others` idle models leave when other
-    programs need memory of a GPU. A host that is idle for `return_to_default_s` loads its default model again. A start
+    at a time; with `sets`, only models of one set run together. With `yield_to_others` idle models are unloaded when
+    other programs need memory of a GPU. A host that is idle for `return_to_default_s` loads its default model again. A start
     waits up to `release_s` for memory that the last model's driver has not freed yet.
     """
 
@@ -66,7 +66,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         Annotated[
             float,
             msgspec.Meta(
-                ge=0, description="Idle seconds after which the default model is loaded again if it had to go."
+                ge=0,
+                description="Idle seconds after which the default model is loaded again if it was unloaded for another.",
             ),
         ]
         | None

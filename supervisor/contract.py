@@ -171,7 +171,7 @@ class KeptConversations(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model's process. `since` is in seconds since the epoch; `percent` and `eta_s` are of the current load.
 
-    `phase_seconds` is where the time of the last switch to it went, in seconds by phase. `conversations` is `None` until
+    `phase_seconds` is the duration of each phase of the last switch to it. `conversations` is `None` until
     the model has been loaded, and on hosts that keep none.
     """
 
@@ -199,7 +199,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     `name` is `gpu0`, `gpu1` and so on; `vendor` is `None` for one that is configured and was not found. `other_bytes` is
     taken by programs that are no engines. Models may take `capacity_bytes` together, `None` if that is not limited; it
     is the configured `budget_bytes`, or what other programs leave if that is less. `unified`: it shares the machine's
-    memory. `yielding`: other programs need memory, and idle models leave for them.
+    memory. `yielding`: other programs need memory, and idle models are unloaded for them.
     """
 
     name: str
@@ -319,7 +319,7 @@ class Supervisor(Protocol):
         ...
 
     async def active_requests(self, model: str, generation: int) -> int | None:
-        """How many requests an engine works on: 0 once that process has ended, `None` if it does not tell."""
+        """How many requests an engine works on: 0 once that process has ended, `None` if it does not report them."""
         ...
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:

@@ -14,7 +14,7 @@ def device_needs(
 ) -> dict[str, int]:
     """What an engine of `profile` takes of each device, in bytes. `devices` are those of the host with their sizes.
 
-    As measured, if a driver has said so; else the need is split as `--tensor-split` says, or in the proportion of the
+    As measured, if a driver has reported it; else the need is split by `--tensor-split`, or in the proportion of the
     devices' sizes, as engines do. What `gpu_layers` leaves in the machine's memory does not count.
     """
     names = list(devices) if profile.devices is None else list(profile.devices)

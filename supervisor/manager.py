@@ -84,7 +84,8 @@ class EngineManager:
     """`contract.Supervisor` for the engines of this machine. Everything happens in the task group of `run`.
 
     On an exclusive host one model runs at a time, pinned ones beside it, and switches never overlap. Else several run,
-    within the memory budget. Pinned models are started by themselves. `metrics` counts what happens.
+    within the budgets of memory and GPUs. Pinned models, and those to preload, start without a request. `metrics` counts
+    starts, failures and switches.
     """
 
     def __init__(
@@ -339,8 +340,8 @@ class EngineManager:
         )  # fmt: skip
 
     async def _start_first(self) -> None:
-        """Start pinned models, then preload others one after the other, as long as none has to go for them."""
-        # Engines are told which GPUs to use by what is read of them.
+        """Start pinned models, then preload others one after the other, as long as none has to be unloaded for them."""
+        # Which GPUs an engine sees depends on the first reading.
         with anyio.move_on_after(FIRST_READING_S):
             await self._usage.measure()
         async with anyio.create_task_group() as starts:

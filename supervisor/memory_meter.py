@@ -58,7 +58,7 @@ class MemoryMeter:
 
 
 def _on_devices(pids: Collection[int], devices: Collection[DeviceReading]) -> dict[str, int]:
-    """What processes take of each device that says so, if it is anything."""
+    """The memory that processes take on each device whose driver reports it; devices without any are left out."""
     found = {}
     for name, device in by_name(devices).items():
         amount = sum((device.processes or {}).get(pid, 0) for pid in pids)

@@ -19,8 +19,8 @@ from hostler.supervisor.memory import MemoryUsage
 class ManagedModel:
     """A model of an `EngineManager`, which writes its public attributes.
 
-    `pinned` is the operator's choice, else the profile's. `phase_seconds` is where the time of the last switch to it went, in
-    seconds by phase.
+    `pinned` is the operator's choice, else the profile's. `phase_seconds` is the duration of each phase of the last switch
+    to it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ManagedModel:
 
     @property
     def evict_cost(self) -> float:
-        """What unloading it costs, in seconds: as its profile says, else those of a load."""
+        """The cost of unloading it, in seconds: the profile's, else the duration of a load."""
         return (self.load_s or 0.0) if self.profile.evict_cost is None else self.profile.evict_cost
 
     def mark_used(self, now: float) -> None:

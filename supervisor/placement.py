@@ -13,7 +13,7 @@ from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint,
 
 
 class PlacementPolicy:
-    """Which models of a host may run together: see `HostCapacity`, which `capacity` returns as it is now."""
+    """Which models of a host may run together. `capacity` is replaced after each reading of the GPUs."""
 
     def __init__(self, capacity: HostCapacity) -> None:
         self.capacity = capacity

@@ -1,4 +1,4 @@
-"""The folder of saved slots: files of engines, each with a sidecar, and what was learnt about models and engines."""
+"""The folder of saved slots: files of engines, each with a sidecar, and what is known of models and engines."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class SlotFiles:
         except OSError:
             return 0
 
-    # What was learnt.
+    # What is known of models and engines.
 
     def strikes(self, key: str) -> int:
         """How often in a row restoring was useless for engines of this key."""

@@ -25,7 +25,7 @@ from hostler.supervisor.usage import UsageMonitor
 #: How often the progress of a load is published.
 PROGRESS_PERIOD_S: Final = 0.5
 
-#: From this share on, and unless that is over in a moment, the percentage says nothing any more: it would stand still.
+#: From this share on the percentage is left out, unless the load ends in a moment: it would stand still.
 NEARLY: Final = 0.985
 _LONG_S: Final = 3.0
 

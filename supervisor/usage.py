@@ -30,7 +30,7 @@ AFTER_READY_S: Final = 0.2
 #: Between two polls whether an engine is still busy: see `engine_activity`.
 DRAIN_POLL_S: Final = 1.5
 
-#: Between two looks whether a GPU's memory was freed, ...
+#: Between two readings while a GPU's memory is being freed, ...
 RELEASE_POLL_S: Final = 0.1
 
 #: ... and for how long none is freed before the need is taken for an overestimate.
@@ -135,7 +135,7 @@ class UsageMonitor:
             process = model.process
             steady = steady and process.state in _STEADY
             if process.pid is not None:
-                # Drivers do not tell for every process, for example in containers: what is expected stands for it.
+                # Drivers do not report every process, for example in containers: the expected amount is used instead.
                 engines[model.name, process.generation] = model.usage.devices or model.lifecycle.device_needs
         before = self._devices.statuses
         self._devices.update(readings, engines, time.monotonic(), steady=steady)

@@ -1,4 +1,4 @@
-"""What Linux says of graphics cards: folders below `/sys/class/drm`, their sensors, and the memory of processes."""
+"""Graphics cards as Linux reports them: folders below `/sys/class/drm`, their sensors, and the memory of processes."""
 
 from __future__ import annotations
 
