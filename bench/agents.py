@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,31 +21,19 @@ from typing import Any
 import msgspec
 
 from bench.conversation import Message, ask, gateway
-from bench.processes import free_port
+from bench.processes import free_port, running, wait_for
 from bench.random_models import ARCHITECTURES, write_model
 
 SLOTS = 2
 SUBAGENTS = 4
 #: What one request may have, in tokens.
 CONTEXT = 24576
+#: How long the engine alone may load its model, in seconds.
+LOADING_S = 120.0
 WORDS = [
-    "read",
-    "write",
-    "search",
-    "build",
-    "test",
-    "commit",
-    "branch",
-    "merge",
-    "file",
-    "line",
-    "class",
-    "method",
-    "error",
-    "result",
-    "value",
-    "parse",
-]
+    "read", "write", "search", "build", "test", "commit", "branch", "merge",
+    "file", "line", "class", "method", "error", "result", "value", "parse",
+]  # fmt: skip
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -151,34 +138,17 @@ def agents(names: Sequence[str], steps: Sequence[Step], *, slots: int = SLOTS) -
 
 @contextlib.contextmanager
 def _engine(model: Path, slots: int, *arguments: str) -> Iterator[http.client.HTTPConnection]:
-    port = free_port()
-    command = [sys.executable, "-m", "hostler.supervisor.embedded.server", "-m", str(model), "--port", str(port)]
+    port, log = free_port(), model.with_suffix(".log")
+    command = ["env", *(f"--unset={name}" for name in os.environ if name.startswith("LLAMA_"))]
+    command += [sys.executable, "-m", "hostler.supervisor.embedded.server", "-m", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "-np", str(slots), "-c", str(CONTEXT * slots), "-t", "1", "-a", "a", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
-            _wait_until_ready(connection, process)
-            yield connection
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_ready(connection: http.client.HTTPConnection, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
+    with running(command, log) as process:
         try:
-            connection.request("GET", "/health")
-            response = connection.getresponse()
-            response.read()
-            if response.status == 200:
-                return
-        except OSError:
-            connection.close()
-        time.sleep(0.02)
-    raise RuntimeError("the engine has ended")
+            wait_for(f"http://127.0.0.1:{port}/health", process, LOADING_S)
+        except RuntimeError as error:
+            raise RuntimeError(f"the engine {error}:\n{log.read_text()}") from error
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
+            yield connection
 
 
 def table(rows: Sequence[Row]) -> str:
