@@ -96,8 +96,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     def limited(self, limits: AnswerLimits) -> Timeouts:
         """These limits, except for those that a profile has of its own."""
-        return Timeouts(
-            connect_s=self.connect_s,
+        return msgspec.structs.replace(
+            self,
             first_byte_s=self.first_byte_s if limits.first_byte_s is None else limits.first_byte_s,
             between_bytes_s=self.between_bytes_s if limits.between_bytes_s is None else limits.between_bytes_s,
         )
