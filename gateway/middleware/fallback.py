@@ -297,11 +297,11 @@ class FallbackMiddleware(RequestMiddleware):
             case "wait":
                 left = (context.deadline or now) - now
                 return None if isinstance(failure.error, WaitTimeout) or left <= 0 else min(_RETRY_LOADING_S, left)
-            case "if_short":
-                after = failure.error.retry_after_s
-                if retried or after is None or after > LONGEST_RETRY_AFTER_S or not self._budget.try_retry(now):
-                    return None
-                return max(after, candidate.hop.breakers.retry_in(candidate.target.name_there, now)) + 0.005
+            case "if_short" if not retried and (after := failure.error.retry_after_s) is not None:
+                # Other requests may have paused the hop for longer.
+                after = max(after, candidate.hop.breakers.retry_in(candidate.target.name_there, now))
+                if after <= LONGEST_RETRY_AFTER_S and self._budget.try_retry(now):
+                    return after + 0.005
             case "budget":
                 return 0.0 if not retried and self._budget.try_retry(now) else None
         return None
@@ -338,9 +338,8 @@ class FallbackMiddleware(RequestMiddleware):
 
     async def _is_back(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> bool:
         """Wait for a host that will be back soon, when nothing else can answer. Returns whether to try it now."""
-        hop = candidate.hop
+        hop, deadline = candidate.hop, context.deadline
         missed = any(each.hop is hop and each.reason in ("unreachable", "circuit_open") for each in failed)
-        deadline = context.deadline
         while missed and deadline is not None and self._clock() < deadline and hop.returning():
             if await self._wait(context, min(deadline, self._clock() + _BACK_WAIT_S), "waking", hop.back):
                 return self._skip_reason(context, candidate, failed) is None

@@ -99,6 +99,18 @@ async def test_a_long_retry_after_falls_back_and_pauses_the_hop() -> None:
     assert outcomes(await chain.dispatch()) == [("a", "answered")]
 
 
+async def test_a_short_retry_after_is_not_waited_for_when_the_hop_is_paused_for_longer() -> None:
+    chain = FakeChain("a", "b")
+
+    async def busy(context: RequestContext) -> None:
+        chain.breakers["a"].models["a/m"].trip(chain.now, 3600.0)  # another request got a 402 meanwhile
+        raise rejected(429, 0.02)
+
+    chain.steps["a"] = [busy]
+    with anyio.fail_after(10):
+        assert outcomes(await chain.dispatch()) == [("a", "busy"), ("b", "answered")]
+
+
 async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
     chain = FakeChain("a", "b", "c", "d", **{name: [rejected(500) for _ in range(9)] for name in "abc"})
     with pytest.raises(ModelUnavailable, match="d was not tried"):
