@@ -107,7 +107,8 @@ class Proxy:
         timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
         await context.writer.end(last)
-        self._learn(context)
+        if context.writer.streaming:
+            self._learn(context)
 
     def _learn_form(
         self, context: RequestContext, request: Request, amended: Request, rejected: BackendRejected

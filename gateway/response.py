@@ -97,9 +97,8 @@ class ResponseWriter:
         first, self.committed = not self.committed, True
         if self._sign_sent is not None:
             await self._signs_sent()
-        if first:
-            data = self._late_facts() + data
-        data += self._late_facts()
+        if self._late:
+            data = (self._late_facts() if first else b"") + data + self._late_facts()
         if not self.started:
             await self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
         await self._end(data)
@@ -138,7 +137,7 @@ class ResponseWriter:
 
     def _late_facts(self) -> bytes:
         """The facts that came too late for the headers, where the stream has comments."""
-        if not self._late or not self.encoder.media_type.startswith(sse.MEDIA_TYPE):
+        if not self.encoder.media_type.startswith(sse.MEDIA_TYPE):
             return b""
         return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in self._facts())
 
@@ -157,7 +156,7 @@ class ResponseWriter:
 
     async def _put_first(self, data: bytes) -> None:
         await self._signs_sent()
-        await self._put(self._late_facts() + data)
+        await self._put(self._late_facts() + data if self._late else data)
 
     async def _put(self, data: bytes) -> None:
         if data:

@@ -1,4 +1,4 @@
-"""What an attempt at a remote backend may cost and has cost, told to the spending tracker before and after."""
+"""What an attempt at a remote backend may cost, reserved at the spending tracker, and has cost, which settles that."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ def refusal(context: RequestContext, hop: Hop, target: Target) -> SkipReason | N
 
 def settle(context: RequestContext, attempt: Attempt, hop: Hop, reserved: Reservation | None) -> None:
     """The attempt has ended: note its cost, and settle what was reserved for it."""
-    complete, charged = attempt.outcome == "answered", attempt.is_charged
     usage, cost = attempt.usage, None
     price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
     if price is not None or (usage is not None and usage.cost is not None):
-        body = context.request.origin.body if charged else None
+        body = context.request.origin.body if attempt.is_charged else None
         cost = attempt.cost = cost_of(usage, price, body=body, segments=attempt.segments)
     if reserved is None or hop.spending is None:
         return
-    if cost is None and complete and (usage is None or usage.cost is None):
+    if cost is None and attempt.outcome == "answered" and (usage is None or usage.cost is None):
         cost = 0.0  # neither the backend nor the configuration names a price
-    hop.spending.settle(reserved, cost, answered=charged)
+    hop.spending.settle(reserved, cost, answered=attempt.is_charged)

@@ -11,6 +11,7 @@ from fakes.requests import chat, make_context, target
 
 from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import BackendUnavailable, Forbidden, RateLimited
+from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
 from hostler.gateway.backends.hop import Hop
@@ -40,11 +41,12 @@ class Limits:
         context = make_context(fields.pop("request", None), client=Client(name="bob", rules=rules), **fields)
         context.model, context.candidates = "m", (target("pc"), target("cloud"))
 
-        async def call_next() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
             if answer is not None:
-                await answer(context)
+                await answer(scope[CONTEXT_KEY])
 
-        await self._middleware.dispatch(context, call_next)
+        self._middleware.app = app
+        await self._middleware({CONTEXT_KEY: context}, cast(Any, None), cast(Any, None))
         return context
 
     @property
