@@ -17,10 +17,10 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from fakes.fake_openrouter import SECRET_WORDS, FakeOpenRouter, start_openrouter
 from system.fallback_chain import RunningChain, answer_text, error_in, openai_backend, start_chain
 
-from hostler.gateway.events import BreakerChanged
+from hostler.gateway.events import BreakerChanged, Event, RequestFinished
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -28,6 +28,11 @@ REQUESTS = int(os.environ.get("HOSTLER_SOAK", "300"))
 SEED = int(os.environ.get("HOSTLER_SOAK_SEED", "0")) or random.randrange(1, 10**6)
 AT_ONCE = 16
 ALL = "One two three"
+LOCAL = {"main", "lan"}
+#: The reasons of a backend that accepts no connections, and their descriptions.
+DOWN = {"unreachable": "cannot be reached", "connect_timeout": "accepted no connection in time"}
+#: By request and backend.
+Paused = dict[str, dict[str, str | None]]
 TROUBLE: tuple[Any, ...] = (
     "reset", "stall", "garbage", "error_in_200", "error_after_role", "error_after_words", "cut_after_words",
     "reset_after_words", "stall_after_words", "loading", "processing", (500,), (502,), (503, "0.1"), (429, "0.1"), (429, "5"),
@@ -49,12 +54,13 @@ async def make_trouble(routers: list[FakeOpenRouter], chance: random.Random) -> 
         await anyio.sleep(chance.uniform(0.005, 0.08))
 
 
-def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
+def judge(response: httpx.Response, names: tuple[str, ...], chain: RunningChain, paused: Paused) -> str:
     """`complete`, `refused` or `broken`; anything else is a lie to the client."""
     if response.status_code != 200:
-        # 400: the only backend that answered said that the request is at fault, and the others are down.
         assert response.status_code in (400, 429, 502, 503, 504), response.text
         assert error_in(response) is not None
+        if response.status_code == 400:
+            assert_request_blamed(response, chain, paused[response.headers["x-request-id"]])
         return "refused"
     words = answer_text(response)
     error = error_in(response)
@@ -69,6 +75,31 @@ def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
     return "broken"
 
 
+def paused_backends(chain: RunningChain) -> Paused:
+    """For each answer with status 400: the backends that were paused when it was decided, and why. Kept up to date."""
+    found: Paused = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RequestFinished) and event.status == 400:
+            status = chain.app.status()
+            found[event.id] = {hop.backend: hop.breaker.reason for hop in status.chain.hops}
+
+    chain.app.bus.listen(on_event)
+    return found
+
+
+def assert_request_blamed(response: httpx.Response, chain: RunningChain, paused: dict[str, str | None]) -> None:
+    """Only where a local backend that lives said in its own words that it failed at the request, and no other one is
+    about to answer: these are down. A cloud's 5xx is no reason."""
+    assert SECRET_WORDS in response.text
+    (finished,) = (event for event in chain.finished if event.id == response.headers["x-request-id"])
+    reasons = {each.backend: each.reason for each in finished.failed_hops}
+    assert {name for name, reason in reasons.items() if reason == "rejected"} & LOCAL, finished
+    for name, reason in reasons.items():
+        down = reason in DOWN or (reason == "circuit_open" and paused[name] in DOWN.values())
+        assert down or (reason == "rejected" and name in LOCAL), (finished, paused)
+
+
 async def test_every_answer_is_complete_or_visibly_broken_and_nothing_leaks(tmp_path: Path) -> None:
     print(f"HOSTLER_SOAK_SEED={SEED}")
     chance = random.Random(SEED)
@@ -77,7 +108,7 @@ async def test_every_answer_is_complete_or_visibly_broken_and_nothing_leaks(tmp_
     verdicts: list[str] = []
     async with AsyncExitStack() as stack:
         routers = [await stack.enter_async_context(start_openrouter(name)) for name in names]
-        backends = {router.name: openai_backend(router, local=router.name != "cloud") for router in routers}
+        backends = {router.name: openai_backend(router, local=router.name in LOCAL) for router in routers}
         more = {
             "timeouts": {"connect_s": 0.5, "first_byte_s": 0.3, "between_bytes_s": 0.3},
             "probing": {"every_s": 0.2, "down_every_s": 0.03},
@@ -112,7 +143,7 @@ async def asked(
     verdicts: list[str],
     names: tuple[str, ...],
 ) -> None:
-    numbers = iter(range(REQUESTS))
+    numbers, paused = iter(range(REQUESTS)), paused_backends(chain)
 
     async def client() -> None:
         for number in numbers:
@@ -123,7 +154,7 @@ async def asked(
                 assert not stream  # a whole answer that has begun can only be broken off
                 verdicts.append("broken")
             else:
-                verdicts.append(judge(response, names))
+                verdicts.append(judge(response, names, chain, paused))
                 if verdicts[-1] == "refused":
                     await anyio.sleep(0.02)  # as a client would after Retry-After
 
