@@ -31,7 +31,6 @@ from hostler.adapters.openai.schema import (
     RESPONSES,
     WIRE,
     EventSummary,
-    NextChoice,
     NextEvent,
     OpenAIEvent,
     PromptProgress,
@@ -353,13 +352,10 @@ def _is_next_token(block: bytes) -> bool:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
-    choices = event.choices or ()
-    return len(choices) > 0 and _goes_on(choices[0]) and (len(choices) == 1 or all(map(_goes_on, choices)))
-
-
-def _goes_on(choice: NextChoice) -> bool:
-    delta = choice.delta
-    return choice.finish_reason is None and (delta is None or not delta.tool_calls)
+    for choice in event.choices or ():  # in a loop: a call for each choice would take a frame for each token
+        if choice.finish_reason is not None or (choice.delta is not None and choice.delta.tool_calls):
+            return False
+    return bool(event.choices)
 
 
 def _is_opening_event(data: bytes) -> bool:
