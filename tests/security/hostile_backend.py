@@ -71,12 +71,16 @@ class BackendRequest:
 
 
 class HostileBackend:
-    """`answer` handles each POST; checks by GET are answered at once. `requests` are the POSTs received."""
+    """`answer` handles each POST; checks by GET are answered at once. `requests` are the POSTs received.
+
+    `closes_after_checks`: no connection of a check is left for the requests of a test.
+    """
 
     def __init__(self) -> None:
         self.answer: Answer = _words
         self.requests: list[BackendRequest] = []
         self.keep_requests = True
+        self.closes_after_checks = False
         self.port = 0
 
     @property
@@ -92,9 +96,11 @@ class HostileBackend:
                 )
                 request = BackendRequest(head, await reader.readexactly(length), writer)
                 if request.method == "GET":
-                    # Closed, so that no connection of a check is left for the requests of a test.
-                    await request.whole(b'{"data": []}', extra="Connection: close\r\n")
-                    return
+                    closes = self.closes_after_checks
+                    await request.whole(b'{"data": []}', extra="Connection: close\r\n" if closes else "")
+                    if closes:
+                        return
+                    continue
                 if self.keep_requests:
                     self.requests.append(request)
                 await self.answer(request)

@@ -25,6 +25,7 @@ async def until_logged(gateway: GatewayProcess, text: str) -> None:
 @pytest.mark.parametrize("local", [True, False])
 async def test_it_is_told_and_ends_with_its_cause(tmp_path: Path, local: bool) -> None:
     async with hostile_backend() as backend:
+        backend.closes_after_checks = True  # the request needs a descriptor of its own
         backends = {"one": {"kind": "openai", "url": backend.url, "local": local, "models": {"m": "m"}}}
         async with gateway_process(tmp_path, backends, breaker={"failures": 1}) as gateway:
             assert (await gateway.http.get("/healthz")).status_code == 200  # a connection for later
