@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 
@@ -13,7 +12,6 @@ import msgspec
 from hostler.adapters import json_body
 from hostler.adapters.base import Parser, Timing, WireRequest
 from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Progress, Request, ResponseHead
-from hostler.adapters.error_body import is_overflow
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -27,8 +25,8 @@ from hostler.adapters.passthrough import ForwardingParser, forwarded
 from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
-from hostler.gateway.backends.failure_policy import may_be_request_fault, retry_after, says_loading
 from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
+from hostler.gateway.backends.rejection import ERROR_BODY_LIMIT, as_rejection, is_request_fault, rejection
 from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.backends.transport import Backend, BackendResponse, Endpoint, Timeouts
 from hostler.gateway.context import Attempt, RequestContext
@@ -51,12 +49,6 @@ TURN_CHUNKS = 64
 
 #: Bytes of an answer that are folded into a whole one, at most.
 MAX_FOLDED = 64 * 1024 * 1024
-
-#: Bytes of an error answer that are read and passed on, at most.
-ERROR_BODY_LIMIT = 1024 * 1024
-
-#: Time limits for the check whether a backend that answered with an error is alive.
-_HEALTH = Timeouts(connect_s=2.0, first_byte_s=3.0, between_bytes_s=3.0)
 
 #: How long it is remembered that a backend lacks a route, in seconds: it may get it with an update.
 FORM_KNOWN_S = 300.0
@@ -90,12 +82,14 @@ class Proxy:
                     last = await self._ask(context, request)
                     break
                 except (BackendRejected, BackendBroken) as error:
-                    rejected = _as_rejection(error, self._backends, context)
+                    backend = self._backends[context.current.target.backend]
+                    rejected = as_rejection(error, backend, begun=context.current.first_token_at is not None)
                     if rejected is None:
                         raise
                     amended = _amended(context, request, rejected) if left else None
                     if amended is None:
-                        await self._judge(context, rejected)
+                        # While its lease is held, so that the engine is not stopped for another model meanwhile.
+                        rejected.request_fault = await is_request_fault(rejected, backend, _endpoint(backend, context))
                         try:
                             raise rejected from error.__cause__
                         finally:
@@ -159,7 +153,7 @@ class Proxy:
                 if not 200 <= head.status < 300:
                     body = await answer.read(ERROR_BODY_LIMIT)
                     wire = request.origin.wire if is_forwarded else backend.upstream.wire
-                    raise _rejection(backend, head, answer.headers, body, wire)
+                    raise rejection(backend, head, answer.headers, body, wire)
                 attempt.segments += 1
                 try:
                     streams = context.writer.streaming and not answer.complete
@@ -186,22 +180,6 @@ class Proxy:
             if task is not None:
                 task.uncancel()
         return b""
-
-    async def _judge(self, context: RequestContext, rejected: BackendRejected) -> None:
-        """Find out whether the error is the request's fault. While its lease is held, so that the engine is not stopped
-        for another model meanwhile."""
-        after = rejected.retry_after_s
-        if rejected.backend_status == 422 and is_overflow(rejected):
-            rejected.request_fault = True
-            return
-        if not may_be_request_fault(rejected.backend_status, rejected.body, retry_after=after is not None):
-            return
-        if rejected.backend_status >= 500 and is_overflow(rejected):
-            rejected.request_fault = True
-            return
-        backend = self._backends[context.current.target.backend]
-        if backend.local:
-            rejected.request_fault = await _is_alive(backend, _endpoint(backend, context))
 
     async def _forward(
         self, context: RequestContext, request: Request, answer: BackendResponse, parser: Parser, timeouts: Timeouts
@@ -403,43 +381,3 @@ def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     address = context.current.address
     assert address is not None, "a supervised target needs a lease"
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
-
-
-def _rejection(
-    backend: Backend, head: ResponseHead, headers: Mapping[str, str], body: bytes, wire: str
-) -> BackendRejected:
-    return BackendRejected(
-        f"{backend.name} answered with status {head.status}",
-        backend=backend.name,
-        wire=wire,
-        backend_status=head.status,
-        headers={**headers, "content-type": head.media_type},
-        body=body,
-        retry_after_s=retry_after(headers, time.time(), body),
-    )
-
-
-def _as_rejection(
-    error: BackendRejected | BackendBroken, backends: Mapping[str, Backend], context: RequestContext
-) -> BackendRejected | None:
-    """The error as the answer that it is: one inside a stream, before its first token, is no different from one with
-    its own status. `None` for an answer that broke off."""
-    if isinstance(error, BackendRejected):
-        return error
-    if not error.body or context.current.first_token_at is not None:
-        return None
-    backend = backends[context.current.target.backend]
-    head = ResponseHead(status=error.backend_status or 500)
-    return _rejection(backend, head, {}, error.body, backend.upstream.wire)
-
-
-async def _is_alive(backend: Backend, endpoint: Endpoint) -> bool:
-    """Whether the backend is still well, or loads its model, after it has answered with an error of its own."""
-    check = WireRequest(method="GET", path=backend.health_path, headers=backend.headers)
-    try:
-        async with backend.transport.send(check, endpoint, _HEALTH) as answer:
-            if answer.head.status == 503:
-                return says_loading(await answer.read(ERROR_BODY_LIMIT))
-            return answer.head.status < 500
-    except GatewayError:
-        return False

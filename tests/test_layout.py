@@ -33,10 +33,6 @@ TESTED_ELSEWHERE = {
     "gateway/admin/transcripts.py": ["system/test_recording.py"],
     "gateway/asgi.py": ["gateway/test_app_servers.py"],
     "gateway/auth/middleware.py": ["system/test_security.py"],
-    "gateway/backends/transport.py": [
-        "gateway/backends/test_http_transport.py",
-        "gateway/backends/test_httpx_transport.py",
-    ],
     "gateway/backends/preview.py": ["system/test_request_rewriting.py"],
     "gateway/backends/hop.py": ["gateway/middleware/test_fallback.py", "system/test_discovery.py"],
     "gateway/backends/chain.py": ["gateway/middleware/test_fallback.py", "system/test_chain.py"],
