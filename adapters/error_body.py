@@ -141,6 +141,10 @@ _PHRASES = frozenset(
     }
 )
 
+#: The default of `error` in responses.
+NO_ERROR = msgspec.Raw(b"null")
+_EMPTY_ERRORS = frozenset({b"null", b"{}", b"[]", b'""', b"false", b""})
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -192,6 +196,11 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
         # OpenRouter puts the provider's own error here, as text.
         raw = self.metadata.get("raw")
         return f"{self.message[:_SEARCHED]}\n{raw[:_SEARCHED]}" if isinstance(raw, str) else self.message[:_SEARCHED]
+
+
+def is_error(raw: msgspec.Raw) -> bool:
+    """Whether the value of `error` in a response is one: some servers send an empty one with every answer."""
+    return raw is not NO_ERROR and bytes(raw) not in _EMPTY_ERRORS
 
 
 def error_in_response(data: bytes) -> BackendBroken:

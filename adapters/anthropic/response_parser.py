@@ -8,7 +8,6 @@ import msgspec
 
 from hostler.adapters import lenient, sse
 from hostler.adapters.anthropic.schema import (
-    NULL,
     WIRE,
     AnthropicEvent,
     AnthropicResponse,
@@ -17,7 +16,7 @@ from hostler.adapters.anthropic.schema import (
 )
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import error_in_response
+from hostler.adapters.error_body import error_in_response, is_error
 from hostler.adapters.errors import (
     GatewayError,
     empty_response,
@@ -123,7 +122,7 @@ class AnthropicParser(Parser):
         except NOT_JSON:
             raise invalid_event() from None
         kind = body.type or name
-        if kind == "error" or (not body.type and bytes(body.error) != NULL):
+        if kind == "error" or is_error(body.error):
             raise error_in_response(data)
         if kind == "message_stop" and not self._has_stop_reason:
             raise incomplete_response()
@@ -193,7 +192,7 @@ class AnthropicParser(Parser):
             body = _decode_body(data)
         except NOT_JSON:
             raise invalid_response() from None
-        if bytes(body.error) != NULL:
+        if is_error(body.error):
             raise error_in_response(data)
         if not body.content and not body.stop_reason and body.input_tokens is None:
             raise invalid_response()

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.error_body import NO_ERROR
 from hostler.adapters.lenient import Count
 
 WIRE = "anthropic"
 NULL = b"null"
-NO_ERROR = msgspec.Raw(NULL)
 
 
 class AnthropicSource(msgspec.Struct, frozen=True, kw_only=True):

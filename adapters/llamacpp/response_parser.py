@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import error_in_response
+from hostler.adapters.error_body import error_in_response, is_error
 from hostler.adapters.errors import (
     GatewayError,
     empty_response,
@@ -19,7 +19,7 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaEvent
+from hostler.adapters.llamacpp.schema import WIRE, LlamaEvent
 from hostler.adapters.openai.chunks import prompt_status
 
 # A whole response is kept up to this size, in bytes, to find its usage.
@@ -100,7 +100,7 @@ class LlamaCppParser(Parser):
                 continue
             except NOT_JSON:
                 return self._raise_after(kept, finish, usage, invalid_event())
-            if parsed.error is not NO_ERROR and bytes(parsed.error) != b"null":
+            if is_error(parsed.error):
                 return self._raise_after(kept, finish, usage, error_in_response(data))
             if (progress := parsed.prompt_progress) is not None:
                 self.prompt = prompt_status(progress)
@@ -139,12 +139,11 @@ class LlamaCppParser(Parser):
         if not data.strip():
             raise empty_response()
         try:
-            found = _decode_list(data) if data.lstrip().startswith(b"[") else [_decode(data)]
+            completions = _decode_list(data) if data.lstrip().startswith(b"[") else [_decode(data)]
         except NOT_JSON:
             raise invalid_response() from None
         usage = Usage()
-        completions = found
-        if any(bytes(completion.error) != b"null" for completion in completions):
+        if any(is_error(completion.error) for completion in completions):
             raise error_in_response(data)
         if not completions or not all(bytes(completion.content) for completion in completions):
             raise invalid_response()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from hostler.adapters.error_body import NO_ERROR
 from hostler.adapters.lenient import Amount, Count
-from hostler.adapters.openai.schema import PromptProgress
+from hostler.adapters.openai.schema import NO_CONTENT, PromptProgress
 
 WIRE = "llamacpp"
 JSON = "application/json; charset=utf-8"
-NO_ERROR = msgspec.Raw(b"null")
-NO_CONTENT = msgspec.Raw(b"")
 
 
 class LlamaEventTimings(msgspec.Struct, frozen=True, kw_only=True):

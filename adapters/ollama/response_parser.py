@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters import lenient
 from hostler.adapters.base import Parser
 from hostler.adapters.canonical import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
-from hostler.adapters.error_body import error_in_response
+from hostler.adapters.error_body import NO_ERROR, error_in_response, is_error
 from hostler.adapters.errors import (
     BackendBroken,
     empty_response,
@@ -104,7 +104,7 @@ class OllamaParser(Parser):
             calls = self._tool_calls(body)
         except NOT_JSON:
             raise invalid_response() from None
-        if body.error is not msgspec.UNSET:
+        if _is_error(body):
             raise error_in_response(line)
         vectors = body.embeddings if body.embeddings is not None else [body.embedding or []]
         embeds = self._operation in ("embed", "embeddings")
@@ -150,6 +150,11 @@ class OllamaParser(Parser):
         if body.done_reason == "length":
             return "length"
         return "tool_calls" if self._has_calls else "stop"
+
+
+def _is_error(body: OllamaResponse) -> bool:
+    """Whether a line reports an error. One with nothing but `error` does, even if that is empty."""
+    return is_error(body.error) or (body.error is not NO_ERROR and body == OllamaResponse(error=body.error))
 
 
 def _has_content(body: OllamaResponse) -> bool:

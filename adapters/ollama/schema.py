@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.error_body import NO_ERROR
 from hostler.adapters.lenient import Count
 
 WIRE = "ollama"
@@ -61,4 +62,4 @@ class OllamaResponse(msgspec.Struct, frozen=True, kw_only=True):
     prompt_eval_duration: Count = 0
     eval_count: Count = 0
     eval_duration: Count = 0
-    error: Any = msgspec.UNSET
+    error: msgspec.Raw = NO_ERROR

@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import error_in, error_in_response
+from hostler.adapters.error_body import NO_ERROR, error_in, error_in_response, is_error
 from hostler.adapters.errors import (
     BackendBroken,
     GatewayError,
@@ -26,8 +26,6 @@ from hostler.adapters.openai.chunks import canonical_finish, decode_event, decod
 from hostler.adapters.openai.schema import (
     FAILED_FINISHES,
     NO_CONTENT,
-    NO_ERROR,
-    NOT_ERRORS,
     RESPONSES,
     WIRE,
     EventSummary,
@@ -367,11 +365,11 @@ def _is_opening_event(data: bytes) -> bool:
 
 def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> BackendBroken | None:
     """The error that an event reports, in any of the places where servers put it."""
-    if body.error is not NO_ERROR and bytes(body.error) not in NOT_ERRORS:
+    if is_error(body.error):
         return error_in_response(data)
     stopped = False
     for choice in body.choices or ():
-        if choice.error is not NO_ERROR and bytes(choice.error) not in NOT_ERRORS:
+        if is_error(choice.error):
             return error_in_response(msgspec.json.encode({"error": choice.error}))
         stopped = stopped or choice.finish_reason in FAILED_FINISHES
     if stopped:
@@ -383,7 +381,7 @@ def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> Backe
     if body.type is None or not body.type.startswith("response."):
         return _flat_error(data)
     failure = body.response.error if body.type == "response.failed" and body.response is not None else NO_ERROR
-    return None if bytes(failure) in NOT_ERRORS else error_in_response(msgspec.json.encode({"error": failure}))
+    return error_in_response(msgspec.json.encode({"error": failure})) if is_error(failure) else None
 
 
 def _flat_error(data: bytes) -> BackendBroken | None:

@@ -9,15 +9,13 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.error_body import NO_ERROR
 from hostler.adapters.lenient import Amount, Count
 
 WIRE = "openai"
 #: The wire name of the responses API, which some servers of this protocol have beside chat.
 RESPONSES = "responses"
 NULL = b"null"
-NO_ERROR = msgspec.Raw(NULL)
-#: Values of `error` that are none.
-NOT_ERRORS = frozenset({NULL, b"{}", b"[]", b'""', b"false", b""})
 #: Finish reasons of answers that the server gave up; SGLang and vLLM abort.
 FAILED_FINISHES = frozenset({"error", "abort"})
 #: The default of a field whose absence shows that a response is none.

@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.adapters import lenient
 from hostler.adapters.canonical import Chunk, Usage
-from hostler.adapters.error_body import error_in_response
+from hostler.adapters.error_body import error_in_response, is_error
 from hostler.adapters.errors import BackendBroken, empty_response, invalid_response
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import (
@@ -22,8 +22,6 @@ from hostler.adapters.openai.chunks import (
 )
 from hostler.adapters.openai.schema import (
     FAILED_FINISHES,
-    NO_ERROR,
-    NOT_ERRORS,
     NULL,
     OpenAIDelta,
     ResponseSummary,
@@ -122,10 +120,10 @@ def _summary(operation: str, raw: bytes, sent: bytes = b"") -> ResponseSummary |
 
 
 def _error(body: ResponseSummary, raw: bytes) -> BackendBroken | None:
-    if (body.error is not NO_ERROR and bytes(body.error) not in NOT_ERRORS) or body.object == "error":
+    if is_error(body.error) or body.object == "error":
         return error_in_response(raw)
     for choice in body.choices or ():
-        if choice.error is not NO_ERROR and bytes(choice.error) not in NOT_ERRORS:
+        if is_error(choice.error):
             return error_in_response(msgspec.json.encode({"error": choice.error}))
         if choice.finish_reason in FAILED_FINISHES:
             return BackendBroken("The backend stopped with an error.")

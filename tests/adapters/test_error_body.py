@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +11,14 @@ from fakes.server_errors import OVERFLOWS, REQUEST_FAULTS, ServerError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostler.adapters.anthropic.response_parser import AnthropicParser
+from hostler.adapters.base import Parser
+from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.error_body import ErrorDetails, error_in, error_in_response, is_passed_on, read_error
-from hostler.adapters.errors import BackendRejected
+from hostler.adapters.errors import BackendBroken, BackendRejected
+from hostler.adapters.llamacpp.response_parser import LlamaCppParser
+from hostler.adapters.ollama.response_parser import OllamaParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 
 
 @pytest.mark.parametrize("error", [*REQUEST_FAULTS, *OVERFLOWS], ids=lambda error: error.name)
@@ -149,6 +156,64 @@ def test_an_error_in_a_response_has_the_status_that_its_words_mean() -> None:
     broken = error_in_response(b'{"error": "prompt is too long"}')
     assert (broken.backend_status, broken.body) == (400, b'{"error": "prompt is too long"}')
     assert error_in_response(b"null").backend_status is None
+
+
+SSE, JSON, LINES = "text/event-stream", "application/json", "application/x-ndjson"
+_OPENAI: list[dict[str, Any]] = [
+    {"choices": [{"index": 0, "delta": {"content": "Hi"}}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+]
+_ANTHROPIC: list[dict[str, Any]] = [
+    {"type": "message_start", "message": {}},
+    {"type": "content_block_delta", "index": 0, "delta": {"text": "Hi"}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+    {"type": "message_stop"},
+]
+_OLLAMA: list[dict[str, Any]] = [{"message": {"content": "Hi"}}, {"message": {}, "done": True, "done_reason": "stop"}]
+_LLAMACPP: list[dict[str, Any]] = [{"content": "Hi", "stop": False}, {"content": "", "stop": True}]
+_RESPONSE = {"type": "response.completed", "response": {"id": "r", "output": []}}
+_MESSAGE = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+
+#: Right answers in every protocol, streamed and whole, with their parsers and labels.
+ANSWERS: dict[str, tuple[Callable[[], Parser], str, list[dict[str, Any]]]] = {
+    "openai": (lambda: OpenAIParser("chat"), SSE, _OPENAI),
+    "openai, decoded": (lambda: OpenAIParser("chat", fields=True), SSE, _OPENAI),
+    "openai, whole": (lambda: OpenAIParser("chat"), JSON, [{"choices": [{"message": {"content": "Hi"}}]}]),
+    "responses": (lambda: OpenAIParser("responses"), SSE, [_RESPONSE]),
+    "responses, whole": (lambda: OpenAIParser("responses"), JSON, [{"status": "completed", "output": []}]),
+    "anthropic": (AnthropicParser, SSE, _ANTHROPIC),
+    "anthropic, decoded": (lambda: AnthropicParser(fields=True), SSE, _ANTHROPIC),
+    "anthropic, whole": (AnthropicParser, JSON, [_MESSAGE]),
+    "ollama": (lambda: OllamaParser("chat"), LINES, _OLLAMA),
+    "ollama, whole": (lambda: OllamaParser("chat"), JSON, [{"message": {"content": "Hi"}, "done": True}]),
+    "ollama, embeddings": (lambda: OllamaParser("embed"), JSON, [{"embeddings": [[1.0]]}]),
+    "llama.cpp": (lambda: LlamaCppParser(responses=1), SSE, _LLAMACPP),
+    "llama.cpp, whole": (lambda: LlamaCppParser(responses=1), JSON, [{"content": "Hi", "stop": True}]),
+}
+
+
+def parse(answer: str, error: Any) -> None:
+    """Parse an answer whose every object has this `error`."""
+    make, media_type, objects = ANSWERS[answer]
+    encoded = [json.dumps(each | {"error": error}).encode() for each in objects]
+    body = b"".join(b"data: " + each + b"\n\n" if media_type == SSE else each + b"\n" for each in encoded)
+    parser = make()
+    parser.start(ResponseHead(media_type=media_type))
+    list(parser.feed(body))
+    list(parser.finish())
+
+
+@pytest.mark.parametrize("error", [None, {}, [], "", False], ids=repr)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_empty_error_in_a_response_is_none_in_any_protocol(answer: str, error: Any) -> None:
+    parse(answer, error)
+
+
+@pytest.mark.parametrize("error", ["boom", {"message": "boom"}, ["boom"], {"error": "boom"}], ids=repr)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_error_in_a_response_is_one_in_any_protocol(answer: str, error: Any) -> None:
+    with pytest.raises(BackendBroken, match="boom"):
+        parse(answer, error)
 
 
 def test_a_large_error_in_a_response_is_kept_short() -> None:
