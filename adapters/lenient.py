@@ -59,10 +59,15 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
 
 
 def _convert(data: bytes, kind: Any) -> Any:
-    """The bytes as this type, with unsuitable values converted or left out; `_UNFIT` if the whole does not fit."""
+    """The bytes as this type, with unsuitable values converted or left out; `_UNFIT` if the whole does not fit.
+
+    Raises one of `NOT_JSON` for what is no JSON: the strict decoder finds odd values before the end of what is cut off.
+    """
     try:
         value = _decode_any(data)
-    except (*NOT_JSON, ValueError):
+    except NOT_JSON:
+        raise
+    except ValueError:
         return _UNFIT
     return _fit(value, inspect.type_info(kind))
 

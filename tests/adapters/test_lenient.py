@@ -67,6 +67,13 @@ def test_what_is_no_object_is_an_error(text: bytes) -> None:
         decode(text)
 
 
+@pytest.mark.parametrize("text", [b"[", b"[DONE]", b"nul", b'{"tokens": "x"', b'{"tokens": [}', b'{"tokens": "1"} x'])
+def test_what_is_no_json_is_not_taken_for_another_shape(text: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError) as caught:
+        decode(text)
+    assert not isinstance(caught.value, msgspec.ValidationError)
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [(3, 3), ("3", 3), (3.0, 3), ("3.9", 3), (None, None), ("x", None), (True, None), (float("inf"), None), ("inf", None),

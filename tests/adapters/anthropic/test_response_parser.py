@@ -98,6 +98,13 @@ def test_nothing_is_forwarded_before_the_first_token(transcript: Any, fields: bo
 
 
 @pytest.mark.parametrize("fields", [True, False])
+@pytest.mark.parametrize("data", [b"[", b"{", b'{"type": "content_block_delta", "index": [}'])
+def test_an_event_that_is_not_json_is_broken(data: bytes, fields: bool) -> None:
+    with pytest.raises(BackendBroken, match="protocol does not allow"):
+        parsed([sse.event(data, "content_block_delta")], fields=fields)
+
+
+@pytest.mark.parametrize("fields", [True, False])
 def test_an_error_in_the_stream_comes_after_the_chunks_before_it(fields: bool) -> None:
     word = sse.event(
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"

@@ -194,9 +194,17 @@ def test_a_finish_reason_of_error_is_an_error(parse: Parse) -> None:
         parse([delta("error")])
 
 
-def test_an_event_that_is_not_json_is_broken(parse: Parse) -> None:
+@pytest.mark.parametrize("data", [b'{"error"', b"[", b"[1", b'{"choices": 3, "id'])
+@pytest.mark.parametrize("fields", [False, True])
+def test_an_event_that_is_not_json_is_broken(parse: Parse, data: bytes, fields: bool) -> None:
     with pytest.raises(BackendBroken, match="protocol does not allow"):
-        parse([b'data: {"error"\n\n'])
+        parse([b"data: " + data + b"\n\n", delta("stop")], fields=fields)
+
+
+@pytest.mark.parametrize("end", [b"data: [", b"data: [DONE", b"data: {"])
+def test_an_event_that_is_cut_off_is_broken(parse: Parse, end: bytes) -> None:
+    with pytest.raises(BackendBroken, match="in the middle of an event"):
+        parse([delta(content="Hi") + delta("stop") + end])
 
 
 def test_the_word_error_in_the_content_is_no_error(parse: Parse) -> None:
