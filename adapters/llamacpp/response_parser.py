@@ -16,6 +16,7 @@ from hostler.adapters.errors import (
     incomplete_response,
     invalid_event,
     invalid_response,
+    truncated_response,
 )
 from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
@@ -25,6 +26,8 @@ from hostler.adapters.openai.chunks import prompt_status
 # A whole response is kept up to this size, in bytes, to find its usage.
 _MAX_KEPT = 256 * 1024
 _STARTS = frozenset({b"{", b"[", b""})
+_ENDS = frozenset({b"}", b"]"})
+_TAIL = 64
 
 _decode = lenient.decoder(LlamaEvent)
 _decode_list = lenient.decoder(list[LlamaEvent])
@@ -49,6 +52,8 @@ class LlamaCppParser(Parser):
         self._usage = Usage()
         self._body = bytearray()
         self._size = 0
+        self._length = head.length
+        self._tail = b""
         self._started = False
         self._held = HeldChunks()
         self.prompt = None
@@ -60,6 +65,8 @@ class LlamaCppParser(Parser):
             self._size += len(data)
             if self._size <= _MAX_KEPT:
                 self._body += data
+            else:
+                self._tail = data[-_TAIL:].strip()[-1:] or self._tail
             return (Chunk(wire=WIRE, raw=data, is_body=True),)
         block = self._splitter.feed(data)
         if not block:
@@ -133,7 +140,13 @@ class LlamaCppParser(Parser):
         return raise_after(self._complete(kept, finish, usage), error)
 
     def _finish_body(self) -> Iterable[Chunk]:
-        if not self._responses or self._size > _MAX_KEPT:
+        if not self._responses:
+            return ()
+        if self._length is not None and self._size != self._length:
+            raise truncated_response(self._size, self._length)
+        if self._size > _MAX_KEPT:
+            if self._tail not in _ENDS:
+                raise incomplete_response()
             return ()
         data = bytes(self._body)
         if not data.strip():

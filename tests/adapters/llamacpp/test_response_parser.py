@@ -113,6 +113,12 @@ def test_text_instead_of_an_event_is_broken() -> None:
         parse([b'data: {"content": "a", "stop": false}\n\nproxy error: Failed to read\n\ndata: proxy error\n\n'])
 
 
+@pytest.mark.parametrize("data", [b"[", b"{", b'{"content": "a", "stop": 3, "x'])
+def test_an_event_that_is_not_json_is_broken(data: bytes) -> None:
+    with pytest.raises(BackendBroken, match="protocol does not allow"):
+        parse([b"data: " + data + b'\n\ndata: {"content": "", "stop": true}\n\n'])
+
+
 def test_an_error_in_the_stream_is_raised() -> None:
     error = b'data: {"error":{"code":500,"message":"out of cells","type":"server_error"}}\n\n'
     parser = LlamaCppParser(responses=1)
@@ -151,6 +157,16 @@ def test_what_is_no_completion_is_broken(body: bytes) -> None:
     parser.start(ResponseHead())
     with pytest.raises(BackendBroken):
         [*parser.feed(body), *parser.finish()]
+
+
+def test_a_large_whole_response_that_is_cut_off_is_broken() -> None:
+    body = b'{"content":"' + b"x" * 400_000 + b'","stop":true}\n'
+    pieces = [body[at : at + 65_536] for at in range(0, len(body), 65_536)]
+    assert b"".join(chunk.raw for chunk in parse(pieces, head=WHOLE)) == body
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parse(pieces[:-1], head=WHOLE)
+    with pytest.raises(BackendBroken, match=f"{len(body)} of 500000 bytes"):
+        parse(pieces, head=ResponseHead(length=500_000))
 
 
 READING = b'data: {"index":0,"content":"","stop":false,"prompt_progress":{"total":10,"processed":4,"time_ms":500}}\n\n'
