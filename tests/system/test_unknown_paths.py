@@ -15,6 +15,13 @@ pytestmark = pytest.mark.anyio
 
 KINDS = ("openai", "llamacpp", "ollama", "lmstudio", "anthropic")
 ROUTES = ("/v1/decisions", "/v1/systemone", "/v1/score", "/pooling", "/v1/classify", "/v1/videos", "/v1/moderations")
+#: Routes that the gateway knows and these kinds of backends may not.
+FOREIGN_KINDS = ("openai", "ollama", "lmstudio", "anthropic")
+FOREIGN: dict[str, dict[str, Any]] = {
+    "/tokenize": {"content": "Hi"},
+    "/infill": {"input_prefix": "a", "input_suffix": "b"},
+    "/v1/audio/speech": {"input": "Hi"},
+}
 JSON = "application/json"
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -48,6 +55,25 @@ async def test_a_backends_own_404_is_the_answer(tmp_path: Path, kind: str) -> No
         server.prepared = [(404, JSON, body)]
         response = await chain.http.post("/v1/score", json={"model": "m"})
     assert (response.status_code, response.content) == (404, body)
+
+
+@pytest.mark.parametrize("kind", FOREIGN_KINDS)
+@pytest.mark.parametrize("path", FOREIGN)
+async def test_a_route_of_other_servers_is_forwarded_and_a_404_comes_back_as_it_is(
+    tmp_path: Path, kind: str, path: str
+) -> None:
+    async with backend_of_kind(tmp_path, kind) as (server, chain):
+        for status, media_type, body in (
+            (404, "application/json; charset=utf-8", b'{"detail" : "Not Found"}'),
+            (404, "text/plain", b"404 page not found"),
+            (200, JSON, b'{ "odd" :  [0.25] }'),
+        ):
+            server.requests.clear()
+            server.prepared = [(status, media_type, body)]
+            response = await chain.http.post(path, json={"model": "m", **FOREIGN[path]})
+            assert (response.status_code, response.content) == (status, body)
+            assert response.headers["content-type"] == media_type
+            assert server.requests == [(path, {"model": "there", **FOREIGN[path]})]
 
 
 async def test_a_backend_that_does_not_know_the_path_is_followed_by_one_that_may(tmp_path: Path) -> None:
