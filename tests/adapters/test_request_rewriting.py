@@ -16,7 +16,7 @@ CHAT = "/v1/chat/completions"
 
 def changed(body: dict[str, Any], path: str = CHAT, **changes: Any) -> dict[str, Any]:
     request = WireRequest(path=path, body=msgspec.json.encode(body))
-    return msgspec.json.decode(rewrite(request, [RequestChanges(**changes)]).body)  # type: ignore[no-any-return]
+    return msgspec.json.decode(rewrite(request, [RequestChanges(**changes)]).body, type=dict[str, Any])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def sent(adapter: Adapter, operation: str, **body: Any) -> list[dict[str, Any]]:
         route, Incoming(method="POST", path=route.path, body=data, query="", path_params={}, headers={})
     )
     wire = LlamaCppUpstream().build(adapter.expand(request), model="m", stream=True)
-    return json.loads(wire.body)["messages"]  # type: ignore[no-any-return]
+    messages: list[dict[str, Any]] = json.loads(wire.body)["messages"]
+    return messages
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])

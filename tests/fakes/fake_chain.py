@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from fakes.requests import FakeWriter, signs_of_life
+from fakes.requests import FakeWriter, chat, make_context, signs_of_life
 
-from hostler.adapters.canonical import ChatRequest, Origin, Output
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
-from hostler.gateway.context import Client, RequestContext, Target
+from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 
 Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
@@ -30,7 +30,7 @@ class FakeChain:
         self.checked: list[str] = []
         self.breakers = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
         self.hops = {
-            name: Hop(name=name, breakers=self.breakers[name], check_now=lambda name=name: self.checked.append(name))  # type: ignore[misc]  # a default binds the name
+            name: Hop(name=name, breakers=self.breakers[name], check_now=partial(self.checked.append, name))
             for name in names
         }
         self.writer = FakeWriter()
@@ -42,17 +42,8 @@ class FakeChain:
         self.shows = True
 
     def context(self, request: Any = None, **more: Any) -> RequestContext:
-        origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
-        context = RequestContext(
-            request_id="r",
-            adapter=None,  # type: ignore[arg-type]  # no protocol is needed here
-            operation=None,  # type: ignore[arg-type]
-            request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
-            writer=self.writer,  # type: ignore[arg-type]
-            client=Client(name="c"),
-            started_at=self.clock(),
-            **more,
-        )
+        request = request or chat(body=more.pop("body", b"{}"))
+        context = make_context(request, writer=self.writer, started_at=self.clock(), **more)
         context.model = "m"
         context.candidates = tuple(
             Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
@@ -63,7 +54,7 @@ class FakeChain:
     async def dispatch(self, context: RequestContext | None = None) -> RequestContext:
         context = context or self.context()
         middleware = FallbackMiddleware(
-            None,  # type: ignore[arg-type]  # `dispatch` is called by itself
+            cast(Any, None),
             hops=self.hops,
             budget=self.budget,
             sleeps=self.sleeps,

@@ -25,7 +25,8 @@ class ReceivedRequest:
     @property
     def json(self) -> dict[str, Any]:
         """The body as JSON."""
-        return json.loads(self.body) if self.body else {}  # type: ignore[no-any-return]
+        body: dict[str, Any] = json.loads(self.body or b"{}")
+        return body
 
 
 class FakeOpenRouter:

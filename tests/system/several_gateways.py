@@ -92,7 +92,8 @@ class GatewayProgram(Program):
     async def host(self) -> dict[str, Any]:
         """The status of its one host."""
         answer = await self.http.get("/admin/status", headers=self.auth())
-        return answer.json()["hosts"][0]  # type: ignore[no-any-return]
+        host: dict[str, Any] = answer.json()["hosts"][0]
+        return host
 
     async def until(self, **expected: Any) -> None:
         """Wait until the host's status has these values."""

@@ -87,8 +87,8 @@ async def test_clients_of_different_gateways_take_turns(tmp_path: Path) -> None:
 async def test_the_limits_of_the_supervisors_own_file_win(tmp_path: Path) -> None:
     flag = tmp_path / "go"
     profiles = {"a": {"script": {"answer_when": str(flag)}}}
-    limits = {"host": {"queue": {"max_waiting": 1}}, "settings": {"queue": {"max_waiting": 9}}}
-    async with installation(tmp_path / "host", profiles, **limits) as all_of_it:  # type: ignore[arg-type]
+    own, others = {"queue": {"max_waiting": 1}}, {"queue": {"max_waiting": 9}}
+    async with installation(tmp_path / "host", profiles, host=own, settings=others) as all_of_it:
         one, two = all_of_it.gateways
         answers: list[httpx.Response] = []
         async with anyio.create_task_group() as clients:

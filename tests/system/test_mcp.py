@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import TextContent
 from system.running_gateway import RunningGateway, StartGateway
 
 from hostler.gateway.auth import keys
@@ -36,11 +37,12 @@ async def connected(gateway: RunningGateway, key: str | None = None) -> AsyncIte
 async def call(client: Client, name: str, **arguments: Any) -> tuple[bool, Any]:
     """Whether it succeeded, and its text, decoded if it is JSON."""
     result = await client.call_tool(name, arguments)
-    text = result.content[0].text  # type: ignore[union-attr]
+    (content,) = result.content
+    assert isinstance(content, TextContent)
     try:
-        return not result.is_error, json.loads(text)
+        return not result.is_error, json.loads(content.text)
     except ValueError:
-        return not result.is_error, text
+        return not result.is_error, content.text
 
 
 async def test_an_agent_looks_loads_switches_and_chats(start_gateway: StartGateway) -> None:

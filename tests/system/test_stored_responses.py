@@ -55,6 +55,12 @@ def asked(server: ScriptedServer) -> list[tuple[str, str]]:
     return result
 
 
+def text_of(item: openai.BaseModel) -> str:
+    """The text of a message among the items of a response's input."""
+    content: Any = item.to_dict()["content"]
+    return str(content[0]["text"])
+
+
 CONVERSATION = [("user", "I am Bob."), ("assistant", "Hi Bob."), ("user", "Who am I?")]
 
 
@@ -101,9 +107,9 @@ async def test_a_stored_response_is_shown_and_deleted(tmp_path: Path) -> None:
         shown = await client.responses.retrieve(second.id)
         assert shown == second
         page = await client.responses.input_items.list(second.id, order="asc")
-        assert [item.content[0].text for item in page.data] == [text for _, text in CONVERSATION]  # type: ignore[union-attr]
+        assert list(map(text_of, page.data)) == [text for _, text in CONVERSATION]
         latest = await client.responses.input_items.list(second.id, limit=1)
-        assert latest.data[0].content[0].text == "Who am I?" and latest.has_more  # type: ignore[union-attr]
+        assert text_of(latest.data[0]) == "Who am I?" and latest.has_more
         await client.responses.delete(second.id)
         for call in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
             with pytest.raises(openai.NotFoundError):

@@ -9,7 +9,7 @@ import pytest
 
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Incoming, Timing
-from hostler.adapters.canonical import Chunk, Progress, Request, ResponseHead, Usage
+from hostler.adapters.canonical import Chunk, Progress, ProgressPhase, Request, ResponseHead, Usage
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.lmstudio.encoder import StatsEncoder
@@ -112,8 +112,8 @@ def test_reading_the_prompt_is_reported_in_the_protocols_own_events() -> None:
 
 def test_a_sign_of_life_is_never_empty() -> None:
     writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
-    waits = [Progress(phase=phase, model="a") for phase in ("queued", "loading", "reading the prompt")]  # type: ignore[arg-type]  # a list of literals is one of texts
-    assert all(writing.heartbeat(each) for each in waits for _ in range(2))
+    phases: tuple[ProgressPhase, ...] = ("queued", "loading", "reading the prompt")
+    assert all(writing.heartbeat(Progress(phase=phase, model="a")) for phase in phases for _ in range(2))
 
 
 def test_an_error_is_followed_by_the_output_so_far() -> None:
