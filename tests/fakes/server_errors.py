@@ -36,8 +36,12 @@ def _openai(status: int, message: str, kind: str, code: Any = None, **more: Any)
     return {"error": {"code": status if code is None else code, "message": message, "type": kind, **more}}
 
 
-def _flat(message: str, kind: str = "BadRequestError", code: int = 400) -> dict[str, Any]:
+def _flat(message: str, kind: str = "BadRequestError", code: int | str = 400) -> dict[str, Any]:
     return {"object": "error", "message": message, "type": kind, "param": None, "code": code}
+
+
+def _gemini(message: str) -> list[dict[str, Any]]:
+    return [{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": message}}]
 
 
 _IMAGE = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
@@ -114,13 +118,12 @@ REQUEST_FAULTS = [
     ),
     ServerError(
         server="Gemini", status=400, words="Please ensure that function call turn comes immediately after a user turn",
-        body=[{"error": {"code": 400, "status": "INVALID_ARGUMENT",
-                         "message": "Please ensure that function call turn comes immediately after a user turn."}}],
+        body=_gemini("Please ensure that function call turn comes immediately after a user turn."),
     ),
     ServerError(
         server="Mistral", status=400, words="Expected last role User or Tool",
-        body={"object": "error", "message": "Expected last role User or Tool (or Assistant with prefix True) for serving "
-              "but got assistant", "type": "invalid_request_message_order", "param": None, "code": "3230"},
+        body=_flat("Expected last role User or Tool (or Assistant with prefix True) for serving but got assistant",
+                   "invalid_request_message_order", "3230"),
     ),
     ServerError(
         server="Mistral", status=422, words="Input should be greater than or equal to 0",
@@ -184,14 +187,13 @@ OVERFLOWS = [
     ),
     ServerError(
         server="Gemini", status=400, words="exceeds the maximum number of tokens allowed", sizes=(134123, 131072),
-        body=[{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
-                         "The input token count (134123) exceeds the maximum number of tokens allowed (131072)."}}],
+        body=_gemini("The input token count (134123) exceeds the maximum number of tokens allowed (131072)."),
     ),
     ServerError(
         server="Mistral", status=400, words="too large for model with 32768 maximum context length",
         sizes=(40000, 32768),
-        body={"object": "error", "type": "invalid_request_prompt", "param": None, "code": "3051", "message":
-              "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length"},
+        body=_flat("Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context "
+                   "length", "invalid_request_prompt", "3051"),
     ),
     ServerError(
         server="Groq", status=400, words="Please reduce the length of the messages or completion",
