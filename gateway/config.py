@@ -14,6 +14,7 @@ from msgspec import UnsetType
 from hostler.gateway.backend_settings import BackendSettings, backend_errors
 from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
+from hostler.gateway.state_files import service_directory, state_file
 from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
@@ -359,12 +360,9 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     configuration file, or in the user's state directory."""
     if settings.file is not None:
         return (path.parent if path is not None else Path()) / expanded_path(settings.file)
-    if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
-        return Path(directory.partition(":")[0]) / "models.yaml"
-    if path is not None:
+    if path is not None and service_directory(environ) is None:
         return path.with_name(f"{path.stem}.models.yaml")
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "models.yaml"
+    return state_file("models.yaml", environ)
 
 
 _NETWORK_RULES: Mapping[str, Callable[[str], str | None]] = {

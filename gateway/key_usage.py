@@ -14,6 +14,7 @@ from hostler.adapters.errors import RateLimited
 from hostler.adapters.rate_limits import RateLimit
 from hostler.gateway.config import GatewaySettings
 from hostler.gateway.context import KeyRules
+from hostler.gateway.state_files import state_file
 from hostler.supervisor.state_store import JsonStore
 
 _MINUTE_S = 60.0
@@ -60,10 +61,7 @@ def usage_file(settings: GatewaySettings, environ: Mapping[str, str] = os.enviro
     """The file as configured, or where such state is kept."""
     if settings.key_usage_file is not None:
         return Path(settings.key_usage_file).expanduser()
-    if directory := environ.get("STATE_DIRECTORY"):  # set by systemd; several directories are joined by colons
-        return Path(directory.partition(":")[0]) / "key-usage.json"
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "key-usage.json"
+    return state_file("key-usage.json", environ)
 
 
 def read_figures(file: Path, wall: float) -> dict[str, KeyFigures]:

@@ -12,7 +12,7 @@ import msgspec
 
 from hostler.gateway.checked_config import FindMistakes, read_checked
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
-from hostler.profiles.file_reading import expanded_path
+from hostler.gateway.state_files import service_directory, user_directory
 from hostler.supervisor.state_store import JsonStore
 
 #: Files and their contents, `None` for one that does not exist.
@@ -109,12 +109,11 @@ def _store(place: Path) -> JsonStore[_Kept]:
 def _places(path: Path, environ: Mapping[str, str]) -> list[Path]:
     """Where it is kept: in systemd's state directory or beside the file, else in the user's state directory."""
     name = f"{path.stem}.last-good.json"
-    if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
-        return [Path(directory.partition(":")[0]) / name]
+    if (directory := service_directory(environ)) is not None:
+        return [directory / name]
     beside = path.absolute().with_name(name)
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
     try:
-        base = expanded_path(environ.get("XDG_STATE_HOME") or "~/.local/state")
-    except ValueError:
+        return [beside, user_directory(environ) / f"{digest}.{name}"]
+    except RuntimeError:
         return [beside]
-    return [beside, base / "hostler" / f"{digest}.{name}"]

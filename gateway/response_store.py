@@ -17,6 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.stored_response import StoredResponse
+from hostler.gateway.state_files import state_file
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +275,4 @@ class ClientResponses:
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The file where the configuration names none."""
-    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
-        return Path(directory.partition(":")[0]) / "responses.sqlite3"
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "responses.sqlite3"
+    return state_file("responses.sqlite3", environ)

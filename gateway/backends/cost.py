@@ -11,6 +11,7 @@ import msgspec
 
 from hostler.adapters.canonical import Usage
 from hostler.gateway.backend_settings import PriceSettings
+from hostler.gateway.state_files import state_file
 from hostler.supervisor.state_store import JsonStore
 
 #: What is assumed for a backend of which nothing is known: the prices of a large model, in dollars for a million tokens.
@@ -69,11 +70,8 @@ def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | N
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file used when the configuration names none."""
-    if directory := environ.get("STATE_DIRECTORY"):  # set by systemd; several directories are joined by colons
-        return Path(directory.partition(":")[0]) / "spending.json"
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "spending.json"
+    """The file where the configuration names none."""
+    return state_file("spending.json", environ)
 
 
 class SpendingTracker:

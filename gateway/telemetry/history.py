@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
+from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.history_schema import is_damaged, make_private, open_database
 
 logger = logging.getLogger(__name__)
@@ -102,10 +103,7 @@ class _RequestFigures(msgspec.Struct):
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The file where the configuration names none."""
-    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
-        return Path(directory.partition(":")[0]) / "history.sqlite3"
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "history.sqlite3"
+    return state_file("history.sqlite3", environ)
 
 
 class History:

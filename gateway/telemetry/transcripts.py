@@ -15,6 +15,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from hostler.gateway.state_files import state_file
+
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -51,10 +53,7 @@ class TranscriptLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The file where the configuration names none."""
-    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
-        return Path(directory.partition(":")[0]) / "contents.sqlite3"
-    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hostler" / "contents.sqlite3"
+    return state_file("contents.sqlite3", environ)
 
 
 class Transcripts:
