@@ -6,6 +6,7 @@ Blocks marked `yaml` in Markdown are configuration files of ours; other programs
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -332,3 +333,13 @@ def sessions_named() -> Iterator[Any]:
 @pytest.mark.parametrize("name", [*sessions_named()])
 def test_a_nox_session_that_a_document_names_exists(name: str) -> None:
     assert f"\ndef {name}(session: nox.Session" in (ROOT / "noxfile.py").read_text(encoding="utf-8")
+
+
+def test_the_map_of_imports_is_that_of_the_contract() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = " ".join(text.partition("inside the gateway:\n")[2].partition("```")[0].split())
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (each["layers"] for each in contracts if each.get("containers") == ["hostler.gateway"])
+    assert shown.split(" > ") == layers
