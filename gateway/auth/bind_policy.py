@@ -26,7 +26,7 @@ def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
     """The API keys, `None` if none are needed. Raises `ConfigError` for an address or socket beyond loopback without keys."""
     try:
-        if keys := KeyRing(_key_path(settings)):
+        if keys := KeyRing(key_path(settings)):
             return keys
     except key_file.KeyFileError as error:
         raise ConfigError(str(error)) from error
@@ -37,7 +37,7 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
 
 def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> Iterator[str]:
     """What is wrong with the key file, and addresses beyond loopback without keys; `bound` besides the configured ones."""
-    path, named = _key_path(settings), settings.gateway.api_keys_file is not None
+    path, named = key_path(settings), settings.gateway.api_keys_file is not None
     try:
         if key_file.read(path):
             return
@@ -53,7 +53,8 @@ def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> I
             yield without_keys(host, port, path)
 
 
-def _key_path(settings: Settings) -> Path:
+def key_path(settings: Settings) -> Path:
+    """The key file as configured, else where it is by default."""
     named = settings.gateway.api_keys_file
     return Path(named).expanduser() if named else key_file.default_file()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -95,12 +96,8 @@ def keys_add(
     limits = _limits(model, backend, requests_per_minute, tokens_per_minute, tokens_per_day, dollars_per_day)
     others = _others(scope or (KeyScopeOption.infer, KeyScopeOption.read), priority, local_only, expires, note)
     scopes = others.pop("scopes")
-    try:
+    with _failing_cleanly(path):
         key = keys.add(path, name, scopes, rules=KeyRules(**limits), **others)
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        cannot_write(path, error)
     if as_json:
         print_json({"name": name, "scopes": sorted(scopes), "key": key, "file": str(path)})
         return
@@ -136,15 +133,9 @@ def keys_set(
     changes = limits | _others(scope, priority, local_only, expires, note)
     if not changes:
         fail("nothing to change; see `hostler keys set --help`", USAGE)
-    try:
-        known = keys.change(path, name, **changes)
-        names = [] if known else [each.name for each in keys.read(path)]
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        cannot_write(path, error)
-    if not known:
-        _unknown_key(name, path, names)
+    with _failing_cleanly(path):
+        if not keys.change(path, name, **changes):
+            _unknown_key(name, path)
     if as_json:
         print_json({"name": name, "changed": sorted(changes)})
     else:
@@ -156,15 +147,15 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List API keys, their limits, and what they have used today."""
     from hostler.gateway.admin.key_list import key_view
     from hostler.gateway.auth import keys
+    from hostler.gateway.auth.bind_policy import key_path
     from hostler.gateway.cli.formatting import Column, print_table
     from hostler.gateway.key_usage import read_figures, usage_file
 
-    path = _key_file(config)
-    try:
+    settings = read_configuration(config).settings
+    path = key_path(settings)
+    with _failing_cleanly(path):
         records = keys.read(path)
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    used = read_figures(usage_file(read_configuration(config).settings.gateway), time.time())
+    used = read_figures(usage_file(settings.gateway), time.time())
     views = [key_view(record, used.get(record.name)) for record in records]
     if as_json:
         print_json(views)
@@ -193,15 +184,9 @@ def keys_revoke(
     from hostler.gateway.auth import keys
 
     path = _key_file(config)
-    try:
-        known = keys.revoke(path, name)
-        names = [] if known else [each.name for each in keys.read(path)]
-    except keys.KeyFileError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        cannot_write(path, error)
-    if not known:
-        _unknown_key(name, path, names)
+    with _failing_cleanly(path):
+        if not keys.revoke(path, name):
+            _unknown_key(name, path)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:
@@ -293,11 +278,26 @@ def _date(seconds: int) -> str:
 
 
 def _key_file(config: str | None) -> Path:
+    from hostler.gateway.auth.bind_policy import key_path
+
+    return key_path(read_configuration(config).settings)
+
+
+@contextmanager
+def _failing_cleanly(path: Path) -> Iterator[None]:
+    """Turn errors with the key file into messages and exit codes."""
+    from hostler.gateway.auth.keys import KeyFileError
+
+    try:
+        yield
+    except KeyFileError as error:
+        fail(str(error), FAILED)
+    except OSError as error:
+        cannot_write(path, error)
+
+
+def _unknown_key(name: str, path: Path) -> NoReturn:
     from hostler.gateway.auth import keys
 
-    named = read_configuration(config).settings.gateway.api_keys_file
-    return Path(named).expanduser() if named else keys.default_file()
-
-
-def _unknown_key(name: str, path: Path, names: list[str]) -> None:
-    fail(f"no key named {name!r} in {path}; keys are: {', '.join(names) or 'none'}", FAILED)
+    names = ", ".join(each.name for each in keys.read(path))
+    fail(f"no key named {name!r} in {path}; keys are: {names or 'none'}", FAILED)

@@ -11,8 +11,10 @@ from typer.testing import CliRunner, Result
 
 from hostler.gateway.auth import keys
 from hostler.gateway.cli.keys import keys_app, parse_expiry
+from hostler.gateway.config import read
 from hostler.gateway.context import KeyRules
 from hostler.gateway.key_usage import KeyUsage
+from hostler.gateway.last_good import keep
 
 NOON = datetime.datetime(2027, 1, 15, 12).timestamp()
 
@@ -128,3 +130,12 @@ def test_a_key_expires_after_a_time_or_at_the_end_of_a_day(text: str, expected: 
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_expiry(text, NOON)
+
+
+def test_mistakes_in_the_configuration_are_shown_once(config: Path) -> None:
+    run(config, "add", "bob")
+    keep(read(config))
+    config.write_text("gateway: {unknown: 1}\n")
+    found = run(config, "list")
+    assert (found.exit_code, "bob" in found.stdout) == (0, True)
+    assert found.stderr.count("using its last good state") == 1
