@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 
+#: The entry of `trusted_proxies` for all connections to a Unix socket.
+UNIX = "unix"
+
 #: A host name or address as in the `Host` header, and a web page's origin as in the `Origin` header.
 _HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 #: A name with wildcards: the last label has none, or the pattern would match any domain.
@@ -31,7 +34,7 @@ def origin_mistake(text: str) -> str | None:
 
 def proxy_mistake(text: str) -> str | None:
     """For entries of `trusted_proxies`."""
-    if text == "unix":
+    if text == UNIX:
         return None
     try:
         network = ipaddress.ip_network(text, strict=False)

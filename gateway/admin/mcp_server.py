@@ -15,6 +15,7 @@ from hostler.gateway.admin.http import error_response
 from hostler.gateway.admin.internal_call import InternalCalls
 from hostler.gateway.admin.mcp_tools import TOOLS, AgentTool
 from hostler.gateway.asgi import CLIENT_KEY, Receive, RouteMatch, Scope, Send
+from hostler.gateway.auth.scopes import has_scope
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router, gateway_route
 
@@ -126,7 +127,7 @@ class MCPRoutes:
                     annotations=ToolAnnotations(read_only_hint=tool.scope == "read", destructive_hint=False),
                 )
                 for tool in TOOLS
-                if _may_use(client, tool)
+                if has_scope(client, tool.scope)
             ]
         )
 
@@ -141,7 +142,7 @@ class MCPRoutes:
 
     async def _run(self, client: Client, name: str, arguments: dict[str, Any]) -> str:
         assert self._router is not None, "there are no requests before the routes"
-        tool = next((each for each in TOOLS if each.name == name and _may_use(client, each)), None)
+        tool = next((each for each in TOOLS if each.name == name and has_scope(client, each.scope)), None)
         if tool is None:
             raise NotFound("there is no tool of this name, or the key lacks its scope")
         _check(tool, arguments)
@@ -152,10 +153,6 @@ class MCPRoutes:
 def _client(context: Any) -> Client:
     client: Client = context.request.scope[CLIENT_KEY]
     return client
-
-
-def _may_use(client: Client, tool: AgentTool) -> bool:
-    return tool.scope in client.scopes or (tool.scope == "read" and "operate" in client.scopes)
 
 
 def _check(tool: AgentTool, arguments: dict[str, Any]) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from hostler.gateway.asgi import ASGIApp, Receive, Scope, Send
+from hostler.gateway.network_rules import UNIX
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-#: The entry of `trusted_proxies` for all connections to a Unix socket.
-UNIX = "unix"
 
 
 class ReverseProxyMiddleware:

@@ -6,7 +6,7 @@ import pytest
 
 from hostler.adapters.base import Operation
 from hostler.gateway.asgi import RouteMatch
-from hostler.gateway.auth.scopes import allows
+from hostler.gateway.auth.scopes import allows, has_scope
 from hostler.gateway.context import Client, KeyScope
 
 
@@ -33,6 +33,10 @@ def test_operate_includes_read_but_not_infer() -> None:
     assert allows(client("operate"), route("read"))
     assert not allows(client("operate"), route("infer"))
     assert not allows(client("read"), route("operate"))
+    assert [scope for scope in ("infer", "read", "operate") if has_scope(client("operate"), scope)] == [
+        "read",
+        "operate",
+    ]
 
 
 def test_infer_includes_lists_of_models() -> None:
