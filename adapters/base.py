@@ -198,7 +198,7 @@ class Upstream(ABC):
 
     def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
         """Ask a server which models it has; `known` are those of the last time, by name. Raises `ListUnavailable`."""
-        raise ListUnavailable("servers of this kind do not tell which models they have")
+        raise ListUnavailable("servers of this kind do not list their models")
 
 
 class Adapter(ABC):

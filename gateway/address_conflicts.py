@@ -13,7 +13,7 @@ _WILDCARDS = ("0.0.0.0", "::")
 def address_mistakes(settings: Settings, engine_ports: range | None) -> Iterator[str]:
     """Addresses that are given twice, or that belong to engines."""
     addresses = [(f"gateway.listen[{index}]", text) for index, text in enumerate(settings.gateway.listen)]
-    # The default is no address that somebody chose: with `hostler up` no supervisor listens.
+    # The default is not in use with `hostler up`, whose supervisor does not listen.
     if settings.supervisor.listen != Settings().supervisor.listen:
         addresses.append(("supervisor.listen", settings.supervisor.listen))
     for (_, first), (where, second) in combinations(addresses, 2):

@@ -53,7 +53,7 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known about a backend's model, where the backend does not tell it, or tells it wrong."""
+    """What is known about a backend's model, where the backend does not report it, or reports it wrong."""
 
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     capabilities: tuple[Capability, ...] | None = None
@@ -100,7 +100,7 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     describe: Annotated[
         Mapping[str, ModelDescription],
-        msgspec.Meta(description="What clients are told about models, by name or pattern."),
+        msgspec.Meta(description="What the backend does not report of models, by name or pattern."),
     ] = {}
     local: bool | None = None
     referer: str | None = None

@@ -91,7 +91,7 @@ class PlainBackend:
         return self.place(model.name) if model is not None and self._mapping.admits(model.name) else None
 
     def passes(self, name: str) -> CatalogBackend | None:
-        """This backend for a name that nobody lists, where a wildcard passes names on."""
+        """This backend for a name that no backend lists, where a wildcard passes names on."""
         there = self._mapping.passes(name)
         return None if there is None else self.place(there)
 

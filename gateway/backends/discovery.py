@@ -115,7 +115,7 @@ class BackendDiscovery:
             with anyio.fail_after(_TOTAL_S):
                 report = await ask_models(backend, {model.name: model for model in self.view.models})
         except (ListUnavailable, TimeoutError) as error:
-            problem = error.message if isinstance(error, ListUnavailable) else "did not tell its models in time"
+            problem = error.message if isinstance(error, ListUnavailable) else "did not list its models in time"
             if problem != self.view.problem:
                 logger.info("%s: no list of models: %s", self._name, problem)
             self.view = msgspec.structs.replace(self.view, problem=problem)

@@ -78,7 +78,7 @@ def address(backend: Mapping[str, Any]) -> str:
 
 
 def state(backend: Mapping[str, Any]) -> str:
-    """Whether a backend responds, and what keeps it from telling its models."""
+    """Whether a backend responds, and what keeps it from listing its models."""
     words = "reachable" if backend["reachable"] else "unreachable"
     if backend["problem"]:
         return f"{words}; no list of models: {backend['problem']}"

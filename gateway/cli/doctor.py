@@ -105,7 +105,7 @@ class Doctor:
         )
 
     def notes(self) -> dict[str, str]:
-        """What else is worth knowing about backends: why one does not tell its models, and where its routes are if its
+        """What else is worth knowing about backends: why one does not list its models, and where its routes are if its
         URL does not say so."""
         found = self._client.get("/admin/backends")["backends"]
         return {each["backend"]: state(each) for each in found if each["problem"] or each["prefix"] is not None}

@@ -1,4 +1,4 @@
-"""Failures that no retry mends, and those that one may: each protocol's clients can tell them apart."""
+"""Final failures and those that are worth a retry: each protocol's clients can distinguish them."""
 
 from __future__ import annotations
 
