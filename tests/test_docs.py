@@ -17,15 +17,20 @@ import typer
 from msgspec import inspect
 
 from hostler.gateway import config as settings
+from hostler.gateway.admin.mcp_tools import TOOLS
+from hostler.gateway.app import Gateway
 from hostler.gateway.backends.failure_policy import AttemptResult, SkipReason
+from hostler.gateway.cli.keys import keys_app
 from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
+from hostler.gateway.routing import Router
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
 from hostler.profiles.yaml_config import Size, parse
+from hostler.supervisor.lease_frames import EventFrame, RequestFrame
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -289,9 +294,9 @@ def test_a_file_that_a_document_names_exists(name: str) -> None:
     assert (ROOT / name).exists()
 
 
-def section(title: str) -> list[list[str]]:
-    """The rows of the table below a heading of docs/operations.md, as cells."""
-    text = OPERATIONS.read_text(encoding="utf-8").partition(f"### {title}\n")[2].partition("\n### ")[0]
+def section(title: str, page: Path = OPERATIONS) -> list[list[str]]:
+    """The rows of the tables below a heading, as cells."""
+    text = re.split(rf"^##+ {title}$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1].partition("\n##")[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
 
 
@@ -321,6 +326,48 @@ def words_of(kind: str) -> set[str]:
 )
 def test_outcomes_and_reasons_are_documented(kind: str, words: set[str]) -> None:
     assert words_of(kind) == words
+
+
+def test_the_routes_of_the_gateway_itself_are_documented() -> None:
+    shown = {}
+    for paths, scope, _ in section("HTTP routes"):
+        method = "any"
+        for found in re.finditer(r"`(?:([A-Z]+) )?(/[a-z_./]+)", paths):
+            method = found[1] or method
+            shown[found[2]] = method, "open" if scope == "none" else scope.partition(",")[0]
+    router = Gateway(Settings()).app.routes[0]
+    assert isinstance(router, Router)
+    operations = [each.operation for each in router.routes() if each.adapter is None]
+    served = {
+        each.path.rstrip("/"): ("any" if len(each.methods) > 1 else each.methods[0], each.scope)
+        for each in operations
+        if each.path.strip("/") and not each.path.startswith("/ui")
+    }
+    assert shown == served
+
+
+def test_the_tools_of_agents_are_documented() -> None:
+    shown = {}
+    for names, scope, _ in section("Agents", CONFIGURATION):
+        shown |= dict.fromkeys(re.findall(r"`(\w+)`", names), scope)
+    assert shown == {tool.name: tool.scope for tool in TOOLS}
+
+
+def test_the_frames_between_gateways_and_supervisors_are_documented() -> None:
+    shown = {}
+    for names, fields, _ in section("The connection of a gateway"):
+        for name, each in zip(re.findall(r"`(\w+)`", names), fields.split(";"), strict=True):
+            shown[name] = len(each.split(",")) if each else 0
+    frames = {*get_args(RequestFrame), *get_args(EventFrame)}
+    assert shown == {frame.__struct_config__.tag: len(frame.__struct_fields__) for frame in frames}
+
+
+def test_the_options_of_keys_are_documented() -> None:
+    text = CONFIGURATION.read_text(encoding="utf-8").partition("\n## Keys and scopes\n")[2].partition("\n## ")[0]
+    shown = set(re.findall(r"`(--[a-z-]+)[` ]", text))
+    group: Any = typer.main.get_command(keys_app)
+    options = {parameter.opts[0] for each in group.commands.values() for parameter in each.params}
+    assert shown == options - {"name", "--config", "--json"}
 
 
 def sessions_named() -> Iterator[Any]:
