@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from fakes.requests import FakeWriter, chat, make_context, signs_of_life
 
@@ -17,6 +17,10 @@ from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 
 Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
+
+
+async def _unused(*_: object) -> None:
+    raise AssertionError("`dispatch` is called by itself")
 
 
 class FakeChain:
@@ -54,7 +58,7 @@ class FakeChain:
     async def dispatch(self, context: RequestContext | None = None) -> RequestContext:
         context = context or self.context()
         middleware = FallbackMiddleware(
-            cast(Any, None),
+            _unused,
             hops=self.hops,
             budget=self.budget,
             sleeps=self.sleeps,

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,7 @@ def test_when_killed_it_leaves_no_process_and_the_next_one_works(
                 standalone.kill()
         standalone.kill()
     for pid in journal.pids():
-        until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]  # a default
+        until(partial(is_gone, pid))
     for file in standalone.folder.rglob("*.json"):
         json.loads(file.read_bytes())
     with started(standalone):

@@ -218,11 +218,15 @@ async def test_an_ipv6_address_is_connected_to_and_bracketed(transport: LanTrans
     assert b"\r\nhost: [::1]:%d\r\n" % box.port in seen[0]
 
 
+async def until_disconnected(transport: LanTransport, box: Endpoint) -> None:
+    await until(lambda: transport.open_connections(box) == 0)
+
+
 async def test_pools_without_connections_are_removed(transport: LanTransport) -> None:
     for _ in range(5):
         _, serve = answering(WHOLE)
         async with backend(serve) as box:
             await ask(transport, box)
             await ask(transport, box)
-        await until(lambda box=box: transport.open_connections(box) == 0)  # type: ignore[misc]  # a default binds the box
+        await until_disconnected(transport, box)
     assert transport.addresses == 1
