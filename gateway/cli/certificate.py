@@ -87,7 +87,8 @@ def create_certificate(cert: Path, key: Path, names: list[str]) -> None:
         arguments += ["-keyout", str(made_key), "-out", str(made_cert)]
         done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CertificateNotMade(f"openssl failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+            *_, reason = (f"exit code {done.returncode}", *done.stderr.strip().splitlines())
+            raise CertificateNotMade(f"openssl failed: {reason}")
         made_key.chmod(0o600)
         made_cert.chmod(0o644)
         os.link(made_key, key)  # unlike a rename, this never replaces a file

@@ -54,3 +54,23 @@ def test_without_the_program_the_message_names_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     code, text = run("box", "--folder", str(tmp_path / "new"))
     assert (code, "needs the program openssl" in text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo loading >&2; echo 'no entropy' >&2; exit 3", "openssl failed: no entropy\n"),
+        ("exit 3", "openssl failed: exit code 3\n"),
+    ],
+)
+def test_a_failure_of_the_program_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    program = tmp_path / "bin" / "openssl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    code, text = run("box", "--folder", str(tmp_path / "new"))
+    assert (code, text) == (1, f"hostler: {words}")
+    assert list((tmp_path / "new").iterdir()) == []
