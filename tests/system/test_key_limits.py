@@ -90,6 +90,20 @@ async def test_a_key_sees_and_uses_its_models_only(start_gateway: StartGateway, 
         assert gateway.starts("secret") == []
 
 
+async def test_only_the_scope_read_shows_models_that_a_key_may_not_use(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    rules = KeyRules(models=("a",))
+    reader = keys.add(tmp_path / "keys", "bob", ["infer", "read"], rules=rules)
+    user = keys.add(tmp_path / "keys", "eve", ["infer"], rules=rules)
+    async with start_gateway({"a": {}, "secret": {}}, gateway=settings(tmp_path)) as gateway:
+        for path in ("/admin/status", "/admin/backends", "/admin/route?model=secret", "/metrics", "/admin/history"):
+            assert (await gateway.http.get(path, headers=bearer(reader))).status_code == 200, path
+            assert (await gateway.http.get(path, headers=bearer(user))).status_code == 403, path
+        assert "secret" in (await gateway.http.get("/admin/status", headers=bearer(reader))).text
+        assert "secret" not in (await gateway.http.get("/v1/models", headers=bearer(user))).text
+
+
 async def test_a_key_ends_at_its_time(start_gateway: StartGateway, tmp_path: Path) -> None:
     ended = keys.add(tmp_path / "keys", "bob", ["infer"], expires=int(time.time()) - 1)
     valid = keys.add(tmp_path / "keys", "eve", ["infer"], expires=int(time.time()) + 3600)
