@@ -45,6 +45,10 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expires: int | None = None
     note: str = ""
 
+    def is_expired(self, now: float) -> bool:
+        """Whether the key is no longer valid. `now` is in seconds since the epoch."""
+        return self.expires is not None and self.expires <= now
+
 
 _NO_RULES = KeyRules()
 
@@ -206,7 +210,7 @@ class KeyRing:
     def client_of_hash(self, hashed: str) -> Client | None:
         """The client of the key with this hash; `None` if there is none, or if it has expired."""
         record = self._record(hashed)
-        if record is None or (record.expires is not None and record.expires <= self._wall()):
+        if record is None or record.is_expired(self._wall()):
             return None
         return Client(
             name=record.name,
@@ -221,7 +225,7 @@ class KeyRing:
     def is_expired(self, key: str) -> bool:
         """Whether this was a valid key until it expired."""
         record = self._record(digest(key))
-        return record is not None and record.expires is not None and record.expires <= self._wall()
+        return record is not None and record.is_expired(self._wall())
 
     def records(self) -> tuple[KeyRecord, ...]:
         """All keys, expired ones included."""
