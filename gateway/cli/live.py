@@ -117,9 +117,11 @@ class LiveView:
         if os.isatty(_STDERR):
             self._log.output = self._write
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._restart_after_stop)
-                await self._poll(get_status)
+            # Received from before the first frame on: the user may press Ctrl-Z as soon as there is one.
+            with anyio.open_signal_receiver(signal.SIGCONT) as continued:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._restart_after_stop, continued)
+                    await self._poll(get_status)
         finally:
             if self._changed and self._state is not None:
                 # The process may end before the next frame is due.
@@ -147,11 +149,10 @@ class LiveView:
             # When the process continues after Ctrl-Z, this timer is due as well; SIGCONT has to be handled first.
             await anyio.sleep(_SIGNAL_S)
 
-    async def _restart_after_stop(self) -> None:
+    async def _restart_after_stop(self, continued: AsyncIterator[signal.Signals]) -> None:
         """After Ctrl-Z and `fg`, the shell has written where the view was."""
-        with anyio.open_signal_receiver(signal.SIGCONT) as signals:
-            async for _ in signals:
-                self._log.submit(self._restart)
+        async for _ in continued:
+            self._log.submit(self._restart)
 
     def _snapshot(self, status: StatusView) -> LiveState:
         from hostler.gateway.cli.live_layout import LiveState

@@ -166,7 +166,8 @@ async def test_retry_after_is_the_rest_of_the_load_as_measured_before(
             tasks.start_soon(gateway.chat, "a")
             await gateway.until_counts(0, 1)
             before = await rest()
-            assert before <= takes
+            # What is shown of a load is rounded to hundredths of a second.
+            assert before <= takes + 0.005
             retry_after = 0
             while retry_after != 1:
                 answer = await gateway.chat("a")
