@@ -24,6 +24,7 @@ from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai import chat, models, responses
 from hostler.adapters.openai import stored as stored_responses
+from hostler.adapters.openai.custom_tools import has_custom_tools
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.errors import error_response
 from hostler.adapters.openai.operations import FORMS, OPERATIONS
@@ -37,6 +38,8 @@ from hostler.profiles.presets import Preset
 _FORM = "multipart/form-data"
 # What servers answer for a route that they do not have.
 _NO_ROUTE = frozenset({404, 405, 501})
+# What servers answer for a body that they cannot read.
+_INVALID = frozenset({400, 422})
 # The wire of a responses request that is sent to a backend of this protocol as a chat.
 _AS_CHAT = "responses as chat"
 _STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
@@ -118,13 +121,15 @@ class OpenAIAdapter(Adapter):
             self.expand(request)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
-        """A chat for a backend without the responses API; no reasoning options for a model without reasoning."""
+        """A chat for a backend without the responses API, or without custom tools there; no reasoning options for a model
+        without reasoning."""
         origin = request.origin
         try:
             expanded = self.expand(request)
         except BadRequest:
             return None  # no other form of the request exists: the backend's own error stands
-        if origin.wire == RESPONSES and rejected.wire == WIRE and _lacks_route(rejected):
+        is_unknown = _lacks_route(rejected) or _lacks_custom_tools(rejected, request)
+        if origin.wire == RESPONSES and rejected.wire == WIRE and is_unknown:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 
@@ -152,6 +157,14 @@ def _lacks_route(rejected: BackendRejected) -> bool:
         return False
     details = read_error(rejected.body)
     return details is None or (details.code != "model_not_found" and "model" not in details.message.lower())
+
+
+def _lacks_custom_tools(rejected: BackendRejected, request: Request) -> bool:
+    """Whether the backend rejects a request for its custom tools, or for their calls in the history."""
+    if rejected.backend_status not in _INVALID or not has_custom_tools(request.origin.body):
+        return False
+    words = rejected.body.lower()
+    return any(word in words for word in (b"tool", b"custom", b"input"))
 
 
 def _output(body: JsonBody) -> Output:

@@ -20,13 +20,19 @@ from hostler.adapters.canonical import (
     ToolCall,
 )
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import JsonBody
+from hostler.adapters.json_body import NOT_JSON, JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
+from hostler.adapters.openai.custom_tools import CustomFormat, as_arguments, as_function
 from hostler.adapters.openai.schema import NULL
 from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import arguments_text
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
+
+# Items that are tool calls, and their results.
+_CALLS = frozenset({"function_call", "custom_tool_call"})
+_CALL_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+_TOOLS = frozenset({"function", "custom"})
 
 # Items of OpenAI's own tools in the history: other models cannot read them.
 _HOSTED_TOOL_ITEMS = frozenset(
@@ -53,6 +59,7 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     call_id: str | None = None
     name: str | None = None
     arguments: Any = None
+    input: Any = None
     output: str | list[ResponsesPart] | None = None
 
 
@@ -61,11 +68,13 @@ class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str | None = None
     parameters: msgspec.Raw = msgspec.Raw(NULL)
+    format: CustomFormat | None = None
 
 
 class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     name: str | None = None
+    mode: str | None = None
 
 
 class ResponsesReasoning(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +105,7 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _TEXT = msgspec.json.Decoder(ResponsesText | None)
+_TOOL_NAMES = msgspec.json.Decoder(list[ResponsesTool])
 _INCLUDE = msgspec.json.Decoder(list[str] | None)
 
 
@@ -112,6 +122,16 @@ def decode_output(document: JsonBody) -> Output:
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
 
 
+def custom_tools(tools: Any) -> frozenset[str]:
+    """The names of the custom tools among a request's `tools`, as bytes of JSON."""
+    if not isinstance(tools, msgspec.Raw) or b'"custom"' not in bytes(tools):
+        return frozenset()
+    try:
+        return frozenset(tool.name for tool in _TOOL_NAMES.decode(tools) if tool.type == "custom")
+    except NOT_JSON:
+        return frozenset()
+
+
 def decode_request(request: ChatRequest) -> ChatRequest:
     """The request with its conversation. Raises `BadRequest` naming the field that is invalid or not supported."""
     body = decode_body(request.origin.body, ResponsesBody)
@@ -124,10 +144,10 @@ def decode_request(request: ChatRequest) -> ChatRequest:
         raise BadRequest("`input` is missing.", param="input")
     messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
     messages += _messages(body.input or "")
-    tools = [tool for tool in body.tools or () if tool.type == "function"]
+    tools = [tool for tool in body.tools or () if tool.type in _TOOLS]
     choice = body.tool_choice
     if isinstance(choice, ResponsesToolChoice):
-        choice = choice.name if choice.type == "function" else None
+        choice = choice.name if choice.type in _TOOLS else choice.mode
     effort = body.reasoning.effort if body.reasoning is not None else None
     conversation = Conversation(
         messages=tuple(with_one_system_turn(messages)),
@@ -151,7 +171,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
         kind = item.type or ("message" if item.role is not None else "")
         if kind in _HOSTED_TOOL_ITEMS:
             continue
-        if kind == "function_call" or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
+        if kind in _CALLS or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
             assistant = _with_item(assistant or ChatMessage(role="assistant"), item, kind, param)
             continue
         if assistant is not None:
@@ -162,7 +182,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
                 raise BadRequest(f"`{param}.role` must be user, assistant, system or developer.", param=param)
             role = "system" if item.role == "developer" else item.role
             yield ChatMessage(role=role, parts=tuple(_parts(item.content, f"{param}.content")))
-        elif kind == "function_call_output":
+        elif kind in _CALL_OUTPUTS:
             parts = tuple(_parts(item.output, f"{param}.output"))
             yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
         else:
@@ -177,13 +197,10 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
 
 def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str) -> ChatMessage:
     """The assistant's message with one more item."""
-    if kind == "function_call":
-        call = ToolCall(
-            index=len(message.tool_calls),
-            id=item.call_id,
-            name=item.name or "",
-            arguments=arguments_text(item.arguments),
-        )
+    if kind in _CALLS:
+        is_custom = kind == "custom_tool_call"
+        arguments = as_arguments(str(item.input or "")) if is_custom else arguments_text(item.arguments)
+        call = ToolCall(index=len(message.tool_calls), id=item.call_id, name=item.name or "", arguments=arguments)
         return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":
         parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
@@ -212,5 +229,7 @@ def _part(part: ResponsesPart, param: str) -> Part:
 
 
 def _tool(tool: ResponsesTool) -> Tool:
+    if tool.type == "custom":
+        return as_function(tool.name, tool.description, tool.format)
     raw = bytes(tool.parameters)
     return Tool(name=tool.name, description=tool.description, parameters=None if raw == NULL else msgspec.Raw(raw))

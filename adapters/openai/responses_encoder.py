@@ -11,8 +11,10 @@ from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.custom_tools import InputReader
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_events
+from hostler.adapters.openai.responses import custom_tools
 from hostler.adapters.openai.schema import RESPONSES
 from hostler.adapters.openai.stored import MAX_STORED
 
@@ -24,6 +26,8 @@ _REPEATED: dict[str, Any] = {
     "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled", "user": None,
 }  # fmt: skip
 
+_CALLS = {"function_call": "function_call_arguments", "custom_tool_call": "custom_tool_call_input"}
+
 # In the last events of a backend's stream.
 _ENDS = (b'"response.completed"', b'"response.incomplete"')
 
@@ -31,9 +35,12 @@ _Event = dict[str, Any]
 
 
 class OutputItem:
-    """An item of the output that may still grow: reasoning, a message, or a function call."""
+    """An item of the output that may still grow: reasoning, a message, or the call of a function or custom tool.
 
-    __slots__ = ("call_id", "id", "index", "is_open", "kind", "logprobs", "name", "pieces")
+    `arguments` are those of a call as the model wrote them; `input` reads that of a custom tool from them.
+    """
+
+    __slots__ = ("arguments", "call_id", "id", "index", "input", "is_open", "kind", "logprobs", "name", "pieces")
 
     def __init__(self, kind: str, index: int, item_id: str, *, call_id: str = "", name: str = "") -> None:
         self.kind = kind
@@ -42,6 +49,8 @@ class OutputItem:
         self.call_id = call_id
         self.name = name
         self.pieces: list[str] = []
+        self.arguments: list[str] = []
+        self.input = InputReader() if kind == "custom_tool_call" else None
         self.logprobs: list[dict[str, Any]] = []
         self.is_open = True
 
@@ -52,17 +61,29 @@ class OutputItem:
     @property
     def is_complete(self) -> bool:
         """Whether nothing more can belong to it when another item has begun."""
-        if self.kind != "function_call":
+        if self.kind not in _CALLS:
             return True
         try:
-            return isinstance(msgspec.json.decode(self.text), dict)
+            return isinstance(msgspec.json.decode("".join(self.arguments)), dict)
         except NOT_JSON:
             return False
 
+    @property
+    def content_name(self) -> str:
+        """What a call has the text of its item in."""
+        return "arguments" if self.input is None else "input"
+
+    def add_arguments(self, piece: str) -> str:
+        """Add the next piece of a call's arguments; returns what that adds to the text of the item."""
+        self.arguments.append(piece)
+        text = piece if self.input is None else self.input.feed(piece)
+        self.pieces.append(text)
+        return text
+
     def body(self) -> dict[str, Any]:
         status = "in_progress" if self.is_open else "completed"
-        if self.kind == "function_call":
-            call = {"arguments": self.text, "call_id": self.call_id, "name": self.name}
+        if self.kind in _CALLS:
+            call = {self.content_name: self.text, "call_id": self.call_id, "name": self.name}
             return {"id": self.id, "type": self.kind, "status": status, **call}
         content = [] if self.is_open else [self.part()]
         if self.kind == "reasoning":
@@ -85,6 +106,7 @@ class ResponsesEncoder(Encoder):
         self._model = request.model or ""
         given = {name: raw for name, raw in json_body.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, default) for name, default in _REPEATED.items()}
+        self._custom_tools = custom_tools(given.get("tools"))
         self.streaming = request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
@@ -185,10 +207,8 @@ class ResponsesEncoder(Encoder):
             events.append(delta)
         for call in chunk.tool_calls:
             item = self._calls.get(call.index) or self._open_call(call, events)
-            if call.arguments:
-                item.pieces.append(call.arguments)
-                name = "response.function_call_arguments.delta"
-                events.append({"type": name, "item_id": item.id, "output_index": item.index, "delta": call.arguments})
+            if call.arguments and (piece := item.add_arguments(call.arguments)):
+                events.append(_call_event("delta", item, delta=piece))
         return events
 
     def _open_response(self) -> list[_Event]:
@@ -213,8 +233,9 @@ class ResponsesEncoder(Encoder):
     def _open_call(self, call: ToolCall, events: list[_Event]) -> OutputItem:
         events += self._close_items()
         call_id = call.id or f"call_{self._id}_{call.index}"
-        index = len(self._items)
-        item = OutputItem("function_call", index, f"fc_{self._id}_{index}", call_id=call_id, name=call.name or "")
+        index, name = len(self._items), call.name or ""
+        kind, prefix = ("custom_tool_call", "ctc") if name in self._custom_tools else ("function_call", "fc")
+        item = OutputItem(kind, index, f"{prefix}_{self._id}_{index}", call_id=call_id, name=name)
         self._calls[call.index] = item
         self._items.append(item)
         events.append(_item_event("added", item))
@@ -227,9 +248,8 @@ class ResponsesEncoder(Encoder):
         for item in self._items:
             if not item.is_open or not (last or item.is_complete):
                 continue
-            if item.kind == "function_call":
-                done = {"item_id": item.id, "output_index": item.index, "name": item.name, "arguments": item.text}
-                events.append({"type": "response.function_call_arguments.done", **done})
+            if item.kind in _CALLS:
+                events += self._close_call(item)
             elif item.kind == "reasoning":
                 events.append({"type": "response.reasoning_text.done", **_position(item), "text": item.text})
             else:
@@ -239,6 +259,13 @@ class ResponsesEncoder(Encoder):
             item.is_open = False
             events.append(_item_event("done", item))
         return events
+
+    def _close_call(self, item: OutputItem) -> list[_Event]:
+        rest = item.input.finish() if item.input is not None else ""
+        item.pieces.append(rest)
+        events = [_call_event("delta", item, delta=rest)] if rest else []
+        name = {"name": item.name} if item.kind == "function_call" else {}
+        return [*events, _call_event("done", item, **name, **{item.content_name: item.text})]
 
     def _response(self, *, running: bool = False) -> dict[str, Any]:
         cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish)
@@ -269,6 +296,11 @@ class ResponsesEncoder(Encoder):
 
 def _position(item: OutputItem) -> dict[str, Any]:
     return {"item_id": item.id, "output_index": item.index, "content_index": 0}
+
+
+def _call_event(change: str, item: OutputItem, **content: str) -> _Event:
+    name = f"response.{_CALLS[item.kind]}.{change}"
+    return {"type": name, "item_id": item.id, "output_index": item.index, **content}
 
 
 def _item_event(change: str, item: OutputItem) -> dict[str, Any]:
