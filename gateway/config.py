@@ -15,6 +15,7 @@ from hostler.gateway.backend_settings import BackendSettings, backend_errors
 from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
 from hostler.gateway.state_files import service_directory, state_file
+from hostler.profiles.engines import EngineEntry, Macro
 from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
@@ -184,6 +185,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backends: Mapping[str, BackendSettings] = {}
     breaker: BreakerSettings = BreakerSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
+    engines: Mapping[str, EngineEntry] = {}
+    macros: Mapping[str, Macro] = {}
     profiles: Mapping[str, ProfileEntry] = {}
     variants: Mapping[str, VariantSettings] = {}
     manifest: str | None = None
@@ -276,6 +279,9 @@ def read(
             document,
             settings.profiles,
             manifest,
+            engines=settings.engines,
+            macros=settings.macros,
+            default_engine=settings.supervisor.engine,
             created=None if written is None else (written, made.profiles),
             env=environ,
             read=files.text,

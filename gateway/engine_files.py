@@ -20,17 +20,20 @@ _PROGRAM_START = 512
 
 def argument_mistake(name: str, value: str) -> str | None:
     """What is wrong with the file that an argument names; `None` if nothing is, or if it names none. Blocks."""
-    if name not in _FILE_ARGUMENTS:
-        return None
+    return file_mistake(value, gguf=name in _GGUF_ARGUMENTS) if name in _FILE_ARGUMENTS else None
+
+
+def file_mistake(file: str, *, gguf: bool) -> str | None:
+    """What is wrong with a file that an engine reads, which must be a `gguf` file; `None` if nothing is. Blocks."""
     try:
-        path = expanded_path(value)
+        path = expanded_path(file)
         if path.is_dir():
             return "is a folder"
-        with path.open("rb") as file:
-            start = file.read(4) if path.is_file() else b"GGUF"  # a pipe may never say
+        with path.open("rb") as opened:
+            start = opened.read(4) if path.is_file() else b"GGUF"  # a pipe may never say
     except (OSError, ValueError):
         return "cannot be read"
-    return "is not a GGUF file" if name in _GGUF_ARGUMENTS and start != b"GGUF" else None
+    return "is not a GGUF file" if gguf and start != b"GGUF" else None
 
 
 def program_mistake(program: str) -> str | None:

@@ -13,14 +13,15 @@ from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
 from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
-from hostler.gateway.engine_files import argument_mistake, program_mistake
+from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
-from hostler.profiles.sources import ModelSource
+from hostler.profiles.sources import source_of
 from hostler.supervisor.config import TLSSettings
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine_command import engine_program, parse_port_range, reads_gguf
+from hostler.supervisor.engine_command import engine_of, is_embedded, program_of, reads_gguf
+from hostler.supervisor.engine_port import parse_port_range
 from hostler.supervisor.tls import CertificateError, ServerCertificate, pinned_context
 
 Command = Literal["up", "gateway", "supervisor"]
@@ -60,11 +61,12 @@ def all_mistakes(configuration: Configuration) -> list[str]:
     found += supervisor_mistakes(configuration)
     if runs_models:
         found += dict.fromkeys(engine_mistakes(configuration).values())
+        found += gpu_mistakes(configuration)
         found += _port_mistakes(configuration)
         found += _device_mistakes(configuration)
         found += placement_mistakes(configuration)
         for profile in configuration.profiles:
-            found += profile_mistakes(profile, _engine(profile, configuration))
+            found += profile_mistakes(profile, needs_gguf=_reads_gguf(profile, configuration))
     return found
 
 
@@ -189,7 +191,7 @@ def engine_mistakes(configuration: Configuration) -> dict[str, str]:
     for profile in configuration.profiles:
         where = "supervisor.engine" if profile.engine is None else f"profiles.{profile.name}.engine"
         try:
-            words = engine_program(_engine(profile, configuration))
+            words = program_of(engine_of(profile, configuration.settings.supervisor))
             if (mistake := program_mistake(words[0])) is not None:
                 found[profile.name] = f"{where}: {mistake}"
         except SupervisorError as error:
@@ -199,23 +201,49 @@ def engine_mistakes(configuration: Configuration) -> dict[str, str]:
     return found
 
 
-def _engine(profile: Profile, configuration: Configuration) -> str | None:
-    return profile.engine if profile.engine is not None else configuration.settings.supervisor.engine
+def gpu_mistakes(configuration: Configuration) -> Iterator[str]:
+    """Profiles that want a GPU from the embedded engine, which has none."""
+    for profile in configuration.profiles:
+        if profile.gpu_layers in (None, 0, "auto"):
+            continue
+        try:
+            words = program_of(engine_of(profile, configuration.settings.supervisor))
+        except (SupervisorError, ValueError):
+            continue  # reported as such
+        if is_embedded(words):
+            yield (
+                f"profiles.{profile.name}.gpu_layers: the embedded engine runs on the CPU only; install a llama-server "
+                "built for your GPU (see docs/engines.md), or remove gpu_layers"
+            )
 
 
-def profile_mistakes(profile: Profile, engine: str | None) -> Iterator[str]:
-    """What is wrong with a profile's files, as far as they are on this machine. Blocks."""
+def _reads_gguf(profile: Profile, configuration: Configuration) -> bool:
+    try:
+        return reads_gguf(engine_of(profile, configuration.settings.supervisor))
+    except ValueError:  # reported as such
+        return False
+
+
+def profile_mistakes(profile: Profile, *, needs_gguf: bool) -> Iterator[str]:
+    """What is wrong with a profile's files, as far as they are on this machine. Blocks.
+
+    `needs_gguf`: its engine certainly loads GGUF files only.
+    """
     where = f"profiles.{profile.name}"
+    is_llama = profile.definition is None or profile.definition.llama_server
     path = cached(profile)
-    if path is None and ModelSource.parse(profile.model).kind == "path":
+    if path is None and source_of(profile.model).kind == "path":
         path = Path(profile.model)
-    if path is not None:
+    if path is not None and (is_llama or not path.exists()):
         try:
             read_facts(path)
         except GGUFError as error:
             # Engines other than llama.cpp have formats of their own.
-            if error.kind == "file_missing" or path.suffix.lower() == ".gguf" or reads_gguf(engine):
+            if error.kind == "file_missing" or path.suffix.lower() == ".gguf" or needs_gguf:
                 yield f"{where}.model: {error}"
+    for key, file in (("mmproj", profile.mmproj), ("draft", profile.draft)):
+        if file and (mistake := file_mistake(file, gguf=is_llama)) is not None:
+            yield f"{where}.{key}: {file} {mistake}"
     for name, value in zip(profile.args, profile.args[1:], strict=False):
         if (mistake := argument_mistake(name, value)) is not None:
             yield f"{where}.args: {name} {value} {mistake}"

@@ -82,7 +82,7 @@ class Proxy:
                     last = await self._ask(context, request)
                     break
                 except (BackendRejected, BackendBroken) as error:
-                    backend = self._backends[context.current.target.backend]
+                    backend = _backend(self._backends, context)
                     rejected = as_rejection(error, backend, begun=context.current.first_token_at is not None)
                     if rejected is None:
                         raise
@@ -128,8 +128,7 @@ class Proxy:
         """Send the request to the target and write its answer, except for the last bytes, which are returned."""
         attempt = context.attempt
         assert attempt is not None
-        target = attempt.target
-        backend = self._backends[target.backend]
+        backend = _backend(self._backends, context)
         same_wire = backend.upstream.speaks(request.origin.wire)
         build = partial(_built, context, backend, request, same_wire=same_wire)
         # Translating a large body takes a while, and other requests are served meanwhile.
@@ -142,7 +141,8 @@ class Proxy:
             parser: Parser = ForwardingParser(request.origin.wire)
         else:
             parser = backend.upstream.parser(request, fields=not same_wire)
-        timeouts = backend.timeouts if target.limits is None else backend.timeouts.limited(target.limits)
+        limits = attempt.target.limits
+        timeouts = backend.timeouts if limits is None else backend.timeouts.limited(limits)
         attempt.sent = True
         if context.writer.streaming:
             attempt.sent_at = self._clock()
@@ -273,7 +273,7 @@ class Proxy:
 
     def _forwards(self, context: RequestContext) -> bool:
         """Whether the client gets the backend's own bytes."""
-        return self._backends[context.current.target.backend].upstream.speaks(context.request.origin.wire)
+        return _backend(self._backends, context).upstream.speaks(context.request.origin.wire)
 
     def _learn(self, context: RequestContext) -> None:
         """Learn from a stream how fast the backend reads prompts."""
@@ -316,13 +316,13 @@ def _built(
     """The request as the backend's protocol needs it, and its bytes."""
     if not same_wire:
         if isinstance(request, Passthrough):
-            upstream, model = backend.upstream, context.current.target.name_there
+            upstream = backend.upstream
             path = upstream.forward_path(request.origin.path)
-            return request, forwarded(request.origin, model=model, path=path, headers=upstream.headers)
+            return request, forwarded(request.origin, model=_name_there(context), path=path, headers=upstream.headers)
         request = context.adapter.expand(request)
     attempt, stream = context.current, backend.folds or _streamed(request)
     target = attempt.target
-    wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+    wire_request = backend.upstream.build(request, model=_name_there(context), stream=stream)
     if target.request:
         wire_request = rewrite(wire_request, changes_for(target.request, context.client.name))
     slot = None if attempt.lease is None else attempt.lease.slot
@@ -375,9 +375,26 @@ def _streamed(request: Request) -> bool:
     return output is not None and output.stream
 
 
+def _name_there(context: RequestContext) -> str:
+    """The name of the current attempt's model at its backend, or at its engine if that has one of its own."""
+    attempt = context.current
+    own = "" if attempt.address is None else attempt.address.model_name
+    return own or attempt.target.name_there
+
+
+def _backend(backends: Mapping[str, Backend], context: RequestContext) -> Backend:
+    """The backend of the current attempt, in the protocol of its engine."""
+    attempt = context.current
+    backend, address = backends[attempt.target.backend], attempt.address
+    if address is None or address.protocol == "llamacpp":
+        return backend
+    return backend.speaking(address)
+
+
 def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     if backend.endpoint is not None:
         return backend.endpoint
     address = context.current.address
     assert address is not None, "a supervised target needs a lease"
-    return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
+    key = address.key if address.key_header == "bearer" else None
+    return Endpoint(host=address.host, port=address.port, key=key, name=backend.name, base_path=address.prefix)

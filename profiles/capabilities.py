@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from hostler.profiles.engines import Engine, as_capabilities
 from hostler.profiles.schema import ModelFacts, Profile
 
 _PROJECTORS = ("--mmproj", "-mm", "--mmproj-url", "-mmu")
@@ -13,15 +14,16 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 
 
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
-    """The facts with the capabilities of the profile rather than of the file.
+    """The facts with the capabilities of the profile rather than of the file. Without a file they are the engine's.
 
     A profile for embeddings is listed for nothing else. What a projector (`--mmproj`) or another chat template supports is
     not known, so that they may support everything.
     """
+    facts = _with_engine(facts, profile.definition)
     if facts is None:
         return None
     added: list[str] = []
-    if _given(profile, _PROJECTORS) or _PROJECTOR_VARIABLES & profile.env.keys():
+    if profile.mmproj or _given(profile, _PROJECTORS) or _PROJECTOR_VARIABLES & profile.env.keys():
         added += ("vision", "audio")
     if _given(profile, _TEMPLATES) or _TEMPLATE_VARIABLES & profile.env.keys():
         added.append("tools")
@@ -42,8 +44,16 @@ def lacking(facts: ModelFacts | None) -> frozenset[str]:
     """
     if facts is None:
         return frozenset()
+    if facts.declared:
+        return frozenset({"completion"} - {*facts.capabilities})
     known = {"vision", "audio", *(("tools",) if facts.chat_template else ("completion",))}
     return frozenset(known.difference(facts.capabilities))
+
+
+def _with_engine(facts: ModelFacts | None, engine: Engine | None) -> ModelFacts | None:
+    if engine is None or not (engine.serves or engine.capabilities) or not (facts is None or facts.declared):
+        return facts
+    return msgspec.structs.replace(facts or ModelFacts(), capabilities=as_capabilities(engine), declared=True)
 
 
 def _given(profile: Profile, flags: tuple[str, ...]) -> bool:

@@ -22,6 +22,7 @@ from hostler.profiles.sources import (
     ReportProgress,
     SourceError,
     cache_directory,
+    source_of,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:
     verified it.
     """
     cache = cache_dir or cache_directory()
+    if not source_of(profile.model).is_file:
+        return None
     paths = [_trusted_copy(source, sha256, cache) for source, sha256 in _files(profile)]
     return paths[0] if all(paths) else None
 
@@ -85,7 +88,7 @@ def fetch_sync(profile: Profile, cache: Path, report: ReportProgress, cancellati
 
 def _files(profile: Profile) -> list[tuple[ModelSource, str | None]]:
     """Each file of the model with its expected checksum, which a profile can give for the first alone."""
-    first, *others = ModelSource.parse(profile.model).shards()
+    first, *others = source_of(profile.model).shards()
     return [(first, profile.sha256), *((other, None) for other in others)]
 
 
@@ -96,6 +99,8 @@ def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path 
         candidates += _hub_cache_paths(source)
     for path in candidates:
         if not is_file(path):
+            if source.kind == "path" and _is_folder(path):
+                return path
             continue
         if source.kind == "path" and sha256 is None:
             return path
@@ -212,6 +217,13 @@ class _Fetcher:
 
 def _key(target: Path) -> str:
     return hashlib.sha256(str(target).encode()).hexdigest()[:32]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _hub_cache_paths(source: ModelSource) -> list[Path]:

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from hostler.profiles.engines import Engine, EngineTable, check_variables
 from hostler.profiles.request_rules import RequestRules
-from hostler.profiles.sources import ModelSource, SourceError
+from hostler.profiles.sources import ModelSource, SourceError, is_hub_name
+from hostler.profiles.templates import TemplateError, apply_macros, apply_macros_to_text
 from hostler.profiles.yaml_config import Size
 
 #: Compressed; `gguf.tensors` unpacks it.
@@ -19,10 +21,11 @@ Packed = bytes
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts from the header of a GGUF file.
+    """Facts from the header of a GGUF file, or what is known without one.
 
     `parameters` is the number of weights, `training_context` the tokens it was trained on, `metadata` all keys of
-    the header with arrays replaced by `None` (they are large), `bytes` the size of all shards together.
+    the header with arrays replaced by `None` (they are large), `bytes` the size of all shards together. `declared`: the
+    capabilities are what an engine is said to serve, and its model may have others.
     """
 
     architecture: str = ""
@@ -39,13 +42,16 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int = 0
     sliding_window: int = 0
     recurrent: bool = False
+    declared: bool = False
     tensors: Packed = b""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A named way to run a model, with inheritance resolved and defaults filled in.
 
-    `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, or `pypi:package==version/file.gguf`.
+    `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, `pypi:package==version/file.gguf`,
+    `hub:org/repo` for an engine that loads it itself, or empty for an engine without models. `definition` is the engine
+    that `engine` names; without one, `engine` is a command line of llama-server.
     Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
     may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends. `devices`
     are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
@@ -57,6 +63,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str
     model: str
     sha256: str | None = None
+    mmproj: str | None = None
+    draft: str | None = None
     aliases: tuple[str, ...] = ()
     description: str = ""
     context: int = 4096
@@ -85,9 +93,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     listed: bool = True
     default: bool = False
     engine: str | None = None
+    definition: Engine | None = None
     chain: tuple[str, ...] | None = None
     local_only: bool = False
     request: RequestRules | None = None
+
+
+_FILE = msgspec.Meta(description="Projector file of a model that reads images or sound.")
+_DRAFT = msgspec.Meta(description="Draft model for speculative decoding.")
+_ENGINE = msgspec.Meta(description="An engine of `engines`, a preset, or a command line of llama-server.")
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +114,8 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str | UnsetType = UNSET
     base: str | UnsetType = UNSET
     sha256: str | UnsetType | None = UNSET
+    mmproj: Annotated[str | UnsetType | None, _FILE] = UNSET
+    draft: Annotated[str | UnsetType | None, _DRAFT] = UNSET
     aliases: tuple[str, ...] | UnsetType = UNSET
     description: str | UnsetType = UNSET
     context: int | UnsetType = UNSET
@@ -168,7 +184,7 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ) = UNSET
     listed: bool | UnsetType = UNSET
     default: bool | UnsetType = UNSET
-    engine: str | UnsetType | None = UNSET
+    engine: Annotated[str | UnsetType | None, _ENGINE] = UNSET
     chain: tuple[str, ...] | UnsetType | None = UNSET
     local_only: bool | UnsetType = UNSET
     request: RequestRules | UnsetType | None = UNSET
@@ -253,12 +269,17 @@ def is_device_name(name: str) -> bool:
     return _DEVICE.fullmatch(name) is not None
 
 
+_NO_ENGINES = EngineTable()
+
+
 def name_key(name: str) -> str:
     """The form in which names are compared: without regard to case or Ollama's `:latest`."""
     return name.lower().removesuffix(":latest")
 
 
-def resolve(entries: Mapping[str, ProfileEntry], errors: list[ProfileError] | None = None) -> tuple[Profile, ...]:
+def resolve(
+    entries: Mapping[str, ProfileEntry], errors: list[ProfileError] | None = None, engines: EngineTable | None = None
+) -> tuple[Profile, ...]:
     """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first invalid one.
 
     With `errors`, invalid profiles are left out and added to it instead, each with its first error.
@@ -267,7 +288,7 @@ def resolve(entries: Mapping[str, ProfileEntry], errors: list[ProfileError] | No
     profiles: list[Profile] = []
     for name in entries:
         try:
-            profile = _complete(name, entries)
+            profile = _complete(name, entries, engines or _NO_ENGINES)
             _check(profile)
             profiles.append(profile)
         except ProfileError as error:
@@ -286,7 +307,7 @@ def resolve(entries: Mapping[str, ProfileEntry], errors: list[ProfileError] | No
     return tuple(profile for profile in profiles if profile.name not in invalid)
 
 
-def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
+def _complete(name: str, entries: Mapping[str, ProfileEntry], engines: EngineTable) -> Profile:
     given: dict[str, Any] = {}
     for level, ancestor in enumerate(_ancestry(name, entries)):
         entry = entries[ancestor]
@@ -296,11 +317,37 @@ def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
         for key, value in own.items():
             if key not in given and key != "base" and (level == 0 or key not in _NOT_INHERITED):
                 given[key] = value
+    engine = given["definition"] = engines.find(given.get("engine"))
     if "model" not in given:
-        raise ProfileError(name, None, "needs model: (the file to run) or base: (a profile to inherit from)")
+        if engine is None or engine.needs_model:
+            raise ProfileError(name, None, "needs model: (the file to run) or base: (a profile to inherit from)")
+        given["model"] = ""
     if given.get("memory") is not None:
         given["memory"] = int(given["memory"])  # sent as JSON, which has no `Size`
-    return Profile(name=name, **given)
+    return _with_macros(Profile(name=name, **given), engines)
+
+
+def _with_macros(profile: Profile, engines: EngineTable) -> Profile:
+    """The profile with macros replaced. The engine's variables stay, and must exist."""
+    macros = engines.macros_of(profile.engine)
+    changes: dict[str, Any] = {}
+    key = ""
+    try:
+        for key in ("model", "mmproj", "draft"):
+            text = getattr(profile, key)
+            if text is not None and "${" in text:
+                changes[key] = apply_macros_to_text(text, macros)
+        key = "args"
+        if any("${" in word for word in profile.args):
+            changes["args"] = apply_macros(profile.args, macros)
+            check_variables(changes["args"])
+        key = "env"
+        if any("${" in text for text in profile.env.values()):
+            changes["env"] = {name: apply_macros_to_text(text, macros) for name, text in profile.env.items()}
+            check_variables((*changes["env"].values(),))
+    except TemplateError as error:
+        raise ProfileError(profile.name, key, str(error)) from None
+    return msgspec.structs.replace(profile, **changes) if changes else profile
 
 
 def _ancestry(name: str, entries: Mapping[str, ProfileEntry]) -> list[str]:
@@ -341,7 +388,8 @@ def _check(profile: Profile) -> None:
     _check_source(profile)
     for path, message in profile.request.mistakes() if profile.request is not None else ():
         raise ProfileError(profile.name, ".".join(("request", *path)), message)
-    for argument in profile.args:
+    engine = profile.definition
+    for argument in profile.args if engine is None or engine.llama_server else ():
         flag = argument.partition("=")[0]
         if flag in _FLAGS:
             raise ProfileError(profile.name, "args", f"{flag} is set by the supervisor{_alternative(_FLAGS[flag])}")
@@ -358,6 +406,11 @@ def _alternative(key: str | None) -> str:
 
 
 def _check_source(profile: Profile) -> None:
+    engine = profile.definition
+    if not profile.model and engine is not None and not engine.needs_model:
+        return
+    if engine is not None and not engine.llama_server and is_hub_name(profile.model):
+        return
     if profile.sha256 is not None and not _SHA256.fullmatch(profile.sha256):
         raise ProfileError(profile.name, "sha256", "must be 64 hexadecimal digits in lower case")
     try:

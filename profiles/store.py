@@ -16,9 +16,11 @@ from typing import Any
 
 import msgspec
 
+from hostler.profiles.engine_presets import PRESETS
+from hostler.profiles.engines import EngineEntry, EngineTable, InvalidEngine, Macro, resolve_engines
 from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
-from hostler.profiles.sources import ModelSource
+from hostler.profiles.sources import is_hub_name, source_of
 from hostler.profiles.yaml_config import Document, DocumentError, dotted, parse
 
 MANIFEST_KEY = "profiles"
@@ -41,13 +43,17 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    profiles: Mapping[str, ProfileEntry]
+    profiles: Mapping[str, ProfileEntry] = {}
+    engines: Mapping[str, EngineEntry] = {}
+    macros: Mapping[str, Macro] = {}
 
 
 class _ProfilesSection(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a configuration file that this module reads."""
 
     profiles: Mapping[str, ProfileEntry]
+    engines: Mapping[str, EngineEntry] = {}
+    macros: Mapping[str, Macro] = {}
 
 
 class _Entries(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +62,8 @@ class _Entries(msgspec.Struct, frozen=True, kw_only=True):
     document: Document
     prefix: tuple[str, ...]
     entries: Mapping[str, ProfileEntry]
+    engines: Mapping[str, EngineEntry] = {}
+    macros: Mapping[str, Macro] = {}
 
 
 def demo_profiles() -> tuple[Profile, ...]:
@@ -78,6 +86,9 @@ def load_profiles(
     entries: Mapping[str, ProfileEntry],
     manifest: Path | None = None,
     *,
+    engines: Mapping[str, EngineEntry] | None = None,
+    macros: Mapping[str, Macro] | None = None,
+    default_engine: str | None = None,
     created: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
     env: Mapping[str, str],
     read: Callable[[Path], str] | None = None,
@@ -85,14 +96,18 @@ def load_profiles(
 ) -> tuple[Profile, ...]:
     """All profiles of an installation: the `profiles:` section of the main file and those of its manifest.
 
-    With neither, the bundled ones. One file's profiles may be based on the other's. Relative model paths start at
+    With neither, the bundled ones. One file's profiles may be based on the other's, and on its `engines` and `macros`;
+    profiles without an engine get `default_engine`. Relative model paths start at
     the file they are written in. `created` are those that clients created: one that is invalid, because its base is
     gone or its name is taken by now, is left out with a warning. `read` returns the manifest's text. Raises
     `DocumentError` with file and line; with `errors`, what is invalid is left out and added to it instead.
     """
     sections = []
-    if document is not None and entries:
-        sections.append(_Entries(document=document, prefix=(MANIFEST_KEY,), entries=entries))
+    if document is not None and (entries or engines or macros):
+        main = _Entries(
+            document=document, prefix=(MANIFEST_KEY,), entries=entries, engines=engines or {}, macros=macros or {}
+        )
+        sections.append(main)
     if manifest is not None:
         try:
             sections.append(_manifest_entries((read or read_text)(manifest), str(manifest), env, errors))
@@ -100,9 +115,12 @@ def load_profiles(
             if errors is None:
                 raise
             errors.append(error)
-    if not sections and not errors:
+    if not any(section.entries for section in sections) and not errors:
         sections.append(_manifest_entries(bundled_text("demo.yaml"), "demo.yaml", {}))
-    return _resolve(sections, errors) if created is None or errors else _resolve_with_created(sections, *created)
+    table = _engine_table(sections, default_engine, errors)
+    if created is None or errors:
+        return _resolve(sections, errors, table)
+    return _resolve_with_created(sections, table, *created)
 
 
 def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
@@ -129,7 +147,11 @@ def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
     new = _insert(old, document, prefix, name, plain)
     changed, _ = _parse_for_writing(new, path)
     entries = changed.to(_ProfilesSection).profiles if prefix else changed.to(dict[str, ProfileEntry])
-    _resolve([_Entries(document=changed, prefix=prefix, entries=entries)])
+    section = _Entries(document=changed, prefix=prefix, entries=entries)
+    if prefix:
+        fitting = changed.to(_ProfilesSection)
+        section = msgspec.structs.replace(section, engines=fitting.engines, macros=fitting.macros)
+    _resolve([section], None, _engine_table([section], None, None))
     replace_text(path, old, new)
 
 
@@ -152,16 +174,39 @@ def _manifest_entries(
     if not isinstance(document.value, dict) or not document.value:
         raise document.error((), "has no profiles: expected a mapping of names to profiles")
     if MANIFEST_KEY in document.value:
-        if errors is None:
-            return _Entries(document=document, prefix=(MANIFEST_KEY,), entries=document.to(_Manifest).profiles)
-        fitting = document.fit(_Manifest, errors)
-        return _Entries(document=document, prefix=(MANIFEST_KEY,), entries={} if fitting is None else fitting.profiles)
+        fitting = (document.to(_Manifest) if errors is None else document.fit(_Manifest, errors)) or _Manifest()
+        return _Entries(
+            document=document,
+            prefix=(MANIFEST_KEY,),
+            entries=fitting.profiles,
+            engines=fitting.engines,
+            macros=fitting.macros,
+        )
     shape = dict[str, ProfileEntry]
     entries = document.to(shape) if errors is None else document.fit(shape, errors) or {}
     return _Entries(document=document, prefix=(), entries=entries)
 
 
-def _resolve(sections: list[_Entries], errors: list[DocumentError] | None = None) -> tuple[Profile, ...]:
+def _engine_table(sections: list[_Entries], default: str | None, errors: list[DocumentError] | None) -> EngineTable:
+    """The engines of all documents together, and the presets. Raises `DocumentError` if there are no `errors`."""
+    invalid: list[InvalidEngine] = []
+    engines = {name: entry for section in sections for name, entry in section.engines.items()}
+    macros = {name: value for section in sections for name, value in section.macros.items()}
+    table = resolve_engines(engines, PRESETS, macros, default=default, errors=invalid)
+    for error in invalid:
+        section = next(each for each in sections if error.path[1] in (*each.engines, *each.macros))
+        found = section.document.error(error.path, error.message)
+        if errors is None:
+            raise found
+        errors.append(found)
+    return table
+
+
+def _resolve(
+    sections: list[_Entries], errors: list[DocumentError] | None = None, engines: EngineTable | None = None
+) -> tuple[Profile, ...]:
+    if engines is None:
+        engines = _engine_table(sections, None, errors)
     entries: dict[str, ProfileEntry] = {}
     origins: dict[str, _Entries] = {}
     for section in sections:
@@ -177,7 +222,7 @@ def _resolve(sections: list[_Entries], errors: list[DocumentError] | None = None
             entries[name] = entry
             origins[name] = section
     invalid: list[ProfileError] = []
-    profiles = resolve(entries, invalid)
+    profiles = resolve(entries, invalid, engines)
     for error in invalid:
         section = origins[error.profile]
         path = (*section.prefix, error.profile, *([error.key] if error.key else []))
@@ -192,14 +237,15 @@ def _resolve(sections: list[_Entries], errors: list[DocumentError] | None = None
 
 
 def _resolve_with_created(
-    sections: list[_Entries], document: Document, entries: Mapping[str, ProfileEntry]
+    sections: list[_Entries], engines: EngineTable, document: Document, entries: Mapping[str, ProfileEntry]
 ) -> tuple[Profile, ...]:
     """All profiles, without those created ones that are invalid."""
-    configured = _resolve(sections)
+    configured = _resolve(sections, None, engines)
     remaining = dict(entries)
     while remaining:
         try:
-            return _resolve([*sections, _Entries(document=document, prefix=(MANIFEST_KEY,), entries=remaining)])
+            created = _Entries(document=document, prefix=(MANIFEST_KEY,), entries=remaining)
+            return _resolve([*sections, created], None, engines)
         except DocumentError as error:
             logger.warning("%s; this model is ignored", error)
             # The longest name that the path starts with: names may contain dots, too.
@@ -214,24 +260,30 @@ def _with_absolute_paths(
     origins: Mapping[str, _Entries],
     errors: list[DocumentError] | None,
 ) -> Iterator[Profile]:
-    """Relative model paths start at the file that names the model."""
+    """Relative paths start at the file that names them. What an engine finds on the Hugging Face Hub is marked so."""
     for profile in profiles:
-        if ModelSource.parse(profile.model).kind != "path":
-            yield profile
-            continue
-        owner = profile.name
-        while not entries[owner].model and entries[owner].base:
-            owner = str(entries[owner].base)
-        section = origins[owner]
-        try:
-            model = Path(section.document.source).absolute().parent / expanded_path(profile.model)
-        except ValueError as error:
-            found = section.document.error((*section.prefix, owner, "model"), str(error))
-            if errors is None:
-                raise found from None
-            errors.append(found)
+        changes = {}
+        for key in ("model", "mmproj", "draft"):
+            text = getattr(profile, key)
+            if not text or source_of(text).kind != "path":
+                continue
+            owner = profile.name
+            while not getattr(entries[owner], key) and entries[owner].base:
+                owner = str(entries[owner].base)
+            section = origins[owner]
+            try:
+                path = Path(section.document.source).absolute().parent / expanded_path(text)
+            except ValueError as error:
+                found = section.document.error((*section.prefix, owner, key), str(error))
+                if errors is None:
+                    raise found from None
+                errors.append(found)
+                break
+            engine = profile.definition
+            on_hub = engine is not None and not engine.llama_server and is_hub_name(text) and not path.exists()
+            changes[key] = f"hub:{text}" if on_hub and key == "model" else str(path)
         else:
-            yield msgspec.structs.replace(profile, model=str(model))
+            yield msgspec.structs.replace(profile, **changes)
 
 
 class _Environment(dict[str, str]):

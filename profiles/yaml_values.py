@@ -22,6 +22,10 @@ MAX_DEPTH = 64
 _SUBSTITUTION = re.compile(r"\$\$|\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _NOT_TEXT = "contains half of a surrogate pair, which is not text"
+#: What else stands in `${}` in the templates of engines: their variables and macros, replaced later.
+_TEMPLATE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_TEMPLATE_SECTIONS = frozenset({"engines", "macros"})
+_TEMPLATE_KEYS = frozenset({"args", "env", "model", "mmproj", "draft"})
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -170,6 +174,8 @@ class _NodeReader:
         def one(match: re.Match[str]) -> str:
             if match[0] == "$$":
                 return "$"
+            if _is_template(path) and _TEMPLATE_NAME.fullmatch(match[1]):
+                return match[0]
             if (variable := _VARIABLE.fullmatch(match[1])) is None:
                 raise self._error(
                     node,
@@ -199,6 +205,11 @@ class _NodeReader:
 def _is_text(text: str) -> bool:
     """Whether it can be encoded: an escape may be half a character, a variable may not be UTF-8."""
     return not any("\ud800" <= each <= "\udfff" for each in text)
+
+
+def _is_template(path: KeyPath) -> bool:
+    """Whether the value at `path` is a command, or part of one. A manifest may have no `profiles:` key."""
+    return path[:1] != () and (path[0] in _TEMPLATE_SECTIONS or any(step in _TEMPLATE_KEYS for step in path[1:3]))
 
 
 def _scalar_value(tag: str, text: str) -> Any:

@@ -24,6 +24,9 @@ _POLL_S: Final = 0.02
 
 _PR_SET_PDEATHSIG: Final = 1
 
+# `Child` has a method of that name.
+_SIGTERM: Final = signal.SIGTERM
+
 
 class Child:
     """A running process in a session of its own, so that a Ctrl-C in our terminal does not reach it.
@@ -48,16 +51,17 @@ class Child:
 
     @classmethod
     def start(
-        cls, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bool, str], None]
-    ) -> Child:
-        """Start a child. `on_line(from_stdout, line)` gets each line that it writes. Raises `OSError` if it cannot run.
+        cls, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bool, str], None],
+        cwd: str | None = None,
+    ) -> Child:  # fmt: skip
+        """Start a child in the folder `cwd`. `on_line(from_stdout, line)` gets each line that it writes.
 
-        Linux kills the child with the thread that called this.
+        Raises `OSError` if it cannot run. Linux kills the child with the thread that called this.
         """
         launcher = _launcher(environment.get("PATH")) if _is_native(arguments[0]) else ()
         popen = subprocess.Popen(
             [*launcher, *arguments], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
+            stderr=subprocess.PIPE, bufsize=0, start_new_session=True, cwd=cwd,
             preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
         process_reaper().watch(popen.pid)
@@ -96,8 +100,10 @@ class Child:
         else:
             self._listeners.append(listener)
 
-    async def end(self, grace_s: float, *, exit_line: bytes | None = None) -> None:
-        """End it and its group: `exit_line` to its stdin, SIGTERM, after `grace_s` SIGKILL. Returns when all are gone.
+    async def end(self, grace_s: float, *, exit_line: bytes | None = None, stop_signal: int | None = _SIGTERM) -> None:
+        """End it and its group: `exit_line` to its stdin, `stop_signal`, after `grace_s` SIGKILL.
+
+        With `stop_signal=None` it has been asked to exit already. Returns when all are gone.
 
         Cancelling skips the grace period, not the end.
         """
@@ -106,8 +112,8 @@ class Child:
                 if exit_line is not None and self.write_line(exit_line):
                     with anyio.move_on_after(min(0.5, grace_s / 2)):
                         await self.exited.wait()
-                if self.returncode is None:
-                    self.signal(signal.SIGTERM)
+                if self.returncode is None and stop_signal is not None:
+                    self.signal(stop_signal)
                 await self.exited.wait()
         finally:
             with anyio.CancelScope(shield=True):

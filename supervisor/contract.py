@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from hostler.profiles.engines import EngineProtocol, KeyHeader
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import ModelFacts
 from hostler.profiles.sources import FetchProgress
@@ -68,7 +69,8 @@ class SupervisorUnreachable(Exception):
 class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a ready engine listens, and the key of that process. `generation` grows with every start.
 
-    `key` is a secret: it must not reach logs, events or clients without the operate scope.
+    `protocol`, `prefix` (of its paths), `key_header` and `model_name` (its name of the model; empty for ours) say how it
+    is spoken to. `key` is a secret: it must not reach logs, events or clients without the operate scope.
     """
 
     model: str
@@ -78,6 +80,10 @@ class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     context: int
     parallel: int
+    protocol: EngineProtocol = "llamacpp"
+    prefix: str = ""
+    key_header: KeyHeader = "bearer"
+    model_name: str = ""
 
 
 class AnswerLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.engine_command import argument_value
+from hostler.supervisor.llama_arguments import argument_value
 from hostler.supervisor.memory import MemoryNeed, PeakMemory, offloaded_share
 
 

@@ -67,6 +67,20 @@ async def get_status(host: str, port: int, path: str, *, timeout_s: float, key: 
     return None
 
 
+async def accepts_connections(host: str, port: int, *, timeout_s: float) -> bool:
+    """Whether a connection is accepted in time. Never raises for a network error."""
+    if refuses_connections(host, port):
+        return False
+    try:
+        with anyio.move_on_after(timeout_s):
+            _, writer = await asyncio.open_connection(_connect_host(host), port)
+            writer.transport.abort()
+            return True
+    except OSError:
+        pass
+    return False
+
+
 async def request_json(
     address: EngineAddress,
     method: str,
@@ -96,6 +110,8 @@ async def engine_activity(address: EngineAddress, *, timeout_s: float = 1.0) -> 
     Not to be polled more often than every 1.5 seconds: a busy engine notices only between two polls that a client
     which waits for a whole response has disconnected.
     """
+    if address.protocol != "llamacpp":
+        return None
     try:
         text = (await _request(address, "GET", "/metrics", b"", timeout_s)).decode(errors="replace")
     except EngineError as error:

@@ -1,118 +1,149 @@
-"""The command that starts an engine for a profile: program, arguments, environment, port."""
+"""The command that starts an engine for a profile: program, arguments, environment, and how it is stopped."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 import shutil
-import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from hostler.profiles.file_reading import expanded_path
+from hostler.profiles.engine_presets import PRESETS
+from hostler.profiles.engines import Engine, EngineTable, ReadyRules, StopRules, resolve_engines
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor import context_checkpoints
+from hostler.profiles.sources import source_of
+from hostler.profiles.templates import expand, expand_text
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
-
-#: The longest text that becomes an embedding unless a profile's `batch` is larger: it is processed in one batch.
-EMBEDDED_TOKENS: Final = 2048
-
-# Arguments without a value, and the value that they stand for.
-_SWITCHES: Final = {"-kvu": "on", "--kv-unified": "on", "-no-kvu": "off", "--no-kv-unified": "off"}
-
-
-def argument_value(arguments: Sequence[str], *names: str) -> str | None:
-    """The value of the argument that has one of `names`, or `None`. The last one wins, as in the engine."""
-    found: str | None = None
-    for index, word in enumerate(arguments):
-        if plain_name(word) not in names:
-            continue
-        if plain_name(word) in _SWITCHES:
-            found = _SWITCHES[plain_name(word)]
-        elif index + 1 < len(arguments):
-            found = arguments[index + 1]
-    return found
-
-
-def argument_number(arguments: Sequence[str], *names: str) -> int | None:
-    """`argument_value` as an integer, or `None` if it is none."""
-    try:
-        return int(argument_value(arguments, *names) or "")
-    except ValueError:
-        return None
-
-
-def batch_size(profile: Profile) -> int:
-    """How many tokens the engine takes at a time; for embeddings this also limits the length of a text."""
-    return max(profile.batch, min(profile.context, EMBEDDED_TOKENS)) if profile.embeddings else profile.batch
-
-
-def physical_batch_size(profile: Profile) -> int:
-    """How many tokens the engine computes at a time."""
-    batch = argument_number(profile.args, "-ub", "--ubatch-size")
-    return batch or (batch_size(profile) if profile.embeddings else min(512, profile.batch))
-
-
-def plain_name(word: str) -> str:
-    """An argument's name as it is documented: the engine takes underscores for hyphens, too."""
-    return word.replace("_", "-") if word.startswith("--") else word
-
+from hostler.supervisor.llama_arguments import batch_size, llama_arguments
 
 EMBEDDED: Final = "embedded"
 
 #: Variables that engines do not inherit: they are secrets, or would override the profile.
 _NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_API_KEY", "OPENAI_API_KEY")
 
+_NOT_IN_CONTAINER_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+
 
 class EngineCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """How to start an engine. Only `environment` holds its key. `context` is what one request gets."""
+    """How to start and stop an engine. `context` is what one request gets, `model_name` the model's name there.
+
+    Its key is in `environment`, unless the engine takes it as an argument only.
+    """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    engine: Engine
+    cwd: str | None = None
     context: int = 0
     parallel: int = 1
+    model_name: str = ""
+    stop: tuple[str, ...] = ()
+    cleanup: tuple[str, ...] = ()
+
+
+def engine_of(profile: Profile, settings: SupervisorSettings) -> Engine:
+    """The engine of a profile: as its file defines it, a preset, or a llama-server by its command line.
+
+    Raises `ValueError` for a command line with an open quote.
+    """
+    if profile.definition is not None:
+        return profile.definition
+    name = profile.engine if profile.engine is not None else settings.engine
+    return _presets().find(name) or llama_server(name)
+
+
+@cache
+def _presets() -> EngineTable:
+    return resolve_engines({}, PRESETS, {}, errors=[])
+
+
+def llama_server(command: str | None) -> Engine:
+    """A llama-server by its command line; `None` takes what is installed. Raises `ValueError` for an open quote."""
+    return Engine(
+        name=command or "llama-server",
+        command=tuple(shlex.split(command)) if command is not None else (),
+        llama_server=True,
+        ready=ReadyRules(path="/health"),
+        protocol="llamacpp",
+    )
+
+
+def command_line(engine: Engine) -> str | None:
+    """A llama-server's command line without the options of its profile; `None` for what is installed."""
+    return shlex.join(expand(engine.command, {})) or None
 
 
 def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str, ...]:
-    """The program and its first arguments. `engine` is a command line or `embedded`; `None` takes what is installed.
+    """The program and first arguments of a llama-server. `engine` is a command line or `embedded`.
 
-    Raises `SupervisorError` (`engine_missing`). `path` replaces the PATH.
+    `None` takes what is installed. Raises `SupervisorError` (`engine_missing`). `path` replaces the PATH.
     """
-    if engine is None:
+    return program_of(llama_server(engine), path=path)
+
+
+def program_of(engine: Engine, *, path: str | None = None) -> tuple[str, ...]:
+    """The engine's program, and the arguments before those of llama-server. Raises `SupervisorError` (`engine_missing`).
+
+    `path` replaces the PATH.
+    """
+    if not engine.llama_server:
+        return (_find_program(engine, path),)
+    words = expand(engine.command, {})
+    if not words and engine.name == "llama-server":
         found = shutil.which("llama-server", path=path)
         if found:
             return (found,)
         if embedded_is_installed():
             return _embedded()
         raise _missing("no engine is installed")
-    if engine == EMBEDDED:
+    if words == (EMBEDDED,):
         if embedded_is_installed():
             return _embedded()
         raise _missing("the embedded engine is not installed")
-    words = shlex.split(engine)
-    program = shutil.which(str(expanded_path(words[0])), path=path) if words else None
+    program = shutil.which(words[0], path=path) if words else None
     if program is None:
-        raise _missing(f'the engine "{engine}" does not exist or is not executable')
+        raise _missing(f'the engine "{engine.name}" does not exist or is not executable')
     return (program, *words[1:])
 
 
-def is_embedded(program: Sequence[str]) -> bool:
-    """Whether this is the embedded engine, which uses no GPU."""
-    return tuple(program) == _embedded()
+def _find_program(engine: Engine, path: str | None) -> str:
+    """The program of an engine with a command of its own."""
+    first = engine.command[0] if engine.command else ""
+    word = expand((first if isinstance(first, str) else first[0],), {})[0]
+    folder = engine_folder(engine)
+    if folder is not None and not folder.is_dir():
+        message = f'the working folder {folder} of engine "{engine.name}" does not exist: install it, or set cwd'
+        raise SupervisorError(Failure(kind="engine_missing", message=message))
+    if folder is not None and "/" in word and not word.startswith("/"):
+        word = str(folder / word)
+    program = shutil.which(word, path=path)
+    if program is None:
+        message = f'the engine "{engine.name}" needs the program {word}, which does not exist or is not executable'
+        raise SupervisorError(Failure(kind="engine_missing", message=message))
+    return program
 
 
-def reads_gguf(engine: str | None) -> bool:
-    """Whether the engine of that command line is certainly llama.cpp's, which loads GGUF files only. Blocks briefly."""
-    if engine == EMBEDDED:
+def engine_folder(engine: Engine) -> Path | None:
+    """The engine's working folder; `None` for that of the supervisor."""
+    return None if engine.cwd is None else Path(engine.cwd).expanduser()
+
+
+def reads_gguf(engine: Engine) -> bool:
+    """Whether the engine is certainly llama.cpp's, which loads GGUF files only. Blocks briefly."""
+    if not engine.llama_server:
+        return False
+    if engine.command == (EMBEDDED,):
         return True
     try:
-        program = Path(engine_program(engine)[0])
-        if engine is not None and not program.name.startswith("llama-server"):
+        program = Path(program_of(engine)[0])
+        if engine.command and not program.name.startswith("llama-server"):
             return False
         with program.open("rb") as file:
             return file.read(2) != b"#!"  # a script may do anything
@@ -126,66 +157,97 @@ def embedded_is_installed() -> bool:
 
 
 def build_command(
-    profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, key: str,
+    profile: Profile, settings: SupervisorSettings, *, file: Path | None, host: str, port: int, key: str,
     inherited: Mapping[str, str], facts: ModelFacts | None = None, visible: Mapping[str, str] | None = None,
 ) -> EngineCommand:  # fmt: skip
     """The command that serves `profile` from `file` at `host:port`, to clients with `key` only. `facts`: the file's header;
     `visible`: the variables that hide GPUs.
 
-    A profile's context is what one request gets, so the engine gets that times `parallel`. The profile's own arguments
-    come last: in the engine the last one wins.
+    `file` is `None` for a model that the engine loads itself, or for none. The profile's own arguments come last: in
+    most engines the last one wins. Raises `SupervisorError` and `ValueError`.
     """
-    arguments = [*engine_program(profile.engine or settings.engine, path=inherited.get("PATH"))]
-    arguments += ["-m", str(file), "--alias", profile.name, "--host", host, "--port", str(port)]
-    arguments += ["-c", str(profile.context * profile.parallel), "-np", str(profile.parallel)]
-    arguments += ["-b", str(batch_size(profile)), "--cache-ram", str(profile.cache_ram_mib)]
-    if profile.threads is not None:
-        arguments += ["-t", str(profile.threads)]
-    if profile.gpu_layers is not None:
-        arguments += ["-ngl", str(profile.gpu_layers)]
-    if settings.slots_dir is not None:
-        arguments += ["--slot-save-path", settings.slots_dir]
-        if (
-            facts is not None
-            and context_checkpoints.needs_checkpoints(facts)
-            and not _chooses_checkpoints(profile, arguments)
-        ):
-            arguments += ["--ctx-checkpoints", str(context_checkpoints.DEFAULT_COUNT)]
-    if profile.embeddings:
-        arguments += ["--embeddings", "-ub", str(physical_batch_size(profile))]
-        if not _has_pooling_type(facts):
-            # Without pooling, as in chat models, the engine gives no embeddings in OpenAI's protocol.
-            arguments += ["--pooling", "mean"]
-    arguments += ["--metrics", "--no-ui", "--offline", "--cors-origins", "localhost", "--sse-ping-interval", "5"]
-    arguments += profile.args
-    environment = {
+    engine = engine_of(profile, settings)
+    values = _values(profile, file=file, host=host, port=port, key=key, inherited=inherited)
+    path = inherited.get("PATH")
+    arguments = [*program_of(engine, path=path)]
+    if engine.llama_server:
+        assert file is not None, "llama-server needs a model file"
+        arguments += llama_arguments(profile, settings, file=file, host=host, port=port, facts=facts, program=arguments)
+    else:
+        arguments += expand(engine.command, values)[1:]
+    arguments += expand(profile.args, values)
+    environment = {**_inherited_environment(inherited, settings), **(visible or {})}
+    environment.update({name: expand_text(text, values) for name, text in {**engine.env, **profile.env}.items()})
+    if engine.llama_server:
+        environment["LLAMA_API_KEY"] = key
+        # Makes the engine report its state on stdout and exit at the end of its stdin. The number itself is not used.
+        environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
+    folder = engine_folder(engine)
+    return EngineCommand(
+        arguments=tuple(arguments),
+        environment=environment,
+        engine=engine,
+        cwd=None if folder is None else str(folder),
+        context=profile.context,
+        parallel=profile.parallel,
+        model_name=expand_text(engine.model_name, values),
+        stop=expand(engine.stop_command, values),
+        cleanup=expand(engine.cleanup, values),
+    )
+
+
+def cleanup_command(profile: Profile, settings: SupervisorSettings, inherited: Mapping[str, str]) -> tuple[str, ...]:
+    """The command that removes what an earlier start may have left behind; empty if there is none."""
+    engine = engine_of(profile, settings)
+    return expand(engine.cleanup, _values(profile, file=None, host="", port=0, key="", inherited=inherited))
+
+
+def _inherited_environment(inherited: Mapping[str, str], settings: SupervisorSettings) -> dict[str, str]:
+    return {
         name: value
         for name, value in inherited.items()
         # The token may come from a variable of any name.
         if not name.startswith(_NOT_INHERITED) and (not settings.token or value != settings.token)
     }
-    environment.update(visible or {})
-    environment.update(profile.env)
-    environment["LLAMA_API_KEY"] = key
-    # Makes the engine report its state on stdout and exit at the end of its stdin. The number itself is not used.
-    environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
-    return EngineCommand(
-        arguments=tuple(arguments), environment=environment, context=profile.context, parallel=profile.parallel
-    )
 
 
-def _chooses_checkpoints(profile: Profile, words: Sequence[str]) -> bool:
-    """Whether the engine's own command line or the profile's variables set it; its arguments win anyway."""
-    chosen = argument_value(words, *context_checkpoints.ARGUMENTS)
-    return chosen is not None or not profile.env.keys().isdisjoint(context_checkpoints.VARIABLES)
-
-
-def _has_pooling_type(facts: ModelFacts | None) -> bool:
-    return facts is not None and any(name.endswith(".pooling_type") for name in facts.metadata)
+def _values(
+    profile: Profile, *, file: Path | None, host: str, port: int, key: str, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """The values of a template's variables."""
+    source = source_of(profile.model)
+    folder = "" if file is None else str(file if file.is_dir() else file.parent)
+    hub = inherited.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return {
+        "host": host,
+        "port": str(port),
+        "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "key": key,
+        "name": profile.name,
+        "model": source.file if file is None else str(file),
+        "folder": folder,
+        "parent": "" if file is None else str(file.parent),
+        "basename": source.name if file is None else file.name,
+        "hub": hub,
+        "mmproj": profile.mmproj or "",
+        "draft": profile.draft or "",
+        "context": str(profile.context),
+        "total_context": str(profile.context * profile.parallel),
+        "parallel": str(profile.parallel),
+        "batch": str(batch_size(profile)),
+        "threads": "" if profile.threads is None else str(profile.threads),
+        "gpu_layers": "" if profile.gpu_layers is None else str(profile.gpu_layers),
+        "container": "hostler-" + _NOT_IN_CONTAINER_NAMES.sub("-", profile.name),
+    }
 
 
 def _embedded() -> tuple[str, ...]:
     return (sys.executable, "-m", "hostler.supervisor.embedded.server")
+
+
+def is_embedded(words: tuple[str, ...]) -> bool:
+    """Whether this is the program of the embedded engine, as `program_of` returns it."""
+    return words == _embedded()
 
 
 def _missing(what: str) -> SupervisorError:
@@ -193,47 +255,17 @@ def _missing(what: str) -> SupervisorError:
     return SupervisorError(Failure(kind="engine_missing", message=message))
 
 
-def parse_port_range(text: str | None) -> range | None:
-    """Parses `8100-8199` or `8100`; `None` means any port. Raises `ValueError`."""
-    if text is None:
-        return None
-    first, _, last = text.partition("-")
-    ports = range(int(first), int(last or first) + 1)
-    if not ports or ports[0] < 1 or ports[-1] > 65535:
-        raise ValueError(f'"{text}" is not a range of ports: expected first-last, for example 8100-8199')
-    return ports
-
-
-def free_port(host: str, ports: range | None, *, avoid: Collection[int] = ()) -> int:
-    """A port on which nothing listens now. It may be taken before it is used: the caller has to retry then.
-
-    Raises `SupervisorError` (`port_taken`) if the whole range is in use.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in ports if ports is not None else (0,) * 8:
-        if port in avoid:
-            continue
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As the engine does: connections of an engine that has just exited do not matter.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                last = error
-                continue
-            found: int = probe.getsockname()[1]
-            if found not in avoid:
-                return found
-    where = f"engine_ports {ports[0]}-{ports[-1]}" if ports is not None else f"engine_host {host}"
-    reason = f" ({last.strerror})" if "last" in locals() else ""
-    raise SupervisorError(Failure(kind="port_taken", message=f"no free port in {where}{reason}"))
-
-
 def engine_profile(profile: Profile) -> Profile:
     """The part of a profile that the command depends on: profiles that are equal in it can share a running engine."""
+    definition = profile.definition
+    if definition is not None:
+        definition = msgspec.structs.replace(
+            definition, ready=ReadyRules(), serves=(), capabilities=(), listens="child", stop=StopRules(),
+            stop_command=(), cleanup=(), watchdog_s=None,
+        )  # fmt: skip
     return msgspec.structs.replace(
         profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None,
         memory=None, pinned=False, preload=False, evict_cost=None, max_concurrent=None, max_waiting=None,
         first_byte_s=None, between_bytes_s=None, max_answer_s=None, listed=True, default=False, chain=None,
-        local_only=False, request=None,
+        local_only=False, request=None, definition=definition,
     )  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 import anyio.to_thread
 import msgspec
 
+from hostler.profiles.engines import Engine
 from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import ReportProgress
+from hostler.profiles.sources import ReportProgress, source_of
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
     DeviceStatus,
@@ -31,11 +32,15 @@ from hostler.supervisor.engine_client import EngineError, engine_build
 from hostler.supervisor.engine_command import (
     EngineCommand,
     build_command,
+    cleanup_command,
+    command_line,
+    engine_of,
     engine_profile,
-    engine_program,
     is_embedded,
+    program_of,
     reads_gguf,
 )
+from hostler.supervisor.engine_stop import AddLine, run_cleanup
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,
@@ -114,8 +119,16 @@ class EngineLifecycle:
 
     # Before a start.
 
-    async def fetch_file(self, report: ReportProgress = lambda _: None) -> Path:
-        """The model file on disk, downloaded if necessary. Raises `SupervisorError`, also if no engine could load it."""
+    async def fetch_file(self, report: ReportProgress = lambda _: None) -> Path | None:
+        """The model file on disk, downloaded if necessary; `None` if the engine loads its model itself, or has none.
+
+        Raises `SupervisorError`, also if no engine could load it.
+        """
+        if not source_of(self.profile.model).is_file:
+            await self.describe_file()
+            if self.disabled is not None:
+                raise SupervisorError(self.disabled)
+            return None
         try:
             path = await self._services.files.path(self.profile, report)
         except SupervisorError as error:
@@ -141,11 +154,11 @@ class EngineLifecycle:
 
     def _find_failure(self) -> Failure | None:
         failure = self.description.failure
-        # Other programs may read other formats than GGUF.
-        if failure is not None and (failure.kind != "not_gguf" or reads_gguf(self._engine)):
-            return failure
         try:
-            program = engine_program(self._engine)
+            engine = engine_of(self.profile, self._services.settings)
+            if failure is not None and _concerns(failure, engine):
+                return failure
+            program = program_of(engine)
         except SupervisorError as error:
             return error.failure
         except ValueError as error:
@@ -153,9 +166,15 @@ class EngineLifecycle:
         self._uses_cpu_only = is_embedded(program)
         return None
 
-    @property
-    def _engine(self) -> str | None:
-        return self.profile.engine if self.profile.engine is not None else self._services.settings.engine
+    async def clean_up(self, log: AddLine) -> None:
+        """Remove what an earlier engine may have left behind, such as a container."""
+        inherited = dict(os.environ)
+        try:
+            command = cleanup_command(self.profile, self._services.settings, inherited)
+        except ValueError:
+            return  # reported when it is started
+        if command:
+            await run_cleanup(command, inherited, log)
 
     def read_ahead(self) -> None:
         """Load the model file into the page cache in the background, if it is on disk."""
@@ -184,7 +203,7 @@ class EngineLifecycle:
         """Restore the slots of the model's last engine, before the first request. Never raises."""
         self._slot_generation = self._engine_slots = self.conversations = None
         slots = self._services.slots
-        if slots is None or self.path is None:
+        if slots is None or self.path is None or not engine_of(self.profile, self._services.settings).llama_server:
             return
         try:
             identity = await self._identify_slots(slots, self.path, address)
@@ -255,8 +274,9 @@ class EngineLifecycle:
 
     @property
     def _slot_profile(self) -> Profile:
-        """The profile with the engine that runs it, whose arguments matter as well."""
-        return msgspec.structs.replace(self.profile, engine=self._engine)
+        """The profile with the command line and the variables of its llama-server, which matter as well."""
+        engine, profile = engine_of(self.profile, self._services.settings), self.profile
+        return msgspec.structs.replace(profile, engine=command_line(engine), env={**engine.env, **profile.env})
 
     async def _identify_slots(self, slots: SlotCache, path: Path, address: EngineAddress) -> _SlotIdentity:
         reported = await engine_build(address)
@@ -320,3 +340,10 @@ class EngineLifecycle:
         if engine_profile(profile) != engine_profile(self.profile):
             self._peak = self._recalled_peak = None
         self.profile = profile
+
+
+def _concerns(failure: Failure, engine: Engine) -> bool:
+    """Whether what is wrong with a file keeps this engine from loading it. Other engines read other formats."""
+    if not engine.llama_server:
+        return failure.kind == "file_missing"
+    return failure.kind != "not_gguf" or reads_gguf(engine)

@@ -13,11 +13,13 @@ import msgspec
 
 from hostler.supervisor.child import Child
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
-from hostler.supervisor.engine_client import get_status
-from hostler.supervisor.engine_command import free_port
+from hostler.supervisor.engine_command import EngineCommand
 from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
+from hostler.supervisor.engine_port import free_port
+from hostler.supervisor.engine_stop import clean_up, stop_engine
+from hostler.supervisor.generation import Generation, StartResult
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.readiness import EXIT_LINE, Readiness, wait_until_unresponsive
+from hostler.supervisor.readiness import Readiness, responds, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
 
 ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
@@ -40,62 +42,6 @@ class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True):
     stable_s: float = 30.0
     watchdog_s: float = 30.0
     keep: bool = False
-
-
-class StartResult:
-    """A future address or failure. Any number may wait for it; cancelling one waiter does not affect the others."""
-
-    def __init__(self) -> None:
-        self._settled = anyio.Event()
-        self._address: EngineAddress | None = None
-        self._failure: Failure | None = None
-
-    @property
-    def settled(self) -> bool:
-        return self._settled.is_set()
-
-    def settle(self, result: EngineAddress | Failure) -> None:
-        """Set the result. Only the first one counts."""
-        if self._settled.is_set():
-            return
-        if isinstance(result, Failure):
-            self._failure = result
-        else:
-            self._address = result
-        self._settled.set()
-
-    async def wait(self) -> EngineAddress:
-        """Wait for the address. Raises `SupervisorError`."""
-        await self._settled.wait()
-        if self._address is None:
-            assert self._failure is not None
-            raise SupervisorError(self._failure)
-        return self._address
-
-
-class Generation:
-    """One start of the engine, up to the end of its last process. Its result reaches only the callers that wait for it."""
-
-    def __init__(self, number: int, result: StartResult) -> None:
-        self.number = number
-        self.result = result
-        self.scope = anyio.CancelScope()
-        self.ended = anyio.Event()
-        self.readiness = Readiness()
-        self.cancelled = False
-        self.child: Child | None = None
-        self.address: EngineAddress | None = None
-        self.restored = False
-        self.failure: Failure | None = None
-
-    def cancel(self) -> None:
-        """End it, whatever it is doing."""
-        self.cancelled = True
-        self.scope.cancel()
-
-    @property
-    def serving(self) -> bool:
-        return self.address is not None and not self.cancelled and self.child is not None and self.child.running
 
 
 class ManagedProcess:
@@ -233,7 +179,8 @@ class ManagedProcess:
     # The task.
 
     async def run(self) -> None:
-        """Carry out requests until cancelled."""
+        """Carry out requests until cancelled. Removes first what an earlier supervisor may have left behind."""
+        await self._lifecycle.clean_up(self.log.add)
         while True:
             result = await self._wait_for_request()
             self._next = None
@@ -326,15 +273,14 @@ class ManagedProcess:
             self._failed_ports.clear()
             return error.failure
         mark = self.log.count
-        readiness = current.readiness = Readiness()
+        engine = command.engine
+        readiness = current.readiness = Readiness(engine.ready, anywhere=engine.listens == "anywhere")
         current.restored = False
-        try:
-            current.child = Child.start(
-                command.arguments, command.environment, lambda stdout, line: self._on_line(current, stdout, line)
-            )
-        except OSError as error:
-            kind: FailureKind = "out_of_memory" if error.errno == 12 else "engine_missing"
-            return self._describe_failure(kind, f"engine {command.arguments[0]} cannot be started: {error.strerror}")
+        await clean_up(command, self.log.add)
+        failure = self._start_child(current, command)
+        if failure is not None:
+            return failure
+        assert current.child is not None
         self._on_change(self)
         with anyio.CancelScope() as waiting:
             current.child.on_exit(waiting.cancel)
@@ -343,7 +289,8 @@ class ManagedProcess:
             )
             current.address = EngineAddress(
                 model=self.model, host=self._host, port=port, key=key, generation=current.number,
-                context=readiness.context or command.context, parallel=command.parallel,
+                context=readiness.context or command.context, parallel=command.parallel, protocol=engine.protocol,
+                prefix=engine.prefix, key_header=engine.key, model_name=command.model_name,
             )  # fmt: skip
         if current.address is not None:
             self._set_phase("restoring")
@@ -351,7 +298,7 @@ class ManagedProcess:
             with anyio.move_on_after(RESTORING_S):
                 await self._lifecycle.restore_slots(current.address)
             # If that crashed the engine, its connections break before its exit is reported: then wait for the exit.
-            if await get_status(self._host, port, "/health", timeout_s=1) is None:
+            if not await responds(current.address, engine.ready, timeout_s=1):
                 with anyio.move_on_after(1):
                     await current.child.exited.wait()
         if current.child.returncode is None:
@@ -362,18 +309,35 @@ class ManagedProcess:
             self._failed_ports.add(port)
         return failure
 
+    def _start_child(self, current: Generation, command: EngineCommand) -> Failure | None:
+        current.command = command
+        try:
+            current.child = Child.start(
+                command.arguments,
+                command.environment,
+                lambda stdout, line: self._on_line(current, stdout, line),
+                cwd=command.cwd,
+            )
+        except OSError as error:
+            kind: FailureKind = "out_of_memory" if error.errno == 12 else "engine_missing"
+            return self._describe_failure(kind, f"engine {command.arguments[0]} cannot be started: {error.strerror}")
+        return None
+
     async def _serve(self, current: Generation) -> None:
         """Be ready until the process exits, hangs, or is stopped. Raises `SupervisorError` for the first two."""
-        child, address = current.child, current.address
+        child, address, command = current.child, current.address, current.command
         assert child is not None
         assert address is not None
+        assert command is not None
+        own_limit_s = command.engine.watchdog_s
         mark = self.log.count
         self._failure = None
         self._enter("ready", "ready")
         current.result.settle(address)
         with anyio.CancelScope() as serving:
             child.on_exit(serving.cancel)
-            await wait_until_unresponsive(address, self.limits.watchdog_s)
+            limit_s = self.limits.watchdog_s if own_limit_s is None else own_limit_s
+            await wait_until_unresponsive(address, limit_s, command.engine.ready)
             message = f'the engine of model "{self.model}" accepts connections but no longer responds'
             raise SupervisorError(self._describe_failure("unresponsive", message))
         raise SupervisorError(explain_exit(self.model, child.returncode, self.log.since(mark), ready=True))
@@ -392,8 +356,7 @@ class ManagedProcess:
             self._set_phase("stopping")
         finally:
             with anyio.CancelScope(shield=True):
-                exit_line = EXIT_LINE if current.readiness.reported_ready and gracefully else None
-                await current.child.end(self.limits.stop_grace_s if gracefully else 0, exit_line=exit_line)
+                await stop_engine(current, self.limits.stop_grace_s if gracefully else 0, self.log.add)
 
     def _count(self, failure: Failure) -> Failure:
         """Count one more failure in a row; returns it with the time for which requests fail at once."""
@@ -418,6 +381,7 @@ class ManagedProcess:
         self._enter(following, "idle")
 
     def _on_line(self, current: Generation, from_stdout: bool, line: str) -> None:
+        current.readiness.on_line(line)
         if not (from_stdout and current.readiness.on_stdout(line)):
             self.log.add(line)
         elif self._phase == "starting":

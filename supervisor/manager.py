@@ -35,8 +35,9 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.devices.tracker import DeviceTracker
 from hostler.supervisor.engine_client import engine_activity
-from hostler.supervisor.engine_command import engine_profile, parse_port_range
+from hostler.supervisor.engine_command import engine_profile
 from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
+from hostler.supervisor.engine_port import parse_port_range
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.logs import EngineLog

@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import Failure
-from hostler.supervisor.engine_command import argument_number, argument_value, physical_batch_size
+from hostler.supervisor.llama_arguments import argument_number, argument_value, physical_batch_size
 from hostler.supervisor.state_store import JsonStore
 
 MIB = 1024**2

@@ -20,8 +20,9 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.fetch import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
+from hostler.profiles.model_folder import folder_facts
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import FetchProgress, ModelSource, ReportProgress, SourceError
+from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError, source_of
 from hostler.supervisor.contract import Failure, SupervisorError
 
 #: Read-ahead is requested in pieces, so that it can be cancelled in between.
@@ -88,9 +89,12 @@ class DownloadedFiles:
         path = cached(profile)
         facts, failure = None, None
         try:
-            if path is not None:
+            if path is not None and path.is_dir():
+                facts = folder_facts(path)
+                failure = Failure(kind="not_gguf", message=f"{path} is a folder, not a GGUF file")
+            elif path is not None:
                 facts = self._facts.read(path)
-            elif ModelSource.parse(profile.model).kind == "path":
+            elif source_of(profile.model).kind == "path":
                 failure = Failure(kind="file_missing", message=f"{profile.model} does not exist")
         except GGUFError as error:
             failure = Failure(kind=error.kind, message=str(error))

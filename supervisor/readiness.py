@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any, Final
 
 import anyio
 
+from hostler.profiles.engines import ReadyRules
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.engine_client import accepts_connections, get_status
 from hostler.supervisor.port_owner import owns_port
 
 #: A poll of a port that refuses connections costs 16 microseconds, one of a loading engine 380.
@@ -28,14 +30,30 @@ _STATE_LINE: Final = "cmd_child_to_router:state:"
 EXIT_LINE: Final = b"cmd_router_to_child:exit"
 
 
-class Readiness:
-    """One start of one engine. `progress` is the loaded share, 0 to 1, and `context` what one request gets, if reported."""
+#: A llama-server's.
+LLAMA_SERVER: Final = ReadyRules(path="/health")
 
-    def __init__(self) -> None:
+
+class Readiness:
+    """One start of one engine. `progress` is the loaded share, 0 to 1, and `context` what one request gets, if reported.
+
+    `anywhere`: any process may listen at the engine's port, not only the engine itself.
+    """
+
+    def __init__(self, rules: ReadyRules = LLAMA_SERVER, *, anywhere: bool = False) -> None:
+        self._rules = rules
+        self._anywhere = anywhere
+        self._log = None if rules.log is None else re.compile(rules.log)
         self.reported_ready = False
         self.progress: float | None = None
         self.context = 0
         self._changed = anyio.Event()
+
+    def on_line(self, line: str) -> None:
+        """Take a line of output: one that the rules wait for makes them true."""
+        if self._log is not None and self._log.search(line):
+            self._log = None
+            self._changed.set()
 
     def on_stdout(self, line: str) -> bool:
         """Take a line of standard output. Returns whether it was a state report rather than a log line."""
@@ -59,20 +77,32 @@ class Readiness:
         `on_first_response` is called at the first response, which may be that the model still loads.
         """
         started = time.monotonic()
-        responded = ours = False
+        responded = False
+        ours = self._anywhere
         while True:
             self._changed = anyio.Event()
-            status = await get_status(host, port, "/health", timeout_s=0.5)
-            if status is not None and not responded:
+            responds, ready = await self._poll(host, port, key)
+            if responds and not responded:
                 responded = True
                 on_first_response()
-            if status is not None and not ours:
+            if responds and not ours:
                 # Usually found out while the model loads, so that it costs nothing when it is ready.
                 ours = self.reported_ready or await _is_ours(pid, host, port, key)
-            if status == 200 and ours:
+            if ready and ours and self._log is None:
                 return
             with anyio.move_on_after(MIN_POLL_S if self.reported_ready else poll_pause_s(time.monotonic() - started)):
                 await self._changed.wait()
+
+    async def _poll(self, host: str, port: int, key: str) -> tuple[bool, bool]:
+        """Whether something responds at the port, and whether that is the response of a ready engine."""
+        rules = self._rules
+        if rules.path is None:
+            # A line of the log alone says that it is ready, but not that it listens.
+            found = await accepts_connections(host, port, timeout_s=0.5)
+            return found, found
+        status = await get_status(host, port, rules.path, timeout_s=0.5, key=key)
+        wanted = status is not None and (200 <= status < 300 if rules.status is None else status == rules.status)
+        return status is not None, wanted
 
 
 def poll_pause_s(taken_s: float) -> float:
@@ -80,7 +110,15 @@ def poll_pause_s(taken_s: float) -> float:
     return min(MAX_POLL_S, max(MIN_POLL_S, taken_s * POLL_SHARE))
 
 
-async def wait_until_unresponsive(address: EngineAddress, limit_s: float) -> None:
+async def responds(address: EngineAddress, rules: ReadyRules, *, timeout_s: float) -> bool:
+    """Whether the engine answers the request for its readiness, whatever it answers."""
+    if rules.path is None:
+        return await accepts_connections(address.host, address.port, timeout_s=timeout_s)
+    status = await get_status(address.host, address.port, rules.path, timeout_s=timeout_s, key=address.key)
+    return status is not None
+
+
+async def wait_until_unresponsive(address: EngineAddress, limit_s: float, rules: ReadyRules = LLAMA_SERVER) -> None:
     """Return when the engine has answered no poll for `limit_s`. Busy engines answer `/health` all the same.
 
     One failed poll is not enough: this process may have been held up. With a limit of 0 this never returns.
@@ -93,7 +131,7 @@ async def wait_until_unresponsive(address: EngineAddress, limit_s: float) -> Non
     while failed < 2 or time.monotonic() - last_response < limit_s:
         await anyio.sleep(pause)
         asked = time.monotonic()
-        if await get_status(address.host, address.port, "/health", timeout_s=pause) is not None:
+        if await responds(address, rules, timeout_s=pause):
             last_response, failed = asked, 0
             continue
         failed += 1

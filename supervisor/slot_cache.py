@@ -16,7 +16,7 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.context_checkpoints import checkpoint_count, needs_checkpoints
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, request_json
-from hostler.supervisor.engine_command import argument_number
+from hostler.supervisor.llama_arguments import argument_number
 from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name
 from hostler.supervisor.slot_key import unsupported_reason
 from hostler.supervisor.slot_table import KeptConversation

@@ -13,13 +13,8 @@ import msgspec
 from hostler.profiles.gguf import shard_paths
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.context_checkpoints import ARGUMENTS, VARIABLES, needs_checkpoints
-from hostler.supervisor.engine_command import (
-    EMBEDDED,
-    argument_value,
-    embedded_is_installed,
-    engine_program,
-    plain_name,
-)
+from hostler.supervisor.engine_command import EMBEDDED, embedded_is_installed, engine_program
+from hostler.supervisor.llama_arguments import argument_value, plain_name
 
 _EDGE = 1024 * 1024
 
@@ -56,10 +51,14 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
         return "with --swa-full a restored conversation gets wrong answers"
     if needs_checkpoints(facts) and _turns_checkpoints_off(profile, words):
         return "--ctx-checkpoints is 0"
-    drafts = any(plain_name(word) in _DRAFT for word in words) or any(name in profile.env for name in _DRAFT_VARIABLES)
-    if drafts and not needs_checkpoints(facts):
+    if _has_draft_model(profile, words) and not needs_checkpoints(facts):
         return "the engine does not save the state of the draft model"
     return ""
+
+
+def _has_draft_model(profile: Profile, words: Sequence[str]) -> bool:
+    chosen = any(plain_name(word) in _DRAFT for word in words) or any(name in profile.env for name in _DRAFT_VARIABLES)
+    return chosen or bool(profile.draft)
 
 
 def _has_full_window(profile: Profile, words: Sequence[str]) -> bool:
@@ -106,7 +105,8 @@ def program_identity(engine: str | None) -> str:
 
 def signature(profile: Profile, file: Path) -> tuple[object, ...]:
     """Changes whenever a file changes that `slot_key` reads, and is much cheaper. Blocks."""
-    files = (*shard_paths(file), *(path for word in profile.args for path in _paths(word)))
+    words = (*profile.args, profile.mmproj or "", profile.draft or "")
+    files = (*shard_paths(file), *(path for word in words for path in _paths(word)))
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 
@@ -122,7 +122,9 @@ def slot_key(profile: Profile, file: Path, build: str) -> str:
         if not skip and not skipped:
             arguments.append(word)
     # Adapters and projectors are files too, and may be replaced under the same name.
-    others = [file_identity(path) for word in arguments for path in _paths(word)]
+    others = [
+        file_identity(path) for word in (*arguments, profile.mmproj or "", profile.draft or "") for path in _paths(word)
+    ]
     # Profiles that share a file do not share conversations.
     parts = (
         profile.name,
@@ -133,6 +135,8 @@ def slot_key(profile: Profile, file: Path, build: str) -> str:
         others,
         sorted(profile.env.items()),
         profile.engine,
+        profile.mmproj,
+        profile.draft,
     )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
@@ -142,7 +146,7 @@ def _paths(word: str) -> Iterator[Path]:
     for part in word.split(","):
         for text in (part, part.rpartition(":")[0]):
             try:
-                if text and Path(text).is_file():
-                    yield Path(text)
-            except OSError:  # too long for a name
+                if text and (path := Path(text).expanduser()).is_file():
+                    yield path
+            except (OSError, RuntimeError):  # too long for a name
                 continue

@@ -15,7 +15,8 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, FirstAnswer, SupervisorError, SwitchMoved, SwitchPhase
-from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase, StartResult
+from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase
+from hostler.supervisor.generation import StartResult
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy
 from hostler.supervisor.scheduling.estimates import is_overdue

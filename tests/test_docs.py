@@ -26,6 +26,7 @@ from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.routing import Router
+from hostler.profiles.engines import Engine, EngineEntry
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
@@ -72,12 +73,16 @@ def keys(shape: Any = Settings, prefix: str = "") -> Iterator[tuple[str, Any, in
                 yield from keys(inner, f"{key}.")
             case [inspect.DictType(value_type=inspect.StructType(cls=inner))]:
                 yield from keys(inner, f"{key}.NAME.")
+            case [*_, inspect.StructType(cls=inner)]:  # or a short form of it
+                yield key, shape, field
+                yield from keys(inner, f"{key}.")
             case _:
                 yield key, shape, field
 
 
 def _given(kind: inspect.Type) -> list[inspect.Type]:
     """What a value can be when there is one."""
+    kind = kind.type if isinstance(kind, inspect.Metadata) else kind
     members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
     kinds = [member.type if isinstance(member, inspect.Metadata) else member for member in members]
     return [member for member in kinds if not isinstance(member, inspect.NoneType)]
@@ -108,6 +113,8 @@ def _word(kind: inspect.Type) -> str:
             return f"list of {words(item)}"
         case inspect.DictType(value_type=value):
             return f"mapping of {words(value)}"
+        case inspect.StructType():
+            return "mapping"
     raise AssertionError(f"no word for {kind}")
 
 
@@ -115,6 +122,9 @@ def default_of(shape: Any, field: inspect.Field) -> Any:
     """What holds when the key is left out: of a profile's entry, what the profile itself says."""
     if shape is ProfileEntry:
         complete = {each.name: each for each in inspect.type_info(Profile).fields}  # type: ignore[attr-defined]
+        field = complete[field.name]
+    elif shape is EngineEntry and field.name not in ("base", "macros"):
+        complete = {each.name: each for each in inspect.type_info(Engine).fields}  # type: ignore[attr-defined]
         field = complete[field.name]
     if field.default_factory is not msgspec.NODEFAULT:
         return field.default_factory()
@@ -139,16 +149,18 @@ def test_the_type_of_a_key_is_as_documented(key: str) -> None:
 def test_the_default_of_a_key_is_as_documented(key: str) -> None:
     shape, field = KEYS[key]
     written = ROWS[key].default
-    if shape is ProfileEntry and field.name in ("model", "base"):
+    if (shape is ProfileEntry and field.name in ("model", "base")) or (shape is EngineEntry and field.name == "base"):
         assert written == NOTHING
         return
     default = default_of(shape, field)
+    if shape is EngineEntry and field.name == "macros":
+        default = {}
     if default is msgspec.NODEFAULT:
         assert written == "required"
     elif default is None:
         assert written == NOTHING
     else:
-        value = parse(f"value: {written.strip('`')}", "the table", env={}).value["value"]
+        value = parse(f"value: {written.strip('`')}".replace("$", "$$"), "the table", env={}).value["value"]
         plain = msgspec.json.decode(msgspec.json.encode(default, enc_hook=int))
         assert (Size.parse(value) if isinstance(default, Size) else value) == plain
 
@@ -198,9 +210,13 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         lines |= beside
     if sections and sections[0] == "profiles" and name not in ("model", "base"):
         lines.add("model: /models/some.gguf")
+    if key == "engines.NAME.ready.status":
+        lines.add("path: /health")
     indent = "  " * len(sections)
     text = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
     text += "".join(f"{indent}{line}\n" for line in lines)
+    if sections and sections[0] == "engines" and (len(sections) > 2 or name not in ("base", "command")):
+        text += "    base: vllm\n"
     if key == "profiles.NAME.base":
         text += "  smollm2: {model: /models/some.gguf}\n"
     (tmp_path / "profiles.yaml").write_text("other: {model: /models/other.gguf}\n", encoding="utf-8")

@@ -50,6 +50,10 @@ TESTED_ELSEWHERE = {
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
     "supervisor/devices/reading.py": ["supervisor/devices/test_discovery.py"],
     "supervisor/scheduling/host.py": ["supervisor/scheduling/test_orchestrator.py", "supervisor/test_remote_host.py"],
+    "supervisor/engine_port.py": ["supervisor/test_engine_process.py"],
+    "supervisor/engine_stop.py": ["system/test_engines.py"],
+    "supervisor/generation.py": ["supervisor/test_engine_process.py"],
+    "supervisor/llama_arguments.py": ["supervisor/test_engine_command.py", "supervisor/test_memory.py"],
     "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],
 }

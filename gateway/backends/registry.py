@@ -82,9 +82,16 @@ def build_backends(
 ) -> dict[str, Backend]:
     """All backends by name: the hosts of these supervisors, and the ones without. Raises `ConfigError`."""
     engine = LlamaCppUpstream(progress=settings.gateway.switching.progress != "off")
+    engines: dict[str, Upstream] = {
+        "openai": OpenAIUpstream(),
+        "ollama": OllamaUpstream(),
+        "anthropic": AnthropicUpstream(),
+    }
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     backends = {
-        name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True, local=True)
+        name: Backend(
+            name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True, local=True, engines=engines
+        )
         for name in supervisors
     }
     for name, backend in settings.backends.items():

@@ -13,7 +13,7 @@ import msgspec
 
 from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.canonical import ResponseHead
-from hostler.supervisor.contract import AnswerLimits
+from hostler.supervisor.contract import AnswerLimits, EngineAddress
 
 #: A prompt may take so many times `first_byte_s` as long as keep-alives show that it is being read.
 KEEP_ALIVE_FACTOR = 6
@@ -193,7 +193,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     `folds`: whole answers are requested as streams and folded here. llama.cpp's server notices that the client of a
     whole answer has disconnected only when it is otherwise idle; it stops a stream within a token.
     `local`: it is on the local network, so that an error with a reason is the request's fault as long as `health_path`
-    responds. What stands behind a remote address is not known.
+    responds. What stands behind a remote address is not known. `engines` are the protocols of its other engines.
     """
 
     name: str
@@ -205,3 +205,15 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
     local: bool = False
     health_path: str = HEALTH_PATHS["llamacpp"]
+    engines: Mapping[str, Upstream] = {}
+
+    def speaking(self, address: EngineAddress) -> Backend:
+        """This backend as its engine at `address` is spoken to, which is no llama-server."""
+        headers = (("x-api-key", address.key),) if address.key_header == "x-api-key" else ()
+        return msgspec.structs.replace(
+            self,
+            upstream=self.engines[address.protocol],
+            folds=False,
+            headers=headers,
+            health_path=HEALTH_PATHS[address.protocol],
+        )

@@ -72,6 +72,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a missing projector": (
         {"profiles": {"m": {"model": "m.gguf", "args": ["--mmproj", "/none.gguf"]}}}, "profiles.m.args: --mmproj",
     ),
+    "a missing projector in its own key": (
+        {"profiles": {"m": {"model": "m.gguf", "mmproj": "/none.gguf"}}}, "profiles.m.mmproj: /none.gguf cannot be read",
+    ),
+    "a GPU for the embedded engine": (
+        {"supervisor": {"engine": "embedded"}, "profiles": {"m": {"model": "m.gguf", "gpu_layers": 99}}},
+        "profiles.m.gpu_layers: the embedded engine runs on the CPU only",
+    ),
+    "a draft model that is no model": (
+        {"profiles": {"m": {"model": "m.gguf", "draft": "random.gguf"}}}, "random.gguf is not a GGUF file",
+    ),
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
         ),
         (
             {"a": entry(model="ftp://x/m.gguf")},
-            "profiles.a.model: unknown source ftp:; use a path, hf:, https: or pypi:",
+            "profiles.a.model: unknown source ftp:; use a path, hf:, hub:, https: or pypi:",
         ),
     ],
 )

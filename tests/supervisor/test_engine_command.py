@@ -13,7 +13,8 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.embedded.arguments import parse
-from hostler.supervisor.engine_command import EngineCommand, argument_value, build_command, engine_program
+from hostler.supervisor.engine_command import EngineCommand, build_command, engine_program
+from hostler.supervisor.llama_arguments import argument_value
 
 
 def make(

@@ -43,6 +43,9 @@ class FakeLifecycle:
             inherited=dict(os.environ),
         )  # fmt: skip
 
+    async def clean_up(self, log: Callable[[str], None]) -> None:
+        pass
+
     async def restore_slots(self, address: EngineAddress) -> None:
         pass
 

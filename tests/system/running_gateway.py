@@ -259,7 +259,10 @@ def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tupl
     for name, profile in profiles.items():
         fields = dict(profile)
         script = {"log": str(folder / "engines.log"), **fields.pop("script", {})}
-        entries[name] = {"model": str(model), **fields, "env": {"FAKE_ENGINE": json.dumps(script)}}
+        env = {"FAKE_ENGINE": json.dumps(script), **fields.pop("env", {})}
+        entries[name] = {"model": str(model), **fields, "env": env}
+        if entries[name]["model"] is None:
+            del entries[name]["model"]
     document = {
         "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": None, **sections.get("gateway", {})},
         "supervisor": {
@@ -270,6 +273,8 @@ def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tupl
         },
         "backends": sections.get("backends", {}),
         "breaker": sections.get("breaker", {}),
+        "engines": sections.get("engines", {}),
+        "macros": sections.get("macros", {}),
         "profiles": entries,
     }
     path = folder / "hostler.yaml"

@@ -1,0 +1,157 @@
+"""The engines that ship with the product, each with its command line, port, readiness, key and routes.
+
+The programs are not installed with it. docs/engines.md says where to get them, and which versions were tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hostler.profiles.engines import EngineEntry, Macro, ReadyRules, Service, StopRules
+from hostler.profiles.templates import TemplateWord
+
+_TEXT: Final[tuple[Service, ...]] = ("chat", "completions")
+_LISTEN: Final[tuple[TemplateWord, ...]] = ("--host", "${host}", "--port", "${port}")
+
+_VLLM: Final[tuple[TemplateWord, ...]] = (
+    "--model", "${model}", "--served-model-name", "${name}", *_LISTEN, "--max-model-len", "${context}",
+    "--max-num-seqs", "${parallel}",
+)  # fmt: skip
+_SGLANG: Final[tuple[TemplateWord, ...]] = (
+    "--model-path", "${model}", "--served-model-name", "${name}", *_LISTEN, "--context-length", "${context}",
+    "--max-running-requests", "${parallel}", "--api-key", "${key}",
+)  # fmt: skip
+_WHISPER: Final[tuple[TemplateWord, ...]] = (
+    "-m", "${model}", *_LISTEN, "--inference-path", "/v1/audio/transcriptions", ("-t", "${threads}"),
+)  # fmt: skip
+_DIFFUSION: Final[tuple[TemplateWord, ...]] = (
+    "-m", "${model}", "--listen-ip", "${host}", "--listen-port", "${port}", ("-t", "${threads}"),
+)  # fmt: skip
+_TABBY: Final[tuple[TemplateWord, ...]] = (
+    *_LISTEN, "--model-dir", "${parent}", "--model-name", "${basename}", "--max-seq-len", "${context}",
+    "--disable-auth", "true",
+)  # fmt: skip
+_KOBOLD: Final[tuple[TemplateWord, ...]] = (
+    "--model", "${model}", *_LISTEN, "--contextsize", "${context}", "--skiplauncher", "--quiet",
+    ("--threads", "${threads}"), ("--gpulayers", "${gpu_layers}"), ("--mmproj", "${mmproj}"),
+    ("--draftmodel", "${draft}"),
+)  # fmt: skip
+_LLAMA_PYTHON: Final[tuple[TemplateWord, ...]] = (
+    "--model", "${model}", "--model_alias", "${name}", *_LISTEN, "--n_ctx", "${context}", "--n_batch", "${batch}",
+    "--api_key", "${key}", ("--n_threads", "${threads}"), ("--clip_model_path", "${mmproj}"),
+)  # fmt: skip
+
+#: Programs that are run directly.
+_PROGRAMS: Final[Mapping[str, EngineEntry]] = {
+    "llama-server": EngineEntry(command=("llama-server",), protocol="llamacpp", ready=ReadyRules(path="/health")),
+    "embedded": EngineEntry(command=("embedded",), protocol="llamacpp", ready=ReadyRules(path="/health")),
+    "vllm": EngineEntry(
+        command=("vllm", "serve", *_VLLM), env={"VLLM_API_KEY": "${key}"}, ready="/health", serves=_TEXT,
+        capabilities=("tools",),
+    ),
+    "sglang": EngineEntry(
+        command=("python3", "-m", "sglang.launch_server", *_SGLANG), ready="/health", serves=_TEXT,
+        capabilities=("tools",),
+    ),
+    "whisper-server": EngineEntry(
+        command=("whisper-server", *_WHISPER), ready="/health", key="none", serves=("transcriptions",)
+    ),
+    "sd-server": EngineEntry(
+        command=("sd-server", *_DIFFUSION), ready="/v1/models", key="none", serves=("images",), watchdog_s=0.0
+    ),
+    "tabbyapi": EngineEntry(
+        command=("python3", "main.py", *_TABBY), cwd="~/tabbyAPI", ready="/health", key="none", serves=_TEXT,
+        capabilities=("tools",), model_name="${basename}",
+    ),
+    "koboldcpp": EngineEntry(
+        command=("koboldcpp", *_KOBOLD), ready="/api/v1/model", key="none", serves=_TEXT, watchdog_s=0.0
+    ),
+    "mlx-lm": EngineEntry(
+        command=("mlx_lm.server", "--model", "${model}", *_LISTEN), ready="/health", key="none", serves=_TEXT,
+        capabilities=("tools",), model_name="default_model",
+    ),
+    "llama-cpp-python": EngineEntry(
+        command=("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON), ready=ReadyRules(port=True), serves=_TEXT,
+        watchdog_s=0.0,
+    ),
+}  # fmt: skip
+
+_LLAMA: Final[tuple[TemplateWord, ...]] = (
+    "-m", "${model}", "--alias", "${name}", *_LISTEN, "-c", "${total_context}", "-np", "${parallel}", "-b", "${batch}",
+    "--metrics", ("-t", "${threads}"), ("-ngl", "${gpu_layers}"), ("--mmproj", "${mmproj}"), ("-md", "${draft}"),
+)  # fmt: skip
+
+#: Images and their arguments.
+_IMAGES: Final[Mapping[str, tuple[str, tuple[TemplateWord, ...]]]] = {
+    "llama-server": ("ghcr.io/ggml-org/llama.cpp:server", _LLAMA),
+    "vllm": ("vllm/vllm-openai:latest", _VLLM),
+    "sglang": ("lmsysorg/sglang:latest", ("python3", "-m", "sglang.launch_server", *_SGLANG)),
+    "whisper-server": ("ghcr.io/ggml-org/whisper.cpp:main", _WHISPER),
+    "sd-server": ("ghcr.io/leejet/stable-diffusion.cpp:master", _DIFFUSION),
+    "tabbyapi": ("ghcr.io/theroyallab/tabbyapi:latest", ("main.py", *_TABBY)),
+    "koboldcpp": ("koboldai/koboldcpp:latest", _KOBOLD),
+    "llama-cpp-python": (
+        "ghcr.io/abetlen/llama-cpp-python:latest",
+        ("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON),
+    ),
+}
+
+#: Options of `docker run` and `podman run` for the images that need a GPU.
+_GPU: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "docker": {"vllm": ("--gpus", "all", "--ipc", "host"), "sglang": ("--gpus", "all", "--ipc", "host"),
+               "tabbyapi": ("--gpus", "all")},
+    "podman": {"vllm": ("--device", "nvidia.com/gpu=all", "--ipc", "host"),
+               "sglang": ("--device", "nvidia.com/gpu=all", "--ipc", "host"),
+               "tabbyapi": ("--device", "nvidia.com/gpu=all")},
+}  # fmt: skip
+
+
+#: The variable that an image takes its key from.
+_KEYS: Final[Mapping[str, str]] = {"vllm": "VLLM_API_KEY", "llama-server": "LLAMA_API_KEY"}
+
+
+def _in_container(runtime: str, name: str) -> EngineEntry:
+    """The preset `name` in a container. The macros `image` and `run` are the image and further options of `run`."""
+    image, arguments = _IMAGES[name]
+    program = _PROGRAMS[name]
+    macros: dict[str, Macro] = {"image": image, "run": _GPU[runtime].get(name, ())}
+    env = {_KEYS[name]: "${key}"} if name in _KEYS else {}
+    options: list[TemplateWord] = [word for variable in env for word in ("--env", variable)]
+    if name in ("vllm", "sglang"):  # they download models themselves
+        options += ("--volume", "${hub}:/root/.cache/huggingface")
+    if name == "whisper-server":  # the image's own entrypoint is a shell
+        options += ("--entrypoint", "whisper-server")
+    command: tuple[TemplateWord, ...] = (
+        runtime, "run", "--rm", "--init", "--name", "${container}", "--publish", "${address}:${port}",
+        ("--volume", "${folder}:${folder}:ro"), *options, "${run}", "${image}",
+        *(_inside(word) for word in arguments),
+    )  # fmt: skip
+    return EngineEntry(
+        command=command,
+        macros=macros,
+        env=env,
+        ready=program.ready,
+        protocol=program.protocol,
+        key=program.key,
+        serves=program.serves,
+        capabilities=program.capabilities,
+        listens="anywhere",
+        stop=StopRules(command=(runtime, "stop", "${container}")),
+        cleanup=(runtime, "rm", "--force", "${container}"),
+        model_name=program.model_name,
+        watchdog_s=program.watchdog_s,
+    )
+
+
+def _inside(word: TemplateWord) -> TemplateWord:
+    """A word of a command inside of a container, which listens on all of its addresses."""
+    if isinstance(word, tuple):
+        return tuple(each.replace("${host}", "0.0.0.0") for each in word)
+    return word.replace("${host}", "0.0.0.0")
+
+
+PRESETS: Final[Mapping[str, EngineEntry]] = {
+    **_PROGRAMS,
+    **{f"{name}-{runtime}": _in_container(runtime, name) for name in _IMAGES for runtime in ("docker", "podman")},
+}

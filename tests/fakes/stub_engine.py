@@ -1,0 +1,194 @@
+"""Stubs of programs that no package registry has: their command lines, readiness, key and routes, without models.
+
+Linked under the name of a program, it accepts that program's options alone. `docker` and `podman` start a stub that is
+not their child, as containers are. `STUB_ENGINE` is JSON; `STUB_LOG` names a file that gets a line of JSON per event.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+#: Options with a value of each program, by its name; those without a value end in a `!`.
+OPTIONS = {
+    "vllm": "--model --served-model-name --host --port --max-model-len --max-num-seqs --gpu-memory-utilization",
+    "sglang.launch_server": "--model-path --served-model-name --host --port --context-length --max-running-requests --api-key",
+    "whisper-server": "-m --host --port --inference-path -t --convert!",
+    "sd-server": "-m --listen-ip --listen-port -t --vae",
+    "main.py": "--host --port --model-dir --model-name --max-seq-len --disable-auth",
+    "koboldcpp": "--model --host --port --contextsize --threads --gpulayers --mmproj --draftmodel --skiplauncher! --quiet!",
+    "mlx_lm.server": "--model --host --port",
+    "llama_cpp.server": "--model --model_alias --host --port --n_ctx --n_batch --api_key --n_threads --clip_model_path",
+    "stub": "--host --port -m --key --name --context --flag! --mmproj",
+}
+#: The path that answers when it is ready; the path that no key is needed for.
+READY = {"sd-server": "/v1/models", "koboldcpp": "/api/v1/model", "llama_cpp.server": "/v1/models", "stub": "/ok"}
+SCRIPT = {"ready_after": 0.0, "ready_status": 200, "says": None, "quiet_port": False}
+
+
+def log(event, **facts):
+    if file := os.environ.get("STUB_LOG"):
+        line = json.dumps({"event": event, "pid": os.getpid(), **facts})
+        with open(file, "a") as opened:  # noqa: PTH123
+            opened.write(line + "\n")
+
+
+def parsed(name, words):
+    allowed = OPTIONS[name].split()
+    values = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word + "!" in allowed:
+            values[word] = True
+        elif word in allowed and rest:
+            values[word] = rest.pop(0)
+        else:
+            sys.exit(f"error: unrecognized arguments: {word}")
+    return values
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        ready = READY.get(server.program, "/health")
+        if self.path == ready:
+            loading = time.monotonic() < server.ready_at
+            return self.answer(503 if loading else server.script["ready_status"], {"status": "ok"})
+        if self.path == "/version":
+            return self.answer(200, {"version": "stub"})
+        return self.answer(404, {"error": {"message": "Not Found"}})
+
+    def do_POST(self):
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        log("request", path=self.path, key=self.headers.get("Authorization"), api_key=self.headers.get("x-api-key"),
+            content_type=self.headers.get("Content-Type"), body=body.decode("latin-1"))  # fmt: skip
+        key = self.server.key
+        if key and self.headers.get("Authorization") != f"Bearer {key}" and self.headers.get("x-api-key") != key:
+            return self.answer(401, {"error": {"message": "Unauthorized"}})
+        path = self.path.partition("?")[0].removeprefix(self.server.prefix)
+        if path == "/v1/audio/transcriptions":
+            return self.answer(200, {"text": f"{size} bytes"})
+        if path == "/v1/audio/speech":
+            return self.answer_bytes("audio/mpeg", bytes(range(256)) * 40)
+        if path == "/v1/images/generations":
+            return self.answer(200, {"created": 1, "data": [{"b64_json": "aW1hZ2U="}]})
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            return self.chat(json.loads(body))
+        if path == "/v1/messages":
+            content = [{"type": "text", "text": "Hello"}]
+            answer = {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": content}
+            return self.answer(
+                200, {**answer, "stop_reason": "end_turn", "usage": {"input_tokens": 1, "output_tokens": 1}}
+            )
+        return self.answer(200, {"path": self.path, "bytes": size})
+
+    def chat(self, request):
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        head = {"id": "c", "created": 1, "model": request.get("model")}
+        if not request.get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
+            return self.answer(200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        events = [{"delta": {"role": "assistant", "content": "Hello"}, "index": 0, "finish_reason": None}]
+        events.append({"delta": {}, "index": 0, "finish_reason": "stop"})
+        lines = [json.dumps({**head, "object": "chat.completion.chunk", "choices": [event]}) for event in events]
+        return self.answer_bytes(
+            "text/event-stream", "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
+        )
+
+    def answer(self, status, value):
+        self.answer_bytes("application/json", json.dumps(value).encode(), status)
+
+    def answer_bytes(self, media_type, body, status=200):
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def serve(program, words):
+    values = parsed(program, words)
+    script = {**SCRIPT, **json.loads(os.environ.get("STUB_ENGINE") or "{}")}
+    log("start", program=program, argv=words, cwd=os.getcwd(), stub=os.environ.get("STUB_VALUE"))  # noqa: PTH109
+    signal.signal(signal.SIGINT, lambda *_: stop("INT"))
+    signal.signal(signal.SIGTERM, lambda *_: stop("TERM"))
+    if script["says"]:
+        print(script["says"], flush=True)
+    host = values.get("--host") or values.get("--listen-ip")
+    port = values.get("--port") or values.get("--listen-port")
+    server = ThreadingHTTPServer((host, int(port)), Handler)
+    server.program, server.script = program, script
+    server.prefix = os.environ.get("STUB_PREFIX", "")
+    key = values.get("--api-key") or values.get("--api_key") or values.get("--key")
+    server.key = key or os.environ.get("VLLM_API_KEY") or os.environ.get("LLAMA_API_KEY")
+    server.ready_at = time.monotonic() + script["ready_after"]
+    server.serve_forever()
+
+
+def stop(name):
+    log("stop", signal=name)
+    os._exit(0)
+
+
+#: Options of `docker run` with a value.
+RUN_OPTIONS = {"--name", "--publish", "--volume", "--env", "--gpus", "--ipc", "--device", "--entrypoint"}
+
+
+def container(words):
+    """`run`, `stop` and `rm --force`; a container is a process of a session of its own, its pid in a file."""
+    folder = Path(os.environ["STUB_LOG"]).parent
+    log("docker", argv=words)
+    if words[0] in ("stop", "rm"):
+        file = folder / f"{words[-1]}.pid"
+        if not file.exists():
+            sys.exit(f"Error response from daemon: No such container: {words[-1]}")
+        try:
+            os.kill(int(file.read_text()), signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        file.unlink()
+        return
+    options, rest = {}, words[1:]
+    while rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word in RUN_OPTIONS:
+            options[word] = rest.pop(0)
+    image, *arguments = rest
+    program = {"vllm/vllm-openai:latest": "vllm"}.get(image, options.get("--entrypoint", "stub"))
+    file = folder / f"{options['--name']}.pid"
+    if file.exists():
+        sys.exit(f"Conflict. The container name {options['--name']} is already in use")
+    # Like a container: neither a child of this process for long, nor in its group.
+    code = f"import os, sys; os.setsid(); sys.path.insert(0, {str(Path(__file__).parent)!r}); import stub_engine"
+    arguments = [word.replace("0.0.0.0", "127.0.0.1") for word in arguments]
+    child = subprocess.Popen([sys.executable, "-c", f"{code}; stub_engine.serve({program!r}, {arguments!r})"])
+    file.write_text(str(child.pid))
+    child.wait()
+
+
+def main():
+    program, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if program in ("docker", "podman"):
+        return container(words)
+    if program == "python3" and words[0] == "-m":
+        program, words = words[1], words[2:]
+    elif program == "python3":
+        program, words = words[0], words[1:]
+    elif program == "vllm":
+        words = words[1:]
+    return serve(program if program in OPTIONS else "stub", words)
+
+
+if __name__ == "__main__":
+    main()
