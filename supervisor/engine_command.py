@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -159,12 +159,14 @@ def embedded_is_installed() -> bool:
 def build_command(
     profile: Profile, settings: SupervisorSettings, *, file: Path | None, host: str, port: int, key: str,
     inherited: Mapping[str, str], facts: ModelFacts | None = None, visible: Mapping[str, str] | None = None,
+    known: Collection[str] | None = None,
 ) -> EngineCommand:  # fmt: skip
     """The command that serves `profile` from `file` at `host:port`, to clients with `key` only. `facts`: the file's header;
     `visible`: the variables that hide GPUs.
 
-    `file` is `None` for a model that the engine loads itself, or for none. The profile's own arguments come last: in
-    most engines the last one wins. Raises `SupervisorError` and `ValueError`.
+    `file` is `None` for a model that the engine loads itself, or for none. `known` are the options of this llama-server,
+    `None` for all of the current one. The profile's own arguments come last: in most engines the last one wins.
+    Raises `SupervisorError` and `ValueError`.
     """
     engine = engine_of(profile, settings)
     values = _values(profile, file=file, host=host, port=port, key=key, inherited=inherited)
@@ -172,7 +174,10 @@ def build_command(
     arguments = [*program_of(engine, path=path)]
     if engine.llama_server:
         assert file is not None, "llama-server needs a model file"
-        arguments += llama_arguments(profile, settings, file=file, host=host, port=port, facts=facts, program=arguments)
+        own, _ = llama_arguments(
+            profile, settings, file=file, host=host, port=port, facts=facts, known=known, program=arguments
+        )
+        arguments += own
     else:
         arguments += expand(engine.command, values)[1:]
     arguments += expand(profile.args, values)

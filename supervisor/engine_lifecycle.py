@@ -41,6 +41,8 @@ from hostler.supervisor.engine_command import (
     reads_gguf,
 )
 from hostler.supervisor.engine_stop import AddLine, run_cleanup
+from hostler.supervisor.llama_arguments import llama_arguments
+from hostler.supervisor.llama_program import LlamaProgram, LlamaPrograms
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,
@@ -72,6 +74,7 @@ class EngineServices(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryHistory
     slots: SlotCache | None = None
     devices: Callable[[], Sequence[DeviceStatus]] = tuple
+    programs: LlamaPrograms = msgspec.field(default_factory=LlamaPrograms)
 
     def device_sizes(self) -> dict[str, int]:
         """The GPUs that engines may use, with what models may take of each, in bytes; 0 if unknown.
@@ -110,6 +113,8 @@ class EngineLifecycle:
         self.disabled: Failure | None = None
         self.conversations: KeptConversations | None = None
         self._engine_slots: EngineSlots | None = None
+        #: The llama-server that it was last started with.
+        self.program: LlamaProgram | None = None
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
@@ -188,14 +193,34 @@ class EngineLifecycle:
             # The file may have just been downloaded, and its header decides about the pooling argument.
             await self.describe_file()
         profile, facts, services = self.profile, self.description.facts, self._services
+        known = await self._known_options()
 
         def command(port: int, key: str) -> EngineCommand:
             return build_command(
                 profile, services.settings, file=path, host=services.host, port=port, key=key,
-                inherited=dict(os.environ), facts=facts, visible=visible_devices(profile.devices, services.devices()),
+                inherited=dict(os.environ), facts=facts, known=known,
+                visible=visible_devices(profile.devices, services.devices()),
             )  # fmt: skip
 
         return command
+
+    async def _known_options(self) -> frozenset[str] | None:
+        """The options of this llama-server. What an old one lacks is logged once."""
+        engine = engine_of(self.profile, self._services.settings)
+        inherited = dict(os.environ)
+        words = program_of(engine, path=inherited.get("PATH"))
+        if not engine.llama_server or is_embedded(words):
+            return None
+        programs = self._services.programs
+        program = self.program = await programs.read(words, inherited)
+        if program.options is not None:
+            _, lost = llama_arguments(
+                self.profile, self._services.settings, file=Path(), host="", port=0, facts=self.description.facts,
+                known=program.options,
+            )  # fmt: skip
+            for each in programs.newly_lost(words, lost):
+                logger.warning("%s: %s is too old for %s", self.profile.name, words[0], each)
+        return program.options
 
     # Around an engine.
 

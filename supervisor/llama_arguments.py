@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
@@ -54,39 +56,71 @@ def plain_name(word: str) -> str:
     return word.replace("_", "-") if word.startswith("--") else word
 
 
+class LlamaOption(msgspec.Struct, frozen=True):
+    """An option in its spellings, the current one first, with its values. `lost`: what is missing without it, if anything."""
+
+    spellings: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    lost: str = ""
+
+
 def llama_arguments(
-    profile: Profile,
-    settings: SupervisorSettings,
-    *,
-    file: Path,
-    host: str,
-    port: int,
-    facts: ModelFacts | None,
-    program: Sequence[str] = (),
-) -> list[str]:
-    """The arguments that serve `profile`, without its own. A profile's context is what one request gets, so the engine
-    gets that times `parallel`."""
-    arguments = ["-m", str(file), "--alias", profile.name, "--host", host, "--port", str(port)]
-    arguments += ["-c", str(profile.context * profile.parallel), "-np", str(profile.parallel)]
-    arguments += ["-b", str(batch_size(profile)), "--cache-ram", str(profile.cache_ram_mib)]
+    profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, facts: ModelFacts | None,
+    known: Collection[str] | None = None, program: Sequence[str] = (),
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """The arguments that serve `profile`, without its own, and what is lost since the program lacks options.
+
+    `known` are the options that it has; `None` for all. `program` is its command line so far. A profile's context is what
+    one request gets, so the engine gets that times `parallel`.
+    """
+    # Every llama-server has these.
+    arguments = ["-m", str(file), "--host", host, "--port", str(port), "-c", str(profile.context * profile.parallel)]
+    lost = []
+    for option in (*_profile_options(profile, facts), *_common_options(profile, settings, facts, program)):
+        spelling = next((each for each in option.spellings if known is None or each in known), None)
+        if spelling is not None:
+            arguments += (spelling, *option.values)
+        elif option.lost:
+            lost.append(f"{option.spellings[0]} ({option.lost})")
+    return arguments, lost
+
+
+def _profile_options(profile: Profile, facts: ModelFacts | None) -> Iterator[LlamaOption]:
+    yield LlamaOption(("-np", "--parallel"), (str(profile.parallel),), "one conversation at a time")
+    yield LlamaOption(("-b", "--batch-size"), (str(batch_size(profile)),), "its own batch size")
     if profile.threads is not None:
-        arguments += ["-t", str(profile.threads)]
+        yield LlamaOption(("-t", "--threads"), (str(profile.threads),), "its own number of threads")
     if profile.gpu_layers is not None:
-        arguments += ["-ngl", str(profile.gpu_layers)]
+        values = (str(profile.gpu_layers),)
+        yield LlamaOption(("-ngl", "--gpu-layers", "--n-gpu-layers"), values, "built without a GPU")
     if profile.mmproj:
-        arguments += ["--mmproj", profile.mmproj]
+        yield LlamaOption(("--mmproj", "-mm"), (profile.mmproj,), "no images and no sound")
     if profile.draft:
-        arguments += ["-md", profile.draft]
-    if settings.slots_dir is not None:
-        arguments += ["--slot-save-path", settings.slots_dir]
-        if facts is not None and needs_checkpoints(facts) and not _chooses_checkpoints(profile, program):
-            arguments += ["--ctx-checkpoints", str(DEFAULT_COUNT)]
+        yield LlamaOption(("-md", "--model-draft"), (profile.draft,), "no draft model")
     if profile.embeddings:
-        arguments += ["--embeddings", "-ub", str(physical_batch_size(profile))]
+        yield LlamaOption(("--embeddings", "--embedding"), (), "no embeddings")
+        yield LlamaOption(("-ub", "--ubatch-size"), (str(physical_batch_size(profile)),), "long texts are refused")
         if not _has_pooling_type(facts):
             # Without pooling, as in chat models, the engine gives no embeddings in OpenAI's protocol.
-            arguments += ["--pooling", "mean"]
-    return [*arguments, "--metrics", "--no-ui", "--offline", "--cors-origins", "localhost", "--sse-ping-interval", "5"]
+            yield LlamaOption(("--pooling",), ("mean",), "no embeddings of chat models")
+
+
+def _common_options(
+    profile: Profile, settings: SupervisorSettings, facts: ModelFacts | None, program: Sequence[str]
+) -> Iterator[LlamaOption]:
+    yield LlamaOption(("--alias", "-a"), (profile.name,))
+    # Without it there is no such cache.
+    lost = "prompts are not cached in memory" if profile.cache_ram_mib else ""
+    yield LlamaOption(("--cache-ram", "-cram"), (str(profile.cache_ram_mib),), lost)
+    if settings.slots_dir is not None:
+        yield LlamaOption(("--slot-save-path",), (settings.slots_dir,), "conversations are not kept over a switch")
+        if facts is not None and needs_checkpoints(facts) and not _chooses_checkpoints(profile, program):
+            yield LlamaOption(("--ctx-checkpoints", "--swa-checkpoints"), (str(DEFAULT_COUNT),))
+    yield LlamaOption(("--metrics",), (), "whether it is busy is only known by the gateway")
+    yield LlamaOption(("--no-ui", "--no-webui"))
+    yield LlamaOption(("--offline",))
+    yield LlamaOption(("--cors-origins",), ("localhost",))
+    yield LlamaOption(("--sse-ping-interval",), ("5",), "silence while it reads a long prompt")
 
 
 def _chooses_checkpoints(profile: Profile, words: Sequence[str]) -> bool:

@@ -1,0 +1,101 @@
+"""What a llama-server binary can do: its options, its build and its devices, read once from the program itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+import msgspec
+
+#: How long a program may take to print its help, in seconds. Builds for GPUs look for devices first.
+_LIMIT_S: Final = 10.0
+
+_OPTION_LINE: Final = re.compile(r"^\s{0,2}(-.*)$", re.MULTILINE)
+_OPTION: Final = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+_BUILD: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
+_DEVICE: Final = re.compile(r"^ {2}(\w+: .+)$", re.MULTILINE)
+
+#: The options without which a program is no llama-server: the oldest ones had them.
+REQUIRED: Final = frozenset({"-m", "--host", "--port", "-c"})
+
+
+class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """A llama-server. `options` is `None` where its help could not be read: then it is taken for a current one."""
+
+    options: frozenset[str] | None = None
+    build: str = ""
+    devices: tuple[str, ...] = ()
+
+
+class LlamaPrograms:
+    """Reads each program once, until its file changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], LlamaProgram] = {}
+        self._reported: set[tuple[str, str]] = set()
+
+    async def read(self, program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
+        """The program with these first arguments. Never raises."""
+        key = await anyio.to_thread.run_sync(_identity, program)
+        if key not in self._known:
+            self._known[key] = await anyio.to_thread.run_sync(read_program, program, environment)
+        return self._known[key]
+
+    def newly_lost(self, program: Sequence[str], lost: Sequence[str]) -> list[str]:
+        """Those of the losses that were not returned for this program before."""
+        fresh = [each for each in lost if (program[0], each) not in self._reported]
+        self._reported.update((program[0], each) for each in fresh)
+        return fresh
+
+
+def read_program(program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
+    """Ask the program itself. Blocks; never raises."""
+    options = parse_options(_output([*program, "--help"], environment))
+    if options is None:
+        return LlamaProgram()
+    build = _BUILD.search(_output([*program, "--version"], environment)) if "--version" in options else None
+    listed = _output([*program, "--list-devices"], environment) if "--list-devices" in options else ""
+    return LlamaProgram(options=options, build=build[1].strip() if build else "", devices=parse_devices(listed))
+
+
+def parse_options(text: str) -> frozenset[str] | None:
+    """The options in a help text; `None` if it is not that of a llama-server."""
+    found = frozenset(option for line in _OPTION_LINE.findall(text) for option in _options_of(line))
+    return found if found >= REQUIRED else None
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """The devices in the output of `--list-devices`."""
+    return tuple(_DEVICE.findall(text.partition("Available devices:")[2]))
+
+
+def _options_of(line: str) -> list[str]:
+    """The spellings at the start of a line, before the description."""
+    return _OPTION.findall(re.split(r"\s{2,}(?![-\s])", line, maxsplit=1)[0])
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=_LIMIT_S, check=False, start_new_session=True,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")
+
+
+def _identity(program: tuple[str, ...]) -> tuple[object, ...]:
+    """Changes when a file of the command line does. Blocks."""
+    found: list[object] = [program]
+    for word in program:
+        try:
+            status = Path(word).stat()
+            found.append((status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):
+            continue
+    return tuple(found)
