@@ -1,8 +1,8 @@
 """The errors of a request; each adapter encodes them in its protocol.
 
 GatewayError
-├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · RequestTooLarge
-│   UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ShuttingDown
+├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · UpgradeRequired
+│   RequestTooLarge · UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ShuttingDown
 │   OutOfDescriptors · ClientDisconnected · RequestCancelled
 └── BackendError
     ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
@@ -78,6 +78,12 @@ class MethodNotAllowed(GatewayError):
     def __init__(self, message: str, *, allowed: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.allowed = allowed
+
+
+class UpgradeRequired(GatewayError):
+    """The route speaks plain HTTP only, and not the protocol that the client wants to change to."""
+
+    status, code = 426, "upgrade_required"
 
 
 class RequestTooLarge(GatewayError):
@@ -277,7 +283,8 @@ def is_final(error: GatewayError) -> bool:
 
 
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
-    """The headers of an error response: `x-should-retry` or `Retry-After`, `WWW-Authenticate` and `Allow`.
+    """The headers of an error response: `x-should-retry` or `Retry-After`, `WWW-Authenticate`,
+    `Allow` and `Upgrade`.
 
     Clients built with OpenAI's and Anthropic's libraries, and Claude Code, send no request again after
     `x-should-retry: false`. A final error may have a `Retry-After` as well, for what is over by itself, but not soon.
@@ -294,6 +301,8 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
         headers.append(("WWW-Authenticate", "Bearer"))
     if isinstance(error, MethodNotAllowed) and error.allowed:
         headers.append(("Allow", ", ".join(error.allowed)))
+    if isinstance(error, UpgradeRequired):
+        headers.append(("Upgrade", "HTTP/1.1"))
     return headers
 
 

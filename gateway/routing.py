@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match, compile_path
 
 from hostler.adapters.base import Adapter, Operation
-from hostler.adapters.errors import MethodNotAllowed, NotFound
+from hostler.adapters.errors import MethodNotAllowed, NotFound, UpgradeRequired
 from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send, route_path
 
 
@@ -64,8 +64,10 @@ class Router(BaseRoute):
             yield from seen.values()
 
     def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
-        """The route of a request, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
+        """The route of a request, and the path's parameters. Raises `NotFound`, `MethodNotAllowed` or `UpgradeRequired`."""
         path = route_path(scope) if scope.get("root_path") else scope["path"]
+        if scope["method"] == "GET":
+            _refuse_upgrade(scope)
         methods = self._exact.get(path)
         if methods is not None:
             return _choose(methods, scope), {}
@@ -141,6 +143,14 @@ def wrap(app: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
     for cls, args, kwargs in reversed(middleware):
         app = cls(app, *args, **kwargs)
     return app
+
+
+def _refuse_upgrade(scope: Scope) -> None:
+    """Clients that prefer WebSockets, such as Codex, use plain HTTP at once after this status, and after others only when
+    they have tried again several times."""
+    for name, _ in scope["headers"]:
+        if name == b"sec-websocket-key":
+            raise UpgradeRequired(f"{scope['path'][:200]} does not speak WebSocket here; send plain HTTP requests")
 
 
 def _choose(methods: Mapping[str, list[RouteMatch]], scope: Scope) -> RouteMatch:

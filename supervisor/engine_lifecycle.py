@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import anyio.to_thread
@@ -62,10 +62,14 @@ CommandFactory = Callable[[int, str], EngineCommand]
 logger = logging.getLogger(__name__)
 
 
+async def _no_wait(model: str) -> None:
+    pass
+
+
 class EngineServices(msgspec.Struct, frozen=True, kw_only=True):
     """What the lifecycles of one host share. Engines listen on `host`; without `slots` no slots are saved.
 
-    `devices` returns the GPUs as they are now.
+    `devices` returns the GPUs as they are now; `wait_released` returns when they have room for a model, or free no memory.
     """
 
     settings: SupervisorSettings
@@ -74,6 +78,7 @@ class EngineServices(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryHistory
     slots: SlotCache | None = None
     devices: Callable[[], Sequence[DeviceStatus]] = tuple
+    wait_released: Callable[[str], Awaitable[None]] = _no_wait
     programs: LlamaPrograms = msgspec.field(default_factory=LlamaPrograms)
 
     def device_sizes(self) -> dict[str, int]:
@@ -130,9 +135,7 @@ class EngineLifecycle:
         Raises `SupervisorError`, also if no engine could load it.
         """
         if not source_of(self.profile.model).is_file:
-            await self.describe_file()
-            if self.disabled is not None:
-                raise SupervisorError(self.disabled)
+            await self.check_file()
             return None
         try:
             path = await self._services.files.path(self.profile, report)
@@ -140,11 +143,15 @@ class EngineLifecycle:
             await self.describe_file()
             raise error if self.disabled is None else SupervisorError(self.disabled) from error
         if self.disabled is not None:
-            await self.describe_file()
-            if self.disabled is not None:
-                raise SupervisorError(self.disabled)
+            await self.check_file()
         self.path = path
         return path
+
+    async def check_file(self) -> None:
+        """Look at the file once more. Raises `SupervisorError` if no engine could load it."""
+        await self.describe_file()
+        if self.disabled is not None:
+            raise SupervisorError(self.disabled)
 
     async def describe_file(self) -> None:
         """Update `description`, and recall how much memory an engine of that file took in the past."""
@@ -221,6 +228,10 @@ class EngineLifecycle:
             for each in programs.newly_lost(words, lost):
                 logger.warning("%s: %s is too old for %s", self.profile.name, words[0], each)
         return program.options
+
+    async def wait_for_memory(self) -> None:
+        """Wait until the GPUs have room for an engine, as long as memory is being freed."""
+        await self._services.wait_released(self.profile.name)
 
     # Around an engine.
 

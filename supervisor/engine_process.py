@@ -251,11 +251,13 @@ class ManagedProcess:
                 failure = await self._start_once(current, command_for)
                 if failure is None:
                     return
-                # Another program took the port before the engine bound it, or restored slots crashed the engine (and
-                # were deleted): try once more.
-                again = failure.kind == "port_taken" or current.restored
+                # Another program took the port before the engine bound it, restored slots crashed the engine (and were
+                # deleted), or the memory of the last engine was not free yet: try once more.
+                again = failure.kind in ("port_taken", "out_of_memory") or current.restored
                 if again and attempt == 1 and current.child is not None:
                     await current.child.end(0)
+                    if failure.kind == "out_of_memory":
+                        await self._lifecycle.wait_for_memory()
                     continue
                 raise SupervisorError(failure)
             assert clock.cancelled_caught

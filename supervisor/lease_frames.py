@@ -90,11 +90,13 @@ class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """End a lease, or leave the queue. `answered`: with an answer, whose `usage` may be known."""
+    """End a lease, or leave the queue. `answered`: with an answer, whose `usage` may be known; `timed_out`: the engine
+    was silent for longer than it may be."""
 
     id: LeaseId
     answered: bool = False
     usage: Usage | None = None
+    timed_out: bool = False
 
 
 class LostFrame(msgspec.Struct, frozen=True, array_like=True, tag="lost"):

@@ -33,7 +33,8 @@ def ask_frame(lease: Lease, waited_s: float = 0.0) -> AskFrame:
 
 def release_frame(lease: Lease) -> ReleaseFrame:
     """End the lease, with the usage of its answer if its numbers are possible: an engine may report any."""
-    return ReleaseFrame(lease.id, lease.answered, lease.usage if _is_possible(lease.usage) else None)
+    usage = lease.usage if _is_possible(lease.usage) else None
+    return ReleaseFrame(lease.id, lease.answered, usage, lease.timed_out)
 
 
 def _is_possible(usage: Usage | None) -> bool:

@@ -209,6 +209,8 @@ class LeaseSession(Response):
                 lease.on_change = None
                 if frame.answered and lease.granted:
                     lease.report_answer(frame.usage)
+                elif frame.timed_out and lease.granted:
+                    lease.report_timeout()
                 lease.release()
                 self._server.mark_changed()
         elif isinstance(frame, InvalidAsk):

@@ -105,7 +105,7 @@ class EngineManager:
         self._devices = DeviceTracker(settings.devices, yield_to_others=settings.yield_to_others)
         self._services = EngineServices(
             settings=settings, host=settings.engine_host or host, files=self._files, memory=self._memory, slots=slots,
-            devices=lambda: self._devices.statuses,
+            devices=lambda: self._devices.statuses, wait_released=self._wait_released,
         )  # fmt: skip
         self._policy = PlacementPolicy(self._capacity())
         self._usage = UsageMonitor(
@@ -405,6 +405,11 @@ class EngineManager:
             # The needs of profiles are split over the devices that there are.
             self._subscriptions.publish(self._snapshot())
         self._subscriptions.publish(DevicesRead(devices=devices))
+
+    async def _wait_released(self, name: str) -> None:
+        model = self._models.get(name)
+        if model is not None:
+            await self._usage.wait_released(model)
 
     async def _describe_shared_file(self, model: ManagedModel) -> None:
         """Describe the file of `model` for every model that uses it, and publish the result."""

@@ -293,6 +293,8 @@ class SwitchCoordinator:
         switch.victims = tuple(victim.name for victim in victims)
         if not victims:
             return
+        # A file that was damaged since the last look must not cost the models that run now.
+        await model.lifecycle.check_file()
         if not model.process.staying:
             model.lifecycle.read_ahead()
         await self._usage.drain(_undrained(victims, switch), lambda: switch.enter("draining"))

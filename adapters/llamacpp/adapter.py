@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 import msgspec
 
@@ -22,7 +23,7 @@ from hostler.adapters.json_body import JsonBody, check_size
 from hostler.adapters.llamacpp import completion, models
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.errors import error_response
-from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN
+from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN, UPSTREAM
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
@@ -59,6 +60,7 @@ _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._~:@+-]*)+/?")
 
 # The gateway's own routes, and those of an engine that are not about inference: its state, its files, its neighbours.
 # Searched anywhere in a path, since engines can be configured to serve below a prefix.
+_ENGINE_STATE = frozenset({"cors-proxy", "lora-adapters", "props", "slots", "stream", "streams", "tools"})
 _NOT_FORWARDED = frozenset(
     (
         *("admin", "api", "cors-proxy", "docs", "events", "health", "healthz", "lora-adapters", "metrics"),
@@ -79,6 +81,8 @@ class LlamaCppAdapter(Adapter):
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. The model is named in the body or in the query."""
         name = operation.name
+        if name == UPSTREAM:
+            return self._decode_upstream(operation, incoming)
         if name in UNKNOWN:
             return _decode_unknown(self.origin(operation, incoming), incoming)
         if name == "rerank":
@@ -111,6 +115,21 @@ class LlamaCppAdapter(Adapter):
             return CompletionRequest(origin=origin, model=model, output=output)
         return Passthrough(origin=origin, model=model, output=output)
 
+    def _decode_upstream(self, operation: Operation, incoming: Incoming) -> Request:
+        """A request for any path of the engine of a model: `/upstream/MODEL/PATH`. Slashes in names are `%2F`."""
+        name, slash, path = incoming.path.removeprefix("/upstream/").partition("/")
+        model = unquote(name)
+        if not model or not slash:
+            raise NotFound("expected /upstream/MODEL/PATH, with %2F for a slash in the model's name")
+        path = f"/{path}"
+        if path != "/" and (len(path) > _MAX_PATH or not _PLAIN_PATH.fullmatch(path)):
+            raise NotFound(f"{path[:200]} is not forwarded: its engine might read it differently")
+        if _ENGINE_STATE.intersection(path.lower().strip("/").split("/")):
+            raise NotFound(f"{path[:200]} is not forwarded: it changes the state of the engine for all of its clients")
+        origin = self.origin(operation, incoming, path=path)
+        stream = incoming.method == "POST" and _model_and_stream(incoming.body, origin.content_type)[1]
+        return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+
     def expand(self, request: Request) -> Request:
         if request.origin.wire != WIRE:
             return self._openai.expand(request)
@@ -136,7 +155,7 @@ class LlamaCppAdapter(Adapter):
                 raise BadRequest("model is not running", param="model")
             return request
         origin = request.origin
-        if origin.wire != WIRE or is_running:
+        if origin.wire != WIRE or is_running or origin.operation == UPSTREAM:
             return request
         if origin.operation == OTHER_GET:
             raise NotFound(f"there is no {origin.method} {origin.path} here, and no running model that may know it")

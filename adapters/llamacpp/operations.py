@@ -31,7 +31,9 @@ def _unsupported(name: str, path: str, *methods: str, scope: str = "infer") -> O
 #: The catch-all for unknown paths: `OTHER` for POST, `OTHER_GET` for GET.
 OTHER = "other"
 OTHER_GET = "other_get"
-UNKNOWN = frozenset({OTHER, OTHER_GET})
+#: Any path of a model's engine, below its name.
+UPSTREAM = "upstream"
+UNKNOWN = frozenset({OTHER, OTHER_GET, UPSTREAM})
 
 OPERATIONS: tuple[Operation, ...] = (
     # Without a key, as in llama-server: it only says that the server runs.
@@ -68,6 +70,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _unsupported("lookup", "/v1/streams/lookup"),
     _unsupported("tools", "/tools", "GET", "POST"),
     _unsupported("proxy", "/cors-proxy", "GET", "POST"),
+    Operation(name=UPSTREAM, path="/upstream/{path:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
     Operation(name=OTHER_GET, path="/{rest:path}", methods=("GET",)),
     Operation(name=OTHER, path="/{rest:path}"),
 )

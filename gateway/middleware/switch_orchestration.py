@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.canonical import LoadRequest
-from hostler.adapters.errors import AnswerTooLong, BackendError, BackendUnavailable
+from hostler.adapters.errors import AnswerTooLong, BackendError, BackendTimeout, BackendUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -65,6 +65,8 @@ class SwitchingMiddleware(RequestMiddleware):
         except BackendError as error:
             if lease.revoked is not None:
                 raise revocation_error(lease.model, lease.revoked) from error
+            if isinstance(error, BackendTimeout):
+                lease.report_timeout()
             if not isinstance(error, BackendUnavailable):
                 raise
             # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is

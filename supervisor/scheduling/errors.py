@@ -39,8 +39,7 @@ _FINAL: frozenset[FailureKind] = frozenset(
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:/[^\s/'\":,;]+)*/([^\s/'\":,;]+)")
 # Some clients take these words in an error for a context overflow, and start to truncate the conversation.
 _MISREAD = re.compile(r"context|token|max_length|window", re.IGNORECASE)
-_LINES_SHOWN = 3
-_LINE_LENGTH = 160
+_MAX_LENGTH = 500
 
 
 class EngineLost(BackendUnavailable):
@@ -48,31 +47,22 @@ class EngineLost(BackendUnavailable):
 
 
 def load_failure_message(model: str, host: str, failure: Failure | None) -> str:
-    """Why `model` could not be loaded on `host`, with the last lines of the engine's output as far as they may be
-    shown."""
+    """Why `model` could not be loaded on `host`: the supervisor's reason without folders, or that of its kind if a client
+    would misread it. The engine's last lines are in the log: its farewell seldom is the reason."""
     if failure is None:
         return f"{model} could not be loaded on {host}; see the log there (`hostler status`)"
-    message = f"{model} could not be loaded on {host}: {_CAUSES[failure.kind]}"
-    if details := _details(failure):
-        message += f" ({details})"
-    lines = [shown for line in failure.lines if (shown := _shown(line))]
-    if lines:
-        message += "; last engine output: " + " | ".join(lines[-_LINES_SHOWN:])
-    return message
+    reason = _PATH.sub(r"\1", failure.message).strip()
+    if not reason or _MISREAD.search(reason.replace(f'"{model}"', "")):
+        reason = _CAUSES[failure.kind]
+    return f"{model} could not be loaded on {host}: {reason[:_MAX_LENGTH]}{_exit_code(failure, reason)}"
 
 
-def _details(failure: Failure) -> str:
-    """What the log says beyond the cause: how the engine exited, else the supervisor's own message."""
+def _exit_code(failure: Failure, reason: str) -> str:
+    """How the engine exited, if the reason does not say so."""
     code = failure.exit_code
-    if code is None:
-        return _shown(failure.message)
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"
-
-
-def _shown(line: str) -> str:
-    """A line as it may be shown: without paths, empty if clients would misread it."""
-    line = _PATH.sub(r"\1", line).strip()[:_LINE_LENGTH]
-    return "" if _MISREAD.search(line) else line
+    if code is None or "exit code" in reason or "killed by" in reason:
+        return ""
+    return f" (exit code {code})" if code >= 0 else f" (signal {-code})"
 
 
 def is_final_failure(failure: Failure | None) -> bool:

@@ -32,7 +32,7 @@ class Lease:
     engine was stopped while the lease was held. `refusal` is the scheduler's decision, if it was refused by one. `waited_s`
     is how long it took to settle, `switch_s` the part of that spent in a switch to its model. `prompt` identifies its
     conversation, `slot` is the engine's slot for it (`None`: the engine chooses), `assignment` what ends with the lease.
-    `answered` and `usage` are reported with the release. `on_change` is called when it is settled or revoked.
+    `answered`, `usage` and `timed_out` are reported with the release. `on_change` is called when it is settled or revoked.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class Lease:
         "revoked",
         "slot",
         "switch_s",
+        "timed_out",
         "usage",
         "waited_s",
     )
@@ -98,6 +99,7 @@ class Lease:
         self.revoked: RevokeReason | None = None
         self.refusal: Refuse | None = None
         self.answered = False
+        self.timed_out = False
         self.usage: Usage | None = None
         self.on_change: Callable[[Lease], None] | None = None
         self.waited_s = 0.0
@@ -148,6 +150,10 @@ class Lease:
     def report_answer(self, usage: Usage | None) -> None:
         """An answer has ended; the release passes its usage on to the host."""
         self.answered, self.usage = True, usage
+
+    def report_timeout(self) -> None:
+        """The engine was silent for longer than it may be; the release passes that on to the host."""
+        self.timed_out = True
 
     def release(self) -> None:
         """End the lease, or leave the queue. Idempotent."""

@@ -66,6 +66,9 @@ logger = logging.getLogger(__name__)
 #: Pause before a subscription that ended is renewed, in seconds.
 _RESUBSCRIBE_S = 0.25
 
+#: After so many timeouts in a row, with no answer between them, an engine counts as hanging.
+MAX_TIMEOUTS = 3
+
 
 class Orchestrator:
     """One host: its scheduler, its supervisor, and the addresses of its engines.
@@ -105,6 +108,8 @@ class Orchestrator:
         )
         self._stops: dict[str, anyio.Event] = {}
         self._first_answers: dict[str, EngineAddress] = {}
+        #: Timeouts in a row by model, with the generation of its engine.
+        self._timeouts: dict[str, tuple[int, int]] = {}
         self._tasks: TaskGroup | None = None
         self._following: anyio.CancelScope | None = None
         self._queue_event_due = False
@@ -182,6 +187,9 @@ class Orchestrator:
             lease.assignment.release()
         if lease.answered:
             self._report_answer(lease)
+            self._timeouts.pop(lease.model, None)
+        elif lease.timed_out:
+            self._count_timeout(lease)
         if lease.settled:
             decisions = self._scheduler.release(lease.id, now, lease.keep_alive_s)
         else:
@@ -259,6 +267,25 @@ class Orchestrator:
         self._first_answers[address.model] = address
         if not reported and usage is not None and self._tasks is not None:
             self._tasks.start_soon(self._send_first_answer, address, usage)
+
+    def _count_timeout(self, lease: Lease) -> None:
+        """Stop an engine that only hangs, whatever its health check says; the next request starts it again."""
+        address = lease.address()
+        generation, count = self._timeouts.get(lease.model, (0, 0))
+        count = count + 1 if generation == address.generation else 1
+        self._timeouts[lease.model] = (address.generation, count)
+        if count >= MAX_TIMEOUTS and self._addresses.get(lease.model) == address and self._tasks is not None:
+            logger.warning(
+                "%s: %s: %d requests in a row timed out; restarting its engine", self.name, lease.model, count
+            )
+            del self._timeouts[lease.model]
+            self._tasks.start_soon(self._stop_hanging, lease.model)
+
+    async def _stop_hanging(self, model: str) -> None:
+        try:
+            await self._supervisor.unload(model)
+        except (SupervisorError, SupervisorUnreachable, UnknownProfile) as error:
+            logger.warning("%s: %s: its engine cannot be stopped: %s", self.name, model, error)
 
     async def _send_first_answer(self, address: EngineAddress, usage: Usage) -> None:
         try:

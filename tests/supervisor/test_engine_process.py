@@ -46,6 +46,9 @@ class FakeLifecycle:
     async def clean_up(self, log: Callable[[str], None]) -> None:
         pass
 
+    async def wait_for_memory(self) -> None:
+        pass
+
     async def restore_slots(self, address: EngineAddress) -> None:
         pass
 
@@ -488,3 +491,25 @@ async def test_an_engine_that_cannot_be_executed_is_missing(process: Make, tmp_p
 
     async with process(lifecycle=Broken) as one:
         assert (await failure_of(one)).kind == "engine_missing"
+
+
+async def test_memory_that_is_not_free_yet_is_waited_for_before_another_try(process: Make, journal: Any) -> None:
+    made: list[FakeLifecycle] = []
+
+    class Waiting(FakeLifecycle):
+        async def wait_for_memory(self) -> None:
+            made.append(self)
+            assert len(journal.events("start")) == 1
+
+    async with process(lifecycle=Waiting, stderr="ggml: out of memory", exit_code=1, exit_times=1) as one:
+        await one.ensure_ready()
+    assert len(made) == 1
+    assert len(journal.events("start")) == 2
+
+
+async def test_memory_that_is_not_there_is_a_failure_after_two_tries(process: Make, journal: Any) -> None:
+    async with process(stderr="ggml: out of memory", exit_code=1) as one:
+        with pytest.raises(SupervisorError) as failed:
+            await one.ensure_ready()
+    assert failed.value.failure.kind == "out_of_memory"
+    assert len(journal.events("start")) == 2

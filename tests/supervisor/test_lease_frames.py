@@ -101,4 +101,4 @@ def test_an_ask_that_breaks_a_rule_can_be_refused_by_its_id(data: bytes) -> None
 
 
 def test_a_later_release_may_add_fields_to_a_frame() -> None:
-    assert list(request_reader().feed(raw("release", 1, False, None, "new"))) == [ReleaseFrame(1)]
+    assert list(request_reader().feed(raw("release", 1, False, None, False, "new"))) == [ReleaseFrame(1)]

@@ -505,3 +505,20 @@ async def test_an_unreadable_file_costs_its_own_model_only(scripted: Scripted, r
         await manager.switch("a")
         await manager.replace_profiles(profiles)
         assert [profile.size for profile in manager.status_now().profiles] == [0, 7]
+
+
+async def test_a_file_that_was_damaged_meanwhile_costs_the_running_model_nothing(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    damaged: list[str] = []
+
+    def describe(profile: Profile) -> FileDescription:
+        failure = Failure(kind="model_damaged", message="the file is cut off") if profile.name in damaged else None
+        return FileDescription(size=1, modified_at=1.0, failure=failure)
+
+    async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE, describe=describe)) as manager:
+        await manager.switch("a")
+        damaged.append("b")
+        assert (await refusal(manager, "b", evict=["a"])).message == "the file is cut off"
+        assert states(manager)["a"] == "ready"
+    assert [event["model"] for event in journal.events("start")] == ["a"]

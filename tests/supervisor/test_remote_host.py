@@ -146,7 +146,7 @@ async def test_a_refusal_has_the_reason(gateway: Gateway, fake_supervisor: Any) 
     fake_supervisor.failure = Failure(kind="out_of_memory", message="no memory left", lines=("E oom",), retry_after_s=4)
     error = await gateway.refusal()
     assert isinstance(error, ModelUnavailable)
-    assert "not enough memory" in error.message
+    assert "no memory left" in error.message
     assert (error.final, error.retry_after_s) == (True, None)
 
 

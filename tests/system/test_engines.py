@@ -157,3 +157,35 @@ async def test_a_missing_program_is_named_to_the_client(start_gateway: StartGate
         answer = await gateway.chat("a")
         assert answer.status_code == 503
         assert "engine" in answer.json()["error"]["message"]
+
+
+async def test_any_path_of_an_engine_is_reached_by_the_name_of_its_model(
+    start_gateway: StartGateway, stubs: StubPrograms
+) -> None:
+    async with start_gateway({"org/tool": {"engine": "sd-server", "env": stubs.env()}}) as gateway:
+        version = await gateway.http.get("/upstream/org%2Ftool/version")
+        assert version.json() == {"version": "stub"}
+        form = await gateway.http.post("/upstream/org%2Ftool/api/upload?x=1", files={"file": ("a.png", b"PNG")})
+        assert form.json()["path"] == "/api/upload?x=1"
+        state = await gateway.http.get("/upstream/org%2Ftool/slots")
+        assert state.status_code == 404
+        unknown = await gateway.http.get("/upstream/nobody/version")
+        assert unknown.status_code == 404
+        for path in ("/upstream/org%2Ftool", "/upstream//version", "/upstream/org%2Ftool/../admin"):
+            assert (await gateway.http.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/realtime?model=a", "/anything"])
+async def test_a_websocket_is_refused_with_the_status_that_makes_clients_use_http(
+    start_gateway: StartGateway, path: str
+) -> None:
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    async with start_gateway({"a": {}}) as gateway:
+        refused = await gateway.http.get(path, headers=handshake)
+        assert (refused.status_code, refused.headers["upgrade"]) == (426, "HTTP/1.1")
+        assert (await gateway.chat("a")).status_code == 200

@@ -14,7 +14,7 @@ from hostler.supervisor.scheduling.types import Refuse
 
 
 @pytest.mark.parametrize(
-    "line",
+    "words",
     [
         "failed to create context",
         "prompt has too many tokens",
@@ -23,26 +23,37 @@ from hostler.supervisor.scheduling.types import Refuse
         "window of 512",
     ],
 )
-def test_words_that_clients_read_as_a_context_overflow_are_left_out(line: str) -> None:
-    message = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
-    assert "before | after" in message
-    assert line not in message
+def test_words_that_clients_read_as_a_context_overflow_are_left_out(words: str) -> None:
+    message = load_failure_message("a", "pc", Failure(kind="exited", message=words))
+    assert message == "a could not be loaded on pc: the engine exited"
+
+
+def test_the_reason_is_the_failures_own_and_not_the_engines_last_lines() -> None:
+    failure = Failure(
+        kind="bad_argument", message="the engine does not know the argument --flash", lines=("bye", "srv: cleaning up")
+    )
+    message = load_failure_message("a", "pc", failure)
+    assert message == "a could not be loaded on pc: the engine does not know the argument --flash"
+
+
+def test_a_model_may_be_called_like_such_a_word() -> None:
+    failure = Failure(kind="exited", message='the engine of model "long-context" ended with exit code 3')
+    assert "ended with exit code 3" in load_failure_message("long-context", "pc", failure)
 
 
 def test_paths_are_shortened_to_file_names() -> None:
-    message = load_failure_message(
-        "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
-    )
+    failure = Failure(kind="file_missing", message="cannot open /srv/secret/x.gguf here")
+    message = load_failure_message("a", "pc", failure)
     assert "cannot open x.gguf here" in message and "srv" not in message
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (Failure(kind="exited", message="x", exit_code=3), "the engine exited (exit code 3)"),
-        (Failure(kind="killed", message="x", exit_code=-9), "the engine was killed (signal 9)"),
-        (Failure(kind="start_timeout", message="not ready within 15 s"), "(not ready within 15 s)"),
-        (Failure(kind="file_missing", message="/srv/secret/x.gguf does not exist"), "(x.gguf does not exist)"),
+        (Failure(kind="exited", message="x", exit_code=3), "x (exit code 3)"),
+        (Failure(kind="killed", message="x", exit_code=-9), "x (signal 9)"),
+        (Failure(kind="start_timeout", message="not ready within 15 s"), "pc: not ready within 15 s"),
+        (Failure(kind="file_missing", message="/srv/secret/x.gguf does not exist"), "pc: x.gguf does not exist"),
         (Failure(kind="out_of_memory", message="no room for its context"), "stop other programs"),
     ],
 )

@@ -274,3 +274,29 @@ async def test_a_request_during_reconciliation_is_answered(runs: dict[str, int])
         lease = await subject.lease("a")
         assert lease.address().generation == runs.get("a", 3)
         lease.release()
+
+
+async def test_an_engine_that_only_times_out_is_stopped() -> None:
+    async with opened(snapshot()) as one:
+        one.supervisor.loads["a"] = 1
+        for _ in range(3):
+            lease = await one.lease("a")
+            lease.report_timeout()
+            lease.release()
+        await one.until_handled()
+        assert one.supervisor.unloaded == ["a"]
+
+
+async def test_an_answer_between_timeouts_shows_that_an_engine_works() -> None:
+    async with opened(snapshot()) as one:
+        one.supervisor.loads["a"] = 1
+        for _ in range(2):
+            for _ in range(2):
+                lease = await one.lease("a")
+                lease.report_timeout()
+                lease.release()
+            lease = await one.lease("a")
+            lease.report_answer(None)
+            lease.release()
+        await one.until_handled()
+        assert not one.supervisor.unloaded
