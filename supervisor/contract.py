@@ -224,13 +224,23 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     yielding: bool = False
 
 
+class EngineProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """A llama-server of a host: its path, its build, the devices that it can use, and the options that it lacks."""
+
+    path: str
+    build: str = ""
+    devices: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes` and `devices`.
 
     Of each of `groups` one model runs at a time. With `sets`, loaded models are always part of one of them. A host that
     is idle for `return_to_default_s` loads its default model again.
 
-    `generation` differs after each restart of the supervisor, which counts the generations of processes anew.
+    `generation` differs after each restart of the supervisor, which counts the generations of processes anew. `programs`
+    are the llama-servers that its profiles use.
     """
 
     profiles: tuple[ProfileInfo, ...] = ()
@@ -242,6 +252,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     sets: tuple[tuple[str, ...], ...] = ()
     return_to_default_s: float | None = None
     generation: int = 0
+    programs: tuple[EngineProgram, ...] = ()
 
     def with_model(self, status: ModelStatus) -> HostStatus:
         """The host after a change of one model."""

@@ -42,7 +42,7 @@ from hostler.supervisor.engine_command import (
 )
 from hostler.supervisor.engine_stop import AddLine, run_cleanup
 from hostler.supervisor.llama_arguments import llama_arguments
-from hostler.supervisor.llama_program import LlamaProgram, LlamaPrograms
+from hostler.supervisor.llama_program import LlamaPrograms
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,
@@ -118,8 +118,6 @@ class EngineLifecycle:
         self.disabled: Failure | None = None
         self.conversations: KeptConversations | None = None
         self._engine_slots: EngineSlots | None = None
-        #: The llama-server that it was last started with.
-        self.program: LlamaProgram | None = None
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
@@ -211,6 +209,13 @@ class EngineLifecycle:
 
         return command
 
+    async def read_program(self) -> None:
+        """Find out what the engine's program is, so that it can be shown before it is first started. Never raises."""
+        try:
+            await self._known_options()
+        except (SupervisorError, ValueError):
+            return  # reported with the file
+
     async def _known_options(self) -> frozenset[str] | None:
         """The options of this llama-server. What an old one lacks is logged once."""
         engine = engine_of(self.profile, self._services.settings)
@@ -219,7 +224,7 @@ class EngineLifecycle:
         if not engine.llama_server or is_embedded(words):
             return None
         programs = self._services.programs
-        program = self.program = await programs.read(words, inherited)
+        program = await programs.read(words, inherited)
         if program.options is not None:
             _, lost = llama_arguments(
                 self.profile, self._services.settings, file=Path(), host="", port=0, facts=self.description.facts,

@@ -11,6 +11,8 @@ from typing import Final
 import anyio.to_thread
 import msgspec
 
+from hostler.supervisor.contract import EngineProgram
+
 #: How long a program may take to print its help, in seconds. Builds for GPUs look for devices first.
 _LIMIT_S: Final = 10.0
 
@@ -36,6 +38,7 @@ class LlamaPrograms:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], LlamaProgram] = {}
+        self._latest: dict[tuple[str, ...], LlamaProgram] = {}
         self._reported: set[tuple[str, str]] = set()
 
     async def read(self, program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
@@ -43,7 +46,21 @@ class LlamaPrograms:
         key = await anyio.to_thread.run_sync(_identity, program)
         if key not in self._known:
             self._known[key] = await anyio.to_thread.run_sync(read_program, program, environment)
-        return self._known[key]
+        program_now = self._latest[program] = self._known[key]
+        return program_now
+
+    def known(self) -> tuple[EngineProgram, ...]:
+        """The programs whose help could be read, and what each lacks."""
+        return tuple(
+            EngineProgram(
+                path=words[0],
+                build=program.build,
+                devices=program.devices,
+                lacks=tuple(sorted(lost for path, lost in self._reported if path == words[0])),
+            )
+            for words, program in self._latest.items()
+            if program.options is not None
+        )
 
     def newly_lost(self, program: Sequence[str], lost: Sequence[str]) -> list[str]:
         """Those of the losses that were not returned for this program before."""

@@ -291,6 +291,7 @@ class EngineManager:
             sets=settings.sets,
             return_to_default_s=settings.return_to_default_s,
             generation=self._generation,
+            programs=self._services.programs.known(),
         )
 
     # Models.
@@ -423,6 +424,11 @@ class EngineManager:
             await model.lifecycle.describe_file()
         self._described.set()
         self._subscriptions.publish(self._snapshot())
+        before = self._services.programs.known()
+        for model in list(self._models.values()):
+            await model.lifecycle.read_program()
+        if self._services.programs.known() != before:
+            self._subscriptions.publish(self._snapshot())
 
     async def _recheck_disabled(self) -> None:
         """Look again at models that no engine could load. The report is repeated, since it is valid for a while only."""

@@ -34,6 +34,12 @@ _PATTERNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
 )  # fmt: skip
 
 
+_SIGNAL_HINTS: Final[Mapping[int, str]] = {
+    signal.SIGKILL: " (the system was probably short of memory)",
+    signal.SIGILL: " (the program was built for another processor)",
+}
+
+
 def explain_exit(model: str, exit_code: int | None, lines: Sequence[str], *, ready: bool = False) -> Failure:
     """Why the engine of `model` exited: from a known log line, else from its exit code and its first error line.
 
@@ -49,7 +55,7 @@ def explain_exit(model: str, exit_code: int | None, lines: Sequence[str], *, rea
                     message = f'model "{model}" does not start: {sentence.format(what=what)}'
                     return Failure(kind=kind, message=message, lines=kept, exit_code=exit_code)
     if exit_code is not None and exit_code < 0:
-        hint = " (the system was probably short of memory)" if exit_code == -signal.SIGKILL else ""
+        hint = _SIGNAL_HINTS.get(-exit_code, "")
         message = f'the engine of model "{model}" was killed by {_signal_name(-exit_code)}{hint}'
         return Failure(kind="killed", message=message, lines=kept, exit_code=exit_code)
     reason = error_line(lines)

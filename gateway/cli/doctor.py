@@ -61,6 +61,15 @@ class Doctor:
         query = {"model": model, "local_only": "true" if local_only else None, "client": client}
         return self._client.get("/admin/route", {name: value for name, value in query.items() if value})
 
+    def programs(self) -> list[dict[str, Any]]:
+        """The llama-servers of all hosts, with their builds and devices."""
+        hosts = self._client.get("/admin/status")["hosts"]
+        return [
+            {"backend": host["backend"], **program}
+            for host in hosts
+            for program in (host.get("host") or {}).get("programs", ())
+        ]
+
     def ask(self, model: str) -> dict[str, Any]:
         """Send a test request, and report which backend answered it."""
         response = self._test_request(model)
@@ -140,6 +149,19 @@ def finding_rows(findings: list[Finding]) -> list[tuple[str, ...]]:
             each.advice or "-",
         )
         for each in findings
+    ]
+
+
+def program_rows(programs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            each["backend"],
+            each["path"],
+            each["build"] or "-",
+            ", ".join(each["devices"]) or "CPU only",
+            ", ".join(each["lacks"]) or "-",
+        )
+        for each in programs
     ]
 
 

@@ -238,7 +238,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Send a test request through each backend and report problems."""
-    from hostler.gateway.cli.doctor import Doctor, finding_rows
+    from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
 
     with failing_calls():
@@ -248,8 +248,9 @@ def doctor(
         found = examiner.route(None if model is None else target.model_name(model))
         findings = [examiner.examine(found["model"], hop) for hop in found["hops"]]
         notes = examiner.notes()
+        programs = examiner.programs()
     if as_json:
-        print_json({"model": found["model"], "hops": findings, "backends": notes})
+        print_json({"model": found["model"], "hops": findings, "backends": notes, "programs": programs})
     else:
         print_parts(f"{found['model']}:")
         print_table(
@@ -263,5 +264,14 @@ def doctor(
             finding_rows(findings),
         )
         print_parts(*(f"{name}: {note}" for name, note in notes.items()))
+        if programs:
+            columns = [
+                Column("HOST", named=True),
+                Column("ENGINE", named=True),
+                Column("BUILD"),
+                Column("DEVICES", wraps=True),
+                Column("LACKS", wraps=True, drop=1),
+            ]
+            print_table(columns, program_rows(programs))
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

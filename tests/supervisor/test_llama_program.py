@@ -119,3 +119,12 @@ def test_devices_are_listed_with_their_memory() -> None:
     text = "ggml_cuda_init: found 1 CUDA devices\nAvailable devices:\n  CUDA0: NVIDIA RTX 4090 (24209 MiB, 23832 MiB free)\n"
     assert parse_devices(text) == ("CUDA0: NVIDIA RTX 4090 (24209 MiB, 23832 MiB free)",)
     assert parse_devices("Available devices:\n  (none)\n") == ()
+
+
+async def test_programs_are_shown_with_what_they_lack(tmp_path: Path) -> None:
+    programs = LlamaPrograms()
+    path = str(old_program(tmp_path, "--metrics"))
+    await programs.read((path,), {})
+    programs.newly_lost((path,), ["--metrics (x)"])
+    [known] = programs.known()
+    assert (known.path, known.lacks) == (path, ("--metrics (x)",))
