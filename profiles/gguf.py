@@ -124,10 +124,10 @@ def digest(profile: Profile, path: Path | None) -> str:
     """64 hex digits that are distinct per profile and stay the same while the file and the settings do.
 
     With a configured checksum the file is not read; otherwise its size and samples of it are hashed, since reading
-    gigabytes would delay the start.
+    gigabytes would delay the start. Of a folder only the name counts.
     """
     identity = f"sha256:{profile.sha256}" if profile.sha256 else f"source:{profile.model}"
-    if profile.sha256 is None and path is not None:
+    if profile.sha256 is None and path is not None and not path.is_dir():
         identity = _sample_hash(path)
     settings = (profile.name, profile.context, profile.parallel, profile.embeddings, profile.args, identity)
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()

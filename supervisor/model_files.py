@@ -98,13 +98,14 @@ class DownloadedFiles:
                 failure = Failure(kind="file_missing", message=f"{profile.model} does not exist")
         except GGUFError as error:
             failure = Failure(kind=error.kind, message=str(error))
-        try:
-            modified_at = path.stat().st_mtime if path is not None else 0.0
-        except OSError:
-            modified_at = 0.0
+        size, modified_at = 0, 0.0
+        with contextlib.suppress(OSError):
+            if path is not None:
+                status = path.stat()
+                size, modified_at = status.st_size, status.st_mtime
         return FileDescription(
             facts=facts,
-            size=facts.bytes if facts else 0,
+            size=facts.bytes if facts else size,
             digest=digest(profile, path),
             modified_at=modified_at,
             failure=failure,

@@ -11,7 +11,7 @@ import pytest
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.model_files import ModelFiles
+from hostler.supervisor.model_files import DownloadedFiles, ModelFiles
 
 pytestmark = pytest.mark.anyio
 FILE = Path("/somewhere/m.gguf")
@@ -136,3 +136,16 @@ async def test_callers_fail_when_the_host_stops() -> None:
         await source.asked.wait()
         tasks.cancel_scope.cancel()
     assert failures == ["the supervisor is stopping"]
+
+
+def test_weights_of_other_formats_count_with_their_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "ggml-large-v3.bin"
+    file.write_bytes(b"lmgg" + bytes(60_000))
+    description = DownloadedFiles().describe(Profile(name="whisper", model=str(file)))
+    assert (description.facts, description.size) == (None, 60_004)
+
+
+def test_weights_in_a_folder_count_together(tmp_path: Path) -> None:
+    for name, size in (("model-1.safetensors", 50_000), ("model-2.safetensors", 20_000), ("README.md", 9_000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert DownloadedFiles().describe(Profile(name="qwen", model=str(tmp_path))).size == 70_000
