@@ -27,7 +27,7 @@ OPTIONS = {
 }
 #: The path that answers when it is ready; the path that no key is needed for.
 READY = {"sd-server": "/v1/models", "koboldcpp": "/api/v1/model", "llama_cpp.server": "/v1/models", "stub": "/ok"}
-SCRIPT = {"ready_after": 0.0, "ready_status": 200, "says": None, "quiet_port": False}
+SCRIPT = {"ready_after": 0.0, "ready_status": 200, "says": None, "quiet_port": False, "hangs_after": None}
 
 
 def log(event, **facts):
@@ -102,9 +102,25 @@ class Handler(BaseHTTPRequestHandler):
         events = [{"delta": {"role": "assistant", "content": "Hello"}, "index": 0, "finish_reason": None}]
         events.append({"delta": {}, "index": 0, "finish_reason": "stop"})
         lines = [json.dumps({**head, "object": "chat.completion.chunk", "choices": [event]}) for event in events]
+        if self.server.script["hangs_after"] is not None:
+            return self.hang(lines[: self.server.script["hangs_after"]])
         return self.answer_bytes(
             "text/event-stream", "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
         )
+
+    def hang(self, lines):
+        """Send some events, and then comments until the client or this program leaves."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write("".join(f"data: {line}\n\n" for line in lines).encode())
+        try:
+            while True:
+                self.wfile.write(b": ping\n\n")
+                time.sleep(0.02)
+        except OSError:
+            self.close_connection = True
 
     def answer(self, status, value):
         self.answer_bytes("application/json", json.dumps(value).encode(), status)

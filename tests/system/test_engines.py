@@ -14,6 +14,8 @@ import pytest
 from fakes.stub_programs import StubPrograms
 from system.running_gateway import RunningGateway, StartGateway, is_complete
 
+from hostler.supervisor.scheduling.orchestrator import MAX_TIMEOUTS
+
 pytestmark = pytest.mark.anyio
 
 
@@ -189,3 +191,19 @@ async def test_a_websocket_is_refused_with_the_status_that_makes_clients_use_htt
         refused = await gateway.http.get(path, headers=handshake)
         assert (refused.status_code, refused.headers["upgrade"]) == (426, "HTTP/1.1")
         assert (await gateway.chat("a")).status_code == 200
+
+
+@pytest.mark.parametrize("events", [0, 1], ids=["before-the-first-token", "after-it"])
+async def test_an_engine_that_sends_only_keep_alives_is_restarted(
+    start_gateway: StartGateway, stubs: StubPrograms, events: int
+) -> None:
+    engines = {"mine": {"command": STUB, "ready": "/ok"}}
+    profile = {"engine": "mine", "env": stubs.env(hangs_after=events), "first_byte_s": 0.1, "between_bytes_s": 0.1}
+    async with start_gateway({"a": profile}, engines=engines) as gateway:
+        for _ in range(MAX_TIMEOUTS):
+            async with gateway.stream("a") as answer:
+                await answer.aread()
+        await gateway.until(lambda: stubs.events("stop"))
+        assert len(stubs.events("start")) == 1
+        assert (await gateway.chat("a")).status_code == 200, "it is started again on demand"
+        assert len(stubs.events("start")) == 2

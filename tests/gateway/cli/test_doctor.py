@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hostler.gateway.cli.doctor import route_rows
+from hostler.gateway.cli.doctor import program_rows, route_rows
 
 
 def test_a_skipped_hop_says_for_how_long() -> None:
@@ -11,4 +11,19 @@ def test_a_skipped_hop_says_for_how_long() -> None:
     assert [row[4] for row in route_rows({"hops": hops, "first": "cloud"})] == [
         "is paused after failures (for another 12 s)",
         "would answer",
+    ]
+
+
+def test_a_llama_server_is_shown_with_its_build_its_devices_and_what_it_lacks() -> None:
+    old = {
+        "backend": "pc",
+        "path": "/opt/llama-server",
+        "build": "4242",
+        "devices": [],
+        "lacks": ["several conversations at a time", "embeddings"],
+    }
+    new = {**old, "build": "", "devices": ["CUDA0: NVIDIA", "CPU"], "lacks": []}
+    assert program_rows([old, new]) == [
+        ("pc", "/opt/llama-server", "4242", "CPU only", "several conversations at a time, embeddings"),
+        ("pc", "/opt/llama-server", "-", "CUDA0: NVIDIA, CPU", "-"),
     ]

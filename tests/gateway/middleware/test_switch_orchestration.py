@@ -10,7 +10,14 @@ from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, make_context, target
 
 from hostler.adapters.canonical import LoadRequest, Origin, Usage
-from hostler.adapters.errors import AnswerTooLong, BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
+from hostler.adapters.errors import (
+    AnswerTooLong,
+    BackendBroken,
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ModelUnavailable,
+)
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.supervisor.contract import AnswerLimits
@@ -122,6 +129,23 @@ async def test_other_errors_restart_nothing(error: BackendError, committed: bool
     assert raised.value is error
     assert not subject.host.lost
     assert subject.host.released == subject.host.leases
+
+
+@pytest.mark.parametrize(
+    ("error", "timed_out"),
+    [
+        (BackendTimeout("only keep-alives arrived, but no token in time"), True),
+        (BackendBroken("x"), False),
+        (BackendUnavailable("x", timed_out=True), False),
+    ],
+)
+async def test_an_engine_that_was_silent_or_sent_only_keep_alives_is_reported(
+    error: BackendError, timed_out: bool
+) -> None:
+    subject = Switching()
+    with pytest.raises(BackendError):
+        await subject.fail(subject.leased(), error)
+    assert [lease.timed_out for lease in subject.host.released] == [timed_out]
 
 
 @pytest.mark.parametrize(
