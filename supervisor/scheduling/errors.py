@@ -36,6 +36,11 @@ _FINAL: frozenset[FailureKind] = frozenset(
     }
 )
 
+#: Kinds that are named beside the supervisor's reason, which is a detail of them.
+_NAMED: frozenset[FailureKind] = frozenset(
+    {"file_missing", "not_gguf", "model_damaged", "engine_missing", "start_timeout"}
+)
+
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:/[^\s/'\":,;]+)*/([^\s/'\":,;]+)")
 # Some clients take these words in an error for a context overflow, and start to truncate the conversation.
 _MISREAD = re.compile(r"context|token|max_length|window", re.IGNORECASE)
@@ -54,6 +59,8 @@ def load_failure_message(model: str, host: str, failure: Failure | None) -> str:
     reason = _PATH.sub(r"\1", failure.message).strip()
     if not reason or _MISREAD.search(reason.replace(f'"{model}"', "")):
         reason = _CAUSES[failure.kind]
+    elif failure.kind in _NAMED:
+        reason = f"{_CAUSES[failure.kind]} ({reason})"
     return f"{model} could not be loaded on {host}: {reason[:_MAX_LENGTH]}{_exit_code(failure, reason)}"
 
 

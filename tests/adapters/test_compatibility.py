@@ -115,7 +115,7 @@ def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
 
 
 def requested(adapter: Adapter, operation: Operation, method: str) -> Request:
-    values = {"id": "m", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "somewhere"}
+    values = {"id": "m", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "somewhere", "path": "m/somewhere"}
     path = re.sub(r"{(\w+)(:path)?}", lambda match: values[match[1]], operation.path)
     body = b"" if method in ("GET", "HEAD") else json.dumps(BODY).encode()
     if operation.name in ("transcriptions", "translations", "image_edits", "image_variations"):

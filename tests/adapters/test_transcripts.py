@@ -101,7 +101,7 @@ def question(operation: Operation, method: str) -> dict[str, Any]:
     return requested
 
 
-VALUES = {"id": "tiny", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "some/path"}
+VALUES = {"id": "tiny", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "some/path", "path": "tiny/v1/other"}
 
 
 def respond(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -> dict[str, Any]:

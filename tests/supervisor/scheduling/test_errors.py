@@ -52,8 +52,14 @@ def test_paths_are_shortened_to_file_names() -> None:
     [
         (Failure(kind="exited", message="x", exit_code=3), "x (exit code 3)"),
         (Failure(kind="killed", message="x", exit_code=-9), "x (signal 9)"),
-        (Failure(kind="start_timeout", message="not ready within 15 s"), "pc: not ready within 15 s"),
-        (Failure(kind="file_missing", message="/srv/secret/x.gguf does not exist"), "pc: x.gguf does not exist"),
+        (
+            Failure(kind="start_timeout", message="not ready within 15 s"),
+            "pc: it was not ready in time (not ready within 15 s)",
+        ),
+        (
+            Failure(kind="file_missing", message="/srv/secret/x.gguf does not exist"),
+            "pc: its file is missing (x.gguf does not exist)",
+        ),
         (Failure(kind="out_of_memory", message="no room for its context"), "stop other programs"),
     ],
 )
