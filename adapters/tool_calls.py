@@ -1,8 +1,8 @@
 """Reads the pieces of tool calls as servers really send them, into calls that every encoder writes alike.
 
 Seen in the wild: calls without index, all with index 0, or counted from 1; two ids at one index; a head and its tail at
-different indexes; interleaved pieces; a new id or the name again in every piece; the name after the arguments; arguments as
-an object, as null, as `{}` before the real ones, once more as a whole at the end, or encoded twice.
+different indexes; interleaved pieces; a new id or the name again in every piece; the name in pieces, or after the arguments;
+arguments as an object, as null, as `{}` before the real ones, once more as a whole at the end, or encoded twice.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ class CallTable:
             call = OpenCall(len(self.calls))
             self.calls.append(call)
         if name:
+            if not call.arguments:
+                call.name = _joined(call.name, name)
             call.name = call.name or name
             named.add(call.number)
         if call_id:
@@ -154,11 +156,13 @@ class CallTable:
             last = here
         if last is None:
             return None
-        return last if _continues(last, call_id, name, text, named) else None
+        has_place = index is not None or last.id is not None
+        return last if _continues(last, call_id, name, text, named, has_place=has_place) else None
 
 
-def _continues(call: OpenCall, call_id: str, name: str, text: str, named: set[int]) -> bool:
-    """Whether a piece at this call's place belongs to it, though it does not have its id."""
+def _continues(call: OpenCall, call_id: str, name: str, text: str, named: set[int], *, has_place: bool) -> bool:
+    """Whether a piece at this call's place belongs to it, though it does not have its id. `has_place`: it has an index,
+    or the call an id, so that another call would have one as well."""
     if not name:
         # Some servers make up a new id for every piece.
         return not (call_id and call.is_complete)
@@ -166,19 +170,28 @@ def _continues(call: OpenCall, call_id: str, name: str, text: str, named: set[in
         return False
     if not call.name:
         return True
-    # The name again, in every piece: but not after a whole call.
-    return name == call.name and not call.is_complete and bool(call.arguments or text)
+    if name == call.name:
+        # The name again, in every piece: but not after a whole call.
+        return not call.is_complete and bool(call.arguments or text)
+    return has_place and not call.arguments and not text  # the rest of a name
+
+
+def _joined(name: str, piece: str) -> str:
+    """A name and its next piece, which may be the rest of it, or all of it so far."""
+    return piece if piece.startswith(name) else name + piece
 
 
 class ToolCallReader:
     """Turns pieces into canonical ones: each call has a number of its own, its first piece the name, and its arguments
-    are one JSON text."""
+    are one JSON text. `holds_names`: a call is read when its name is complete, which its arguments or another call show."""
 
-    __slots__ = ("_held", "_table")
+    __slots__ = ("_held", "_last", "_table", "holds_names")
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_names: bool = True) -> None:
+        self.holds_names = holds_names
         self._table = CallTable()
         self._held: dict[int, list[str]] = {}
+        self._last: OpenCall | None = None
 
     def read(
         self, pieces: Iterable[CallPiece], *, whole: bool = False, named: set[int] | None = None
@@ -191,14 +204,16 @@ class ToolCallReader:
         named = set() if named is None else named
         for piece in pieces:
             call, text = self._table.add(piece, named=named, whole=whole)
+            last, self._last = self._last, call
+            if last is not None and last is not call and last.name and not last.written:
+                read.append(self._head(last, ""))
             if call.written:
                 if text:
                     read.append(ToolCall(index=call.number, arguments=text))
-            elif call.name:
-                held = "".join(self._held.pop(call.number, ()))
+            elif call.name and (whole or not self.holds_names or call.arguments or arguments_text(piece.arguments)):
                 if whole and not call.arguments:
                     text = _fill(call)
-                read.append(_head(call, held + text))
+                read.append(self._head(call, text))
             else:
                 self._held.setdefault(call.number, []).append(text)
         return tuple(read)
@@ -208,10 +223,16 @@ class ToolCallReader:
         rest: list[ToolCall] = []
         for call in self._table.calls:
             if not call.written:
-                rest.append(_head(call, "".join(self._held.pop(call.number, ())) or _fill(call)))
+                rest.append(self._head(call, "" if call.arguments else _fill(call)))
             elif not call.arguments:
                 rest.append(ToolCall(index=call.number, arguments=_fill(call)))
         return tuple(rest)
+
+    def _head(self, call: OpenCall, arguments: str) -> ToolCall:
+        """The first piece of a call, with what was held back of its arguments, and these."""
+        call.written = True
+        held = "".join(self._held.pop(call.number, ()))
+        return ToolCall(index=call.number, id=call.id, name=call.name, arguments=held + arguments)
 
 
 def arguments_text(arguments: Any) -> str:
@@ -228,11 +249,6 @@ def arguments_text(arguments: Any) -> str:
         return lenient.encode(arguments).decode()
     except (ValueError, msgspec.MsgspecError):
         return ""
-
-
-def _head(call: OpenCall, arguments: str) -> ToolCall:
-    call.written = True
-    return ToolCall(index=call.number, id=call.id, name=call.name, arguments=arguments)
 
 
 def _fill(call: OpenCall) -> str:

@@ -83,11 +83,16 @@ class CallEvents:
 class _SentCall:
     """A call that was forwarded as it came. `has_arguments`: some of them have been forwarded, too."""
 
-    __slots__ = ("has_arguments", "id")
+    __slots__ = ("has_arguments", "id", "name")
 
-    def __init__(self, call_id: str) -> None:
+    def __init__(self, call_id: str, name: str) -> None:
         self.id = call_id
+        self.name = name
         self.has_arguments = False
+
+    def accepts_name(self, piece: str) -> bool:
+        """Whether this is the rest of the name, which clients add to it, and not the name again."""
+        return not self.has_arguments and not piece.startswith(self.name)
 
     def accepts(self, text: str) -> bool:
         """Whether this is the next piece of the arguments, and not their beginning in another form."""
@@ -103,7 +108,7 @@ class _ChoiceCalls:
     __slots__ = ("_is_odd", "_reader", "_sent")
 
     def __init__(self) -> None:
-        self._reader = ToolCallReader()
+        self._reader = ToolCallReader(holds_names=False)
         self._sent: list[_SentCall] = []
         self._is_odd = False
 
@@ -111,6 +116,7 @@ class _ChoiceCalls:
         """The canonical pieces for those in an event, each with the other fields that it had; `None` if the event may stay
         as it is."""
         self._is_odd = self._is_odd or bool(raw and not self._is_well_formed(raw))
+        self._reader.holds_names = self._is_odd  # until then, heads are forwarded as they come
         read = self._read(raw if isinstance(raw, list) else [raw] if raw else [])
         if not self._is_odd:
             return None
@@ -144,14 +150,16 @@ class _ChoiceCalls:
         if type(index) is not int or not isinstance(text, str):
             return False
         if index == len(self._sent) and isinstance(call_id, str) and call_id and isinstance(name, str) and name:
-            call = _SentCall(call_id)
+            call = _SentCall(call_id, name)
             if not call.accepts(text):
                 return False
             self._sent.append(call)
             return True
-        if not 0 <= index < len(self._sent) or name:
+        if not 0 <= index < len(self._sent):
             return False
         call = self._sent[index]
+        if name and (not isinstance(name, str) or text or not call.accepts_name(name)):
+            return False
         return call_id in (None, "", call.id) and call.accepts(text)
 
 

@@ -282,6 +282,39 @@ def test_a_forwarded_stream_agrees_too(form: str) -> None:
     assert calls == [("f", {"x": 1}), ("g", {"y": 2})]
 
 
+NAMES_IN_PIECES: dict[str, list[list[CallPiece]]] = {
+    "the name in pieces": [
+        [piece(0, "a", "get_")], [piece(0, name="wea", arguments="")], [piece(0, name="ther")], [piece(0, arguments='{"x":1}')],
+        [piece(1, "b", "g", "")], [piece(1, name="et", arguments=None)], [piece(1, "b", "_time")], [piece(1, arguments='{"y":2}')],
+    ],
+    "all of the name so far": [
+        [piece(0, "a", "get_")], [piece(0, "a", "get_weather")], [piece(0, "a", "get_weather", '{"x":1}')],
+        [piece(1, "b", "get")], [piece(1, name="get_time")], [piece(1, arguments='{"y":2}')],
+    ],
+    "two calls that take nothing": [[piece(0, "a", "get_")], [piece(0, name="weather")], [piece(1, "b", "get_time")]],
+    "without ids": [
+        [piece(0, name="get_", arguments="")], [piece(0, name="weather", arguments="")], [piece(0, arguments='{"x":1}')],
+        [piece(1, name="get_")], [piece(1, name="time")], [piece(1, arguments='{"y":2}')],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("client", ENCODERS)
+@pytest.mark.parametrize("form", NAMES_IN_PIECES)
+def test_a_name_may_come_in_pieces(form: str, client: str, stream: bool) -> None:
+    first, second = ({}, {}) if form == "two calls that take nothing" else ({"x": 1}, {"y": 2})
+    calls = [("get_weather", first), ("get_time", second)]
+    assert calls_at_client(client, NAMES_IN_PIECES[form], stream=stream) == calls
+    if form != "all of the name so far":  # its first part may have been forwarded
+        assert calls_at_client("openai", NAMES_IN_PIECES[form], stream=False, foreign=False) == calls
+
+
+def test_another_name_at_the_same_place_is_another_call() -> None:
+    assert read([piece(None, None, "f")], [piece(None, None, "g")]) == [(None, "f", "{}"), (None, "g", "{}")]
+    assert read([piece(0, None, "f", "{}")], [piece(0, None, "g", "{}")]) == [(None, "f", "{}"), (None, "g", "{}")]
+
+
 ODD_MESSAGES: dict[str, tuple[Any, str]] = {
     "calls as an object": ({"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":1}'}}, "tool_calls"),
     "no function": ([{"index": 0, "id": "a", "name": "f", "arguments": '{"x":1}'}], "tool_calls"),

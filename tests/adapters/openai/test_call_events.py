@@ -48,6 +48,7 @@ END = event(finish="tool_calls")
             event(piece(1, arguments="{}"), piece(0, arguments="{}")),
         ],
         [event(piece(0, "a", "f", '{"x":')), event(piece(0, arguments='"y"}'))],
+        [event(piece(0, "a", "get_")), event(piece(0, name="weather")), event(piece(0, arguments="{}"))],
     ],
 )
 def test_well_formed_pieces_stay_as_they_came(events: list[bytes]) -> None:
