@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from hostler import __version__
+from hostler.adapters.errors import GatewayError
 from hostler.supervisor.auth import (
     RequestRejected,
     SupervisorAuthMiddleware,
@@ -52,6 +53,9 @@ from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.schemas import (
     AvailableResponse,
     ForecastResponse,
+    LeaseEndRequest,
+    LeaseEndResponse,
+    LeaseRequest,
     PinRequest,
     PinResponse,
     PullRequest,
@@ -108,6 +112,8 @@ def create_app(
         Route("/models/load", api.load, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
         Route("/models/pin", api.pin, methods=["POST"]),
+        Route("/models/lease", api.lease_model, methods=["POST"]),
+        Route("/models/lease/end", api.end_lease, methods=["POST"]),
         Route("/models/pull", api.pull, methods=["POST"]),
         Route("/models/forecast", api.forecast, methods=["GET"]),
         Route(PATH, api.leases, methods=["POST"]),
@@ -131,6 +137,7 @@ def create_app(
             HTTPException: _http_error,
             RequestRejected: _rejected,
             Exception: _failed,
+            GatewayError: _unavailable,
             **dict.fromkeys(expected, _failed),
         },
         lifespan=lifespan,
@@ -244,6 +251,15 @@ class _Api:
             raise RequestRejected(501, "not_supported", "this supervisor pins models only by their profiles")
         remembered = await supervisor.pin(model, body.pinned)
         return _json(PinResponse(model=model, pinned=body.pinned, remembered=remembered))
+
+    async def lease_model(self, request: Request) -> Response:
+        body = await read_body(request, LeaseRequest)
+        model, host = await self._resolve(body.model), self._leases.host
+        return _json(await self._wait_for(lambda: host.lease_model(model, holder=body.holder, seconds=body.seconds)))
+
+    async def end_lease(self, request: Request) -> Response:
+        body = await read_body(request, LeaseEndRequest)
+        return _json(LeaseEndResponse(ended=await self._leases.host.end_lease(body.id)))
 
     async def pull(self, request: Request) -> Response:
         """Download a model's file: with progress as events if the client accepts them, else the result alone."""
@@ -383,6 +399,13 @@ def _json(value: msgspec.Struct) -> Response:
 async def _rejected(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)
     return error_response(error.status, error.body)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    """What the host's scheduler refuses."""
+    assert isinstance(error, GatewayError)
+    failure = Failure(kind="cancelled", message=error.message, retry_after_s=error.retry_after_s)
+    return error_response(*encode_error(SupervisorError(failure)))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

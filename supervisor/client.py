@@ -17,10 +17,13 @@ import msgspec
 from hostler.adapters import sse
 from hostler.adapters.redaction import redacted
 from hostler.profiles.sources import FetchProgress
-from hostler.supervisor.contract import HostStatus, SupervisorUnreachable
+from hostler.supervisor.contract import HostStatus, ModelLease, SupervisorUnreachable
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.schemas import (
     ForecastResponse,
+    LeaseEndRequest,
+    LeaseEndResponse,
+    LeaseRequest,
     PinRequest,
     PinResponse,
     PullRequest,
@@ -45,6 +48,7 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     connect_s: float = 2.0
     response_s: float = 10.0
     unload_s: float = 120.0
+    load_s: float = 3600.0
     silence_s: float = 30.0
     attempts: int = 5
     retry_s: float = 0.25
@@ -138,6 +142,17 @@ class SupervisorClient:
         """See `SupportsPinning`."""
         body = PinRequest(model=model, pinned=pinned)
         return (await self._call("POST", "/models/pin", PinResponse, body=body)).remembered
+
+    async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        """Load the model and lease it. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`."""
+        body = LeaseRequest(model=model, holder=holder, seconds=seconds)
+        return await self._call("POST", "/models/lease", ModelLease, body=body, read_s=self._limits.load_s)
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        """End a lease. Raises `SupervisorUnreachable`."""
+        return (
+            await self._call("POST", "/models/lease/end", LeaseEndResponse, body=LeaseEndRequest(id=lease_id))
+        ).ended
 
     async def unload(self, model: str, *, force: bool = True) -> None:
         """Stop the model, with `force` at once. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`."""

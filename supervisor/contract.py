@@ -155,6 +155,17 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     request: RequestRules | None = None
 
 
+class ModelLease(msgspec.Struct, frozen=True, kw_only=True):
+    """The right of `holder` to have `model` loaded until `expires_at`: it is not unloaded, and requests for models that
+    would have to take its place are refused. Times in seconds since the epoch."""
+
+    id: str
+    model: str
+    holder: str
+    created_at: float
+    expires_at: float
+
+
 class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The first answer after a switch: of its `prompt` tokens `cached` were not read again."""
 
@@ -237,7 +248,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes` and `devices`.
 
     Of each of `groups` one model runs at a time. With `sets`, loaded models are always part of one of them. A host that
-    is idle for `return_to_default_s` loads its default model again.
+    is idle for `return_to_default_s` loads its default model again. `leases` are those of models, the first to expire first.
 
     `generation` differs after each restart of the supervisor, which counts the generations of processes anew. `programs`
     are the llama-servers that its profiles use.
@@ -251,6 +262,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[tuple[str, ...], ...] = ()
     sets: tuple[tuple[str, ...], ...] = ()
     return_to_default_s: float | None = None
+    leases: tuple[ModelLease, ...] = ()
     generation: int = 0
     programs: tuple[EngineProgram, ...] = ()
 
@@ -362,6 +374,22 @@ class SupportsPinning(Protocol):
         Subscribers get a `Snapshot`. Returns whether the choice survives a restart of the supervisor. Raises
         `UnknownProfile`, `SupervisorUnreachable`.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsModelLeases(Protocol):
+    """A supervisor that keeps models loaded for those who lease them."""
+
+    async def add_lease(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        """Lease `model` to `holder`, or extend the lease that it has, to `seconds` from now. Starts and stops nothing.
+
+        Subscribers get a `Snapshot`. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`.
+        """
+        ...
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        """End a lease; `None` if there is none of that id. Raises `SupervisorUnreachable`."""
         ...
 
 

@@ -17,6 +17,7 @@ from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
     HostStatus,
+    ModelLease,
     ModelStatus,
     PromptIdentity,
     SwitchMoved,
@@ -154,6 +155,7 @@ class RefuseFrame(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):
     failure: Failure | None = None
     waited_s: float = 0.0
     switch_s: float = 0.0
+    model_lease: ModelLease | None = None
 
 
 class QueuePlace(msgspec.Struct, frozen=True, array_like=True):

@@ -282,6 +282,7 @@ class LeaseSession(Response):
                 None if refusal is None else refusal.failure,
                 lease.waited_s,
                 lease.switch_s,
+                None if refusal is None else refusal.model_lease,
             )
         self.send(encode_frames([frame]))
 

@@ -25,6 +25,7 @@ from hostler.supervisor.contract import (
     FirstAnswer,
     HostStatus,
     ModelChanged,
+    ModelLease,
     ModelStatus,
     PromptIdentity,
     SlotAssignment,
@@ -53,6 +54,7 @@ from hostler.supervisor.model_files import (
     describe_file,
     local_path,
 )
+from hostler.supervisor.model_leases import ModelLeases
 from hostler.supervisor.placement import PlacementPolicy
 from hostler.supervisor.scheduling.eviction import HostCapacity, with_devices
 from hostler.supervisor.slot_cache import SlotCache
@@ -79,6 +81,7 @@ class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
     load_times: Path | None = None
     pins: Path | None = None
     memory: Path | None = None
+    model_leases: Path | None = None
 
 
 class EngineManager:
@@ -99,6 +102,7 @@ class EngineManager:
         self._ports = parse_port_range(settings.engine_ports)
         self._load_times = LoadTimeStore(state.load_times)
         self._pins = PinStore(state.pins)
+        self._leases = ModelLeases(state.model_leases, self._on_leases_change)
         self._generation = time.time_ns() // 1_000_000
         self._memory = MemoryHistory(state.memory)
         self._files = ModelFiles(prepare, describe)
@@ -171,9 +175,17 @@ class EngineManager:
         """See `contract.SupportsPinning`."""
         managed = self._model(model)
         self._pins.set(model, pinned, managed.profile.pinned)
-        self._apply_pin(managed)
+        self._apply_keeping(managed)
         self._subscriptions.publish(self._snapshot())
         return await anyio.to_thread.run_sync(self._pins.write)
+
+    async def add_lease(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        """See `contract.SupportsModelLeases`."""
+        return await self._leases.add(self._model(model).name, holder, seconds)
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        """See `contract.SupportsModelLeases`."""
+        return await self._leases.end(lease_id)
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
@@ -204,10 +216,10 @@ class EngineManager:
 
     async def run(self) -> None:
         """Serve until cancelled; then end all engines, side by side, within their grace periods."""
-        for read in (self._load_times.read, self._pins.read, self._memory.read):
+        for read in (self._load_times.read, self._pins.read, self._leases.read, self._memory.read):
             await anyio.to_thread.run_sync(read)
         for model in self._models.values():
-            self._apply_pin(model)
+            self._apply_keeping(model)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = self._files.tasks = self._switches.tasks = tasks
@@ -215,6 +227,7 @@ class EngineManager:
                     tasks.start_soon(model.run)
                 tasks.start_soon(self._describe_files)
                 tasks.start_soon(self._recheck_disabled)
+                tasks.start_soon(self._leases.run)
                 self._started.set()
                 tasks.start_soon(self._start_first)
                 await self._usage.run()
@@ -240,7 +253,12 @@ class EngineManager:
         wanted = {profile.name: profile for profile in profiles}
         leaving = [self._models[name] for name in self.outdated(profiles)]
         self._pins.keep_only(wanted)
-        pinned = [model for model in leaving if self._pins.get(model.name, _is_pinned(wanted.get(model.name)))]
+        await self._leases.keep_only(wanted)
+        pinned = [
+            model
+            for model in leaving
+            if self._pins.get(model.name, _is_pinned(wanted.get(model.name))) or self._leases.is_leased(model.name)
+        ]
         for name, profile in wanted.items():
             model = self._models.get(name)
             if model is None:
@@ -252,7 +270,7 @@ class EngineManager:
             else:
                 before = model.pinned
                 model.lifecycle.replace_profile(profile)
-                self._apply_pin(model)
+                self._apply_keeping(model)
                 if model.pinned and not before:
                     pinned.append(model)
         for name in [name for name in self._models if name not in wanted]:
@@ -266,7 +284,7 @@ class EngineManager:
         await self._describe_files()
         if self._tasks is not None:
             for model in dict.fromkeys(pinned):
-                self._tasks.start_soon(self._start_pinned, model)
+                self._tasks.start_soon(self._start_kept, model)
 
     def outdated(self, profiles: Sequence[Profile]) -> tuple[str, ...]:
         """The models whose engine `replace_profiles` would stop: removed, or started by another command from now on."""
@@ -290,6 +308,7 @@ class EngineManager:
             groups=tuple(settings.groups.values()),
             sets=settings.sets,
             return_to_default_s=settings.return_to_default_s,
+            leases=self._leases.active,
             generation=self._generation,
             programs=self._services.programs.known(),
         )
@@ -311,7 +330,7 @@ class EngineManager:
         lifecycle = EngineLifecycle(profile, self._services)
         pinned = self._pins.get(profile.name, profile.pinned)
         model = ManagedModel(
-            lifecycle, EngineLog(self._settings.log_lines), self._limits(profile, pinned=pinned),
+            lifecycle, EngineLog(self._settings.log_lines), self._limits(profile, keep=pinned),
             host=self._services.host, ports=self._ports, on_change=self._on_process_change,
             expected_load_s=lambda: self._load_times.get(profile.name),
         )  # fmt: skip
@@ -327,31 +346,32 @@ class EngineManager:
     def _others(self, model: ManagedModel) -> list[ManagedModel]:
         return [other for other in self._models.values() if other is not model and other.process.alive]
 
-    def _apply_pin(self, model: ManagedModel) -> None:
-        """Apply an operator's choice, or a new profile."""
+    def _apply_keeping(self, model: ManagedModel) -> None:
+        """Apply an operator's choice, a lease, or a new profile."""
         model.pinned = self._pins.get(model.name, model.profile.pinned)
-        model.process.limits = self._limits(model.profile, pinned=model.pinned)
+        model.leased = self._leases.is_leased(model.name)
+        model.process.limits = self._limits(model.profile, keep=model.pinned or model.leased)
 
-    def _limits(self, profile: Profile, *, pinned: bool) -> ProcessLimits:
+    def _limits(self, profile: Profile, *, keep: bool) -> ProcessLimits:
         settings = self._settings
         return ProcessLimits(
             start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
             stop_grace_s=_first(profile.stop_grace_s, settings.stop_grace_s),
             max_failures=settings.max_failures, backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s,
-            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=pinned,
+            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=keep,
         )  # fmt: skip
 
     async def _start_first(self) -> None:
-        """Start pinned models, then preload others one after the other, as long as none has to be unloaded for them."""
+        """Start pinned and leased models, then preload others one after the other, as long as none has to be unloaded for them."""
         # Which GPUs an engine sees depends on the first reading.
         with anyio.move_on_after(FIRST_READING_S):
             await self._usage.measure()
         async with anyio.create_task_group() as starts:
             for model in self._models.values():
-                if model.pinned:
-                    starts.start_soon(self._start_pinned, model)
+                if model.pinned or model.leased:
+                    starts.start_soon(self._start_kept, model)
         for model in list(self._models.values()):
-            if model.profile.preload and not model.pinned and not model.retired:
+            if model.profile.preload and not (model.pinned or model.leased) and not model.retired:
                 await self._preload(model)
 
     async def _preload(self, model: ManagedModel) -> None:
@@ -364,11 +384,12 @@ class EngineManager:
         except (SupervisorError, UnknownProfile) as error:
             logger.warning("%s: cannot be preloaded: %s", model.name, error)
 
-    async def _start_pinned(self, model: ManagedModel) -> None:
+    async def _start_kept(self, model: ManagedModel) -> None:
         try:
             await self.switch(model.name)
         except (SupervisorError, UnknownProfile) as error:
-            logger.warning("%s: pinned, but cannot be started: %s", model.name, error)
+            kind = "pinned" if model.pinned else "leased"
+            logger.warning("%s: %s, but cannot be started: %s", model.name, kind, error)
 
     async def _drain_and_stop(self, model: ManagedModel) -> None:
         self._switches.cancel(model.name, f'the profile of model "{model.name}" was changed')
@@ -377,6 +398,11 @@ class EngineManager:
         model.process.reset_failures()
 
     # Events.
+
+    def _on_leases_change(self) -> None:
+        for model in self._models.values():
+            self._apply_keeping(model)
+        self._subscriptions.publish(self._snapshot())
 
     def _on_process_change(self, process: ManagedProcess) -> None:
         model = self._models.get(process.model)
@@ -438,7 +464,7 @@ class EngineManager:
             for model in disabled:
                 await model.lifecycle.describe_file()
                 if model.lifecycle.disabled is None and model.pinned and self._tasks is not None:
-                    self._tasks.start_soon(self._start_pinned, model)
+                    self._tasks.start_soon(self._start_kept, model)
             if disabled:
                 self._subscriptions.publish(self._snapshot())
 
@@ -514,5 +540,6 @@ def create_manager(
             load_times=folder / "load-times.json",
             pins=folder / "pins.json",
             memory=folder / "footprints.json",
+            model_leases=folder / "model-leases.json",
         ),
     )

@@ -78,6 +78,11 @@ def _current(host: HostStatus) -> list[Instrument]:
     need = Gauge("hostler_supervisor_model_need_bytes", "Memory a model is expected to use.", ["model"])
     load = Gauge("hostler_supervisor_model_load_seconds", "Expected duration of a model's next load.", ["model"])
     pinned = Gauge("hostler_supervisor_model_pinned", "1 for a pinned model.", ["model"])
+    leases = Gauge(
+        "hostler_supervisor_model_lease_expires_timestamp_seconds",
+        "When the lease of a model ends; absent without a lease.",
+        ["model", "holder"],
+    )
     budget = Gauge("hostler_supervisor_memory_budget_bytes", "Memory that all models together may use.")
     device_need = Gauge(
         "hostler_supervisor_model_device_need_bytes",
@@ -89,6 +94,8 @@ def _current(host: HostStatus) -> list[Instrument]:
             state.set(status.state == each, status.model, each)
         memory.set(status.memory_bytes, status.model, "ram")
         memory.set(status.gpu_bytes, status.model, "gpu")
+    for lease in host.leases:
+        leases.set(lease.expires_at, lease.model, lease.holder)
     for profile in host.profiles:
         need.set(profile.memory_bytes, profile.name)
         pinned.set(profile.pinned, profile.name)
@@ -98,7 +105,7 @@ def _current(host: HostStatus) -> list[Instrument]:
             load.set(profile.load_s, profile.name)
     if host.budget_bytes is not None:
         budget.set(host.budget_bytes)
-    return [state, memory, need, load, pinned, budget, device_need, *_devices(host)]
+    return [state, memory, need, load, pinned, leases, budget, device_need, *_devices(host)]
 
 
 def _devices(host: HostStatus) -> list[Instrument]:

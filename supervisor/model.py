@@ -19,7 +19,7 @@ from hostler.supervisor.memory import MemoryUsage
 class ManagedModel:
     """A model of an `EngineManager`, which writes its public attributes.
 
-    `pinned` is the operator's choice, else the profile's. `phase_seconds` is the duration of each phase of the last switch
+    `pinned` is the operator's choice, else the profile's; `leased` models are kept loaded as well. `phase_seconds` is the duration of each phase of the last switch
     to it.
     """
 
@@ -33,6 +33,7 @@ class ManagedModel:
         self.process = ManagedProcess(self.name, lifecycle, limits, log, host=host, ports=ports, on_change=on_change)
         self.retired = False
         self.pinned = lifecycle.profile.pinned
+        self.leased = False
         self.usage = MemoryUsage()
         self.phase_seconds: dict[str, float] = {}
         self._expected_load_s = expected_load_s

@@ -9,7 +9,7 @@ import msgspec
 from hostler.supervisor.contract import Failure, SupervisorError
 from hostler.supervisor.memory import does_not_fit
 from hostler.supervisor.model import ManagedModel
-from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
+from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, leases_in_the_way, models_to_evict
 
 
 class PlacementPolicy:
@@ -29,7 +29,7 @@ class PlacementPolicy:
         """Which of `others`, all alive, have to stop before `wanted` starts.
 
         Those in `evict` (the scheduler has drained them); besides them idle ones, least recently used first, and busy
-        ones if that is not enough; pinned ones never. Raises `SupervisorError` if `wanted` cannot fit even then.
+        ones if that is not enough; pinned and leased ones never. Raises `SupervisorError` if `wanted` cannot fit even then.
         """
         names = {other.name for other in others if other.name in evict}
         rest = [other for other in others if other.name not in names]
@@ -59,6 +59,10 @@ class PlacementPolicy:
 
     def _failure(self, wanted: ManagedModel, footprint: ModelFootprint, loaded: Sequence[ModelFootprint]) -> Failure:
         """Why it does not fit, judged by the first budget that is too small."""
+        if leased := leases_in_the_way(footprint, loaded, self.capacity):
+            names = " and ".join(sorted(leased))
+            message = f"{wanted.name} would have to take the place of {names}, which is leased (`hostler lease --list`)"
+            return Failure(kind="cancelled", message=message)
         need = wanted.lifecycle.memory_need
         pinned = [other for other in loaded if other.pinned]
         for device, capacity in self.capacity.budgets():
@@ -77,6 +81,6 @@ def footprint_of(model: ManagedModel) -> ModelFootprint:
     """What a model takes, or would take."""
     return ModelFootprint(
         model=model.name, memory_bytes=model.lifecycle.memory_need.total, device_bytes=model.lifecycle.device_needs,
-        pinned=model.pinned, activity="busy" if model.busy else "idle", used_at=model.idle_since,
+        pinned=model.pinned, leased=model.leased, activity="busy" if model.busy else "idle", used_at=model.idle_since,
         evict_cost=model.evict_cost,
     )  # fmt: skip

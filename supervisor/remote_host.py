@@ -18,14 +18,16 @@ import anyio
 import msgspec
 
 from hostler.adapters.canonical import Progress
-from hostler.adapters.errors import BackendUnavailable, GatewayError
+from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import (
     DeviceStatus,
     EngineAddress,
     HostStatus,
+    ModelLease,
     ModelStatus,
     PromptIdentity,
+    SupervisorError,
     SupervisorUnreachable,
     SwitchMoved,
     UnknownProfile,
@@ -54,6 +56,8 @@ from hostler.supervisor.lease_link import LeaseLink
 from hostler.supervisor.lease_requests import ask_frame, release_frame, seed_frames
 from hostler.supervisor.remote_view import RemoteView
 from hostler.supervisor.scheduling.errors import (
+    SOON_S,
+    check_not_leased,
     profile_removed,
     refusal_error,
     supervisor_stopping,
@@ -246,6 +250,7 @@ class RemoteHost:
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """See `Host`."""
+        check_not_leased(model, self.model_leases)
         with self._operating(model):
             await self._client.unload(model, force=force)
 
@@ -253,6 +258,30 @@ class RemoteHost:
         """See `Host`."""
         with self._operating(model):
             return await self._client.pin(model, pinned)
+
+    async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        """See `Host`."""
+        with self._operating(model):
+            lease = await self._client.lease_model(model, holder=holder, seconds=seconds)
+        self._apply_leases((*(each for each in self.model_leases if each.id != lease.id), lease))
+        return lease
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        """See `Host`."""
+        with self._operating(""):
+            ended = await self._client.end_lease(lease_id)
+        self._apply_leases(tuple(each for each in self.model_leases if each.id != lease_id))
+        return ended
+
+    def _apply_leases(self, leases: tuple[ModelLease, ...]) -> None:
+        """Show leases at once, without waiting for the supervisor's event."""
+        if self.status is not None:
+            self.status = msgspec.structs.replace(self.status, leases=leases)
+
+    @property
+    def model_leases(self) -> tuple[ModelLease, ...]:
+        """See `Host`."""
+        return () if self.status is None else self.status.leases
 
     @contextmanager
     def _operating(self, model: str) -> Iterator[None]:
@@ -263,6 +292,12 @@ class RemoteHost:
             raise profile_removed(model, self.name) from None
         except SupervisorUnreachable:
             raise supervisor_unreachable(self.name) from None
+        except SupervisorError as error:
+            after = error.failure.retry_after_s
+            final = after is None or after > SOON_S
+            raise ModelUnavailable(
+                error.failure.message, retry_after_s=after, model=model or None, final=final
+            ) from None
 
     async def estimate_switch(self, model: str) -> SwitchEstimate | None:
         """See `Host`."""
@@ -410,7 +445,7 @@ class RemoteHost:
         self._view.released(lease.model)
         refusal = Refuse(
             ticket=lease.id, model=lease.model, reason=frame.reason, retry_after_s=frame.retry_after_s,
-            failure=frame.failure,
+            failure=frame.failure, model_lease=frame.model_lease,
         )  # fmt: skip
         lease.refuse(refusal_error(refusal, self.name, self.status), refusal)
 

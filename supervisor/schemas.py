@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
     FailureKind,
+    ModelLease,
     ProfileInfo,
     SupervisorError,
     SupervisorUnreachable,
@@ -48,6 +51,26 @@ class PinResponse(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     pinned: bool
     remembered: bool = False
+
+
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /models/lease`: load the model and keep it loaded for `seconds` for `holder`."""
+
+    model: str
+    holder: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
+
+
+class LeaseEndRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /models/lease/end`."""
+
+    id: str
+
+
+class LeaseEndResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `POST /models/lease/end`: the lease that has ended, if there was one."""
+
+    ended: ModelLease | None
 
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

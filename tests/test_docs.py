@@ -348,7 +348,7 @@ def test_the_routes_of_the_gateway_itself_are_documented() -> None:
     shown = {}
     for paths, scope, _ in section("HTTP routes"):
         method = "any"
-        for found in re.finditer(r"`(?:([A-Z]+) )?(/[a-z_./]+)", paths):
+        for found in re.finditer(r"`(?:([A-Z]+) )?(/[a-z_./{}]+)", paths):
             method = found[1] or method
             shown[found[2]] = method, "open" if scope == "none" else scope.partition(",")[0]
     router = Gateway(Settings()).app.routes[0]

@@ -17,6 +17,7 @@ from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
 from hostler.gateway.admin.logs import LogRoutes
 from hostler.gateway.admin.mcp_server import MCPRoutes
+from hostler.gateway.admin.model_leases import ModelLeaseRoutes
 from hostler.gateway.admin.routes import StatusRoutes
 from hostler.gateway.admin.status import ChainView, StatusBuilder, StatusView
 from hostler.gateway.admin.transcripts import TranscriptRoutes
@@ -123,6 +124,7 @@ class AdminApp:
             self._status_routes,
             self._mcp,
             ActionRoutes(catalog, hosts, in_progress),
+            ModelLeaseRoutes(catalog, hosts),
             DryRunRoutes(catalog.find, chain, preview),
             BackendRoutes(backend_models),
             self._log_routes,

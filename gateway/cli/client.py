@@ -102,6 +102,10 @@ class AdminClient:
         """POST an object and receive one."""
         return self._object(self._json("POST", path, body=body, timeout_s=timeout_s))
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """The answer, a JSON object. Raises `CallFailed`."""
+        return self._object(self._json("DELETE", path))
+
     def send(
         self, path: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float
     ) -> AdminResponse:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import agents, backends, events, keys, models, status
+from hostler.gateway.cli import agents, backends, events, keys, leases, models, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.options import (
     EXIT_CODES,
@@ -111,6 +111,7 @@ _CALLING: Final[tuple[Callable[..., None], ...]] = (
     models.unload,
     models.pin,
     models.unpin,
+    leases.lease,
     models.cancel,
     events.events,
     events.logs,

@@ -93,6 +93,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every model with a process, and its use."""
     for host in status["hosts"]:
         engines = {each["model"]: each for each in host["engines"]}
+        leases = {each["model"]: each for each in (host["host"] or {}).get("leases", ())}
         pinned = {each["name"] for each in (host["host"] or {}).get("profiles", ()) if each.get("pinned")}
         for model in (host["host"] or {}).get("models", ()):
             if model["state"] == "stopped":
@@ -113,6 +114,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "parallel": engine.get("parallel"),
                 "idle_until": engine.get("idle_until"),
                 "pinned": model["model"] in pinned,
+                "lease": leases.get(model["model"]),
                 "draining": engine.get("draining", False),
                 "conversations": model.get("conversations"),
                 "failure": (model["failure"] or {}).get("message"),
@@ -157,6 +159,8 @@ def unload_time(process: Mapping[str, Any]) -> str:
     """When an idle model is unloaded."""
     if process["pinned"]:
         return "pinned"
+    if process["lease"]:
+        return f"leased until {format_time(process['lease']['expires_at'])}"
     return format_time(process["idle_until"]) if process["idle_until"] else MISSING
 
 

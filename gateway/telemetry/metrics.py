@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
-from hostler.supervisor.contract import ModelStatus, SwitchMoved
+from hostler.supervisor.contract import ModelLease, ModelStatus, SwitchMoved
 from hostler.supervisor.instruments import Counter, Gauge, Histogram, Instrument, exposition
 
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
@@ -102,6 +102,7 @@ class GatewayMetrics:
         )
         self._reachable = Gauge("hostler_supervisor_reachable", "1 if the supervisor is reachable.", ["backend"])
         self._models: dict[tuple[str, str], ModelStatus] = {}
+        self._leases: dict[str, tuple[ModelLease, ...]] = {}
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, RequestFinished):
@@ -115,6 +116,7 @@ class GatewayMetrics:
         elif isinstance(event, HostChanged):
             self._reachable.set(event.reachable, event.backend)
             if event.host is not None:
+                self._leases[event.backend] = event.host.leases
                 for key in [key for key in self._models if key[0] == event.backend]:
                     del self._models[key]
                 for status in event.host.models:
@@ -171,12 +173,20 @@ class GatewayMetrics:
         for (backend, model), status in self._models.items():
             states.set(1, backend, model, status.state)
             memory.set(status.memory_bytes, backend, model)
+        leases = Gauge(
+            "hostler_model_lease_expires_timestamp_seconds",
+            "When the lease of a model ends; absent without a lease.",
+            ["backend", "model", "holder"],
+        )
+        for backend, each in self._leases.items():
+            for lease in each:
+                leases.set(lease.expires_at, backend, lease.model, lease.holder)
         depth = Gauge("hostler_queue_depth", "Requests waiting for a model.", ["backend"])
         serving = Gauge("hostler_serving", "Requests being answered.", ["backend"])
         for backend, waits, serves in self._queues():
             depth.set(waits, backend)
             serving.set(serves, backend)
-        return [states, memory, depth, serving]
+        return [states, memory, leases, depth, serving]
 
 
 def _of_backends(chain: ChainGauges) -> list[Instrument]:

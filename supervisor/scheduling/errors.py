@@ -5,9 +5,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
 
-from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, TooManyRequests, WaitTimeout
-from hostler.supervisor.contract import DeviceStatus, Failure, FailureKind, HostStatus, ProfileInfo
+from hostler.adapters.errors import (
+    BackendUnavailable,
+    GatewayError,
+    ModelUnavailable,
+    TooManyRequests,
+    WaitTimeout,
+    printable,
+)
+from hostler.supervisor.contract import DeviceStatus, Failure, FailureKind, HostStatus, ModelLease, ProfileInfo
 from hostler.supervisor.scheduling.types import Refuse, RevokeReason
 
 _CAUSES: dict[FailureKind, str] = {
@@ -45,6 +55,8 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:/[^\s/'\":,;]+)*/([^\s/'\":,;]+)")
 # Some clients take these words in an error for a context overflow, and start to truncate the conversation.
 _MISREAD = re.compile(r"context|token|max_length|window", re.IGNORECASE)
 _MAX_LENGTH = 500
+#: A lease that ends within this time is worth waiting for, in seconds: clients do not obey a longer `Retry-After`.
+SOON_S: Final = 60.0
 
 
 class EngineLost(BackendUnavailable):
@@ -145,6 +157,8 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
         return ModelUnavailable(
             f"the supervisor of {host} did not accept a request for {model}; its log says why", model=model
         )
+    if refusal.reason == "leased" and refusal.model_lease is not None:
+        return leased_error(model, host, refusal.model_lease, after)
     if refusal.reason == "unloaded":
         return _unloaded(model)
     if refusal.reason == "does_not_fit":
@@ -156,6 +170,42 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
         model=model,
         final=final,
     )
+
+
+def leased_error(model: str, host: str, lease: ModelLease, left_s: float) -> GatewayError:
+    """The model would take the place of a leased one, which is free again in `left_s` seconds."""
+    return ModelUnavailable(
+        f"{model} cannot be loaded on {host}: {lease.model} is leased to {printable(lease.holder)} until "
+        f"{_utc(lease.expires_at)}, in {spoken(left_s)}; try again then, or have the lease ended (`hostler lease --list`)",
+        retry_after_s=left_s,
+        model=model,
+        final=left_s > SOON_S,
+    )
+
+
+def check_not_leased(model: str, leases: Iterable[ModelLease]) -> None:
+    """Raises `ModelUnavailable` for a model that is not unloaded because it is leased."""
+    lease = max((each for each in leases if each.model == model), key=lambda each: each.expires_at, default=None)
+    if lease is not None:
+        raise ModelUnavailable(
+            f"{model} is leased to {printable(lease.holder)} until {_utc(lease.expires_at)} and stays loaded; end the lease "
+            f"first (`hostler lease --end {lease.id}`)",
+            model=model,
+            final=True,
+        )
+
+
+def _utc(seconds: float) -> str:
+    """A moment, given in seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def spoken(seconds: float) -> str:
+    """A duration in words."""
+    for unit, length in (("hours", 5400), ("minutes", 90)):
+        if seconds >= length:
+            return f"{seconds / (3600 if unit == 'hours' else 60):.0f} {unit}"
+    return f"{max(1, math.ceil(seconds))} seconds"
 
 
 def _does_not_fit(model: str, host: str, status: HostStatus | None) -> GatewayError:

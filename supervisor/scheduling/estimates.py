@@ -162,7 +162,7 @@ def estimate_switch(
     model: ScheduledModel, models: Mapping[str, ScheduledModel], capacity: HostCapacity, ready_s: float, now: float
 ) -> SwitchEstimate:
     """See `SwitchEstimate`. `ready_s` is the wait of a request that arrives now."""
-    others = [other for other in models.values() if other is not model and other.phase != "cold"]
+    others = [other for other in models.values() if other is not model and other.occupies_memory]
     stops: Collection[str] | None = ()
     if model.phase == "cold":
         stops = models_to_evict(model.footprint(), [other.footprint() for other in others], capacity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -73,12 +73,13 @@ def with_devices(capacity: HostCapacity, devices: Iterable[DeviceStatus]) -> Hos
 
 class ModelFootprint(msgspec.Struct, frozen=True, kw_only=True):
     """The memory that a model occupies, or would occupy, and what unloading it costs. `moving` models are starting or
-    stopping."""
+    stopping, `leased` ones are not evicted."""
 
     model: str
     memory_bytes: int = 0
     device_bytes: Mapping[str, int] = {}
     pinned: bool = False
+    leased: bool = False
     activity: Activity = "idle"
     used_at: float = 0.0
     evict_cost: float = 0.0
@@ -93,7 +94,8 @@ def models_to_evict(
 ) -> frozenset[str] | None:
     """The models that must stop before `wanted` can load; `None` if it can never fit.
 
-    Pinned models stay, and others run beside them whatever groups and sets say. For memory, idle models go before busy
+    Pinned models stay, and others run beside them whatever groups and sets say. Leased ones stay, and what may not run
+    beside them cannot load. For memory, idle models go before busy
     ones and those before moving ones, then as few as possible, then the least recently used. Of several sets the one is
     chosen that costs the least, likewise idle models first.
     """
@@ -106,6 +108,15 @@ def models_to_evict(
     return best
 
 
+def leases_in_the_way(
+    wanted: ModelFootprint, loaded: Collection[ModelFootprint], capacity: HostCapacity
+) -> frozenset[str]:
+    """The leased models but for whose leases `wanted` could load; empty if it could not load even then."""
+    others = [msgspec.structs.replace(each, leased=False) for each in loaded]
+    leased = frozenset(each.model for each in loaded if each.leased)
+    return leased & (models_to_evict(wanted, others, capacity) or frozenset())
+
+
 def models_to_yield(loaded: Iterable[ModelFootprint], capacity: HostCapacity) -> str | None:
     """The model that leaves next because other programs need memory of its device: the least recently used idle one."""
     idle = [
@@ -113,6 +124,7 @@ def models_to_yield(loaded: Iterable[ModelFootprint], capacity: HostCapacity) ->
         for footprint in loaded
         if footprint.activity == "idle"
         and not footprint.pinned
+        and not footprint.leased
         and capacity.yielding.intersection(footprint.device_bytes)
     ]
     return min(idle, key=lambda footprint: footprint.used_at).model if idle else None
@@ -144,6 +156,8 @@ def _beside(
             or any(name in group and wanted.model in group for group in capacity.groups)
         )
     )
+    if any(others[name].leased for name in excluded):
+        return None
     rest = [other for name, other in others.items() if name not in excluded]
     excess: dict[_Budget, int] = {}
     for budget, limit in capacity.budgets():
@@ -166,7 +180,9 @@ def _freeing(models: Sequence[ModelFootprint], excess: Mapping[_Budget, int]) ->
             (
                 model
                 for model in models
-                if model.activity == activity and not model.pinned and any(map(model.bytes_of, excess))
+                if model.activity == activity
+                and not (model.pinned or model.leased)
+                and any(map(model.bytes_of, excess))
             ),
             key=lambda model: model.used_at,
         )

@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 
 from hostler.adapters.errors import GatewayError
-from hostler.supervisor.contract import EngineAddress, HostStatus, PromptIdentity
+from hostler.supervisor.contract import EngineAddress, HostStatus, ModelLease, PromptIdentity
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.lease import Lease
@@ -70,6 +70,22 @@ class Host(Protocol):
 
     async def pin(self, model: str, pinned: bool) -> bool:
         """Pin or unpin `model`. Returns whether that survives a restart. Raises `GatewayError`."""
+        ...
+
+    async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        """Load `model` and keep it loaded for `seconds` from now, or extend the lease that `holder` has of it.
+
+        Until it ends, requests for models that would have to take its place are refused. Raises `GatewayError`.
+        """
+        ...
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        """End a lease of a model; `None` if there is none of that id. Raises `GatewayError`."""
+        ...
+
+    @property
+    def model_leases(self) -> tuple[ModelLease, ...]:
+        """The leases of models, the first to expire first."""
         ...
 
     async def estimate_switch(self, model: str) -> SwitchEstimate | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from hostler.supervisor.contract import Failure, ModelStatus, ProfileInfo
+from hostler.supervisor.contract import Failure, ModelLease, ModelStatus, ProfileInfo
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.eviction import Activity, ModelFootprint
 from hostler.supervisor.scheduling.queue import ModelQueue, QueueEntry
@@ -29,7 +29,8 @@ class ScheduledModel(msgspec.Struct, eq=False):
     was evicted for another model and has not been loaded since. `admission` bounds its queue if its profile does.
     `loads` are the beginnings and ends of loads that queued entries have waited for. `ready_at` is when the load under way
     will end, by the supervisor's own estimate, `overdue` that it takes longer than usual. `serving_since` is when the oldest
-    running answer began, as of the last estimate.
+    running answer began, as of the last estimate. `model_lease` keeps it loaded; `lease_void`: its last load failed,
+    so that its lease takes no memory from others until it is ready.
     """
 
     name: str
@@ -40,6 +41,8 @@ class ScheduledModel(msgspec.Struct, eq=False):
     parallel: int = 1
     ttl_s: float | None = None
     pinned: bool = False
+    model_lease: ModelLease | None = None
+    lease_void: bool = False
     default: bool = False
     memory_bytes: int = 0
     device_bytes: Mapping[str, int] = {}
@@ -65,6 +68,11 @@ class ScheduledModel(msgspec.Struct, eq=False):
     measured_service_s: float | None = None
     failure: Failure | None = None
     failed_until: float = -math.inf
+
+    @property
+    def occupies_memory(self) -> bool:
+        """Whether it takes memory, or has to get it back: leased models are started again."""
+        return self.phase != "cold" or (self.model_lease is not None and not self.lease_void)
 
     @property
     def load_s(self) -> float:
@@ -111,11 +119,18 @@ class ScheduledModel(msgspec.Struct, eq=False):
         if self.pinned is not before and self.phase == "ready" and not self.running:
             self.mark_idle(now)
 
+    def apply_lease(self, lease: ModelLease | None, now: float) -> None:
+        """It is leased, or no longer. The idle time ends with the first lease, and starts over after the last."""
+        before, self.model_lease = self.model_lease, lease
+        if (before is None) is not (lease is None) and self.phase == "ready" and not self.running:
+            self.mark_idle(now)
+
     def mark_idle(self, now: float, keep_alive_s: float | None = None) -> None:
         """Start the idle time: the profile's, or `keep_alive_s` if the last request named one."""
         keep_s = self.ttl_s if keep_alive_s is None else keep_alive_s
         self.used_at = now
-        self.idle_until = None if keep_s is None or self.pinned or keep_s == math.inf else now + keep_s
+        stays = keep_s is None or keep_s == math.inf or self.pinned or self.model_lease is not None
+        self.idle_until = None if keep_s is None or stays else now + keep_s
 
     def become_ready(self, now: float, parallel: int) -> None:
         """A process answers; the entries queued now are its batch. `parallel` 0: as the profile says."""
@@ -127,7 +142,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.ready_at, self.overdue = None, False
         self.engine_parallel = parallel or self.default_parallel
         self.parallel = self.max_concurrent or self.engine_parallel
-        self.displaced = False
+        self.displaced = self.lease_void = False
         self.unloading, self.barrier, self.batch = False, None, len(self.queue)
         self.failure, self.failed_until = None, -math.inf
         self.mark_idle(now)
@@ -155,6 +170,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         seen = "stopped" if status is None else status.state
         if status is not None and status.failure is not None and seen == "failed" and status.failure.retry_after_s:
             self.failure, self.failed_until = status.failure, now + status.failure.retry_after_s
+            self.lease_void = True
         elif seen in ("starting", "ready") or (seen == "stopped" and _was_disabled(self.failure)):
             self.failed_until = -math.inf
         if self.switch is not None:
@@ -186,6 +202,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
             memory_bytes=self.memory_bytes,
             device_bytes=self.device_bytes,
             pinned=self.pinned,
+            leased=self.model_lease is not None,
             activity=activity,
             used_at=self.since if activity == "busy" else self.used_at,
             evict_cost=self.load_s if self.evict_cost is None else self.evict_cost,

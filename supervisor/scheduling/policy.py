@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
+from hostler.supervisor.contract import ModelLease
+from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, leases_in_the_way, models_to_evict
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.queue import QueueEntry, QueueRank
 from hostler.supervisor.scheduling.types import SchedulerSettings
@@ -40,25 +41,27 @@ class PlannedLoad(msgspec.Struct, eq=False):
                 return False
         if capacity.unlimited:
             return True
-        rest = [state.footprint() for state in models if state.phase != "cold" and state not in self.victims]
+        rest = [state.footprint() for state in models if state.occupies_memory and state not in self.victims]
         return models_to_evict(self.model.footprint(), rest, capacity) == frozenset()
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """In the order of service: models to load, models whose foreign load is adopted, and models that can never fit."""
+    """In the order of service: models to load, models whose foreign load is adopted, models that can never fit, and models
+    for which a leased one would have to be unloaded, with the lease that ends last."""
 
     loads: list[PlannedLoad]
     adopted: list[ScheduledModel]
     impossible: list[ScheduledModel]
+    barred: list[tuple[ScheduledModel, ModelLease]]
 
 
 def plan_loads(models: Mapping[str, ScheduledModel], capacity: HostCapacity, settings: SchedulerSettings) -> LoadPlan:
     """Plan a load for each queue whose model is not loaded. Memory taken by one plan is not available to later ones."""
     wanted: list[tuple[QueueRank, ScheduledModel, QueueEntry]] = []
     live: dict[str, ModelFootprint] = {}
-    plan = LoadPlan([], [], [])
+    plan = LoadPlan([], [], [], [])
     for state in models.values():
-        if state.phase != "cold":
+        if state.occupies_memory:
             live[state.name] = state.footprint()
         head = state.queue.head()
         if head is not None and state.phase == "cold":
@@ -69,7 +72,10 @@ def plan_loads(models: Mapping[str, ScheduledModel], capacity: HostCapacity, set
         due = state.queue.oldest().at + settings.patience_s
         names = models_to_evict(state.footprint(), live.values(), capacity)
         if names is None:
-            plan.impossible.append(state)
+            if lease := _lease_in_the_way(state, models, live.values(), capacity):
+                plan.barred.append((state, lease))
+            else:
+                plan.impossible.append(state)
             continue
         if any(live[name].activity == "moving" for name in names):
             # It comes after a switch that is under way or planned before it; its patience counts for that one, too.
@@ -81,6 +87,17 @@ def plan_loads(models: Mapping[str, ScheduledModel], capacity: HostCapacity, set
         live[state.name] = state.footprint("moving")
         plan.loads.append(PlannedLoad(state, head, [models[name] for name in sorted(names)], due))
     return plan
+
+
+def _lease_in_the_way(
+    wanted: ScheduledModel,
+    models: Mapping[str, ScheduledModel],
+    live: Collection[ModelFootprint],
+    capacity: HostCapacity,
+) -> ModelLease | None:
+    names = leases_in_the_way(wanted.footprint(), live, capacity)
+    leases = [lease for name in names if (lease := models[name].model_lease) is not None]
+    return max(leases, key=lambda lease: lease.expires_at, default=None)
 
 
 def passes_barrier(state: ScheduledModel, entry: QueueEntry, patience_s: float, now: float) -> bool:

@@ -6,21 +6,16 @@ No task, no clock, no socket: every method takes the time and returns the decisi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus
+from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ModelLease
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.estimates import (
-    SwitchEstimate,
-    estimate_switch,
-    is_measured,
     queue_slots,
-    seconds_until_served,
 )
 from hostler.supervisor.scheduling.eviction import (
-    HostCapacity,
     capacity_of,
     models_to_evict,
     models_to_yield,
@@ -29,6 +24,7 @@ from hostler.supervisor.scheduling.eviction import (
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.policy import PlannedLoad, default_return, passes_barrier, plan_loads
 from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, QueueEntry, Ticket
+from hostler.supervisor.scheduling.schedule import GrantedTicket, HostSchedule
 from hostler.supervisor.scheduling.types import (
     Decision,
     Grant,
@@ -38,22 +34,6 @@ from hostler.supervisor.scheduling.types import (
     StartSwitch,
     Unload,
 )
-from hostler.supervisor.scheduling.views import (
-    NO_OUTLOOK,
-    UNAVAILABLE,
-    SchedulerView,
-    ServiceDistance,
-    ServiceOutlook,
-    service_distance,
-    service_outlook,
-    view_of,
-)
-
-
-class _Lease(msgspec.Struct, frozen=True):
-    model: ScheduledModel
-    generation: int
-    since: float
 
 
 class _Switch(msgspec.Struct, eq=False):
@@ -63,7 +43,7 @@ class _Switch(msgspec.Struct, eq=False):
     victims: list[ScheduledModel]
 
 
-class Scheduler:
+class Scheduler(HostSchedule):
     """Grants, queues and switches for one host.
 
     Guarantees: a ticket gets exactly one `Grant` or `Refuse`, unless it is cancelled first; no `StartSwitch` evicts a
@@ -76,13 +56,8 @@ class Scheduler:
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:
-        self._settings = settings
-        self._capacity = HostCapacity()
-        self._connected = False
-        self._models: dict[str, ScheduledModel] = {}
+        super().__init__(settings)
         self._earlier_answers: Mapping[str, Sequence[float]] = {}
-        self._waiting: dict[int, ScheduledModel] = {}
-        self._leases: dict[int, _Lease] = {}
         self._switches: dict[int, _Switch] = {}
         self._switch_count = 0
         self._queue = FairQueue()
@@ -177,9 +152,10 @@ class Scheduler:
         if state is None or state.switch != switch_id:
             return self._settle(now) if switch else []
         state.become_cold()
+        state.lease_void = True
         if failure is not None and failure.retry_after_s:
             state.failure, state.failed_until = failure, now + failure.retry_after_s
-        decisions: list[Decision] = self._refuse_queue(state, "load_failed", now, failure)
+        decisions: list[Decision] = [*self._refuse_queue(state, "load_failed", now, failure)]
         decisions += self._settle(now)
         quiet = not self._switches and all(other.phase == "cold" or other.pinned for other in self._models.values())
         if switch is not None and switch.victims and quiet and self._connected:
@@ -188,12 +164,14 @@ class Scheduler:
                 decisions.append(self._start_switch(previous, [], now))
         return decisions
 
-    def process_ended(self, model: str, now: float) -> list[Decision]:
-        """The model's process ended: it crashed, or was stopped as ordered. Leases on it end by `release` as always."""
+    def process_ended(self, model: str, now: float, *, failed: bool = False) -> list[Decision]:
+        """The model's process ended: it crashed, or was stopped as ordered. Leases on it end by `release` as always.
+        `failed`: the supervisor does not start it again by itself."""
         state = self._models.get(model)
         if state is None or state.phase == "cold" or state.switch is not None:
             return []  # a load under way reports by `loaded` or `load_failed`
         state.become_cold()
+        state.lease_void = state.lease_void or failed
         return self._settle(now)
 
     def unloaded(self, model: str, now: float) -> list[Decision]:
@@ -208,7 +186,7 @@ class Scheduler:
         if state is None:
             return []
         state.displaced = False
-        decisions: list[Decision] = self._refuse_queue(state, "unloaded", now, None)
+        decisions: list[Decision] = [*self._refuse_queue(state, "unloaded", now, None)]
         if state.phase == "loading":
             decisions.append(self._stop(state))  # nothing waits for the result of its switch any more
         elif state.phase == "ready":
@@ -216,6 +194,12 @@ class Scheduler:
             if force:
                 decisions.append(self._stop(state))
         return decisions + self._settle(now)
+
+    def load_moved(self, model: str, eta_s: float | None, now: float, *, overdue: bool = False) -> None:
+        """The load under way will take `eta_s` by the supervisor's own estimate, or takes longer than usual."""
+        state = self._models.get(model)
+        if state is not None and state.phase == "loading":
+            state.ready_at, state.overdue = None if eta_s is None else now + eta_s, overdue
 
     def give_up(self, model: str, now: float) -> list[Decision]:
         """Stop the model's process, whatever it works on. What is queued for it waits for the next one."""
@@ -249,7 +233,18 @@ class Scheduler:
             state.reconcile(statuses.get(state.name), now)
             if not state.known and state.phase == "cold":
                 del self._models[state.name]
+        self._set_leases(status.leases, now)
         return decisions + self._settle(now)
+
+    def apply_leases(self, leases: Sequence[ModelLease], now: float) -> list[Decision]:
+        """Apply the leases of models, as they are from now on."""
+        self._set_leases(leases, now)
+        return self._settle(now)
+
+    def _set_leases(self, leases: Sequence[ModelLease], now: float) -> None:
+        latest = {lease.model: lease for lease in sorted(leases, key=lambda lease: lease.expires_at)}
+        for state in self._models.values():
+            state.apply_lease(latest.get(state.name), now)
 
     def apply_devices(self, devices: Sequence[DeviceStatus], now: float) -> list[Decision]:
         """Apply readings of the host's GPUs. One idle model at a time leaves for other programs: the next reading shows
@@ -304,101 +299,12 @@ class Scheduler:
                 due = min(due, state.idle_until)
         return None if due == math.inf else due
 
-    # Views
-
-    def is_waiting(self, ticket_id: int) -> bool:
-        """Whether the ticket is queued."""
-        return ticket_id in self._waiting
-
-    def position(self, ticket_id: int) -> int | None:
-        """The ticket's place in the order of service, from 1; `None` if it is not queued."""
-        model = self._waiting.get(ticket_id)
-        if model is None:
-            return None
-        order = [entry.ticket.id for entry in self._entries()]
-        return order.index(ticket_id) + 1
-
-    def distance(self, model: str, now: float) -> ServiceDistance:
-        """How far a request for `model` is from being served here."""
-        state = self._models.get(model)
-        if state is None or not state.known or (state.phase != "ready" and not self._connected):
-            return UNAVAILABLE
-        return service_distance(state, self._models.values(), self._capacity, now)
-
-    def outlooks(self, now: float) -> dict[str, ServiceOutlook]:
-        """What every model's `distance` follows from."""
-        others = {state.name: state.footprint() for state in self._loaded()}
-        return {
-            name: service_outlook(state, self._models.values(), others, self._capacity, now)
-            if state.known
-            else NO_OUTLOOK
-            for name, state in self._models.items()
-        }
-
-    def view(self) -> SchedulerView:
-        """The whole host, for dashboards."""
-        waiting = tuple(entry.ticket for entry in self._entries())
-        models = tuple(view_of(state) for state in self._models.values())
-        return SchedulerView(models=models, waiting=waiting, max_waiting=self._settings.max_waiting)
-
-    def estimate_s(self, model: str, now: float, ticket_id: int | None = None) -> float:
-        """Estimated seconds until the queued ticket, or else a request for `model` that arrives now, is served."""
-        state = self._models.get(model)
-        if state is None:
-            return 0.0
-        ahead = len(state.queue) if ticket_id is None else state.queue.ahead_of(ticket_id)
-        self._note_oldest_answers()
-        return seconds_until_served(state, ahead, self._models.values(), now)
-
-    def in_order(self, now: float) -> Iterator[tuple[Ticket, float]]:
-        """The queued tickets in the order of service, with their estimated waits: none is served before an earlier one."""
-        self._note_oldest_answers()
-        models, latest = self._models.values(), 0.0
-        firsts = {state.name: seconds_until_served(state, 0, models, now) for state in models if state.queue}
-        ahead = dict.fromkeys(firsts, 0)
-        for entry in self._entries():
-            name = entry.ticket.model
-            state = self._models[name]
-            latest = max(latest, firsts[name] + ahead[name] * state.service_s / state.parallel)
-            ahead[name] += 1
-            yield entry.ticket, latest
-
-    def is_measured(self, model: str, now: float, ticket_id: int | None = None) -> bool:
-        """Whether `estimate_s` rests on measured loads and answers alone, and none takes longer than usual."""
-        state = self._models.get(model)
-        if state is None:
-            return False
-        ahead = len(state.queue) if ticket_id is None else state.queue.ahead_of(ticket_id)
-        self._note_oldest_answers()
-        return is_measured(state, ahead, self._models.values(), now)
-
-    def load_moved(self, model: str, eta_s: float | None, now: float, *, overdue: bool = False) -> None:
-        """The load under way will take `eta_s` by the supervisor's own estimate, or takes longer than usual."""
-        state = self._models.get(model)
-        if state is not None and state.phase == "loading":
-            state.ready_at, state.overdue = None if eta_s is None else now + eta_s, overdue
-
-    def _note_oldest_answers(self) -> None:
-        for state in self._models.values():
-            state.serving_since = None
-        for lease in self._leases.values():
-            if lease.generation == lease.model.generation:
-                since = lease.model.serving_since
-                lease.model.serving_since = lease.since if since is None else min(since, lease.since)
-
-    def estimate_switch(self, model: str, now: float) -> SwitchEstimate | None:
-        """What a request for `model` would take and displace now; `None` if this host has no such model."""
-        state = self._models.get(model)
-        if state is None or not state.known:
-            return None
-        return estimate_switch(state, self._models, self._capacity, self.estimate_s(model, now), now)
-
     # Inside: tickets
 
     def _grant(self, ticket: Ticket, model: ScheduledModel, now: float) -> Grant:
         model.running += 1
         model.idle_until = None
-        self._leases[ticket.id] = _Lease(model, model.generation, now)
+        self._leases[ticket.id] = GrantedTicket(model, model.generation, now)
         return Grant(ticket=ticket.id, model=model.name)
 
     def _dequeue(self, ticket_id: int) -> QueueEntry:
@@ -430,22 +336,14 @@ class Scheduler:
 
     def _refuse_queue(
         self, model: ScheduledModel, reason: RefusalReason, now: float, failure: Failure | None
-    ) -> list[Decision]:
-        decisions: list[Decision] = []
+    ) -> list[Refuse]:
+        decisions: list[Refuse] = []
         for entry in model.queue.entries():
             self._queue.leave(self._dequeue(entry.ticket.id))
             decisions.append(self._refuse(entry.ticket, reason, now, failure))
         return decisions
 
-    def _entries(self) -> list[QueueEntry]:
-        entries = [entry for state in self._models.values() for entry in state.queue.entries()]
-        return sorted(entries, key=lambda entry: entry.rank)
-
     # Inside: models
-
-    def _loaded(self) -> Iterator[ScheduledModel]:
-        """The models that occupy memory."""
-        return (state for state in self._models.values() if state.phase != "cold")
 
     def _seed(self, state: ScheduledModel) -> None:
         if state.measured_service_s is None:
@@ -534,6 +432,9 @@ class Scheduler:
             decisions.append(self._start_switch(state, [], now))  # so that it reports to us
         for state in plan.impossible:
             decisions += self._refuse_queue(state, "does_not_fit", now, None)
+        for state, model_lease in plan.barred:
+            refused = self._refuse_queue(state, "leased", now, None)
+            decisions += [msgspec.structs.replace(each, model_lease=model_lease) for each in refused]
         for each in plan.loads:
             self._plan_due = min(self._plan_due, each.next_check(self._settings, now))
             if now >= each.due:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from hostler.supervisor.contract import Failure
+from hostler.supervisor.contract import Failure, ModelLease
 
 RefusalReason = Literal[
     "queue_full",
@@ -19,6 +19,7 @@ RefusalReason = Literal[
     "host_gone",
     "stopping",
     "invalid",
+    "leased",
 ]
 
 #: Why a lease was withdrawn while it was held: its model was unloaded by force, or its engine was stopped for queued
@@ -63,13 +64,15 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The ticket will not be served by this host. `failure` is the supervisor's reason, if it gave one."""
+    """The ticket will not be served by this host. `failure` is the supervisor's reason, if it gave one,
+    `model_lease` what keeps a model loaded that would have to be unloaded for it."""
 
     ticket: int
     model: str
     reason: RefusalReason
     retry_after_s: float
     failure: Failure | None = None
+    model_lease: ModelLease | None = None
 
 
 class StartSwitch(msgspec.Struct, frozen=True, kw_only=True, tag=True):

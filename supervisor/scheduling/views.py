@@ -74,7 +74,7 @@ def service_distance(
     model: ScheduledModel, models: Collection[ScheduledModel], capacity: HostCapacity, now: float
 ) -> ServiceDistance:
     """The distance of a request for `model`, on a host that is reachable."""
-    others = {other.name: other.footprint() for other in models if other.phase != "cold"}
+    others = {other.name: other.footprint() for other in models if other.occupies_memory}
     outlook = service_outlook(model, models, others, capacity, now)
     host_load = sum(len(other.queue) + other.running for other in models)
     return distance_by(outlook, len(model.queue) + model.running, model.parallel, host_load)

@@ -1,6 +1,6 @@
 // The actions of operators, with a dialog first where other clients are affected.
 
-import { get, post } from "./api.js";
+import { get, post, remove } from "./api.js";
 import { choose, h, notify } from "./dom.js";
 import { plural, seconds } from "./format.js";
 
@@ -73,6 +73,11 @@ export async function pin(model, backend, pinned, exclusive, button) {
     const answer = await post("/admin/pin", { model, pinned, backend });
     if (!answer.remembered) notify("The supervisor could not save this: it is lost when the supervisor restarts.", true);
   });
+}
+
+/** End the lease of a model. */
+export async function endLease(lease, button) {
+  await perform(button, `The lease of ${lease.model} has ended.`, () => remove(`/admin/leases/${encodeURIComponent(lease.id)}`));
 }
 
 /** Cancel a request. */

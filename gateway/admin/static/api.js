@@ -22,6 +22,10 @@ export async function post(path, body) {
   );
 }
 
+export async function remove(path) {
+  return decode(await fetch(url(path), { method: "DELETE", headers: { Accept: "application/json" } }));
+}
+
 async function decode(response) {
   if (response.status === 401) sessionExpired();
   const text = await response.text();

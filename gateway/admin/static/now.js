@@ -1,8 +1,8 @@
 // Now: hosts and their models, and the actions of operators.
 
 import { badge, facts, h, keyed, rich, setText, set, show } from "./dom.js";
-import { bytes, count, plural, seconds } from "./format.js";
-import { load, pin, unload } from "./actions.js";
+import { bytes, count, moment, plural, seconds } from "./format.js";
+import { endLease, load, pin, unload } from "./actions.js";
 import { mayOperate } from "./permissions.js";
 import { now, state } from "./store.js";
 
@@ -142,11 +142,16 @@ function kept(conversations) {
   return [restored, used, reason && (slots ? reason : `not kept: ${reason}`)].filter(Boolean).join("; ");
 }
 
+/** The lease of a model that ends last. */
+const leaseOf = ({ host, profile }) => (host.host?.leases ?? []).filter((lease) => lease.model === profile.name).at(-1);
+
 function modelRow({ profile: { name } }) {
   let row = null;
   const kind = badge();
   const active = badge("active", "good");
   const pinned = badge("pinned", "pin");
+  const leased = badge("leased", "pin");
+  const ends = h("button", { type: "button", class: "quiet", "aria-label": `End the lease of ${name}`, on: { click: () => endLease(leaseOf(row), ends) } }, "End lease");
   const also = h("p", { class: "soft small" });
   const details = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Load time", kept: "Conversations" });
   const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
@@ -163,13 +168,13 @@ function modelRow({ profile: { name } }) {
   const node = h(
     "li",
     {},
-    h("div", { class: "head" }, h("h4", {}, name), kind.node, active.node, pinned.node),
+    h("div", { class: "head" }, h("h4", {}, name), kind.node, active.node, pinned.node, leased.node),
     also,
     bar,
     step,
     details.node,
     failure,
-    mayOperate && h("div", { class: "actions" }, loads, unloads, what, pins),
+    mayOperate && h("div", { class: "actions" }, loads, unloads, what, pins, ends),
   );
   const update = (fresh) => {
     row = fresh;
@@ -179,7 +184,10 @@ function modelRow({ profile: { name } }) {
     kind.update(engine?.draining ? "draining" : word, engine?.draining ? "warn" : colour);
     set(node, "data-state", current);
     show(active.node, state.active === name && current === "ready");
+    const lease = leaseOf(row);
     show(pinned.node, profile.pinned);
+    show(leased.node, lease);
+    show(ends, lease);
     setText(pins, profile.pinned ? "Unpin" : "Pin");
     set(pins, "aria-label", `${profile.pinned ? "Unpin" : "Pin"} ${name}`);
     setText(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.description].filter(Boolean).join(" · "));
@@ -199,7 +207,7 @@ function modelRow({ profile: { name } }) {
       context: profile.context ? count(profile.context) : "",
       slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
       waiting: engine?.waiting || "",
-      idle: current === "ready" ? (profile.pinned ? "never (pinned)" : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when memory is needed") : "",
+      idle: current === "ready" ? (profile.pinned ? "never (pinned)" : lease ? `not before ${moment(lease.expires_at)} (leased to ${lease.holder})` : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when memory is needed") : "",
       load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
       kept: kept(status?.conversations),
     });
