@@ -29,7 +29,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, if known.
     `state_known`: a supervisor that can be reached says what its state is. `preset` is set for a model that a client
     derived from another one, which runs for it. `thinking` are the values that it accepts for reasoning (`true`,
-    `false`, levels), if they are known.
+    `false`, levels), if they are known, and `thinking_default` the one that it uses without any. `runner` is the kind of
+    engine, under Ollama's names, if it is known.
     """
 
     name: str
@@ -45,6 +46,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     facts: ModelFacts | None = None
     capabilities: tuple[str, ...] = ("completion",)
     thinking: tuple[bool | str, ...] = ()
+    thinking_default: bool | str | None = None
+    runner: str = ""
     description: str = ""
     listed: bool = True
     memory_bytes: int = 0

@@ -27,12 +27,17 @@ _MAX_NUMBER = 2**53
 Fact = str | int | float | bool | None
 
 
+#: Ollama's name for llama.cpp's engine.
+LLAMACPP = "llamacpp"
+
+
 class RemoteModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model as a server describes it; zero, empty and `None` mean that it does not say.
 
     `context` is the number of tokens that one request can have, `running_context` the number with which the model is
     loaded, or was the last time. `capabilities` are under Ollama's names, and `rerank`. `thinking` are the values
-    that the model accepts for reasoning: `true`, `false`, levels. `detailed`: all that the server can tell was asked.
+    that the model accepts for reasoning (`true`, `false`, levels), `thinking_default` the one that it uses without any.
+    `runner` is what runs the model, under Ollama's names. `detailed`: the server has been asked for all that it knows.
     """
 
     name: str
@@ -50,6 +55,8 @@ class RemoteModel(msgspec.Struct, frozen=True, kw_only=True):
     modified_at: float = 0.0
     description: str = ""
     thinking: tuple[bool | str, ...] = ()
+    thinking_default: bool | str | None = None
+    runner: str = ""
     chat_template: str = ""
     metadata: Mapping[str, Fact] = {}
     detailed: bool = False
@@ -71,7 +78,7 @@ class QueryAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListUnavailable(GatewayError):
-    """A server does not tell which models it has."""
+    """A server does not say which models it has."""
 
     status, code = 502, "backend_error"
 

@@ -8,7 +8,8 @@ import re
 import msgspec
 
 from hostler.adapters.model_list import CardState, ModelCard
-from hostler.adapters.remote_models import RemoteModel, guessed_capabilities
+from hostler.adapters.remote_models import LLAMACPP, RemoteModel, guessed_capabilities
+from hostler.adapters.thinking_values import default_thinking, template_thinking
 from hostler.gateway.backend_settings import ModelDescription
 from hostler.gateway.config import VariantSettings
 from hostler.profiles.presets import Preset
@@ -32,6 +33,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 def profile_card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
     """The card of a profile on a host."""
+    thinks = profile.facts is not None and "thinking" in profile.facts.capabilities
+    thinking = (template_thinking(profile.facts.chat_template) or (True,)) if thinks and profile.facts else ()
     return ModelCard(
         name=profile.name,
         aliases=profile.aliases,
@@ -44,6 +47,9 @@ def profile_card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         digest=profile.digest,
         facts=profile.facts,
         capabilities=_capabilities(profile),
+        thinking=thinking,
+        thinking_default=default_thinking(thinking),
+        runner=LLAMACPP,
         description=profile.description,
         listed=profile.listed,
         memory_bytes=status.memory_bytes if status else 0,
@@ -105,6 +111,8 @@ def server_card(
         facts=facts if has_facts or described.capabilities is not None else None,
         capabilities=capabilities,
         thinking=model.thinking,
+        thinking_default=model.thinking_default,
+        runner=model.runner,
         description=described.description or model.description,
     )
 

@@ -9,6 +9,7 @@ import msgspec
 
 from hostler.adapters.openai.discovery import read_entry
 from hostler.adapters.remote_models import (
+    LLAMACPP,
     Discovery,
     ModelReport,
     Query,
@@ -24,6 +25,7 @@ from hostler.adapters.remote_models import (
     unavailable,
     whole,
 )
+from hostler.adapters.thinking_values import default_thinking, template_thinking
 
 _LIST, _PROPS = "/v1/models", "/props"
 _SUFFIX = ".gguf"
@@ -67,7 +69,8 @@ def _with_props(model: RemoteModel, props: dict[str, Any]) -> RemoteModel:
     found += [ours for theirs, ours in (("vision", "vision"), ("audio", "audio")) if modalities.get(theirs) is True]
     if caps.get("supports_tools") is True or caps.get("supports_tool_calls") is True or "tools" in template:
         found.append("tools")
-    if "enable_thinking" in template or "<think>" in template or "reasoning_effort" in template:
+    thinking = template_thinking(template)
+    if thinking:
         found.append("thinking")
     quantization = short_text(props.get("model_ftype")) or quantization_in(short_text(props.get("model_path")))
     return msgspec.structs.replace(
@@ -76,6 +79,9 @@ def _with_props(model: RemoteModel, props: dict[str, Any]) -> RemoteModel:
         running_context=context,
         capabilities=tuple(dict.fromkeys(found)),
         quantization=quantization or model.quantization,
+        thinking=thinking,
+        thinking_default=default_thinking(thinking),
+        runner=LLAMACPP,
         chat_template=template if len(template) < 100_000 else "",
     )
 

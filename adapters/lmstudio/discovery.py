@@ -6,6 +6,7 @@ from typing import Any
 
 from hostler.adapters.openai.discovery import read_models
 from hostler.adapters.remote_models import (
+    LLAMACPP,
     Discovery,
     ModelReport,
     Query,
@@ -20,6 +21,7 @@ from hostler.adapters.remote_models import (
     unavailable,
     whole,
 )
+from hostler.adapters.thinking_values import read_value, read_values
 
 _LISTS = ("/api/v0/models", "/v1/models")
 _V1 = "/api/v1/models"
@@ -50,6 +52,7 @@ def _read(entry: dict[str, Any]) -> RemoteModel | None:
     contexts = [whole(mapping(each.get("config")).get("context_length")) for each in instances]
     running = max(contexts, default=0)
     quantization = entry.get("quantization")
+    reasoning, kind = mapping(mapping(entry.get("capabilities")).get("reasoning")), short_text(entry.get("format"))
     return RemoteModel(
         name=name,
         context=running or whole(entry.get("max_context_length")),
@@ -60,6 +63,9 @@ def _read(entry: dict[str, Any]) -> RemoteModel | None:
         parameters=parameter_count(entry.get("params_string")),
         size=whole(entry.get("size_bytes")),
         description=short_text(entry.get("description")),
+        thinking=read_values(reasoning.get("allowed_options")),
+        thinking_default=read_value(reasoning.get("default")),
+        runner=LLAMACPP if kind == "gguf" else kind,
     )
 
 

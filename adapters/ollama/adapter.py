@@ -82,6 +82,12 @@ class OllamaAdapter(Adapter):
 
         Nothing is known, and so nothing rejected, for a model whose file could not be read.
         """
+        if isinstance(request, ChatRequest) and request.conversation is not None:
+            wanted = request.conversation.thinking
+            thinking = requests.supported_thinking(wanted, card)
+            if thinking is not wanted:
+                changed = msgspec.structs.replace(request.conversation, thinking=thinking)
+                request = msgspec.structs.replace(request, conversation=changed)
         if card.facts is None or not isinstance(request, ChatRequest | CompletionRequest):
             return request
         sent = request.model or ""

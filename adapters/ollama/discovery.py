@@ -27,12 +27,15 @@ from hostler.adapters.remote_models import (
     unavailable,
     whole,
 )
+from hostler.adapters.thinking_values import read_value, read_values
 
 _TAGS, _PS, _SHOW = "/api/tags", "/api/ps", "/api/show"
 #: Models that are asked about in one discovery, at most; the others are asked about next time.
 MAX_SHOWN = 256
 #: As many facts of a model's file are kept.
 _MAX_METADATA = 256
+#: What Ollama has converted for its engine from a model that is listed as well.
+_CONVERTED = re.compile(r"llamacpp:[0-9a-f]{64}")
 _NUM_CTX = re.compile(r"^num_ctx\s+([0-9]{1,12})\s*$", re.MULTILINE)
 
 
@@ -63,7 +66,7 @@ def _show(name: str) -> Query:
 
 def _read_tag(entry: dict[str, Any]) -> RemoteModel | None:
     name = model_name(entry.get("name")) or model_name(entry.get("model"))
-    if not name:
+    if not name or _CONVERTED.fullmatch(name):
         return None
     details = mapping(entry.get("details"))
     return RemoteModel(
@@ -77,6 +80,7 @@ def _read_tag(entry: dict[str, Any]) -> RemoteModel | None:
         size=whole(entry.get("size")),
         digest=short_text(entry.get("digest")).removeprefix("sha256:"),
         modified_at=timestamp(entry.get("modified_at")),
+        runner=short_text(entry.get("runner")),
     )
 
 
@@ -88,7 +92,7 @@ def _with_details(model: RemoteModel, shown: Any) -> RemoteModel:
     architecture = short_text(facts.get("general.architecture")) or short_text(details.get("family"))
     parameters = shown.get("parameters")
     set_context = _NUM_CTX.search(parameters[:100_000]) if isinstance(parameters, str) else None
-    thinking = mapping(shown.get("thinking")).get("values")
+    thinking = mapping(shown.get("thinking"))
     template = facts.get("tokenizer.chat_template")
     return msgspec.structs.replace(
         model,
@@ -98,9 +102,9 @@ def _with_details(model: RemoteModel, shown: Any) -> RemoteModel:
         architecture=architecture or model.architecture,
         parameters=whole(facts.get("general.parameter_count")) or model.parameters,
         embedding_length=whole(facts.get(f"{architecture}.embedding_length")) or model.embedding_length,
-        thinking=tuple(each for each in thinking[:16] if isinstance(each, bool | str))
-        if isinstance(thinking, list)
-        else (),
+        thinking=read_values(thinking.get("values")),
+        thinking_default=read_value(thinking.get("default")),
+        runner=short_text(shown.get("runner")) or model.runner,
         chat_template=template if isinstance(template, str) and len(template) < 100_000 else "",
         metadata=_metadata(facts),
         detailed=True,

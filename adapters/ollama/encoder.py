@@ -37,6 +37,7 @@ from hostler.adapters.progress import ProgressLines
 
 # A backend of this protocol puts its own name of the model first in each line.
 _DURATIONS = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
+_CACHED = "prompt_eval_cached_count"
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
 
 
@@ -257,16 +258,17 @@ class OllamaEncoder(Encoder):
         usage = self._usage or Usage()
         prompt_s, completion_s = (usage.prompt_ms or 0.0) / 1000, (usage.completion_ms or 0.0) / 1000
         timing = self._timing or Timing(total_s=prompt_s + completion_s)
-        # As in Ollama, where no duration is 0, and the counts are left out if they are.
+        # As in Ollama, where no duration is 0, and the counts are left out if they are, except for the cached part of one.
         counts = {
             "total_duration": max(1, nanoseconds(timing.total_s)),
             "load_duration": max(1, nanoseconds(timing.queue_s + timing.switch_s)),
             "prompt_eval_count": usage.prompt_tokens,
+            _CACHED: usage.cached_tokens,
             "prompt_eval_duration": max(1, nanoseconds(prompt_s)),
             "eval_count": usage.completion_tokens,
             "eval_duration": max(1, nanoseconds(completion_s)),
         }
-        return {name: count for name, count in counts.items() if count}
+        return {name: count for name, count in counts.items() if count or (name == _CACHED and usage.prompt_tokens)}
 
     def _encode_vector(self, vector: tuple[float, ...]) -> msgspec.Raw:
         """Encoded one by one: there may be millions of numbers."""

@@ -49,6 +49,7 @@ def list_running(listing: ModelList) -> WireResponse:
             "expires_at": FOREVER if card.expires_at is None else format_time(card.expires_at),
             "size_vram": card.gpu_bytes,
             "context_length": card.context,
+            **_runner(card),
         }
         models.append(entry)
     return respond({"models": models})
@@ -77,7 +78,9 @@ def show_model(listing: ModelList, name: str, *, basename: bool = False) -> Wire
     if entries := tensors(facts):
         body["tensors"] = [{"name": tensor, "type": kind, "shape": shape} for tensor, kind, shape in entries]
     if card.thinking:
-        body["thinking"] = {"values": card.thinking}
+        default = {} if card.thinking_default is None else {"default": card.thinking_default}
+        body["thinking"] = {"values": card.thinking, **default}
+    body |= _runner(card)
     body |= {"capabilities": card.capabilities, "modified_at": format_time(card.modified_at)}
     return respond(body)
 
@@ -130,7 +133,12 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
         "digest": card_digest(card),
         "details": details,
         "capabilities": card.capabilities,
+        **_runner(card),
     }
+
+
+def _runner(card: ModelCard) -> dict[str, str]:
+    return {"runner": card.runner} if card.runner else {}
 
 
 def _size(card: ModelCard) -> int:

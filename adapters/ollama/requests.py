@@ -29,6 +29,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import BadRequest, GatewayError
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.model_list import ModelCard
 from hostler.adapters.ollama.context import unpack_context
 from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
 from hostler.adapters.ollama.names import require_name
@@ -247,15 +248,24 @@ def _thinking(fields: Fields) -> bool | str | None:
     if wanted is None or isinstance(wanted, bool):
         return wanted
     if isinstance(wanted, str):
-        if wanted in _LEVELS:
-            return wanted
-        raise BadRequest(
-            f'invalid think value: {quote(wanted)} (must be "high", "medium", "low", "max", true, or false)',
-            param="think",
-        )
+        return wanted
     raise BadRequest(
         f'think must be a boolean or string ("high", "medium", "low", "max", true, or false), got {kind_of(wanted)}',
         param="think",
+    )
+
+
+def supported_thinking(wanted: bool | str | None, card: ModelCard) -> bool | str | None:
+    """The value for a model: its default instead of a level that it does not have, where its levels are known. Raises
+    `BadRequest` for a word that is no level."""
+    if not isinstance(wanted, str) or wanted in card.thinking:
+        return wanted
+    if card.thinking:
+        return card.thinking_default
+    if wanted in _LEVELS:
+        return wanted
+    raise BadRequest(
+        f'invalid think value: {quote(wanted)} (must be "high", "medium", "low", "max", true, or false)', param="think"
     )
 
 

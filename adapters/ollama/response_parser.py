@@ -188,6 +188,7 @@ def _usage(body: OllamaResponse) -> Usage:
     return Usage(
         prompt_tokens=body.prompt_eval_count,
         completion_tokens=body.eval_count,
+        cached_tokens=min(body.prompt_eval_cached_count, body.prompt_eval_count),
         prompt_ms=body.prompt_eval_duration / 1e6 if body.prompt_eval_duration else None,
         completion_ms=body.eval_duration / 1e6 if body.eval_duration else None,
     )

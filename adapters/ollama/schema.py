@@ -12,7 +12,7 @@ from hostler.adapters.lenient import Count
 WIRE = "ollama"
 
 #: The version that clients see; some of them require a minimum.
-VERSION = "0.34.0"
+VERSION = "0.40.12"
 
 JSON = "application/json; charset=utf-8"
 LINES = "application/x-ndjson"
@@ -59,6 +59,7 @@ class OllamaResponse(msgspec.Struct, frozen=True, kw_only=True):
     done: bool | None = None
     done_reason: str | None = None
     prompt_eval_count: Count = 0
+    prompt_eval_cached_count: Count = 0
     prompt_eval_duration: Count = 0
     eval_count: Count = 0
     eval_duration: Count = 0

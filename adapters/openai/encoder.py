@@ -119,7 +119,7 @@ class OpenAIEncoder(Encoder):
             if not self._has_output:
                 return b""
             if self._include_usage and self._usage is not None:
-                return sse.event(_encode({**self._frame(), "choices": [], "usage": _usage(self._usage)})) + _DONE
+                return sse.event(_encode({**self._frame(), "choices": [], **_usage(self._usage)})) + _DONE
             return _DONE
         if not self._has_output:
             return b""
@@ -127,7 +127,7 @@ class OpenAIEncoder(Encoder):
             body = self._embeddings()
         else:
             if self._usage is not None:
-                self._fold.add({"usage": _usage(self._usage)})
+                self._fold.add(_usage(self._usage))
             body = self._fold.result()
         self.length = len(body)
         return body
@@ -260,6 +260,7 @@ class OpenAIEncoder(Encoder):
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
+    """The usage, and llama.cpp's timings where a backend of another protocol measured them."""
     body: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -268,7 +269,19 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
     if usage.reasoning_tokens:
         body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
-    return body
+    timings = _timings(usage) if usage.completion_ms else {}
+    return {"usage": body, **timings}
+
+
+def _timings(usage: Usage) -> dict[str, Any]:
+    read = usage.prompt_tokens - usage.cached_tokens
+    timings: dict[str, Any] = {"cache_n": usage.cached_tokens}
+    counts = (("prompt", read, usage.prompt_ms), ("predicted", usage.completion_tokens, usage.completion_ms))
+    for name, tokens, ms in counts:
+        timings |= {f"{name}_n": tokens, f"{name}_ms": ms or 0.0}
+        if ms and tokens:
+            timings |= {f"{name}_per_token_ms": ms / tokens, f"{name}_per_second": 1000 * tokens / ms}
+    return {"timings": timings}
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:

@@ -13,6 +13,9 @@ from hostler.adapters.model_list import ModelCard, ModelList
 _MAX_NAMES = 20
 
 
+_MEDIA = (("image", "vision"), ("audio", "audio"))
+
+
 def list_models(listing: ModelList) -> WireResponse:
     """All listed models and aliases, by name: the active or default one first, those without chat last."""
     first = listing.active or listing.default
@@ -53,8 +56,9 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     if card.context > 0:
         entry["context_length"] = card.context
         entry["max_model_len"] = card.context
-    media = [kind for kind, capability in (("image", "vision"), ("audio", "audio")) if capability in card.capabilities]
-    if media:  # otherwise llama-server's clients send no images until the model is loaded
+    media = [kind for kind, capability in _MEDIA if capability in card.capabilities]
+    # Otherwise llama-server's clients send no images until the model is loaded.
+    if media or (card.facts is not None and "completion" in card.capabilities):
         entry["architecture"] = {"input_modalities": ["text", *media], "output_modalities": ["text"]}
     if card.facts is not None:
         entry |= {"type": card.kind, "capabilities": card.capabilities}

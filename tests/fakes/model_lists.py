@@ -15,7 +15,7 @@ OLLAMA: dict[str, Any] = {
                 "modified_at": "2026-11-22T23:35:11.039868407Z",
                 "size": 5_200_000_000,
                 "digest": _DIGEST,
-                "runner": "llamaserver",
+                "runner": "llamacpp",
                 "details": {
                     "parent_model": "",
                     "format": "gguf",

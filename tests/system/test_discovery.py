@@ -93,7 +93,8 @@ async def test_quantization_thinking_and_kind_are_shown(tmp_path: Path) -> None:
         data = {entry["id"]: entry for entry in (await chain.http.get("/v1/models")).json()["data"]}
     assert (said["openai"]["quantization"], said["openai"]["type"]) == ("Q4_K_M", "chat")
     assert data["nomic-embed-text:latest"]["type"] == "embedding"
-    assert said["ollama"]["thinking"] == {"values": [True, False]}
+    assert said["ollama"]["thinking"] == {"values": [True, False], "default": True}
+    assert said["ollama"]["runner"] == "llamacpp"
     assert said["ollama"]["details"]["quantization_level"] == said["lmstudio"]["quantization"]["name"] == "Q4_K_M"
     assert said["anthropic"]["capabilities"]["thinking"]["supported"] is True
     assert said["tags"] == ["qwen3:8b", "nomic-embed-text:latest"]

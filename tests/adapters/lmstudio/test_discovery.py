@@ -20,6 +20,15 @@ def test_kind_context_and_capabilities_are_learned() -> None:
     assert (embedding.capabilities, embedding.context) == (("embedding",), 2048)
 
 
+def test_what_a_model_accepts_for_reasoning_is_learned() -> None:
+    reasoning = {"allowed_options": ["off", "low", "high", "on", "off", 3], "default": "on"}
+    entry = {"key": "m", "type": "llm", "format": "mlx", "capabilities": {"reasoning": reasoning}}
+    report, _ = answered(discover(), {"/api/v1/models": {"models": [entry]}})
+    (model,) = report.models
+    assert (model.thinking, model.thinking_default) == ((False, "low", "high", True), True)
+    assert (model.capabilities, model.runner) == (("completion", "thinking"), "mlx")
+
+
 def test_an_older_version_is_asked_in_its_own_way() -> None:
     report, asked = answered(discover(), model_lists.OLD_LM_STUDIO)
     (model,) = report.models

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-from fakes.ollama_harness import OllamaHarness
+from fakes.ollama_harness import ABLE, OllamaHarness
 
 from hostler.adapters.canonical import (
     ChatRequest,
     Conversation,
     Request,
 )
+from hostler.adapters.model_list import ModelList
 
 
 @pytest.fixture
@@ -21,6 +23,21 @@ def conversation(request: Request) -> Conversation:
     assert isinstance(request, ChatRequest)
     assert request.conversation is not None
     return request.conversation
+
+
+@pytest.mark.parametrize(
+    ("values", "default", "asked", "meant"),
+    [
+        (("low", "medium", "high"), "medium", "high", "high"), (("low", "medium", "high"), "medium", "max", "medium"),
+        (("minimal", "high"), "high", "minimal", "minimal"), ((True, False), True, "low", True), ((), None, "max", "max"),
+    ],
+)  # fmt: skip
+def test_a_level_that_a_model_does_not_have_means_its_default(
+    values: tuple[bool | str, ...], default: bool | str | None, asked: str, meant: bool | str
+) -> None:
+    card = msgspec.structs.replace(ABLE, name="smol", aliases=(), thinking=values, thinking_default=default)
+    harness = OllamaHarness(ModelList(cards=(card,), index={"smol": card}))
+    assert conversation(harness.chat(think=asked)).thinking == meant
 
 
 def test_a_thinking_model_thinks_by_default(harness: OllamaHarness) -> None:

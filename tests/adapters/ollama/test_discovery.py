@@ -17,7 +17,8 @@ def test_details_and_the_context_with_which_a_model_runs_are_learned() -> None:
     assert (qwen.name, qwen.context, qwen.running_context) == ("qwen3:8b", 40960, 8192)
     assert qwen.capabilities == ("completion", "tools", "vision", "thinking")
     assert (qwen.quantization, qwen.architecture, qwen.parameters) == ("Q4_K_M", "qwen3", 8_190_735_360)
-    assert (qwen.thinking, qwen.digest) == ((True, False), "a" * 64)
+    assert (qwen.thinking, qwen.thinking_default, qwen.digest) == ((True, False), True, "a" * 64)
+    assert (qwen.runner, embedding.runner) == ("llamacpp", "")
     assert (embedding.capabilities, embedding.context, embedding.running_context) == (("embedding",), 2048, 0)
 
 
@@ -43,6 +44,12 @@ def test_a_model_whose_details_are_missing_is_listed_all_the_same() -> None:
         ("qwen3:8b", False),
         ("nomic-embed-text:latest", False),
     ]
+
+
+def test_what_ollama_has_converted_for_its_engine_is_no_model() -> None:
+    tags = [*model_lists.OLLAMA["/api/tags"]["models"], {"name": f"llamacpp:{'c' * 64}", "runner": "llamacpp"}]
+    report, _ = answered(discover({}), {**model_lists.OLLAMA, "/api/tags": {"models": tags}})
+    assert [model.name for model in report.models] == ["qwen3:8b", "nomic-embed-text:latest"]
 
 
 def test_no_models_are_a_list_as_well() -> None:

@@ -20,6 +20,7 @@ METRICS = {
     "total_duration": 10_192_426_603,
     "load_duration": 1_187_045_333,
     "prompt_eval_count": 11,
+    "prompt_eval_cached_count": 3,
     "prompt_eval_duration": 690_582_000,
     "eval_count": 6,
     "eval_duration": 8_312_151_000,

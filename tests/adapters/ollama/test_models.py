@@ -151,7 +151,7 @@ def test_a_push_fails_in_the_stream(harness: OllamaHarness) -> None:
 
 
 def test_minor_routes_are_answered(harness: OllamaHarness) -> None:
-    assert harness.respond_json("version") == {"version": "0.34.0"}
+    assert harness.respond_json("version") == {"version": "0.40.12"}
     assert harness.respond_json("status") == {"cloud": {"disabled": True, "source": "env"}}
     assert harness.respond_json("recommendations") == {"recommendations": []}
 

@@ -208,6 +208,25 @@ def test_chunks_of_another_protocol_are_folded_into_a_whole_response(chat: Any, 
     assert response["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_timings_of_another_protocol_are_llama_cpps(chat: Any, start_encoder: Any, streaming: bool) -> None:
+    usage = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=80.0, completion_ms=120.0)
+    encoder = start_encoder(chat(stream=streaming, stream_options={"include_usage": True}))
+    encoded = [encoder.encode(Chunk(text="Hi")), encoder.encode(Chunk(finish="stop", usage=usage)), encoder.finish()]
+    last = encoded[-1].removeprefix(b"data: ").partition(b"\n\n")[0]
+    assert json.loads(last)["timings"] == {
+        "cache_n": 3,
+        "prompt_n": 8,
+        "prompt_ms": 80.0,
+        "prompt_per_token_ms": 10.0,
+        "prompt_per_second": 100.0,
+        "predicted_n": 6,
+        "predicted_ms": 120.0,
+        "predicted_per_token_ms": 20.0,
+        "predicted_per_second": 50.0,
+    }
+
+
 def test_completions_of_another_protocol_are_plain_text(decode_request: Any, start_encoder: Any) -> None:
     encoder = start_encoder(decode_request("/v1/completions", {"model": "a", "prompt": "x"}))
     for chunk in (Chunk(wire="other", text="Hi"), Chunk(wire="other", text="!", finish="stop")):
