@@ -257,7 +257,9 @@ class Adapter(ABC):
         return False
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
-        """Another form of a request that the backend rejected, smaller each time; `None` to let the rejection stand."""
+        """Another form of a request that the backend rejected, smaller each time; `None` to let the rejection stand.
+
+        Raises `BadRequest` if the backend lacks the route, and the request has no other form."""
         return None
 
     def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:

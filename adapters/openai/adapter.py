@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from hostler.adapters import multipart
@@ -38,6 +40,8 @@ from hostler.profiles.presets import Preset
 _FORM = "multipart/form-data"
 # What servers answer for a route that they do not have.
 _NO_ROUTE = frozenset({404, 405, 501})
+#: Of what a request names, and a server does not have.
+_NAMES_A_THING = re.compile(r"model|(response|item|conversation)\b.{0,20}\bid\b", re.IGNORECASE)
 # What servers answer for a body that they cannot read.
 _INVALID = frozenset({400, 422})
 # The wire of a responses request that is sent to a backend of this protocol as a chat.
@@ -122,13 +126,16 @@ class OpenAIAdapter(Adapter):
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """A chat for a backend without the responses API, or without custom tools there; no reasoning options for a model
-        without reasoning."""
+        without reasoning. Raises `BadRequest` for a backend that lacks the only route that could serve the request."""
         origin = request.origin
+        lacks_route = _lacks_route(rejected)
         try:
             expanded = self.expand(request)
         except BadRequest:
+            if origin.wire == RESPONSES and rejected.wire == WIRE and lacks_route:
+                raise
             return None  # no other form of the request exists: the backend's own error stands
-        is_unknown = _lacks_route(rejected) or _lacks_custom_tools(rejected, request)
+        is_unknown = lacks_route or _lacks_custom_tools(rejected, request)
         if origin.wire == RESPONSES and rejected.wire == WIRE and is_unknown:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
@@ -152,11 +159,11 @@ class OpenAIAdapter(Adapter):
 
 
 def _lacks_route(rejected: BackendRejected) -> bool:
-    """Whether the backend does not know the route. A 404 for an unknown model names the model."""
+    """Whether the backend does not know the route. A 404 for an unknown model, response or item names it."""
     if rejected.backend_status not in _NO_ROUTE:
         return False
     details = read_error(rejected.body)
-    return details is None or (details.code != "model_not_found" and "model" not in details.message.lower())
+    return details is None or (details.code != "model_not_found" and _NAMES_A_THING.search(details.message) is None)
 
 
 def _lacks_custom_tools(rejected: BackendRejected, request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
@@ -98,6 +99,32 @@ async def test_a_backend_with_the_responses_api_of_its_own_gets_the_whole_conver
         path, body = server.requests[-1]
         assert path == "/v1/responses" and body["previous_response_id"] is None
         assert asked(server) == CONVERSATION
+
+
+@streamed_or_whole
+async def test_a_backend_without_the_responses_api_cannot_have_stored_one(tmp_path: Path, stream: bool) -> None:
+    async with meeting(tmp_path, "openai") as (server, client):
+        for _ in range(2):
+            with pytest.raises(openai.BadRequestError, match="needs a backend that stores responses") as refused:
+                await respond(client, "Who am I?", stream=stream, previous_response_id="resp_unknown")
+            assert refused.value.param == "previous_response_id"
+            assert refused.value.response.headers["x-should-retry"] == "false"
+        assert [path for path, _ in server.requests].count("/v1/chat/completions") == 0
+        assert (await respond(client, "Hello", stream=stream)).output
+
+
+@streamed_or_whole
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_backends_own_word_on_an_unknown_response_stands(tmp_path: Path, stream: bool, status: int) -> None:
+    words = "Response with id 'resp_unknown' not found."
+    body = {"error": {"message": words, "type": "invalid_request_error", "param": None, "code": None}}
+    async with meeting(tmp_path, "openai") as (server, client):
+        server.has_responses = True
+        server.prepared = [(status, "application/json", json.dumps(body).encode())]
+        with pytest.raises(openai.APIStatusError, match=words) as refused:
+            await respond(client, "Who am I?", stream=stream, previous_response_id="resp_unknown")
+        assert refused.value.status_code == status
+        assert len(server.requests) == 1
 
 
 async def test_a_stored_response_is_shown_and_deleted(tmp_path: Path) -> None:
