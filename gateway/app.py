@@ -53,6 +53,7 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import Supervisor
 
 if TYPE_CHECKING:
+    from hostler.gateway.model_finder import ModelFinder
     from hostler.supervisor.manager import EngineManager
 
 
@@ -61,16 +62,21 @@ def create_app(
     manager: EngineManager | None = None,
     *,
     supervise: bool | None = None,
+    finder: ModelFinder | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Starlette:
     """The gateway as an ASGI application with a lifespan, for any server: `uvicorn --factory hostler.gateway.app:create_app`.
 
     Without a `configuration` it is read from its usual locations. Like `hostler up`, it runs the supervisor of this machine:
-    `manager`, or a new one with `supervise`. The default of `supervise` is true if profiles are configured, or nothing is.
+    `manager`, or a new one with `supervise`, and looks for models in folders with `finder`. The default of `supervise` is true if profiles are configured, or nothing is.
     `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be created.
     """
+    if finder is None and supervise is not False:
+        from hostler.gateway.model_finder import ModelFinder
+
+        finder = ModelFinder()
     if configuration is None:
-        configuration = load(find_file(None, environ), environ)
+        configuration = load(find_file(None, environ), environ, find_models=finder)
     if supervise is None:
         supervise = not (configuration.shipped and configuration.settings.backends)
     if manager is None and supervise:
@@ -78,6 +84,8 @@ def create_app(
 
         manager = create_manager(configuration.profiles, configuration.settings.supervisor, environ=environ)
     local = manager
+    if local is not None and finder is not None:
+        finder.is_loaded = local.is_loaded
 
     async def apply(profiles: Sequence[Profile]) -> None:
         """Apply changed profiles once the answers of engines that stop for it have ended."""
@@ -97,7 +105,12 @@ def create_app(
     )
     command: Command = "up" if local is not None else "gateway"
     reloader = Reloader(
-        configuration, apply, environ, on_presets=gateway.set_presets, find_mistakes=startup_check(command)
+        configuration,
+        apply,
+        environ,
+        on_presets=gateway.set_presets,
+        find_mistakes=startup_check(command),
+        finder=finder if local is not None else None,
     )
     return gateway.app
 
@@ -141,6 +154,7 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
             without_model=parts.catalog.without_model,
             order=lambda targets: nearest_first(targets, parts.hosts),
             refresh=parts.discovery.refresh,
+            chat_default=parts.catalog.chat_default,
         ),
         *key_limits,
         Middleware(

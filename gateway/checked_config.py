@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hostler.gateway.config import ConfigError, Configuration, read
+from hostler.profiles.store import FindModels
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ _DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def read_checked(path: Path | None, environ: Mapping[str, str], find_mistakes: FindMistakes) -> Configuration:
-    """The configuration at `path`, in which `find_mistakes` finds none. Raises `ConfigError` with all of them. Blocks.
+def read_checked(
+    path: Path | None, environ: Mapping[str, str], find_mistakes: FindMistakes, find_models: FindModels | None = None
+) -> Configuration:
+    """The configuration at `path`, with the models that `find_models` finds, in which `find_mistakes` finds none. Raises `ConfigError` with all of them. Blocks.
 
     Whatever a file contains, nothing else is raised: a running gateway reads it, too.
     """
     try:
-        found = read(path, environ)
+        found = read(path, environ, find_models=find_models)
         mistakes = find_mistakes(found)
     except ConfigError as error:
         further = [] if error.partial is None else _independent(find_mistakes, error.partial, error.omitted)

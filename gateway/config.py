@@ -21,7 +21,7 @@ from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
-from hostler.profiles.store import load_profiles, read_text
+from hostler.profiles.store import SCAN_PATH, FindModels, load_profiles, read_text, scan_folders
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, Size, parse
 from hostler.supervisor.config import HostLimits, SupervisorSettings, TLSSettings
 
@@ -135,6 +135,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     listen: tuple[str, ...] = ("127.0.0.1:8000",)
     tls: TLSSettings | None = None
+    api_keys: Annotated[
+        tuple[str, ...], msgspec.Meta(description="API keys with all scopes, besides those of the key file.")
+    ] = ()
     api_keys_file: str | None = None
     key_usage_file: Annotated[str, msgspec.Meta(description="File that counts what keys with limits use.")] | None = (
         None
@@ -178,6 +181,13 @@ class VariantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     request: RequestRules = RequestRules()
 
 
+_SCAN_SCHEMA: Mapping[str, Any] = {
+    "description": "Folders whose models are profiles, too, while Hostler runs.",
+    "type": "array",
+    "items": {"type": "string"},
+}
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. All sections are optional."""
 
@@ -187,7 +197,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     supervisor: SupervisorSettings = SupervisorSettings()
     engines: Mapping[str, EngineEntry] = {}
     macros: Mapping[str, Macro] = {}
-    profiles: Mapping[str, ProfileEntry] = {}
+    profiles: Annotated[
+        Mapping[str, ProfileEntry], msgspec.Meta(extra_json_schema={"properties": {"scan": _SCAN_SCHEMA}})
+    ] = {}
     variants: Mapping[str, VariantSettings] = {}
     manifest: str | None = None
 
@@ -235,11 +247,36 @@ class FileErrors(msgspec.Struct, frozen=True, kw_only=True):
     since: float
 
 
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command line sets instead of the file: an address, and a further API key."""
+
+    listen: str | None = None
+    key: str | None = None
+
+    def apply(self, configuration: Configuration) -> Configuration:
+        """The configuration with these values, which a reload keeps. Raises `ConfigError` for one that is none."""
+        settings = configuration.settings.gateway
+        if self.listen is not None:
+            try:
+                parse_address(self.listen)
+            except ValueError as error:
+                raise ConfigError(f"--listen: {error}") from error
+            settings = msgspec.structs.replace(settings, listen=(self.listen,))
+        if self.key is not None:
+            if not is_plain_key(self.key):
+                raise ConfigError(f"--key: {NO_KEY}")
+            settings = msgspec.structs.replace(settings, api_keys=(*settings.api_keys, self.key))
+        return msgspec.structs.replace(
+            configuration, overrides=self, settings=msgspec.structs.replace(configuration.settings, gateway=settings)
+        )
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
-    are the limits of a host's queue and switches that the file sets, without defaults. `texts` are the files that were
+    are the limits of a host's queue and switches that the file sets, without defaults. `scan` are the folders in which
+    models are looked for. `texts` are the files that were
     read with their contents, `None` for one that does not exist. `errors`: the files have mistakes, and this is their
     last good state.
     """
@@ -253,18 +290,26 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     host_limits: HostLimits = HostLimits()
     texts: Mapping[Path, str | None] = {}
     errors: FileErrors | None = None
+    scan: tuple[Path, ...] = ()
+    overrides: Overrides = Overrides()
 
 
 def read(
-    path: Path | None, environ: Mapping[str, str] = os.environ, *, texts: Mapping[Path, str | None] | None = None
+    path: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    texts: Mapping[Path, str | None] | None = None,
+    find_models: FindModels | None = None,
 ) -> Configuration:
     """Read the file at `path` with its manifest and library; defaults without a file. Relative paths start at the file.
 
-    `texts` replace the contents of files. Raises `ConfigError` with all mistakes.
+    `texts` replace the contents of files. Without `find_models`, folders are not scanned. Raises `ConfigError` with all mistakes.
     """
     files = _Files(texts or {})
     errors: list[DocumentError] = []
     settings, document, manifest = Settings(), None, None
+    scan: tuple[Path, ...] = ()
+    found_models: Mapping[str, ProfileEntry] | None = None
     profiles: tuple[Profile, ...] | None = None
     made, file = Library(), None
     try:
@@ -273,6 +318,11 @@ def read(
             settings = with_absolute_paths(_valid_settings(document, errors), path.absolute().parent)
             if settings.manifest is not None:
                 manifest = path.parent / expanded_path(settings.manifest)
+            if (folders := scan_folders(document, errors)) is not None:
+                scan = tuple(path.absolute().parent / expanded_path(folder) for folder in folders)
+                found_models = {}
+        if find_models is not None and (models := find_models(scan, settings.supervisor.engine)) is not None:
+            found_models = models
         file = library_file(settings.gateway.library, path, environ)
         made, written = read_library(file, files.optional_text)
         profiles = load_profiles(
@@ -286,6 +336,7 @@ def read(
             env=environ,
             read=files.text,
             errors=errors,
+            found=found_models,
         )
     except DocumentError as error:
         errors.append(error)
@@ -293,11 +344,12 @@ def read(
         path=path,
         settings=settings,
         profiles=profiles or (),
-        shipped=not settings.profiles and manifest is None,
+        shipped=not settings.profiles and manifest is None and found_models is None,
         library=file,
         presets=made.presets,
         host_limits=HostLimits() if document is None else _host_limits(settings.gateway, document.value),
         texts=files.texts,
+        scan=scan,
     )
     if errors:
         mistakes = dict.fromkeys(str(each) for each in sorted(errors, key=_place))
@@ -308,11 +360,14 @@ def read(
 
 def _valid_settings(document: Document, errors: list[DocumentError]) -> Settings:
     """The settings without what is wrong, which is added to `errors`."""
-    settings = document.fit(Settings, errors) or Settings()
+    scanned = [] if scan_folders(document, []) is None else [SCAN_PATH]
+    settings = document.fit(Settings, errors, omit=scanned) or Settings()
     known = {each.path for each in errors}
     broken = [each for each in _broken_rules(settings, document) if each.path not in known]
     errors += broken
-    return (document.fit(Settings, [], omit=[each.keys for each in broken]) if broken else settings) or Settings()
+    return (
+        document.fit(Settings, [], omit=[*scanned, *(each.keys for each in broken)]) if broken else settings
+    ) or Settings()
 
 
 def _place(error: DocumentError) -> tuple[str, int]:
@@ -397,6 +452,9 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
     if settings.backends:  # a machine that only runs a supervisor has none
         for profile, entry in settings.profiles.items():
             yield from _unknown_backends(document, ("profiles", profile, "chain"), entry.chain or (), known)
+    for index, text in enumerate(settings.gateway.api_keys):
+        if not is_plain_key(text):
+            yield document.error(("gateway", "api_keys", index), NO_KEY)
     endpoint = settings.gateway.tracing.endpoint
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         yield document.error(
@@ -428,6 +486,15 @@ def _address_errors(document: Document, path: KeyPath, text: str) -> Iterator[Do
         parse_address(text)
     except ValueError as error:
         yield document.error(path, str(error))
+
+
+#: Why a text is no API key.
+NO_KEY = "is no key; a key is one word of letters, digits and signs"
+
+
+def is_plain_key(text: str) -> bool:
+    """Whether clients can send this text as their key."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 #: The name in the chain of the supervisor that runs in the gateway's own process.

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -21,6 +22,9 @@ from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.profiles.store import MAX_FILE_BYTES, diff
+
+if TYPE_CHECKING:  # only supervisors look for models
+    from hostler.gateway.model_finder import ModelFinder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class Reloader:
     `on_presets`.
 
     Changes of other sections take effect at the next start; they are logged. What works is kept as the last good
-    configuration. `errors` is what is wrong with the files while they have mistakes, with which `find_mistakes` finds
+    configuration. `finder` finds the models of folders, also those that appear later. `errors` is what is wrong with the files while they have mistakes, with which `find_mistakes` finds
     more of them.
     """
 
@@ -51,6 +55,7 @@ class Reloader:
         *,
         on_presets: Callable[[Mapping[str, Preset]], None] = lambda _: None,
         find_mistakes: FindMistakes = lambda _: (),
+        finder: ModelFinder | None = None,
     ) -> None:
         self.errors = configuration.errors
         self._configuration = configuration
@@ -58,6 +63,7 @@ class Reloader:
         self._environ = environ
         self._on_presets = on_presets
         self._find_mistakes = find_mistakes
+        self._finder = finder
         self._lock = anyio.Lock()
         self._changed = anyio.Event()
         # A fallback was not read from the files as they are.
@@ -106,6 +112,8 @@ class Reloader:
         try:
             now = await anyio.to_thread.run_sync(_contents, self._files())
             if all(self._seen.get(place, _UNSEEN) == text for place, text in now.items()):
+                if self._finder is not None and await anyio.to_thread.run_sync(self._finder.changed):
+                    await self.reload()
                 return
             for _ in range(_MAX_STEPS):
                 await anyio.sleep(_STEP_S)
@@ -154,9 +162,15 @@ class Reloader:
         return fresh.errors is None
 
     def _load(self, kept: Texts) -> Configuration:
-        return last_good.load(
-            self._configuration.path, self._environ, find_mistakes=self._find_mistakes, kept=kept or None
+        overrides = self._configuration.overrides
+        fresh = last_good.load(
+            self._configuration.path,
+            self._environ,
+            find_mistakes=lambda found: self._find_mistakes(overrides.apply(found)),
+            find_models=self._finder,
+            kept=kept or None,
         )
+        return overrides.apply(fresh)
 
     def _note(self, errors: FileErrors | None) -> None:
         """Log mistakes when they are new, and that they are gone."""
@@ -178,7 +192,7 @@ class Reloader:
 
     def _log_other_changes(self, old: Settings, new: Settings) -> None:
         for section in old.__struct_fields__:
-            if section in ("profiles", "manifest"):
+            if section in ("profiles", "manifest"):  # `profiles.scan` included
                 continue
             if getattr(old, section) != getattr(new, section):
                 logger.warning("%s: changed; takes effect at the next start", section)

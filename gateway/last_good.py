@@ -13,6 +13,7 @@ import msgspec
 from hostler.gateway.checked_config import FindMistakes, read_checked
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
 from hostler.gateway.state_files import service_directory, user_directory
+from hostler.profiles.store import FindModels
 from hostler.supervisor.state_store import JsonStore
 
 #: Files and their contents, `None` for one that does not exist.
@@ -29,15 +30,16 @@ def load(
     environ: Mapping[str, str] = os.environ,
     *,
     find_mistakes: FindMistakes = lambda _: (),
+    find_models: FindModels | None = None,
     kept: Texts | None = None,
 ) -> Configuration:
     """The configuration at `path`, else its last good state, with the mistakes in `errors`.
 
-    `kept` is that state, else it is read from its file. Raises `ConfigError` if there is none, or if it has mistakes, too.
+    `find_models` finds those of the folders that it names. `kept` is that state, else it is read from its file. Raises `ConfigError` if there is none, or if it has mistakes, too.
     Blocks.
     """
     try:
-        found = read_checked(path, environ, find_mistakes)
+        found = read_checked(path, environ, find_mistakes, find_models)
     except ConfigError as error:
         mistakes = error.mistakes
     else:
@@ -47,7 +49,9 @@ def load(
         if kept is None or _is_empty(kept, path):
             return found
         mistakes = (f"{path}: is empty, but was not before; write a comment into it if that is meant",)
-    earlier = None if path is None else _earlier(path, environ, kept or kept_texts(path, environ), find_mistakes)
+    earlier = None
+    if path is not None:
+        earlier = _earlier(path, environ, kept or kept_texts(path, environ), find_mistakes, find_models)
     if earlier is None:
         raise ConfigError(*mistakes)
     return msgspec.structs.replace(
@@ -61,21 +65,28 @@ def _is_empty(texts: Texts, path: Path) -> bool:
 
 
 def _earlier(
-    path: Path, environ: Mapping[str, str], kept: Texts | None, find_mistakes: FindMistakes
+    path: Path,
+    environ: Mapping[str, str],
+    kept: Texts | None,
+    find_mistakes: FindMistakes,
+    find_models: FindModels | None,
 ) -> Configuration | None:
     """The last good state, with the models that clients have created since then unless their file is what is broken."""
     if kept is None:
         return None
-    found = _read_texts(path, environ, kept)
+    found = _read_texts(path, environ, kept, find_models)
     if found is not None and found.library is not None:
         library = found.library.absolute()
-        found = _read_texts(path, environ, {place: kept[place] for place in kept if place != library}) or found
+        others = {place: kept[place] for place in kept if place != library}
+        found = _read_texts(path, environ, others, find_models) or found
     return None if found is None or find_mistakes(found) else found
 
 
-def _read_texts(path: Path, environ: Mapping[str, str], texts: Texts) -> Configuration | None:
+def _read_texts(
+    path: Path, environ: Mapping[str, str], texts: Texts, find_models: FindModels | None
+) -> Configuration | None:
     try:
-        return read(path, environ, texts=texts)
+        return read(path, environ, texts=texts, find_models=find_models)
     except ConfigError:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -152,3 +153,9 @@ def merge_cards(one: ModelCard, other: ModelCard) -> ModelCard:
     """The same model on two hosts: the better state, and the smaller context, which both have."""
     better = min((one, other), key=lambda card: _BEST_FIRST.index(card.state))
     return msgspec.structs.replace(better, context=min(one.context, other.context))
+
+
+def only_chat_model(cards: Iterable[ModelCard]) -> str | None:
+    """The name of the only listed model that is not just for embeddings; `None` if there are several, or none."""
+    chats = [card.name for card in cards if card.listed and "completion" in card.capabilities]
+    return chats[0] if len(chats) == 1 else None

@@ -14,7 +14,7 @@ from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.config import VariantSettings
 from hostler.gateway.events import printable
-from hostler.gateway.model_cards import merge_cards, preset_card, profile_card, variant_card
+from hostler.gateway.model_cards import merge_cards, only_chat_model, preset_card, profile_card, variant_card
 from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
@@ -183,7 +183,8 @@ class Catalog:
             self._rebuild()
 
     def find(self, name: str | None) -> Placement:
-        """The model of this name or alias, in any spelling; for `None` the active or default one.
+        """The model of this name or alias, in any spelling; for `None` the active or default one, which is the only chat model
+        if none is marked.
 
         Raises `ModelNotFound` with the known names, or `BadRequest` if none is named and none is active.
         """
@@ -200,6 +201,11 @@ class Catalog:
                 f"the model `{printable(name, 100)}` does not exist; {self._known_names()}", model=name, param="model"
             )
         return placement
+
+    def chat_default(self) -> str | None:
+        """The default model while the active one, which chats that name no model would go to, is for embeddings alone."""
+        active = self._listing.index.get(self._listing.active) if self._listing.active is not None else None
+        return self._listing.default if active is not None and "completion" not in active.capabilities else None
 
     def without_model(self, *, sends: bool) -> Placement | None:
         """Where a request without a model goes that no protocol describes: where the active model is, then to the servers
@@ -267,6 +273,7 @@ class Catalog:
         self._active = self._running(cards, hosted)
         names = self._with_variants(cards, names)
         names = self._with_presets(cards, names)
+        default = default or only_chat_model(cards.values())
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
         self._placements = names.placements

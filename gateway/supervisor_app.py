@@ -12,6 +12,7 @@ import anyio
 from hostler.gateway.config import Configuration, find_file, parse_address, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.last_good import load
+from hostler.gateway.model_finder import ModelFinder
 from hostler.gateway.preflight import startup_check
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def create_app(
     configuration: Configuration | None = None,
     manager: EngineManager | None = None,
     *,
+    finder: ModelFinder | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Starlette:
     """The supervisor's HTTP API, with a lifespan in which its engines run.
@@ -38,15 +40,19 @@ def create_app(
     from hostler.supervisor.lease_server import LeaseServer
     from hostler.supervisor.manager import create_manager
 
+    finder = finder or ModelFinder()
     if configuration is None:
-        configuration = load(find_file(None, environ), environ)
+        configuration = load(find_file(None, environ), environ, find_models=finder)
     settings = configuration.settings.supervisor
     token = secret(settings.token, settings.token_file, "supervisor.token_file")
     if manager is None:
         host, _ = parse_address(settings.listen)
         manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
-    reloader = Reloader(configuration, manager.replace_profiles, environ, find_mistakes=startup_check("supervisor"))
+    finder.is_loaded = manager.is_loaded
+    reloader = Reloader(
+        configuration, manager.replace_profiles, environ, find_mistakes=startup_check("supervisor"), finder=finder
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

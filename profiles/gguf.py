@@ -9,7 +9,7 @@ import hashlib
 import re
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,10 @@ import msgspec
 from hostler.profiles.gguf_header import MAX_LAYERS, GGUFError, Header, Scalar, file_status, read_header
 from hostler.profiles.schema import ModelFacts, Profile
 
-__all__ = ["FactsCache", "GGUFError", "digest", "read_facts", "shard_paths", "tensors"]
+__all__ = ["FactsCache", "GGUFError", "ReadFacts", "digest", "read_facts", "shard_paths", "tensors"]
+
+#: Reads the facts of a model, or raises `GGUFError`.
+ReadFacts = Callable[[Path], ModelFacts]
 
 _FILE_TYPES: Mapping[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",

@@ -1,16 +1,15 @@
-"""Loads profiles from a configuration file, a manifest of their own or the bundled demo, and adds one to a file.
+"""Loads profiles from a configuration file, a manifest of their own or the bundled demo.
 
-Watching files for changes is done elsewhere.
+Watching files for changes is done elsewhere, and so is changing them: `profile_edits`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,26 @@ import msgspec
 from hostler.profiles.engine_presets import PRESETS
 from hostler.profiles.engines import EngineEntry, EngineTable, InvalidEngine, Macro, resolve_engines
 from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
-from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
+from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, name_key, resolve
 from hostler.profiles.sources import is_hub_name, source_of
-from hostler.profiles.yaml_config import Document, DocumentError, dotted, parse
+from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, dotted, parse
 
 MANIFEST_KEY = "profiles"
+#: Beside the profiles of a configuration file: the folders whose models are profiles as well.
+SCAN_PATH: KeyPath = (MANIFEST_KEY, "scan")
 
 #: Bytes of a configuration file, at most: a mebibyte of characters.
 MAX_FILE_BYTES = 4 * 1024**2
 
 logger = logging.getLogger(__name__)
+
+#: What error messages call the models that were found in folders.
+_FOUND = "found models"
+
+
+#: Finds profiles for an engine, given like `supervisor.engine`, in folders that the configuration names, and perhaps in
+#: others. `None` if there is nowhere to look. Never raises.
+FindModels = Callable[[Sequence[Path], str | None], Mapping[str, ProfileEntry] | None]
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,25 +51,23 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.added or self.changed or self.removed)
 
 
-class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _ProfilesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a configuration file that this module reads."""
+
     profiles: Mapping[str, ProfileEntry] = {}
     engines: Mapping[str, EngineEntry] = {}
     macros: Mapping[str, Macro] = {}
 
 
-class _ProfilesSection(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a configuration file that this module reads."""
-
-    profiles: Mapping[str, ProfileEntry]
-    engines: Mapping[str, EngineEntry] = {}
-    macros: Mapping[str, Macro] = {}
+class _Manifest(_ProfilesSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole file of profiles."""
 
 
 class _Entries(msgspec.Struct, frozen=True, kw_only=True):
     """The entries of one document, below the keys `prefix`."""
 
     document: Document
-    prefix: tuple[str, ...]
+    prefix: KeyPath
     entries: Mapping[str, ProfileEntry]
     engines: Mapping[str, EngineEntry] = {}
     macros: Mapping[str, Macro] = {}
@@ -93,10 +100,12 @@ def load_profiles(
     env: Mapping[str, str],
     read: Callable[[Path], str] | None = None,
     errors: list[DocumentError] | None = None,
+    found: Mapping[str, ProfileEntry] | None = None,
 ) -> tuple[Profile, ...]:
-    """All profiles of an installation: the `profiles:` section of the main file and those of its manifest.
+    """All profiles of an installation: the `profiles:` section of the main file, those of its manifest, and the models
+    `found` in folders, unless a profile has their file or their name.
 
-    With neither, the bundled ones. One file's profiles may be based on the other's, and on its `engines` and `macros`;
+    With none of these, the bundled ones. One file's profiles may be based on the other's, and on its `engines` and `macros`;
     profiles without an engine get `default_engine`. Relative model paths start at
     the file they are written in. `created` are those that clients created: one that is invalid, because its base is
     gone or its name is taken by now, is left out with a warning. `read` returns the manifest's text. Raises
@@ -115,12 +124,55 @@ def load_profiles(
             if errors is None:
                 raise
             errors.append(error)
-    if not any(section.entries for section in sections) and not errors:
+    if found is not None:
+        section = _Entries(document=parse("", _FOUND, env={}), prefix=(), entries=_not_taken(found, sections))
+        sections.append(section)
+    elif not any(section.entries for section in sections) and not errors:
         sections.append(_manifest_entries(bundled_text("demo.yaml"), "demo.yaml", {}))
     table = _engine_table(sections, default_engine, errors)
     if created is None or errors:
         return _resolve(sections, errors, table)
     return _resolve_with_created(sections, table, *created)
+
+
+def scan_folders(document: Document, errors: list[DocumentError] | None = None) -> tuple[str, ...] | None:
+    """The folders that `profiles.scan` of a configuration file names; `None` without it, or if it is a profile.
+
+    Raises `DocumentError` if it is no list of paths; with `errors`, that is added to it instead.
+    """
+    profiles = document.value.get(MANIFEST_KEY) if isinstance(document.value, dict) else None
+    if not isinstance(profiles, dict) or "scan" not in profiles or isinstance(profiles["scan"], dict):
+        return None
+    folders = profiles["scan"]
+    mistake: DocumentError | None = None
+    if not isinstance(folders, list):
+        mistake = document.error(SCAN_PATH, "expected a list of folders, such as [~/models]")
+    for index, folder in enumerate(folders if isinstance(folders, list) else ()):
+        try:
+            if not isinstance(folder, str) or not folder:
+                raise ValueError("expected the path of a folder")
+            expanded_path(folder)
+        except ValueError as error:
+            mistake = mistake or document.error((*SCAN_PATH, index), str(error))
+    if mistake is None:
+        return tuple(folders)
+    if errors is None:
+        raise mistake
+    errors.append(mistake)
+    return ()
+
+
+def check_profiles(document: Document, prefix: KeyPath) -> None:
+    """Raises `DocumentError` unless the profiles below the keys `prefix` are valid."""
+    errors: list[DocumentError] = []
+    if prefix:
+        scanned = scan_folders(document) is not None
+        part = document.fit(_ProfilesSection, errors, omit=[SCAN_PATH] if scanned else []) or _ProfilesSection()
+    else:
+        part = _ProfilesSection(profiles=document.fit(dict[str, ProfileEntry], errors) or {})
+    if errors:
+        raise errors[0]
+    _resolve([_entries(document, prefix, part)])
 
 
 def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
@@ -131,28 +183,6 @@ def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
         changed=tuple(name for name in after if name in before and before[name] != after[name]),
         removed=tuple(name for name in before if name not in after),
     )
-
-
-def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
-    """Add a profile to a configuration file or manifest, created if need be; all else stays as it is.
-
-    Atomic. Raises `DocumentError` if the profile would not be valid there, or if its name is taken.
-    """
-    path = path.resolve()
-    old = read_text(path) if path.exists() else ""
-    document, prefix = _parse_for_writing(old, path)
-    if name in _profiles_at(document, prefix):
-        raise document.error((*prefix, name), "a profile of that name already exists")
-    plain = msgspec.json.decode(msgspec.json.encode(entry, enc_hook=int))
-    new = _insert(old, document, prefix, name, plain)
-    changed, _ = _parse_for_writing(new, path)
-    entries = changed.to(_ProfilesSection).profiles if prefix else changed.to(dict[str, ProfileEntry])
-    section = _Entries(document=changed, prefix=prefix, entries=entries)
-    if prefix:
-        fitting = changed.to(_ProfilesSection)
-        section = msgspec.structs.replace(section, engines=fitting.engines, macros=fitting.macros)
-    _resolve([section], None, _engine_table([section], None, None))
-    replace_text(path, old, new)
 
 
 def read_text(path: Path) -> str:
@@ -167,6 +197,24 @@ def read_text(path: Path) -> str:
         raise DocumentError(str(path), None, "", f"cannot be read: {error.strerror or error}") from None
 
 
+def _not_taken(found: Mapping[str, ProfileEntry], sections: Iterable[_Entries]) -> dict[str, ProfileEntry]:
+    """The found models whose file and name no profile has."""
+    names: set[str] = set()
+    files: set[Path] = set()
+    for section in sections:
+        folder = Path(section.document.source).absolute().parent
+        for name, entry in section.entries.items():
+            names.update(name_key(each) for each in (name, *(entry.aliases or ())))
+            if isinstance(entry.model, str):
+                with contextlib.suppress(ValueError, OSError):
+                    files.add((folder / expanded_path(entry.model)).resolve())
+    return {
+        name: entry
+        for name, entry in found.items()
+        if name_key(name) not in names and Path(str(entry.model)).resolve() not in files
+    }
+
+
 def _manifest_entries(
     text: str, source: str, env: Mapping[str, str], errors: list[DocumentError] | None = None
 ) -> _Entries:
@@ -175,16 +223,14 @@ def _manifest_entries(
         raise document.error((), "has no profiles: expected a mapping of names to profiles")
     if MANIFEST_KEY in document.value:
         fitting = (document.to(_Manifest) if errors is None else document.fit(_Manifest, errors)) or _Manifest()
-        return _Entries(
-            document=document,
-            prefix=(MANIFEST_KEY,),
-            entries=fitting.profiles,
-            engines=fitting.engines,
-            macros=fitting.macros,
-        )
+        return _entries(document, (MANIFEST_KEY,), fitting)
     shape = dict[str, ProfileEntry]
     entries = document.to(shape) if errors is None else document.fit(shape, errors) or {}
     return _Entries(document=document, prefix=(), entries=entries)
+
+
+def _entries(document: Document, prefix: KeyPath, part: _ProfilesSection) -> _Entries:
+    return _Entries(document=document, prefix=prefix, entries=part.profiles, engines=part.engines, macros=part.macros)
 
 
 def _engine_table(sections: list[_Entries], default: str | None, errors: list[DocumentError] | None) -> EngineTable:
@@ -284,117 +330,6 @@ def _with_absolute_paths(
             changes[key] = f"hub:{text}" if on_hub and key == "model" else str(path)
         else:
             yield msgspec.structs.replace(profile, **changes)
-
-
-class _Environment(dict[str, str]):
-    """`os.environ`, in which every variable is set: the service may have variables that this command does not."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return os.environ.get(key, "1")
-
-
-def _parse_for_writing(text: str, path: Path) -> tuple[Document, tuple[str, ...]]:
-    """The document, and the keys that lead to its profiles."""
-    document = parse(text, str(path), env=_Environment())
-    value = document.value
-    if not isinstance(value, dict):
-        raise document.error((), "expected a mapping")
-    bare = value and MANIFEST_KEY not in value
-    is_manifest = bare and all(isinstance(entry, dict) and entry.keys() & {"model", "base"} for entry in value.values())
-    return document, () if is_manifest else (MANIFEST_KEY,)
-
-
-def _profiles_at(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
-    value = document.value or {}
-    for step in prefix:
-        value = value.get(step) or {}
-    return value if isinstance(value, dict) else {}
-
-
-def _insert(old: str, document: Document, prefix: tuple[str, ...], name: str, plain: dict[str, Any]) -> str:
-    """The new text: with lines inserted, which leaves every other byte as it is, or else rewritten by ruamel."""
-    existing = _profiles_at(document, prefix)
-    wanted = {**existing, name: plain}
-    for method in (_insert_lines, _rewrite):
-        new = method(old, prefix, list(existing), name, escape_dollars(plain))
-        if new is None:
-            continue
-        with contextlib.suppress(DocumentError):
-            after, _ = _parse_for_writing(new, Path(document.source))
-            if _profiles_at(after, prefix) == wanted and _other_sections(after, prefix) == _other_sections(
-                document, prefix
-            ):
-                return new
-    raise document.error((*prefix, name), "could not be added automatically; edit the file by hand")
-
-
-def _other_sections(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in (document.value or {}).items() if key not in prefix} if prefix else {}
-
-
-def _insert_lines(
-    old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]
-) -> str | None:
-    """With the entry below the last profile, indented like it; `None` where that is not possible."""
-    if not existing:
-        return None
-    from ruamel.yaml import YAML
-
-    root: Any = YAML(typ="safe", pure=True).compose(old)
-    for step in prefix:
-        root = next(value for key, value in root.value if key.value == step)
-    if root.flow_style or not root.value:
-        return None
-    indent = root.value[0][0].start_mark.column
-    lines = old.splitlines(keepends=True)
-    last = _last_line(root)
-    if not lines[last].endswith("\n"):
-        lines[last] += "\n"
-    ending = "\r\n" if lines[last].endswith("\r\n") else "\n"
-    block = [" " * indent + line + ending for line in _to_yaml({name: plain}).splitlines()]
-    gap = [ending] if any(not line.strip() for line in lines[root.start_mark.line : last]) else []
-    return "".join([*lines[: last + 1], *gap, *block, *lines[last + 1 :]])
-
-
-def _last_line(node: Any) -> int:
-    """The last line of `node` itself: its end mark lies behind the comments that follow."""
-    if isinstance(node.value, list) and node.value:
-        last = node.value[-1]
-        inside = max(_last_line(child) for child in (last if isinstance(last, tuple) else (last,)))
-        return max(inside, int(node.end_mark.line)) if node.flow_style else inside
-    end = node.end_mark
-    return int(end.line) if end.column or end.line == node.start_mark.line else int(end.line) - 1
-
-
-def _rewrite(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    root: Any = yaml.load(old)
-    if root is None:
-        return old + ("" if not old or old.endswith("\n") else "\n") + _to_yaml({MANIFEST_KEY: {name: plain}})
-    mapping = root
-    for step in prefix:
-        if not mapping.get(step):
-            mapping[step] = {}
-        mapping = mapping[step]
-    mapping[name] = plain
-    stream = io.StringIO()
-    yaml.dump(root, stream)
-    return stream.getvalue()
-
-
-def _to_yaml(value: Any) -> str:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 4096
-    stream = io.StringIO()
-    yaml.dump(value, stream)
-    return stream.getvalue()
 
 
 def escape_dollars(value: Any) -> Any:

@@ -26,11 +26,15 @@ REQUIRED: Final = frozenset({"-m", "--host", "--port", "-c"})
 
 
 class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """A llama-server. `options` is `None` where its help could not be read: then it is taken for a current one."""
+    """A llama-server. `options` is `None` where its help could not be read: then it is taken for a current one.
+
+    `draft_heads`: it takes an MTP head as a draft.
+    """
 
     options: frozenset[str] | None = None
     build: str = ""
     devices: tuple[str, ...] = ()
+    draft_heads: bool = False
 
 
 class LlamaPrograms:
@@ -71,12 +75,18 @@ class LlamaPrograms:
 
 def read_program(program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
     """Ask the program itself. Blocks; never raises."""
-    options = parse_options(_output([*program, "--help"], environment))
+    text = _output([*program, "--help"], environment)
+    options = parse_options(text)
     if options is None:
         return LlamaProgram()
     build = _BUILD.search(_output([*program, "--version"], environment)) if "--version" in options else None
     listed = _output([*program, "--list-devices"], environment) if "--list-devices" in options else ""
-    return LlamaProgram(options=options, build=build[1].strip() if build else "", devices=parse_devices(listed))
+    return LlamaProgram(
+        options=options,
+        build=build[1].strip() if build else "",
+        devices=parse_devices(listed),
+        draft_heads="draft-mtp" in text,
+    )
 
 
 def parse_options(text: str) -> frozenset[str] | None:

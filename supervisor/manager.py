@@ -295,6 +295,11 @@ class EngineManager:
             if name not in wanted or engine_profile(wanted[name]) != engine_profile(model.profile)
         )
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether an engine of this model runs. Safe from threads."""
+        managed = self._models.get(model)
+        return managed is not None and managed.process.alive
+
     def status_now(self) -> HostStatus:
         """`status` without waiting."""
         settings = self._settings

@@ -26,7 +26,7 @@ def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
     """The API keys, `None` if none are needed. Raises `ConfigError` for an address or socket beyond loopback without keys."""
     try:
-        if keys := KeyRing(key_path(settings)):
+        if keys := KeyRing(key_path(settings), settings.gateway.api_keys):
             return keys
     except key_file.KeyFileError as error:
         raise ConfigError(str(error)) from error
@@ -39,7 +39,7 @@ def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> I
     """What is wrong with the key file, and addresses beyond loopback without keys; `bound` besides the configured ones."""
     path, named = key_path(settings), settings.gateway.api_keys_file is not None
     try:
-        if key_file.read(path):
+        if key_file.read(path) or settings.gateway.api_keys:
             return
     except key_file.KeyFileError as error:
         yield str(error)

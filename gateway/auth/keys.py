@@ -95,10 +95,11 @@ def add(
     rules: KeyRules | None = None,
     expires: int | None = None,
     note: str = "",
+    key: str | None = None,
 ) -> str:
-    """Create a key, store its hash under `name`, and return the key. Raises `KeyFileError`."""
+    """Create a key, unless there is one, store its hash under `name`, and return the key. Raises `KeyFileError`."""
     wanted = frozenset(scopes)
-    key = _PREFIX + secrets.token_urlsafe(32)
+    key = key or _PREFIX + secrets.token_urlsafe(32)
     record = KeyRecord(
         name=name,
         hash=digest(key),
@@ -173,25 +174,35 @@ def _write(path: Path, records: Iterable[KeyRecord]) -> None:
     replace_file(path, text.encode(), sync=True)
 
 
+def _plain_record(number: int, key: str) -> KeyRecord:
+    return KeyRecord(name=f"api-key-{number}", hash=digest(key), scopes=tuple(sorted(ALL_SCOPES)), created=0)
+
+
 def digest(key: str) -> str:
     """The hash that is stored of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class KeyRing:
-    """The current keys. A changed file is read again within a second; an invalid one is logged and the old keys stay.
+    """The current keys: those of the file, and `plain` ones, which have all scopes. A changed file is read again within a second; an invalid one is logged and the old keys stay.
 
     Without any key left every request is refused: whether keys are needed was decided at the start.
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        path: Path,
+        plain: Iterable[str] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._clock = clock
         self._wall = wall
         self._stamp = self._mark()
-        self._records = read(path)
+        self._plain = tuple(_plain_record(number, key) for number, key in enumerate(plain, start=1))
+        self._records = (*self._plain, *read(path))
         self._checked = clock()
 
     def __bool__(self) -> bool:
@@ -250,7 +261,7 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            records = read(self._path)
+            records = (*self._plain, *read(self._path))
         except KeyFileError as error:
             logger.error("%s; keeping the previous keys", error)
             return

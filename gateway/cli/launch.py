@@ -7,25 +7,34 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from hostler.gateway.cli import run
 from hostler.gateway.cli.logging import Format, LogHandler, configure_logging
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, StartCommand, StartOptions
-from hostler.gateway.config import ConfigError, Configuration, find_file
+from hostler.gateway.config import ConfigError, Configuration, Overrides, find_file
 from hostler.gateway.last_good import load
 from hostler.gateway.preflight import startup_check
+from hostler.profiles.file_reading import expanded_path
 
 if TYPE_CHECKING:  # not loaded without a terminal
     from hostler.gateway.cli.live import LiveView
+    from hostler.gateway.model_finder import ModelFinder
 
 logger = logging.getLogger(__name__)
 
 #: Threads may take this long to end, in seconds.
 _JOIN_S = 0.5
 
-_PROGRAMS: Mapping[StartCommand, Callable[[Configuration, LiveView | None], int]] = {
+
+class _Program(Protocol):
+    def __call__(
+        self, configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None
+    ) -> int: ...
+
+
+_PROGRAMS: Mapping[StartCommand, _Program] = {
     "up": run.up,
     "gateway": run.gateway,
     "supervisor": run.supervisor,
@@ -47,8 +56,20 @@ def launch(options: StartOptions) -> int:
 
 
 def _launch(options: StartOptions) -> int:
+    check, overrides = startup_check(options.command), Overrides(listen=options.listen, key=options.key)
     try:
-        configuration = load(find_file(options.config), find_mistakes=startup_check(options.command))
+        finder = None if options.command == "gateway" else _finder(options.paths)
+        configuration = overrides.apply(
+            load(
+                find_file(options.config),
+                find_mistakes=lambda found: check(overrides.apply(found)),
+                find_models=finder,
+            )
+        )
+        if finder is not None and (finder.has_looked or options.save):
+            from hostler.gateway.cli.found_models import present_models  # 0.1 s: rich
+
+            present_models(configuration, finder.findings, save=options.save, required=bool(options.paths))
     except ConfigError as error:
         return _refuse(*error.mistakes)
     settings = configuration.settings.gateway.logging
@@ -60,7 +81,7 @@ def _launch(options: StartOptions) -> int:
         logger.error("%s: running with its last good state until it is corrected", configuration.path)
     try:
         view = _live_view(log) if form == "auto" and not options.plain and _can_show_view(sys.stdout) else None
-        return _PROGRAMS[options.command](configuration, view)
+        return _PROGRAMS[options.command](configuration, view, finder=finder)
     except run.CannotRun as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -70,6 +91,22 @@ def _launch(options: StartOptions) -> int:
         return FAILED
     finally:
         log.close()
+
+
+def _finder(paths: Collection[str]) -> ModelFinder:
+    """Finds models at the paths of the command line. Raises `ConfigError` for one that does not exist."""
+    from hostler.gateway.model_finder import ModelFinder
+
+    places = []
+    for text in paths:
+        try:
+            place = expanded_path(text).absolute()
+            if not place.exists():
+                raise ValueError("no such file or folder")
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{text}: {error}") from error
+        places.append(place)
+    return ModelFinder(places)
 
 
 def _hanging(before: Collection[threading.Thread]) -> bool:

@@ -62,7 +62,8 @@ def common(
 _START_HELP: Final[dict[StartCommand, str]] = {
     "up": """Run gateway and supervisor in one process.
 
-    Without a configuration file, it downloads and serves a small model. On a terminal, it shows a live view.
+    With PATHs, it serves the models in them. With neither these nor a configuration file, it downloads and serves a small
+    model. On a terminal, it shows a live view.
     """,
     "gateway": """Run the gateway alone.
 
@@ -80,21 +81,31 @@ def _add_start_command(command: StartCommand) -> None:
 
         raise typer.Exit(launch(StartOptions(command=command, **options)))
 
-    cast(Any, run).__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(
-                option.field,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False if option.kind is bool else None,
-                annotation=Annotated[
-                    option.kind if option.kind is bool else option.kind | None,
-                    typer.Option(*option.names, metavar=option.metavar, help=option.help),
-                ],
-            )
-            for option in OPTIONS
-        ]
-    )
+    parameters = [
+        _keyword(
+            option.field,
+            option.kind if option.kind is bool else option.kind | None,
+            typer.Option(*option.names, metavar=option.metavar, help=option.help),
+            default=False if option.kind is bool else None,
+        )
+        for option in OPTIONS
+        if command in option.commands
+    ]
+    if command == "up":
+        help_text = "Models, or folders of models, to serve: GGUF files, with what belongs to them."
+        parameters.append(
+            _keyword("paths", list[str] | None, typer.Argument(metavar="PATH", help=help_text, callback=_as_tuple))
+        )
+    cast(Any, run).__signature__ = inspect.Signature(parameters)
     app.command(command, help=inspect.cleandoc(_START_HELP[command]))(run)
+
+
+def _as_tuple(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(values or ())
+
+
+def _keyword(name: str, kind: Any, info: Any, *, default: bool | None = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
 for _start in _START_HELP:
@@ -222,8 +233,8 @@ def profiles_add(
     import msgspec
 
     from hostler.gateway.config import ConfigError, find_file
+    from hostler.profiles.profile_edits import add_profile
     from hostler.profiles.schema import ProfileEntry
-    from hostler.profiles.store import add_profile
     from hostler.profiles.yaml_config import DocumentError
 
     if not model.startswith(("hf:", "https:", "pypi:")):

@@ -30,6 +30,7 @@ from hostler.supervisor.contract import SupervisorError, SwitchMoved
 if TYPE_CHECKING:  # other modules are imported by the commands that need them
     from hostler.gateway.app import Gateway
     from hostler.gateway.cli.live import LiveView
+    from hostler.gateway.model_finder import ModelFinder
     from hostler.supervisor.manager import EngineManager
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class CannotRun(Exception):
     """The program cannot run as configured; the message says what to change."""
 
 
-def up(configuration: Configuration, view: LiveView | None = None) -> int:
-    """Gateway and supervisor in one process, shown in `view`."""
+def up(configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None) -> int:
+    """Gateway and supervisor in one process, shown in `view`. `finder` has found the models of folders."""
     _or_cannot_run(lambda: keys_in_force(configuration.settings))
     sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
@@ -72,7 +73,7 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
 
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host="127.0.0.1"))
-        together = _gateway(configuration, manager)
+        together = _gateway(configuration, manager, finder)
         stop = _showing_stop(view, together.stop, configuration.settings.gateway.drain_s)
         async with _handling_signals(stop, view), _gateway_view(view, together):
             await together.run(sockets, started=started, shared=shared)
@@ -80,8 +81,8 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
     return _run(main)
 
 
-def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
-    """The gateway alone, shown in `view`."""
+def gateway(configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None) -> int:
+    """The gateway alone, shown in `view`. It runs no models, whatever `finder` finds."""
     alone = _gateway(configuration)
     sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
@@ -95,8 +96,8 @@ def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
     return _run(main)
 
 
-def supervisor(configuration: Configuration, view: LiveView | None = None) -> int:
-    """The supervisor alone with its HTTP interface, shown in `view`."""
+def supervisor(configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None) -> int:
+    """The supervisor alone with its HTTP interface, shown in `view`. `finder` has found the models of folders."""
     from hostler.gateway.supervisor_app import create_app
 
     settings = configuration.settings.supervisor
@@ -110,7 +111,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
 
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host=host))
-        app: Any = create_app(configuration, manager)
+        app: Any = create_app(configuration, manager, finder=finder)
         bound = format_address(*bound_addresses(sockets)[0])
 
         def announce() -> None:
@@ -230,10 +231,14 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> tuple[list[socke
     return _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file")), False
 
 
-def _gateway(configuration: Configuration, manager: EngineManager | None = None) -> Gateway:
+def _gateway(
+    configuration: Configuration, manager: EngineManager | None = None, finder: ModelFinder | None = None
+) -> Gateway:
     from hostler.gateway.app import create_app
 
-    gateway: Gateway = _or_cannot_run(lambda: create_app(configuration, manager, supervise=False)).state.gateway
+    gateway: Gateway = _or_cannot_run(
+        lambda: create_app(configuration, manager, supervise=False, finder=finder)
+    ).state.gateway
     return gateway
 
 

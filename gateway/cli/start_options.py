@@ -36,23 +36,28 @@ class LogFormat(StrEnum):
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run, and how. Options that were not given are `None` or false."""
+    """What to run, and how. Options that were not given are `None` or false. `paths` are models and folders of models."""
 
     command: StartCommand
+    paths: tuple[str, ...] = ()
     config: str | None = None
     plain: bool = False
     log_level: LogLevel | None = None
     log_format: LogFormat | None = None
+    listen: str | None = None
+    key: str | None = None
+    save: bool = False
 
 
 class OptionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """An option: its field of `StartOptions`, its names, and the type of its value; a `bool` is a flag."""
+    """An option: its field of `StartOptions`, its names, and the type of its value; a `bool` is a flag. `commands` have it."""
 
     field: str
     names: tuple[str, ...]
     kind: type[str] | type[bool]
     help: str
     metavar: str | None = None
+    commands: tuple[StartCommand, ...] = get_args(StartCommand)
 
 
 CONFIG: Final = OptionSpec(
@@ -71,6 +76,29 @@ OPTIONS: Final = (
     OptionSpec(
         field="log_format", names=("--log-format",), kind=LogFormat, help="Log format. Default: gateway.logging.format."
     ),
+    OptionSpec(
+        field="listen",
+        names=("--listen",),
+        kind=str,
+        help="Address to listen on, instead of gateway.listen.",
+        metavar="HOST:PORT",
+        commands=("up", "gateway"),
+    ),
+    OptionSpec(
+        field="key",
+        names=("--key",),
+        kind=str,
+        help="API key that clients need, besides those of the key file.",
+        metavar="KEY",
+        commands=("up", "gateway"),
+    ),
+    OptionSpec(
+        field="save",
+        names=("--save",),
+        kind=bool,
+        help="Write the models found as profiles to the configuration file, else to hostler.yaml.",
+        commands=("up",),
+    ),
 )
 
 _BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
@@ -81,11 +109,15 @@ def read_plain(arguments: Sequence[str]) -> StartOptions | None:
     if not arguments or arguments[0] not in get_args(StartCommand):
         return None
     given: dict[str, Any] = {"command": arguments[0]}
+    paths: list[str] = []
     words = iter(arguments[1:])
     for word in words:
+        if arguments[0] == "up" and word and not word.startswith("-"):
+            paths.append(word)
+            continue
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         option = _BY_NAME.get(name)
-        if option is None or option.field in given:
+        if option is None or option.field in given or arguments[0] not in option.commands:
             return None
         if option.kind is bool:
             if equals:
@@ -99,4 +131,4 @@ def read_plain(arguments: Sequence[str]) -> StartOptions | None:
             given[option.field] = option.kind(value)
         except ValueError:
             return None
-    return StartOptions(**given)
+    return StartOptions(**given, paths=tuple(paths))

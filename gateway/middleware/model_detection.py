@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import groupby
 from typing import Protocol
 
-from hostler.adapters.canonical import Passthrough
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Passthrough
 from hostler.adapters.errors import Forbidden, ModelNotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
@@ -31,8 +31,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
     `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
-    was asked. `without_model` finds backends for requests that name no model and that any backend may understand.
-    `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
+    was asked. `without_model` finds backends for requests that name no model and that any backend may understand,
+    `chat_default` the model of chats that name none while the active one cannot chat, or `None` while it can. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
     """
 
     def __init__(
@@ -43,23 +43,28 @@ class ModelDetectionMiddleware(RequestMiddleware):
         without_model: FindAny,
         order: OrderTargets,
         refresh: Callable[[], Awaitable[bool]],
+        chat_default: Callable[[], str | None] = lambda: None,
     ) -> None:
         super().__init__(app)
         self._find = find
         self._without_model = without_model
         self._order = order
         self._refresh = refresh
+        self._chat_default = chat_default
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext, *, refreshed: bool = False) -> Awaitable[None]:
         request, rules = context.request, context.client.rules
+        name = request.model
+        if name is None and isinstance(request, ChatRequest | CompletionRequest):
+            name = self._chat_default()
         try:
             if rules is not None and rules.models:
-                placement = self._find_allowed(request.model, rules)
-            elif request.model is None and isinstance(request, Passthrough) and request.any_backend:
+                placement = self._find_allowed(name, rules)
+            elif name is None and isinstance(request, Passthrough) and request.any_backend:
                 placement = self._find_any(request)
             else:
-                placement = self._find(request.model)
+                placement = self._find(name)
         except ModelNotFound:
             if refreshed:
                 raise

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway.config import ConfigError, find_file, library_file, parse_address, read, secret
+from hostler.gateway.config import (
+    ConfigError,
+    Overrides,
+    Settings,
+    find_file,
+    library_file,
+    parse_address,
+    read,
+    secret,
+)
+from hostler.profiles.schema import ProfileEntry
+from hostler.profiles.yaml_config import schema
 from hostler.supervisor.config import HostLimits
 
 
@@ -151,3 +162,59 @@ def test_the_environment_of_an_engine_may_hold_anything_else(tmp_path: Path, val
     path = tmp_path / "hostler.yaml"
     path.write_text(f"profiles: {{m: {{model: m.gguf, env: {{SSL_KEY: {value}}}}}}}")
     assert read(path, {"K": "key"}).profiles[0].env
+
+
+def test_folders_to_scan_are_no_profile(tmp_path: Path) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text("profiles: {scan: [models, /srv/models], a: {model: x.gguf}}\n")
+    found = read(path, {})
+    assert found.scan == (tmp_path / "models", Path("/srv/models"))
+    assert [profile.name for profile in found.profiles] == ["a"]
+    path.write_text("profiles: {scan: [models]}\n")
+    assert (read(path, {}).profiles, read(path, {}).shipped) == ((), False)
+    path.write_text("profiles: {scan: {model: x.gguf}}\n")
+    assert [profile.name for profile in read(path, {}).profiles] == ["scan"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("profiles: {scan: models}", "profiles.scan: expected a list of folders, such as [~/models]"),
+        ("profiles: {scan: [5]}", "profiles.scan[0]: expected the path of a folder"),
+        (
+            "gateway: {api_keys: ['a b']}",
+            "gateway.api_keys[0]: is no key; a key is one word of letters, digits and signs",
+        ),
+        ("gateway: {api_keys: ['']}", "gateway.api_keys[0]: is no key; a key is one word of letters, digits and signs"),
+    ],
+)
+def test_mistakes_in_folders_and_keys_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read(path, {})
+    assert caught.value.mistakes == (f"{path}:1: {message}",)
+
+
+def test_found_models_are_profiles_unless_the_file_has_their_name_or_file(tmp_path: Path) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text("profiles: {a: {model: x.gguf, aliases: [B]}, long: {base: d, context: 9}, scan: [m]}\n")
+    models = {name: ProfileEntry(model=f"/m/{name}.gguf") for name in ("b", "d")}
+    models["c"] = ProfileEntry(model=str(tmp_path / "x.gguf"))
+    found = read(path, {}, find_models=lambda folders, engine: models if folders == (tmp_path / "m",) else None)
+    assert [profile.name for profile in found.profiles] == ["a", "long", "d"]
+    assert found.profiles[1].model == "/m/d.gguf"
+
+
+def test_the_schema_has_folders_to_scan() -> None:
+    profiles = schema(Settings)["$defs"]["Settings"]["properties"]["profiles"]
+    assert profiles["properties"]["scan"]["type"] == "array"
+
+
+def test_the_command_line_takes_precedence() -> None:
+    found = Overrides(listen="127.0.0.1:9", key="k").apply(read(None, {}))
+    assert (found.settings.gateway.listen, found.settings.gateway.api_keys) == (("127.0.0.1:9",), ("k",))
+    with pytest.raises(ConfigError, match="--listen: 'x' is not an address"):
+        Overrides(listen="x").apply(read(None, {}))
+    with pytest.raises(ConfigError, match="--key: is no key"):
+        Overrides(key="a b").apply(read(None, {}))

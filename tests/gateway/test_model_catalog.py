@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from hostler.adapters.errors import ModelNotFound
+from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.config import VariantSettings
 from hostler.gateway.model_catalog import Catalog, rules_of
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
-from hostler.supervisor.contract import HostStatus, ProfileInfo
+from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo
 
 BACKENDS = {
     "cloud": BackendSettings(kind="openai", url="https://cloud.example", models={"far": "far-1"}),
@@ -136,3 +136,32 @@ def test_a_variant_is_a_model_of_its_own_that_its_base_runs_for() -> None:
     assert found.card.digest != subject.find("m").card.digest
     with pytest.raises(ModelNotFound):
         subject.find("x:high")
+
+
+def host(*profiles: ProfileInfo, loaded: str = "") -> HostStatus:
+    states = [ModelStatus(model=loaded, state="ready", since=0.0, generation=1)] if loaded else []
+    return HostStatus(profiles=profiles, models=tuple(states))
+
+
+def test_the_only_chat_model_is_the_default_one() -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
+    chat, vectors = ProfileInfo(name="chat"), ProfileInfo(name="vectors", embeddings=True)
+    subject.update_host("pc", host(chat, vectors))
+    assert (subject.listing.default, subject.find(None).model, subject.chat_default()) == ("chat", "chat", None)
+    subject.update_host("pc", host(chat, vectors, ProfileInfo(name="hidden", listed=False)))
+    assert subject.find(None).model == "chat"
+    subject.update_host("pc", host(chat, vectors, ProfileInfo(name="other")))
+    assert subject.listing.default is None
+    with pytest.raises(BadRequest, match="no model named"):
+        subject.find(None)
+    subject.update_host("pc", host(chat, ProfileInfo(name="other", default=True)))
+    assert subject.find(None).model == "other"
+
+
+def test_chats_without_a_model_do_not_go_to_one_for_embeddings() -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
+    chat, vectors = ProfileInfo(name="chat"), ProfileInfo(name="vectors", embeddings=True)
+    subject.update_host("pc", host(chat, vectors, loaded="vectors"))
+    assert (subject.find(None).model, subject.chat_default()) == ("vectors", "chat")
+    subject.update_host("pc", host(chat, vectors, loaded="chat"))
+    assert subject.chat_default() is None

@@ -12,6 +12,7 @@ from hostler.gateway.auth.bind_policy import (
     addresses,
     bound_addresses,
     is_loopback,
+    key_mistakes,
     keys_in_force,
     refuse_beyond_loopback,
 )
@@ -87,3 +88,9 @@ def test_a_configured_key_file_must_exist_and_contain_keys(tmp_path: Path) -> No
     (tmp_path / "keys").touch(mode=0o600)
     with pytest.raises(ConfigError, match="contains no keys"):
         keys_in_force(settings(api_keys_file=tmp_path / "keys"))
+
+
+def test_a_key_in_the_configuration_is_enough(tmp_path: Path) -> None:
+    gateway = GatewaySettings(listen=("0.0.0.0:0",), api_keys=("k",), api_keys_file=str(tmp_path / "none"))
+    assert list(key_mistakes(Settings(gateway=gateway))) == []
+    assert keys_in_force(Settings(gateway=gateway))

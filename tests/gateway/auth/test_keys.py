@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hostler.gateway.auth import keys
-from hostler.gateway.auth.keys import KeyFileError, KeyRing
+from hostler.gateway.auth.keys import KeyFileError, KeyRing, add
+from hostler.gateway.context import ALL_SCOPES
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 
 _ADD = """
@@ -122,3 +123,22 @@ def test_priorities_are_bounded(path: Path, priority: int) -> None:
     path.write_bytes(before.replace(b"1000000", str(priority).encode()))
     with pytest.raises(KeyFileError, match=r":2: is not a key record: .*priority"):
         keys.read(path)
+
+
+def test_plain_keys_count_besides_those_of_the_file(tmp_path: Path) -> None:
+    now = [0.0]
+    path = tmp_path / "keys"
+    ring = KeyRing(path, ["my-own"], clock=lambda: now[0])
+    client = ring.client("my-own")
+    assert client is not None and client.scopes == ALL_SCOPES
+    assert ring.client("another") is None
+    stored = add(path, "laptop", ALL_SCOPES)
+    now[0] = 5.0
+    assert ring.client(stored) is not None and ring.client("my-own") is not None
+    assert [record.name for record in ring.records()] == ["api-key-1", "laptop"]
+
+
+def test_a_given_key_is_stored_as_a_hash(tmp_path: Path) -> None:
+    assert add(tmp_path / "keys", "laptop", ALL_SCOPES, key="my-own") == "my-own"
+    assert "my-own" not in (tmp_path / "keys").read_text()
+    assert KeyRing(tmp_path / "keys").client("my-own") is not None

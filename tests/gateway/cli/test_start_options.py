@@ -11,10 +11,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hostler.gateway.cli.main import app
-from hostler.gateway.cli.start_options import LogFormat, LogLevel, StartCommand, StartOptions, read_plain
+from hostler.gateway.cli.start_options import OPTIONS, LogFormat, LogLevel, StartCommand, StartOptions, read_plain
 
 TYPER = typer.main.get_command(app)
-FIELDS = {field for field in StartOptions.__struct_fields__ if field != "command"}
+#: The fields that each command sets.
+FIELDS = {
+    command: {option.field for option in OPTIONS if command in option.commands}
+    | ({"paths"} if command == "up" else set())
+    for command in get_args(StartCommand)
+}
 
 
 def read_by_typer(arguments: Sequence[str]) -> StartOptions | None:
@@ -29,6 +34,7 @@ def read_by_typer(arguments: Sequence[str]) -> StartOptions | None:
 WORDS = [
     *("up", "gateway", "supervisor", "--config", "-c", "--plain", "--log-level", "--log-format", "debug", "json", "plain"),
     *("a.yaml", "--config=a.yaml", "--log-level=info", "--log-format=auto", "-ca.yaml", "-c=a.yaml", "--", "-", ""),
+    *("models", "--listen", "--listen=:80", "--key", "--save"),
     *("--plain=yes", "--help", "-h", "--conf", "--log-level=INFO", "--config=", "--log-level=", "--version", "ps"),
 ]  # fmt: skip
 
@@ -63,11 +69,30 @@ def test_forms_in_units_and_scripts_need_no_typer(
     assert read_plain([command, *words]) == read_by_typer([command, *words]) == StartOptions(command=command, **options)
 
 
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (("models", "a.gguf", "--plain"), {"paths": ("models", "a.gguf"), "plain": True}),
+        (("--save", "models"), {"save": True, "paths": ("models",)}),
+        (("--listen", ":8000", "--key=k"), {"listen": ":8000", "key": "k"}),
+    ],
+    ids=str,
+)
+def test_models_may_be_named(words: tuple[str, ...], options: dict[str, object]) -> None:
+    assert read_plain(["up", *words]) == read_by_typer(["up", *words]) == StartOptions(command="up", **options)
+
+
+def test_every_field_is_set_by_a_command() -> None:
+    assert set().union(*FIELDS.values(), {"command"}) == set(StartOptions.__struct_fields__)
+
+
 @pytest.mark.parametrize("command", get_args(StartCommand))
 def test_typer_has_the_same_options(command: StartCommand) -> None:
     known = TYPER.commands[command].params  # type: ignore[attr-defined]
-    assert {option.name for option in known} == FIELDS
+    assert {option.name for option in known} == FIELDS[command]
     for name in [name for option in known for name in option.opts]:
+        if not name.startswith("-"):
+            continue
         typed = [[command, name], *([command, name, value] for value in ("a.yaml", *LogLevel, *LogFormat))]
         understood = [words for words in typed if read_by_typer(words)]
         assert understood

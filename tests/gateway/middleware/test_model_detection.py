@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from fakes.requests import FakeWriter, chat, make_context, target
 
+from hostler.adapters.canonical import EmbedRequest
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
@@ -144,3 +145,28 @@ def test_neighbouring_hosts_are_sorted_by_distance_and_nothing_else_moves() -> N
     hosts = {"far": host(3), "near": host(0), "last": host(1)}
     chain = [target(name) for name in ("far", "near", "cloud", "last")]
     assert [each.backend for each in nearest_first(tuple(chain), hosts)] == ["near", "far", "cloud", "last"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked"), [(chat(model=None), ["other"]), (EmbedRequest(origin=chat().origin), [None])]
+)
+async def test_a_chat_without_a_model_gets_the_one_that_can_chat(request_: Any, asked: list[str | None]) -> None:
+    names: list[str | None] = []
+
+    def find(name: str | None) -> Placement:
+        names.append(name)
+        return placement()
+
+    async def call_next() -> None:
+        pass
+
+    middleware = ModelDetectionMiddleware(
+        cast(Any, None),
+        find=find,
+        without_model=nowhere,
+        order=lambda targets: targets,
+        refresh=never,
+        chat_default=lambda: "other",
+    )
+    await middleware.dispatch(make_context(request_), call_next)
+    assert names == asked

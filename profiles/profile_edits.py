@@ -1,0 +1,151 @@
+"""Changes profiles in a configuration file or manifest, in which all else stays as it is, comments included."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hostler.profiles.schema import ProfileEntry
+from hostler.profiles.store import MANIFEST_KEY, check_profiles, escape_dollars, read_text, replace_text
+from hostler.profiles.yaml_config import Document, DocumentError, parse
+
+
+def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
+    """Add a profile to a configuration file or manifest, created if need be; all else stays as it is.
+
+    Atomic. Raises `DocumentError` if the profile would not be valid there, or if its name is taken.
+    """
+    path = path.resolve()
+    old = read_text(path) if path.exists() else ""
+    document, prefix = _parse_for_writing(old, path)
+    if name in _profiles_at(document, prefix):
+        raise document.error((*prefix, name), "a profile of that name already exists")
+    plain = msgspec.json.decode(msgspec.json.encode(entry, enc_hook=int))
+    new = _insert(old, document, prefix, name, plain)
+    changed, _ = _parse_for_writing(new, path)
+    check_profiles(changed, prefix)
+    replace_text(path, old, new)
+
+
+def write_sections(path: Path, sections: Mapping[str, Any]) -> None:
+    """Write a new configuration file with these sections. Raises `DocumentError` if there is one, and `OSError`."""
+    if path.exists():
+        raise DocumentError(str(path), None, "", "exists already")
+    replace_text(path, "", _to_yaml(escape_dollars(dict(sections))) if sections else "")
+
+
+class _Environment(dict[str, str]):
+    """`os.environ`, in which every variable is set: the service may have variables that this command does not."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return os.environ.get(key, "1")
+
+
+def _parse_for_writing(text: str, path: Path) -> tuple[Document, tuple[str, ...]]:
+    """The document, and the keys that lead to its profiles."""
+    document = parse(text, str(path), env=_Environment())
+    value = document.value
+    if not isinstance(value, dict):
+        raise document.error((), "expected a mapping")
+    bare = value and MANIFEST_KEY not in value
+    is_manifest = bare and all(isinstance(entry, dict) and entry.keys() & {"model", "base"} for entry in value.values())
+    return document, () if is_manifest else (MANIFEST_KEY,)
+
+
+def _profiles_at(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
+    value = document.value or {}
+    for step in prefix:
+        value = value.get(step) or {}
+    return value if isinstance(value, dict) else {}
+
+
+def _insert(old: str, document: Document, prefix: tuple[str, ...], name: str, plain: dict[str, Any]) -> str:
+    """The new text: with lines inserted, which leaves every other byte as it is, or else rewritten by ruamel."""
+    existing = _profiles_at(document, prefix)
+    wanted = {**existing, name: plain}
+    for method in (_insert_lines, _rewrite):
+        new = method(old, prefix, list(existing), name, escape_dollars(plain))
+        if new is None:
+            continue
+        with contextlib.suppress(DocumentError):
+            after, _ = _parse_for_writing(new, Path(document.source))
+            if _profiles_at(after, prefix) == wanted and _other_sections(after, prefix) == _other_sections(
+                document, prefix
+            ):
+                return new
+    raise document.error((*prefix, name), "could not be added automatically; edit the file by hand")
+
+
+def _other_sections(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in (document.value or {}).items() if key not in prefix} if prefix else {}
+
+
+def _insert_lines(
+    old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]
+) -> str | None:
+    """With the entry below the last profile, indented like it; `None` where that is not possible."""
+    if not existing:
+        return None
+    from ruamel.yaml import YAML
+
+    root: Any = YAML(typ="safe", pure=True).compose(old)
+    for step in prefix:
+        root = next(value for key, value in root.value if key.value == step)
+    if root.flow_style or not root.value:
+        return None
+    indent = root.value[0][0].start_mark.column
+    lines = old.splitlines(keepends=True)
+    last = _last_line(root)
+    if not lines[last].endswith("\n"):
+        lines[last] += "\n"
+    ending = "\r\n" if lines[last].endswith("\r\n") else "\n"
+    block = [" " * indent + line + ending for line in _to_yaml({name: plain}).splitlines()]
+    gap = [ending] if any(not line.strip() for line in lines[root.start_mark.line : last]) else []
+    return "".join([*lines[: last + 1], *gap, *block, *lines[last + 1 :]])
+
+
+def _last_line(node: Any) -> int:
+    """The last line of `node` itself: its end mark lies behind the comments that follow."""
+    if isinstance(node.value, list) and node.value:
+        last = node.value[-1]
+        inside = max(_last_line(child) for child in (last if isinstance(last, tuple) else (last,)))
+        return max(inside, int(node.end_mark.line)) if node.flow_style else inside
+    end = node.end_mark
+    return int(end.line) if end.column or end.line == node.start_mark.line else int(end.line) - 1
+
+
+def _rewrite(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    root: Any = yaml.load(old)
+    if root is None:
+        return old + ("" if not old or old.endswith("\n") else "\n") + _to_yaml({MANIFEST_KEY: {name: plain}})
+    mapping = root
+    for step in prefix:
+        if not mapping.get(step):
+            mapping[step] = {}
+        mapping = mapping[step]
+    mapping[name] = plain
+    stream = io.StringIO()
+    yaml.dump(root, stream)
+    return stream.getvalue()
+
+
+def _to_yaml(value: Any) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()

@@ -1,0 +1,69 @@
+"""What an engine can do, as its program says: the GPUs it uses, and whether it fits a model to them itself.
+
+Runs the program, and blocks meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import Final
+
+import msgspec
+
+from hostler.supervisor.engine_command import EMBEDDED, engine_program, is_embedded
+from hostler.supervisor.llama_program import read_program
+
+_MIB: Final = 1024**2
+#: A device of `llama-server --list-devices`.
+_DEVICE: Final = re.compile(r"(\S+): (.+) \((\d+) MiB, (\d+) MiB free\)")
+
+
+class EngineDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU that an engine can use. Sizes in bytes."""
+
+    name: str
+    model: str
+    total: int
+    free: int
+
+
+class EngineAbilities(msgspec.Struct, frozen=True, kw_only=True):
+    """`knows_devices`: `devices` are all that it uses, even if there are none. `fits`: it chooses by itself how many layers
+    go on its devices. `draft_heads`: it takes an MTP head as a draft."""
+
+    program: tuple[str, ...]
+    devices: tuple[EngineDevice, ...] = ()
+    knows_devices: bool = False
+    fits: bool = False
+    draft_heads: bool = False
+
+    @property
+    def name(self) -> str:
+        """The engine as `supervisor.engine` names it."""
+        return EMBEDDED if is_embedded(self.program) else shlex.join(self.program)
+
+
+def read_abilities(engine: str | None) -> EngineAbilities:
+    """The abilities of a llama-server, given like `supervisor.engine`. Raises `SupervisorError` if it is not installed.
+
+    A program that does not answer, or is not llama.cpp's, has none.
+    """
+    program = engine_program(engine)
+    if is_embedded(program):
+        return EngineAbilities(program=program, knows_devices=True, draft_heads=True)
+    answer = read_program(program, os.environ)
+    options = answer.options or frozenset()
+    devices = (_DEVICE.fullmatch(line) for line in answer.devices)
+    return EngineAbilities(
+        program=program,
+        devices=tuple(
+            EngineDevice(name=match[1], model=match[2], total=int(match[3]) * _MIB, free=int(match[4]) * _MIB)
+            for match in devices
+            if match is not None
+        ),
+        knows_devices="--list-devices" in options,
+        fits="--fit" in options,
+        draft_heads=answer.draft_heads,
+    )

@@ -1,0 +1,113 @@
+"""Models in folders: which files are models, what is left out and why, and their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes.model_folders import write_chat, write_embeddings, write_other, write_parts, write_projector
+
+from hostler.profiles.model_scan import MAX_DEPTH, ModelScan, profile_names, scan_models
+
+
+def names(scan: ModelScan) -> list[str]:
+    return [model.path.name for model in scan.models]
+
+
+def reasons(scan: ModelScan) -> dict[str, str]:
+    return {each.path.name: each.reason for each in scan.left_out}
+
+
+def test_finds_models_in_folders_below_and_through_links(tmp_path: Path) -> None:
+    write_chat(tmp_path / "models/a.gguf")
+    write_chat(tmp_path / "models/deep/er/b.GGUF")
+    write_chat(tmp_path / "elsewhere/c.gguf")
+    write_chat(tmp_path / "models/.hidden/d.gguf")
+    (tmp_path / "models/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "models/again.gguf").symlink_to(tmp_path / "models/a.gguf")
+    (tmp_path / "models/deep/loop").symlink_to(tmp_path / "models")
+    (tmp_path / "models/notes.txt").write_text("no model")
+    scan = scan_models([tmp_path / "models"])
+    assert names(scan) == ["a.gguf", "b.GGUF", "c.gguf"]
+    assert scan.left_out == ()
+
+
+def test_folders_without_end_are_not_followed(tmp_path: Path) -> None:
+    write_chat(tmp_path / "/".join(["d"] * (MAX_DEPTH + 1)) / "a.gguf")
+    assert scan_models([tmp_path]).models == ()
+
+
+def test_a_file_that_is_named_may_have_any_name(tmp_path: Path) -> None:
+    blob = write_chat(tmp_path / "sha256-0123")
+    assert names(scan_models([blob, blob])) == ["sha256-0123"]
+
+
+def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path, "big", 3)
+    scan = scan_models([tmp_path])
+    assert names(scan) == ["big-00001-of-00003.gguf"]
+    assert scan.models[0].files == tuple(parts)
+    assert scan.models[0].size == sum(part.stat().st_size for part in parts)
+
+
+def test_a_model_with_a_part_missing_is_left_out(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path, "big", 3)
+    parts[1].unlink()
+    scan = scan_models([tmp_path])
+    assert scan.models == ()
+    assert "big-00002-of-00003.gguf cannot be read: No such file" in reasons(scan)["big-00001-of-00003.gguf"]
+    parts[0].unlink()
+    assert reasons(scan_models([tmp_path])) == {
+        "big-00001-of-00003.gguf": "is missing, but later parts of it are there"
+    }
+
+
+def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
+    whole = write_chat(tmp_path / "whole.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
+    (tmp_path / "page.gguf").write_bytes(b"<!doctype html>")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    scan = scan_models([tmp_path])
+    assert names(scan) == ["whole.gguf"]
+    assert reasons(scan) == {
+        "cut.gguf": f"is truncated at {len(whole) - 1000} bytes; the download may be incomplete",
+        "empty.gguf": "is not a GGUF file",
+        "page.gguf": "is not a GGUF file",
+    }
+
+
+@pytest.mark.parametrize("suffix", [".aria2", ".part", ".crdownload"])
+def test_a_file_with_a_download_beside_it_is_left_out(tmp_path: Path, suffix: str) -> None:
+    write_chat(tmp_path / "a.gguf")
+    (tmp_path / f"a.gguf{suffix}").touch()
+    assert reasons(scan_models([tmp_path])) == {"a.gguf": f"is being downloaded: a.gguf{suffix} is beside it"}
+
+
+def test_headers_say_what_a_model_is_for(tmp_path: Path) -> None:
+    write_chat(tmp_path / "a.gguf")
+    write_embeddings(tmp_path / "b.gguf")
+    write_embeddings(tmp_path / "c.gguf", pooling=4)
+    assert [model.kind for model in scan_models([tmp_path]).models] == ["chat", "embeddings", "rerank"]
+
+
+def test_other_gguf_files_are_no_models(tmp_path: Path) -> None:
+    write_other(tmp_path / "lora.gguf", "adapter")
+    write_other(tmp_path / "matrix.gguf", "imatrix")
+    write_projector(tmp_path / "mmproj.gguf")
+    assert reasons(scan_models([tmp_path])) == {
+        "lora.gguf": "is a LoRA adapter, not a model",
+        "matrix.gguf": "is an importance matrix, not a model",
+        "mmproj.gguf": "is a projector without a model beside it",
+    }
+
+
+def test_names_are_those_of_files_and_of_folders_where_several_have_one() -> None:
+    paths = [
+        Path("/m/Qwen3-8B-Q4_K_M.gguf"),
+        Path("/m/big-00001-of-00002.gguf"),
+        Path("/m/one/model.gguf"),
+        Path("/m/two/model.gguf"),
+        Path("/m/ä ö.gguf"),
+    ]
+    assert list(profile_names(paths).values()) == ["qwen3-8b-q4_k_m", "big", "model", "two-model", "m-model"]
+    assert profile_names([Path("/m/x/a.gguf")], {"a"}) == {Path("/m/x/a.gguf"): "x-a"}
