@@ -189,6 +189,10 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     any_backend: bool = False
 
 
+class WebSocketRequest(Passthrough, frozen=True, kw_only=True, tag="websocket"):
+    """A handshake: its connection is passed on to the model's engine."""
+
+
 class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model_info"):
     """A request for information about models or the server, answered from the catalogue: it never queues or switches.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +30,24 @@ DISCONNECT = "hostler.disconnect"
 #: length, to cache what depends on the head alone. `length_at` is the index of that header. `AuthMiddleware` removes the
 #: dictionary from a scope that another middleware has changed. Only Hostler's own server provides it.
 HEAD = "hostler.head"
+
+#: Another key of it, for requests that ask for WebSocket only. Its `accept` is an `AcceptUpgrade`. Only Hostler's own server
+#: provides it.
+UPGRADE = "hostler.upgrade"
+
+#: A header that every WebSocket handshake has, and no other request.
+UPGRADE_HEADER = "sec-websocket-key"
+
+
+class ByteStream(NamedTuple):
+    """The bytes of a connection in both directions."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+AcceptUpgrade = Callable[[Iterable[tuple[bytes, bytes]]], ByteStream]
+"""Answers 101 with these headers and returns the connection. Raises `ConnectionError` if the client has disconnected."""
 
 
 class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.canonical import Progress, PromptStatus, Request, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.gateway.asgi import CONTEXT_KEY
+from hostler.gateway.asgi import CONTEXT_KEY, AcceptUpgrade
 from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import AnswerLimits, EngineAddress
 from hostler.supervisor.scheduling.lease import Lease
@@ -152,10 +152,11 @@ class RequestContext:
     attempts. `waits_for(context)` is what a streaming client waits for until its first token, `hasten` shows it at once
     since it is new; before `signs_from`, no sign of life is sent, so that an early error keeps its own status.
     `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
-    `limit_headers` describe the limits of the client's key.
+    `limit_headers` describe the limits of the client's key. `accept_upgrade` is set for a request that asks for WebSocket.
     """
 
     __slots__ = (
+        "accept_upgrade",
         "adapter",
         "attempt",
         "attempts",
@@ -197,6 +198,7 @@ class RequestContext:
         only: str | None = None,
         client_port: int = 0,
         headers: Mapping[str, str] = _NO_HEADERS,
+        accept_upgrade: AcceptUpgrade | None = None,
     ) -> None:
         self.id = request_id
         self.adapter = adapter
@@ -209,6 +211,7 @@ class RequestContext:
         self.local_only = local_only
         self.only = only
         self.headers = headers
+        self.accept_upgrade = accept_upgrade
         self.requested_model: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()

@@ -11,7 +11,15 @@ import msgspec
 
 from hostler.adapters import json_body
 from hostler.adapters.base import Parser, Timing, WireRequest
-from hostler.adapters.canonical import Chunk, LoadRequest, Passthrough, Progress, Request, ResponseHead
+from hostler.adapters.canonical import (
+    Chunk,
+    LoadRequest,
+    Passthrough,
+    Progress,
+    Request,
+    ResponseHead,
+    WebSocketRequest,
+)
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -21,14 +29,16 @@ from hostler.adapters.errors import (
     drop_tracebacks,
     oversized_response,
 )
-from hostler.adapters.passthrough import ForwardingParser, forwarded
+from hostler.adapters.passthrough import ForwardingParser, forwarded, target_path
 from hostler.adapters.request_rewriting import rewrite
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
+from hostler.gateway.backends.addressing import backend_of, endpoint_of, name_there
 from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
 from hostler.gateway.backends.rejection import ERROR_BODY_LIMIT, as_rejection, is_request_fault, rejection
 from hostler.gateway.backends.token_limit import TokenLimit
-from hostler.gateway.backends.transport import Backend, BackendResponse, Endpoint, Timeouts
+from hostler.gateway.backends.transport import Backend, BackendResponse, Timeouts
+from hostler.gateway.backends.websocket_tunnel import open_socket
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
 from hostler.profiles.request_rules import changes_for
@@ -74,6 +84,9 @@ class Proxy:
         if isinstance(request, LoadRequest):
             # The middleware have loaded the model; nothing is sent to a backend.
             context.writer.begin(ResponseHead())
+        elif isinstance(request, WebSocketRequest):
+            await self._relay(context, request)
+            return
         else:
             if self._other_forms:
                 request = self._in_known_form(context, request)
@@ -82,14 +95,16 @@ class Proxy:
                     last = await self._ask(context, request)
                     break
                 except (BackendRejected, BackendBroken) as error:
-                    backend = _backend(self._backends, context)
+                    backend = backend_of(self._backends, context)
                     rejected = as_rejection(error, backend, begun=context.current.first_token_at is not None)
                     if rejected is None:
                         raise
                     amended = _amended(context, request, rejected) if left else None
                     if amended is None:
                         # While its lease is held, so that the engine is not stopped for another model meanwhile.
-                        rejected.request_fault = await is_request_fault(rejected, backend, _endpoint(backend, context))
+                        rejected.request_fault = await is_request_fault(
+                            rejected, backend, endpoint_of(backend, context)
+                        )
                         try:
                             raise rejected from error.__cause__
                         finally:
@@ -124,11 +139,27 @@ class Proxy:
             return request
         return context.adapter.amend(request, known[0]) or request
 
+    async def _relay(self, context: RequestContext, request: WebSocketRequest) -> None:
+        """Connect the client with the target by WebSocket, until one of them closes the connection."""
+        accept = context.accept_upgrade
+        assert accept is not None, "only a client that asks for WebSocket makes such a request"
+        backend, attempt = backend_of(self._backends, context), context.current
+        path = backend.upstream.forward_path(request.origin.path)
+        target = target_path(request.origin, model=name_there(context), path=path)
+        own = (*backend.upstream.headers, *backend.headers)
+        attempt.sent = True
+        async with open_socket(endpoint_of(backend, context), target, context.headers, own, backend.timeouts) as there:
+            try:
+                client = accept((*context.writer.switch_protocols(), *there.headers))
+            except ConnectionError as error:
+                raise ClientDisconnected(str(error)) from None
+            await there.relay(client)
+
     async def _ask(self, context: RequestContext, request: Request) -> bytes:
         """Send the request to the target and write its answer, except for the last bytes, which are returned."""
         attempt = context.attempt
         assert attempt is not None
-        backend = _backend(self._backends, context)
+        backend = backend_of(self._backends, context)
         same_wire = backend.upstream.speaks(request.origin.wire)
         build = partial(_built, context, backend, request, same_wire=same_wire)
         # Translating a large body takes a while, and other requests are served meanwhile.
@@ -148,7 +179,7 @@ class Proxy:
             attempt.sent_at = self._clock()
             context.waits_for = self._reading
         try:
-            async with backend.transport.send(wire_request, _endpoint(backend, context), timeouts) as answer:
+            async with backend.transport.send(wire_request, endpoint_of(backend, context), timeouts) as answer:
                 head = answer.head
                 if not 200 <= head.status < 300:
                     body = await answer.read(ERROR_BODY_LIMIT)
@@ -273,7 +304,7 @@ class Proxy:
 
     def _forwards(self, context: RequestContext) -> bool:
         """Whether the client gets the backend's own bytes."""
-        return _backend(self._backends, context).upstream.speaks(context.request.origin.wire)
+        return backend_of(self._backends, context).upstream.speaks(context.request.origin.wire)
 
     def _learn(self, context: RequestContext) -> None:
         """Learn from a stream how fast the backend reads prompts."""
@@ -318,11 +349,11 @@ def _built(
         if isinstance(request, Passthrough):
             upstream = backend.upstream
             path = upstream.forward_path(request.origin.path)
-            return request, forwarded(request.origin, model=_name_there(context), path=path, headers=upstream.headers)
+            return request, forwarded(request.origin, model=name_there(context), path=path, headers=upstream.headers)
         request = context.adapter.expand(request)
     attempt, stream = context.current, backend.folds or _streamed(request)
     target = attempt.target
-    wire_request = backend.upstream.build(request, model=_name_there(context), stream=stream)
+    wire_request = backend.upstream.build(request, model=name_there(context), stream=stream)
     if target.request:
         wire_request = rewrite(wire_request, changes_for(target.request, context.client.name))
     slot = None if attempt.lease is None else attempt.lease.slot
@@ -373,28 +404,3 @@ def _final_chunks(parser: Parser) -> list[Chunk] | None:
 def _streamed(request: Request) -> bool:
     output = getattr(request, "output", None)
     return output is not None and output.stream
-
-
-def _name_there(context: RequestContext) -> str:
-    """The name of the current attempt's model at its backend, or at its engine if that has one of its own."""
-    attempt = context.current
-    own = "" if attempt.address is None else attempt.address.model_name
-    return own or attempt.target.name_there
-
-
-def _backend(backends: Mapping[str, Backend], context: RequestContext) -> Backend:
-    """The backend of the current attempt, in the protocol of its engine."""
-    attempt = context.current
-    backend, address = backends[attempt.target.backend], attempt.address
-    if address is None or address.protocol == "llamacpp":
-        return backend
-    return backend.speaking(address)
-
-
-def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
-    if backend.endpoint is not None:
-        return backend.endpoint
-    address = context.current.address
-    assert address is not None, "a supervised target needs a lease"
-    key = address.key if address.key_header == "bearer" else None
-    return Endpoint(host=address.host, port=address.port, key=key, name=backend.name, base_path=address.prefix)

@@ -11,7 +11,18 @@ from starlette.routing import BaseRoute, Match, compile_path
 
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import MethodNotAllowed, NotFound, UpgradeRequired
-from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send, route_path
+from hostler.gateway.asgi import (
+    ROUTE_KEY,
+    UPGRADE_HEADER,
+    ASGIApp,
+    Receive,
+    RouteMatch,
+    Scope,
+    Send,
+    route_path,
+)
+
+_UPGRADE_HEADER = UPGRADE_HEADER.encode()
 
 
 class RouteConflict(Exception):
@@ -66,21 +77,26 @@ class Router(BaseRoute):
     def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
         """The route of a request, and the path's parameters. Raises `NotFound`, `MethodNotAllowed` or `UpgradeRequired`."""
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        if scope["method"] == "GET":
-            _refuse_upgrade(scope)
+        upgrade = scope["method"] == "GET" and _is_upgrade(scope)
         methods = self._exact.get(path)
-        if methods is not None:
+        if methods is not None and not upgrade:
             return _choose(methods, scope), {}
         allowed: tuple[str, ...] = ()
         for regex, convertors, pattern_methods in self._patterns:
             match = regex.match(path)
             if match:
                 try:
-                    route = _choose(pattern_methods, scope)
+                    route = _upgrade(pattern_methods) if upgrade else _choose(pattern_methods, scope)
                 except MethodNotAllowed as error:
                     allowed += error.allowed
                     continue
+                if route is None:
+                    continue
                 return route, {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
+        if upgrade:
+            # Clients that prefer WebSocket, such as Codex, use plain HTTP at once after this status, and after others only
+            # when they have tried again several times.
+            raise UpgradeRequired("WebSocket is not spoken here; send plain HTTP requests")
         if allowed:
             raise _not_allowed(scope, allowed)
         raise NotFound(f"no route for {scope['method']} {path[:200]}")
@@ -145,12 +161,13 @@ def wrap(app: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
     return app
 
 
-def _refuse_upgrade(scope: Scope) -> None:
-    """Clients that prefer WebSockets, such as Codex, use plain HTTP at once after this status, and after others only when
-    they have tried again several times."""
-    for name, _ in scope["headers"]:
-        if name == b"sec-websocket-key":
-            raise UpgradeRequired(f"{scope['path'][:200]} does not speak WebSocket here; send plain HTTP requests")
+def _is_upgrade(scope: Scope) -> bool:
+    return any(name == _UPGRADE_HEADER for name, _ in scope["headers"])
+
+
+def _upgrade(methods: Mapping[str, list[RouteMatch]]) -> RouteMatch | None:
+    """The route for a client that asks for WebSocket; most paths have none."""
+    return next((route for route in methods.get("GET", ()) if route.operation.header == UPGRADE_HEADER), None)
 
 
 def _choose(methods: Mapping[str, list[RouteMatch]], scope: Scope) -> RouteMatch:

@@ -17,13 +17,21 @@ from hostler.adapters.canonical import (
     Output,
     Passthrough,
     Request,
+    WebSocketRequest,
 )
-from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
+from hostler.adapters.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    ModelUnavailable,
+    NotFound,
+    UpgradeRequired,
+)
 from hostler.adapters.json_body import JsonBody, check_size
 from hostler.adapters.llamacpp import completion, models
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.errors import error_response
-from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN, UPSTREAM
+from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN, UPSTREAM, WEBSOCKET
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
@@ -54,6 +62,7 @@ _NATIVE_FIELDS = frozenset(
 
 _FORM = "multipart/form-data"
 _MAX_PATH = 512
+_UPSTREAM = "/upstream/"
 
 # Unknown paths are forwarded only if every server reads them alike: no `..`, `//`, `%2e`, `;` or backslashes.
 _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._~:@+-]*)+/?")
@@ -83,6 +92,8 @@ class LlamaCppAdapter(Adapter):
         name = operation.name
         if name == UPSTREAM:
             return self._decode_upstream(operation, incoming)
+        if name == WEBSOCKET:
+            return self._decode_websocket(operation, incoming)
         if name in UNKNOWN:
             return _decode_unknown(self.origin(operation, incoming), incoming)
         if name == "rerank":
@@ -117,18 +128,29 @@ class LlamaCppAdapter(Adapter):
 
     def _decode_upstream(self, operation: Operation, incoming: Incoming) -> Request:
         """A request for any path of the engine of a model: `/upstream/MODEL/PATH`. Slashes in names are `%2F`."""
-        name, slash, path = incoming.path.removeprefix("/upstream/").partition("/")
-        model = unquote(name)
-        if not model or not slash:
-            raise NotFound("expected /upstream/MODEL/PATH, with %2F for a slash in the model's name")
-        path = f"/{path}"
-        if path != "/" and (len(path) > _MAX_PATH or not _PLAIN_PATH.fullmatch(path)):
-            raise NotFound(f"{path[:200]} is not forwarded: its engine might read it differently")
+        model, path = _upstream_path(incoming.path)
         if _ENGINE_STATE.intersection(path.lower().strip("/").split("/")):
             raise NotFound(f"{path[:200]} is not forwarded: it changes the state of the engine for all of its clients")
         origin = self.origin(operation, incoming, path=path)
         stream = incoming.method == "POST" and _model_and_stream(incoming.body, origin.content_type)[1]
         return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+
+    def _decode_websocket(self, operation: Operation, incoming: Incoming) -> Request:
+        """A handshake for any path of the engine of a model: `/upstream/MODEL/PATH`, or PATH with the name in the query or a
+        header."""
+        if operation.path.startswith(_UPSTREAM):
+            model, path = _upstream_path(incoming.path)
+        else:
+            _check_path(incoming)
+            path = incoming.path
+            named = model_outside_body(incoming)
+            if named is None:
+                raise UpgradeRequired(
+                    f"{path[:200]} does not speak WebSocket here, and names no model whose engine might: send plain HTTP "
+                    "requests, or name one in the path (/upstream/MODEL/PATH) or the query (?model=MODEL)"
+                )
+            model = named
+        return WebSocketRequest(origin=self.origin(operation, incoming, path=path), model=model)
 
     def expand(self, request: Request) -> Request:
         if request.origin.wire != WIRE:
@@ -155,7 +177,7 @@ class LlamaCppAdapter(Adapter):
                 raise BadRequest("model is not running", param="model")
             return request
         origin = request.origin
-        if origin.wire != WIRE or is_running or origin.operation == UPSTREAM:
+        if origin.wire != WIRE or is_running or origin.operation in (UPSTREAM, WEBSOCKET):
             return request
         if origin.operation == OTHER_GET:
             raise NotFound(f"there is no {origin.method} {origin.path} here, and no running model that may know it")
@@ -183,6 +205,17 @@ class LlamaCppAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         return error_response(error, operation)
+
+
+def _upstream_path(path: str) -> tuple[str, str]:
+    """The model and the engine's path of `/upstream/MODEL/PATH`. Raises `NotFound`."""
+    name, slash, rest = path.removeprefix(_UPSTREAM).partition("/")
+    model, path = unquote(name), f"/{rest}"
+    if not model or not slash:
+        raise NotFound("expected /upstream/MODEL/PATH, with %2F for a slash in the model's name")
+    if path != "/" and (len(path) > _MAX_PATH or not _PLAIN_PATH.fullmatch(path)):
+        raise NotFound(f"{path[:200]} is not forwarded: its engine might read it differently")
+    return model, path
 
 
 def _is_openai(body: JsonBody, incoming: Incoming) -> bool:

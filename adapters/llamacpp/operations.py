@@ -34,6 +34,10 @@ OTHER_GET = "other_get"
 #: Any path of a model's engine, below its name.
 UPSTREAM = "upstream"
 UNKNOWN = frozenset({OTHER, OTHER_GET, UPSTREAM})
+#: A WebSocket connection to the engine of a model that is named outside of the body.
+WEBSOCKET = "websocket"
+
+_HANDSHAKE = "sec-websocket-key"
 
 OPERATIONS: tuple[Operation, ...] = (
     # Without a key, as in llama-server: it only says that the server runs.
@@ -70,7 +74,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _unsupported("lookup", "/v1/streams/lookup"),
     _unsupported("tools", "/tools", "GET", "POST"),
     _unsupported("proxy", "/cors-proxy", "GET", "POST"),
+    Operation(name=WEBSOCKET, path="/upstream/{path:path}", methods=("GET",), header=_HANDSHAKE),
     Operation(name=UPSTREAM, path="/upstream/{path:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
+    Operation(name=WEBSOCKET, path="/{rest:path}", methods=("GET",), header=_HANDSHAKE),
     Operation(name=OTHER_GET, path="/{rest:path}", methods=("GET",)),
     Operation(name=OTHER, path="/{rest:path}"),
 )

@@ -140,7 +140,7 @@ class AuthMiddleware:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
+            await _refuse_websocket(scope, send)
             return
         route: RouteMatch | None = None
         origin: str | None = None
@@ -324,6 +324,15 @@ class AuthMiddleware:
         if operation.scope == "open" or (operation.model_info and self._rules.open_probes):
             return route, parameters
         return None
+
+
+async def _refuse_websocket(scope: Scope, send: Send) -> None:
+    """WebSocket is spoken by Hostler's own server only, see `UPGRADE`; others have a type of scope for it."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await send({"type": "websocket.http.response.start", "status": 426, "headers": [(b"upgrade", b"HTTP/1.1")]})
+    await send({"type": "websocket.http.response.body", "body": b""})
 
 
 def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:

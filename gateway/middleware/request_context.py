@@ -22,6 +22,7 @@ from hostler.adapters.errors import (
     GatewayError,
     RequestCancelled,
     ShuttingDown,
+    UpgradeRequired,
     drop_tracebacks,
 )
 from hostler.gateway.asgi import (
@@ -30,6 +31,9 @@ from hostler.gateway.asgi import (
     DISCONNECT,
     HEAD,
     ROUTE_KEY,
+    UPGRADE,
+    UPGRADE_HEADER,
+    AcceptUpgrade,
     ASGIApp,
     Receive,
     RouteMatch,
@@ -55,6 +59,9 @@ _LARGE = 256 * 1024
 _IDS_AT_ONCE = 256
 
 _NO_EXTENSIONS: dict[str, Any] = {}
+
+#: What is answered 426 to clients that ask for WebSocket, so that they use plain HTTP at once.
+_NO_ROUTE = frozenset({404, 405})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -162,6 +169,7 @@ class RequestContextMiddleware:
                 only=head.only if head.only is None else _only(head.only, client),
                 client_port=peer[1] or 0 if (peer := scope.get("client")) else 0,
                 headers=headers,
+                accept_upgrade=_accept_upgrade(scope) if UPGRADE_HEADER in headers else None,
             )
             scope[CONTEXT_KEY] = context
             if writer.streaming:
@@ -176,6 +184,8 @@ class RequestContextMiddleware:
                 await writer.fail(stopping, adapter.error_response(stopping, operation))
             raise
         except GatewayError as error:
+            if UPGRADE_HEADER in headers and error.status in _NO_ROUTE:
+                error = UpgradeRequired(error.message)
             response = adapter.error_response(error, operation)
             if body is None:
                 # Not read to its end: close, or the server would go on reading what may never end.
@@ -276,6 +286,14 @@ class RequestContextMiddleware:
             if size > self._max_body:
                 raise too_large(self._max_body)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _accept_upgrade(scope: Scope) -> AcceptUpgrade:
+    extension = scope.get("extensions", _NO_EXTENSIONS).get(UPGRADE)
+    if extension is None:
+        raise UpgradeRequired("WebSocket is not spoken here; send plain HTTP requests")
+    accept: AcceptUpgrade = extension["accept"]
+    return accept
 
 
 async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from hostler.adapters.canonical import LoadRequest
+from hostler.adapters.canonical import LoadRequest, WebSocketRequest
 from hostler.adapters.errors import AnswerTooLong, BackendError, BackendTimeout, BackendUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
@@ -61,7 +61,10 @@ class SwitchingMiddleware(RequestMiddleware):
                 await call_next()
             else:
                 await _within(limits.max_answer_s, lease.model, call_next)
-            lease.report_answer(attempt.usage)
+            if not isinstance(
+                context.request, WebSocketRequest
+            ):  # the time of a connection says nothing about that of answers
+                lease.report_answer(attempt.usage)
         except BackendError as error:
             if lease.revoked is not None:
                 raise revocation_error(lease.model, lease.revoked) from error

@@ -9,7 +9,8 @@ import asyncio
 import ipaddress
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -17,8 +18,9 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from hostler.gateway.asgi import DISCONNECT
+from hostler.gateway.asgi import DISCONNECT, UPGRADE, ByteStream
 from hostler.gateway.server.head_cache import HeadCache
+from hostler.gateway.server.upgrade import switch_protocols
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, ASGIVersions, HTTPScope
@@ -85,6 +87,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self.head_size = 0
         self.chunked = False
         self.upgrading = False
+        self.wants_websocket = False
+        self.handed_over = False
         self.refusal: tuple[int, str] | None = None
         self.served = False
         self.stopping = False
@@ -214,8 +218,9 @@ class HTTPProtocol(HttpToolsProtocol):
             "query_string": query,
             "headers": self.headers,
             "state": self.app_state.copy(),
-            "extensions": {},
+            "extensions": {UPGRADE: {"accept": self.hand_over}} if self.wants_websocket else {},
         }
+        self.wants_websocket = False
         cycle = self.reading = Cycle(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
         if self.active is None:
             self._start(cycle)
@@ -266,6 +271,19 @@ class HTTPProtocol(HttpToolsProtocol):
             self.stalled_at = min(self.stalled_at, self.loop.time() + self.limits.stall_s)
             self.transport.close()
 
+    def hand_over(self, headers: Iterable[tuple[bytes, bytes]]) -> ByteStream:
+        """See `AcceptUpgrade`. The connection ends with its stream; a server that stops cancels the request."""
+        cycle = self.active
+        if self.gone or cycle is None:
+            raise ConnectionResetError("the client has disconnected")
+        if self.reading or self.waiting or self.in_head or self.discarding:
+            raise ConnectionResetError("the client sent data before the handshake was complete")
+        stream = switch_protocols(self.transport, headers, partial(self.connections.discard, self))
+        self.gone = self.handed_over = cycle.disconnected = True
+        self.deadline = self.stalled_at = _NEVER
+        self.parser = cast(Any, None)
+        return stream
+
     def on_response_complete(self) -> None:
         cycle, self.active = self.active, None
         self.server_state.total_requests += 1
@@ -297,7 +315,9 @@ class HTTPProtocol(HttpToolsProtocol):
         client with an idle connection may just have sent one, so its connection stays open for a moment.
         """
         self.stopping = True
-        if self.active is None and not self.discarding and not self.in_head:
+        if self.handed_over and self.active is not None:
+            self.active.task.cancel("the server is stopping")
+        elif self.active is None and not self.discarding and not self.in_head:
             patience_s = self.limits.stop_s if self.served else self.limits.first_s
             self.deadline = min(self.deadline, self.loop.time() + patience_s)
 
@@ -345,11 +365,15 @@ class HTTPProtocol(HttpToolsProtocol):
                 self._send_error(status, why)
 
     def _feed_after(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> None:
-        """Ignore `Upgrade`, as HTTP allows: parse the head again without it, since the parser would not read the body."""
+        """Ignore `Upgrade`, as HTTP allows: parse the head again without it, since the parser would not read the body.
+        The application may still accept one to WebSocket."""
         rest = memoryview(data)
         while True:
             rest = rest[upgrade.args[0] :]
             self.upgrading = False
+            self.wants_websocket = any(
+                name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in self.headers
+            )
             version = self.parser.get_http_version().encode("ascii")
             lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
             lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]

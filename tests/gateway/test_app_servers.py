@@ -131,6 +131,39 @@ async def test_each_protocol_answers_lists_and_refuses(configured: Configured, h
         assert (await http.get("/healthz", headers={"Host": "evil.example"})).status_code == 421
 
 
+async def test_websocket_is_refused_with_the_status_for_plain_http(configured: Configured, host: Any) -> None:
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    async with host(configured.app({"a": {}})) as http:
+        assert (await http.get("/upstream/a/ws", headers=handshake)).status_code == 426
+        assert (await http.request(**asked("openai"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("extensions", "sent"),
+    [({}, ["websocket.close"]), ({"websocket.http.response": {}}, [("websocket.http.response.start", 426)])],
+)
+async def test_websocket_scopes_are_refused(
+    configured: Configured, extensions: dict[str, Any], sent: list[Any]
+) -> None:
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is read of it")
+
+    scope = {"type": "websocket", "path": "/upstream/a/ws", "headers": [], "extensions": extensions}
+    await configured.app({"a": {}})(scope, receive, send)
+    found = [(each["type"], each["status"]) if "status" in each else each["type"] for each in messages]
+    assert found[:1] == sent
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_each_protocol_streams(configured: Configured, server: Any, protocol: str) -> None:
     async with server(configured.app({"a": {}})) as http, http.stream(**asked(protocol, stream=True)) as answer:
