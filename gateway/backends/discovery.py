@@ -41,6 +41,9 @@ _FRESH_S = 3.0
 #: The longest that a request waits for that, in seconds.
 _WAIT_S = 3.0
 
+#: The problem of a list that led to an unforeseen error, which is in the log.
+_UNFORESEEN = "its list of models could not be read; the log has the error"
+
 #: Receives the models of a backend when they have changed.
 OnModels = Callable[[str, tuple[RemoteModel, ...]], None]
 
@@ -86,7 +89,7 @@ class BackendDiscovery:
     async def run(self) -> None:
         """Ask again and again, until cancelled."""
         while True:
-            found = await self._ask()
+            found = await self._attempt()
             self._pause_s = self._every_s if found else min(self._every_s, 2 * self._pause_s)
             self._ended_at = self._clock()
             self.asked.set()
@@ -108,6 +111,16 @@ class BackendDiscovery:
         """Ask soon: the backend may have been started."""
         if self.view.problem is not None:
             self._requested.set()
+
+    async def _attempt(self) -> bool:
+        """Ask; an unforeseen error ends neither the gateway nor the discovery of other backends."""
+        try:
+            return await self._ask()
+        except Exception:
+            if self.view.problem != _UNFORESEEN:
+                logger.exception("%s: cannot read its list of models", self._name)
+            self.view = msgspec.structs.replace(self.view, problem=_UNFORESEEN)
+            return False
 
     async def _ask(self) -> bool:
         backend = self._backends[self._name]

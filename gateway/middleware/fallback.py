@@ -367,13 +367,16 @@ class FallbackMiddleware(RequestMiddleware):
             eta_s = until - self._clock() if phase == "waking" else None
             return Progress(phase=phase, model=context.model or "", eta_s=eta_s, elapsed_s=waited_s, waited_s=waited_s)
 
-        context.waits_for = progress
-        while now < until:
-            with self._sleeps.scope():
-                if await wait(until - now):
-                    return True
-            now = self._clock()
-        return False
+        before, context.waits_for = context.waits_for, progress
+        try:
+            while now < until:
+                with self._sleeps.scope():
+                    if await wait(until - now):
+                        return True
+                now = self._clock()
+            return False
+        finally:
+            context.waits_for = before
 
 
 def _note(context: RequestContext, failed: list[FailedHop]) -> None:

@@ -96,6 +96,31 @@ async def test_a_backend_that_fails_keeps_its_models_and_its_problem_is_known() 
     assert view.problem is not None and "status 404" in view.problem
 
 
+async def test_an_unforeseen_error_ends_neither_the_gateway_nor_the_discovery(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[list[str]] = []
+
+    def on_models(_: str, models: tuple[RemoteModel, ...]) -> None:
+        seen.append([model.name for model in models])
+        if len(seen) == 1:
+            raise ZeroDivisionError
+
+    async with start_scripted_server() as server, backends_at(server.url) as backends:
+        server.documents = {"/v1/models": {"data": [{"id": "a"}]}}
+        async with anyio.create_task_group() as tasks:
+            discovery = ModelDiscovery(backends, HOURLY, on_models, time.monotonic)
+            tasks.start_soon(discovery.run)
+            with anyio.fail_after(20):
+                await discovery.first()
+                assert "the log has the error" in str(discovery.views["box"].problem)
+                assert "ZeroDivisionError" in caplog.text
+                server.documents = {"/v1/models": {"data": [{"id": "b"}]}}
+                discovery.request("box")
+                while discovery.views["box"].problem is not None:  # noqa: ASYNC110
+                    await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+    assert seen == [["a"], ["b"]]
+
+
 async def test_the_prefix_that_has_a_list_is_used_from_then_on() -> None:
     async with start_scripted_server() as server:
         server.documents = model_lists.ROOTLESS

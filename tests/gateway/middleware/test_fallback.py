@@ -472,6 +472,7 @@ async def test_a_machine_that_does_not_wake_up_is_skipped_for_a_while() -> None:
     first, second = await chain.dispatch(), await chain.dispatch()
     assert outcomes(first) == outcomes(second) == [("a", "unreachable"), ("b", "answered")]
     assert first.attempts[0].seconds >= 2.0 > second.attempts[0].seconds
+    assert first.waits_for is None, "the next hop has progress of its own"
     assert waker.packets == 1
 
 
