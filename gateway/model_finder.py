@@ -146,6 +146,16 @@ class ModelFinder:
             self.findings, profiles=tuple(each for _, each in self._known.values()), left_out=tuple(left_out)
         )
 
+    def room(self, engine: str | None) -> Room:
+        """What models may take on this machine, as it was when it was asked for first."""
+        self._engine = engine
+        return self._room or self._measure()
+
+    def profile(self, name: str, model: FoundModel) -> FoundProfile:
+        """The profile of a model that is here, after `room`."""
+        assert self._room is not None
+        return _found_profile(name, model, self._room, self._engine_abilities)
+
     def _measure(self) -> Room:
         try:
             engine = self._abilities(self._engine)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from hostler.profiles.sources import REPORT_S, DownloadPhase, SourceError
+from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, SourceError
 
 _SPARE_BYTES = 64 * 1024 * 1024
 
@@ -63,14 +63,20 @@ def write_blocks(
     total: int | None,
     report: Callable[[int], None],
     cancellation: Cancellation,
+    *,
+    start: int = 0,
 ) -> str:
-    """Write to `target`, never more than a block beyond `total`. Returns the SHA-256.
+    """Write to `target` from `start` on, never more than a block beyond `total`. Returns the SHA-256 of the whole file.
 
     Raises `SourceError` if the blocks do not add up to `total` or the disk is too small.
     """
-    check_disk_space(target, total or 0)
-    digest, done, reported_at = hashlib.sha256(), 0, 0.0
-    with target.open("wb") as file:
+    check_disk_space(target, (total or start) - start)
+    digest, done, reported_at = hashlib.sha256(), start, 0.0
+    with target.open("r+b" if start else "wb") as file:
+        while file.tell() < start:
+            cancellation.check()
+            digest.update(file.read(min(BLOCK, start - file.tell())))
+        file.truncate(start)
         for block in blocks:
             cancellation.check()
             done += len(block)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
 from hostler.profiles.file_reading import is_file
+from hostler.profiles.hub_access import hub_home
+from hostler.profiles.partial_file import PartialFile
 from hostler.profiles.sources import (
     REPORT_S,
     DownloadPhase,
@@ -169,10 +171,11 @@ class _Fetcher:
         return verify_sha256(path, sha256, self._cache, on_progress)
 
     def _download(self, source: ModelSource, sha256: str | None, target: Path) -> Path:
-        with _temporary_folder(self._cache / "models" / ".partial" / _key(target)) as folder:
+        with _partial_folder(self._cache / "models" / ".partial" / _key(target)) as folder:
             fresh = folder / "file"
             actual = self._transfer(source, fresh)
             if sha256 is not None and actual != sha256:
+                PartialFile(fresh).discard()
                 raise SourceError(f"the downloaded file has the SHA-256 {actual}, expected {sha256}")
             target.parent.mkdir(parents=True, exist_ok=True)
             _replace(fresh, target)
@@ -229,8 +232,7 @@ def _is_folder(path: Path) -> bool:
 def _hub_cache_paths(source: ModelSource) -> list[Path]:
     """Where the `huggingface_hub` library keeps the file."""
     env = os.environ
-    home = env.get("HF_HOME") or str(Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    hub = Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub").expanduser()
+    hub = Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or hub_home() / "hub").expanduser()
     folder = hub / f"models--{source.origin.replace('/', '--')}"
     try:
         revision = (folder / "refs" / source.version).read_text().strip()
@@ -252,11 +254,13 @@ def _replace(fresh: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """Create `folder`, replacing one left by an interrupted fetch, and delete it at the end."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """Create `folder` for a download, and delete it at the end, unless what it holds can be continued."""
+    if not PartialFile(folder / "file").can_continue:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not PartialFile(folder / "file").can_continue:
+            shutil.rmtree(folder, ignore_errors=True)

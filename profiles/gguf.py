@@ -14,10 +14,18 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.profiles.gguf_header import MAX_LAYERS, GGUFError, Header, Scalar, file_status, read_header
+from hostler.profiles.gguf_header import (
+    MAX_LAYERS,
+    GGUFError,
+    Header,
+    Scalar,
+    file_status,
+    read_header,
+    read_header_start,
+)
 from hostler.profiles.schema import ModelFacts, Profile
 
-__all__ = ["FactsCache", "GGUFError", "ReadFacts", "digest", "read_facts", "shard_paths", "tensors"]
+__all__ = ["FactsCache", "GGUFError", "ReadFacts", "digest", "facts_of_start", "read_facts", "shard_paths", "tensors"]
 
 #: Reads the facts of a model, or raises `GGUFError`.
 ReadFacts = Callable[[Path], ModelFacts]
@@ -87,7 +95,19 @@ class FactsCache:
 
 def read_facts(path: Path) -> ModelFacts:
     """The facts of a model, over all its shards. Raises `GGUFError`; takes bounded time and memory."""
-    headers = [read_header(shard) for shard in shard_paths(path)]
+    return _facts([read_header(shard) for shard in shard_paths(path)])
+
+
+def facts_of_start(start: bytes, *, size: int) -> ModelFacts:
+    """The facts that the first bytes of a file give, of a model with `size` bytes. Without weights, and perhaps without a
+    chat template; nothing but the size if they are no GGUF file."""
+    try:
+        return _facts([read_header_start(start, size)])
+    except GGUFError:
+        return ModelFacts(bytes=size)
+
+
+def _facts(headers: list[Header]) -> ModelFacts:
     first = headers[0]
     architecture = _text(first.values.get("general.architecture"))
     fields = _ArchitectureFields(first, architecture)

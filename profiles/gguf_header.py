@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -95,6 +96,14 @@ def read_header(path: Path) -> Header:
         raise GGUFError("file_missing", f"{path} cannot be read: {error.strerror}") from None
 
 
+def read_header_start(start: bytes, size: int) -> Header:
+    """What the first bytes of a file of `size` bytes say: the keys before the first one that is cut off. No tensors.
+
+    Raises `GGUFError` if they are no GGUF file.
+    """
+    return _HeaderReader(Path("the file"), BytesIO(start), len(start)).header_start(size)
+
+
 class _HeaderReader:
     """Reads forwards. Not from a memory map: truncating a mapped file kills the process."""
 
@@ -120,22 +129,40 @@ class _HeaderReader:
         values: dict[str, Scalar] = {}
         layers: dict[str, tuple[int, ...]] = {}
         for _ in range(keys):
-            key = self._string(MAX_KEY_BYTES)
-            if key in values:
-                raise self._damaged(f"has the key {key[:80]!r} twice")
-            kind = self._number(_U32)
-            values[key] = None
-            if kind == _ARRAY:
-                if numbers := self._array(1):
-                    layers[key] = numbers
-            else:
-                values[key] = self._value(kind)
+            self._key(values, layers)
         alignment = values.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise self._damaged(f"is aligned to {alignment!r}")
         parameters = self._tensors(tensors, alignment)
         described = tuple(self._described) if tensors <= MAX_LISTED_TENSORS else ()
         return Header(values=values, layers=layers, parameters=parameters, size=self._size, tensors=described)
+
+    def header_start(self, size: int) -> Header:
+        """The keys that are complete."""
+        version = self._version()
+        self._word = _U32 if version == 1 else _U64
+        values: dict[str, Scalar] = {}
+        layers: dict[str, tuple[int, ...]] = {}
+        try:
+            _, keys = self._count(), self._count()
+            for _ in range(min(keys, MAX_KEYS)):
+                self._key(values, layers)
+        except GGUFError:
+            pass  # the rest is not there
+        return Header(values=values, layers=layers, parameters=0, size=size)
+
+    def _key(self, values: dict[str, Scalar], layers: dict[str, tuple[int, ...]]) -> None:
+        """Read the next key into `values`, and `layers` if it is a short array."""
+        key = self._string(MAX_KEY_BYTES)
+        if key in values:
+            raise self._damaged(f"has the key {key[:80]!r} twice")
+        kind = self._number(_U32)
+        if kind == _ARRAY:
+            values[key] = None
+            if numbers := self._array(1):
+                layers[key] = numbers
+        else:
+            values[key] = self._value(kind)
 
     def _version(self) -> int:
         if self._size < 4 or self._take(4) != b"GGUF":

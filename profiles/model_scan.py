@@ -175,7 +175,7 @@ def _with_companions(facts: dict[Path, ModelFacts], left_out: list[LeftOut]) -> 
         if (reason := _no_model(each)) is not None:
             left_out.append(LeftOut(path=path, reason=reason))
         else:
-            models.append(FoundModel(path=path, kind=_kind(each), facts=each))
+            models.append(FoundModel(path=path, kind=kind_of(each), facts=each))
     chats = {model.path: model.facts for model in models if model.kind == "chat"}
     used: set[Path] = set()
     paired = []
@@ -217,7 +217,8 @@ def _no_model(facts: ModelFacts) -> str | None:
     return "has no weights" if not facts.parameters else None
 
 
-def _kind(facts: ModelFacts) -> FoundKind:
+def kind_of(facts: ModelFacts) -> FoundKind:
+    """What a model with this header is for."""
     if facts.metadata.get(f"{facts.architecture}.pooling_type") == _RANK_POOLING:
         return "rerank"
     is_encoder = facts.architecture in _ENCODERS or "embedding" in facts.capabilities

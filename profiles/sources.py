@@ -14,7 +14,10 @@ import msgspec
 
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+)")
-_HTTPS = re.compile(r"https://[^/?#@\s]+/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?")
+#: Without encryption, only this machine is asked.
+_HTTPS = re.compile(
+    r"(?:https://[^/?#@\s]+|http://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?)/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?"
+)
 _HUB = re.compile(r"(?:hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
@@ -68,7 +71,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
             if (match := _HF.fullmatch(rest)) is None or not _is_plain(match[4]):
                 raise SourceError(f"{text!r} does not have the form hf:organisation/repository/file.gguf")
             return cls(kind="hf", origin=f"{match[1]}/{match[2]}", version=match[3] or "main", file=match[4])
-        if kind == "https":
+        if kind in ("https", "http"):
             match = _HTTPS.fullmatch(text)
             if match is None or not _is_plain(match[1]):
                 raise SourceError(f"{text!r} does not have the form https://host/path/file.gguf")
@@ -91,11 +94,9 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
 
     def shards(self) -> list[ModelSource]:
         """Every file of the model: several where its name ends in `-00001-of-0000N.gguf`."""
-        match = _SHARD.fullmatch(self.file)
-        if match is None or self.kind not in ("hf", "pypi") or not 1 <= int(match[3]) <= 999:
+        if self.kind not in ("hf", "pypi"):
             return [self]
-        names = [f"{match[1]}-{shard:05}-of-{match[3]}{match[4]}" for shard in range(1, int(match[3]) + 1)]
-        return [msgspec.structs.replace(self, file=name) for name in names]
+        return [msgspec.structs.replace(self, file=name) for name in part_paths(self.file)]
 
     def local_path(self, cache: Path) -> Path:
         """Where the file is kept below the cache directory (a `path` source: where it is)."""
@@ -120,6 +121,14 @@ def is_hub_name(text: str) -> bool:
 def source_of(model: str) -> ModelSource:
     """The source of a resolved profile's model, which may have none. Raises `SourceError`."""
     return ModelSource.parse(model) if model else ModelSource(kind="none", file="")
+
+
+def part_paths(path: str) -> list[str]:
+    """Every file of a model: several where its name ends in `-00001-of-0000N.gguf`."""
+    match = _SHARD.fullmatch(path)
+    if match is None or not 1 <= int(match[3]) <= 999:
+        return [path]
+    return [f"{match[1]}-{part:05}-of-{match[3]}{match[4]}" for part in range(1, int(match[3]) + 1)]
 
 
 def cache_directory(env: Mapping[str, str] | None = None) -> Path:

@@ -15,6 +15,7 @@ import typer
 
 from hostler.gateway.cli import agents, backends, events, keys, leases, models, status
 from hostler.gateway.cli.certificate import certificate
+from hostler.gateway.cli.get import get
 from hostler.gateway.cli.options import (
     EXIT_CODES,
     ConfigOption,
@@ -214,6 +215,7 @@ def schema(
     print_json(describe(Settings))
 
 
+app.command()(get)
 app.command()(certificate)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(profiles_app, name="profiles")

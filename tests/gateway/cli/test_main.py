@@ -15,7 +15,7 @@ from hostler.gateway.cli.main import app
 WIDTH = 62
 
 #: Commands that call no running gateway.
-LOCAL = {"up", "gateway", "supervisor", "pull", "check", "certificate", "schema", "keys", "profiles"}
+LOCAL = {"up", "gateway", "supervisor", "pull", "get", "check", "certificate", "schema", "keys", "profiles"}
 
 
 def commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
