@@ -77,7 +77,7 @@ class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     """Request a lease. The gateway chooses `id`, new for each. `waited_s`: it has waited so long already.
-    `client_port` as in `Ticket`, `prompt` identifies the conversation."""
+    `client_port` and `background` as in `Ticket`, `prompt` identifies the conversation."""
 
     id: LeaseId
     model: _Name
@@ -88,6 +88,7 @@ class AskFrame(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     waited_s: _Seconds = 0.0
     client_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     prompt: PromptIdentity | None = None
+    background: bool = False
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):

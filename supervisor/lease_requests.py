@@ -28,6 +28,7 @@ def ask_frame(lease: Lease, waited_s: float = 0.0) -> AskFrame:
         min(waited_s, MAX_SECONDS),
         lease.client_port,
         lease.prompt,
+        lease.background,
     )
 
 

@@ -261,6 +261,7 @@ def combine_limits(
         value = getattr(own, name)
         theirs = [getattr(each, name) for each in connected]
         values[name] = value if value is not None else max(theirs, default=getattr(before, name))
+    values["idle_s"] = max((each.idle_s for each in connected), default=before.idle_s)
     return SchedulerSettings(**values).clamped()
 
 

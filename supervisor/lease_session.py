@@ -240,6 +240,7 @@ class LeaseSession(Response):
             prompt=frame.prompt,
             waited_s=frame.waited_s,
             client_port=frame.client_port,
+            background=frame.background,
         )
         self._leases[frame.id] = lease
         lease.on_change = partial(self._on_change, frame.id)

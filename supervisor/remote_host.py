@@ -202,12 +202,14 @@ class RemoteHost:
         priority: int = 0,
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
+        background: bool = False,
     ) -> Lease:
         """See `Host`."""
         number = next(self._ids)
         lease = Lease(
             self, lease_id=number, model=model, requested_at=self._clock(), client=client, request_id=request_id,
             keep_alive_s=keep_alive_s, priority=priority, client_port=client_port, prompt=prompt,
+            background=background,
         )  # fmt: skip
         if self._stopped_with is not None:
             lease.refuse(self._stopped_with())
@@ -328,7 +330,7 @@ class RemoteHost:
         return self._view.others_serving + self._own_serving()
 
     def _own_waiting(self) -> int:
-        return sum(not lease.settled for lease in self._leases.values())
+        return sum(not (lease.settled or lease.background) for lease in self._leases.values())
 
     def _own_serving(self) -> int:
         return sum(lease.granted for lease in self._leases.values())

@@ -32,6 +32,7 @@ from hostler.supervisor.scheduling.types import (
     Grant,
     RefusalReason,
     Refuse,
+    Revoke,
     SchedulerSettings,
     StartSwitch,
     Unload,
@@ -102,6 +103,9 @@ class DecisionExecutor(ScheduledHost):
                     left_s = max(0.0, decision.model_lease.expires_at - time.time())
                     decision = msgspec.structs.replace(decision, retry_after_s=left_s)
                 lease.refuse(refusal_error(decision, self.name, self.status), decision)
+            elif isinstance(decision, Revoke):
+                if (lease := self._leases.get(decision.ticket)) is not None and lease.revoked is None:
+                    lease.revoke("preempted")
             elif self._tasks is None:
                 raise RuntimeError("the orchestrator is not running")
             elif isinstance(decision, StartSwitch):

@@ -63,6 +63,12 @@ class EngineLost(BackendUnavailable):
     """The engine of a granted lease was dead, and nothing was sent. Queue again: the next lease is of a new engine."""
 
 
+class Preempted(ModelUnavailable):
+    """Background work made room for other requests."""
+
+    code = "preempted"
+
+
 def load_failure_message(model: str, host: str, failure: Failure | None) -> str:
     """Why `model` could not be loaded on `host`: the supervisor's reason without folders, or that of its kind if a client
     would misread it. The engine's last lines are in the log: its farewell seldom is the reason."""
@@ -117,6 +123,8 @@ def revocation_error(model: str, reason: RevokeReason) -> GatewayError:
             "again",
             model=model,
         )
+    if reason == "preempted":
+        return Preempted(f"background work for {model} made room for other requests; send it again", model=model)
     return _unloaded(model)
 
 

@@ -41,10 +41,12 @@ class Host(Protocol):
         priority: int = 0,
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
+        background: bool = False,
     ) -> Lease:
         """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued.
 
         `client_port` as in `Ticket`, `prompt` identifies the conversation: the lease then names the slot that holds it.
+        `background` as in `Lease`.
         """
         ...
 
@@ -99,7 +101,7 @@ class Host(Protocol):
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests of all gateways."""
+        """The number of queued requests of all gateways, without background work."""
         ...
 
     @property

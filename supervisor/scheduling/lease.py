@@ -32,6 +32,7 @@ class Lease:
     engine was stopped while the lease was held. `refusal` is the scheduler's decision, if it was refused by one. `waited_s`
     is how long it took to settle, `switch_s` the part of that spent in a switch to its model. `prompt` identifies its
     conversation, `slot` is the engine's slot for it (`None`: the engine chooses), `assignment` what ends with the lease.
+    `background`: it is served while the host has nothing else to do, and revoked when it has.
     `answered`, `usage` and `timed_out` are reported with the release. `on_change` is called when it is settled or revoked.
     """
 
@@ -44,6 +45,7 @@ class Lease:
         "acknowledged",
         "answered",
         "assignment",
+        "background",
         "client",
         "client_port",
         "id",
@@ -77,6 +79,7 @@ class Lease:
         priority: int = 0,
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
+        background: bool = False,
     ) -> None:
         self._owner = owner
         self._address: EngineAddress | None = None
@@ -92,6 +95,7 @@ class Lease:
         self.priority = priority
         self.client_port = client_port
         self.prompt = prompt
+        self.background = background
         self.slot: int | None = None
         self.assignment: SlotAssignment | None = None
         self.acknowledged = True

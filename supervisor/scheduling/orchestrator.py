@@ -125,17 +125,19 @@ class Orchestrator(DecisionExecutor):
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
         waited_s: float = 0.0,
+        background: bool = False,
     ) -> Lease:
         """See `Host.lease`. `waited_s` is how long the request has waited already."""
         now = self._clock()
         lease = Lease(
             self, lease_id=next(self._ids), model=model, requested_at=now - waited_s, client=client, request_id=request_id,
-            keep_alive_s=keep_alive_s, prompt=prompt,
+            keep_alive_s=keep_alive_s, prompt=prompt, background=background,
         )  # fmt: skip
         self._leases[lease.id] = lease
         ticket = Ticket(
-            id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority, client_port=client_port
-        )
+            id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority,
+            client_port=client_port, background=background,
+        )  # fmt: skip
         self._carry_out(self._scheduler.request(ticket, now), now)
         if lease.assignment is not None:
             return lease

@@ -17,7 +17,8 @@ QueueRank = tuple[int, float, int]
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a model. `at` is its arrival in seconds; tickets of different `client`s share the host fairly.
 
-    `client_port` is that of the client's connection, by which its next request is recognised; 0 if unknown.
+    `client_port` is that of the client's connection, by which its next request is recognised; 0 if unknown. `background`:
+    it is served while the host has nothing else to do.
     """
 
     id: int
@@ -26,6 +27,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     client: str = ""
     priority: int = 0
     client_port: int = 0
+    background: bool = False
 
 
 class QueueEntry(msgspec.Struct, frozen=True):

@@ -37,8 +37,8 @@ class ScheduledHost:
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests."""
-        return sum(not lease.settled for lease in self._leases.values())
+        """The number of queued requests, without background work."""
+        return sum(not (lease.settled or lease.background) for lease in self._leases.values())
 
     @property
     def serving(self) -> int:

@@ -11,39 +11,26 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ModelLease
-from hostler.supervisor.scheduling.admission import AdmissionControl
-from hostler.supervisor.scheduling.estimates import (
-    queue_slots,
-)
 from hostler.supervisor.scheduling.eviction import (
     capacity_of,
+    leases_in_the_way,
     models_to_evict,
     models_to_yield,
     with_devices,
 )
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.policy import PlannedLoad, default_return, passes_barrier, plan_loads
-from hostler.supervisor.scheduling.queue import FairQueue, ModelQueue, QueueEntry, Ticket
-from hostler.supervisor.scheduling.schedule import GrantedTicket, HostSchedule
+from hostler.supervisor.scheduling.queue import ModelQueue, Ticket
+from hostler.supervisor.scheduling.steps import SchedulerSteps
 from hostler.supervisor.scheduling.types import (
     Decision,
-    Grant,
     RefusalReason,
-    Refuse,
+    Revoke,
     SchedulerSettings,
-    StartSwitch,
-    Unload,
 )
 
 
-class _Switch(msgspec.Struct, eq=False):
-    """A switch that was ordered and has not reported yet."""
-
-    model: ScheduledModel
-    victims: list[ScheduledModel]
-
-
-class Scheduler(HostSchedule):
+class Scheduler(SchedulerSteps):
     """Grants, queues and switches for one host.
 
     Guarantees: a ticket gets exactly one `Grant` or `Refuse`, unless it is cancelled first; no `StartSwitch` evicts a
@@ -58,10 +45,6 @@ class Scheduler(HostSchedule):
     def __init__(self, settings: SchedulerSettings) -> None:
         super().__init__(settings)
         self._earlier_answers: Mapping[str, Sequence[float]] = {}
-        self._switches: dict[int, _Switch] = {}
-        self._switch_count = 0
-        self._queue = FairQueue()
-        self._admission = AdmissionControl(settings.max_waiting)
         self._plan_due = math.inf
         self._return_s: float | None = None
         self._returned_at = 0.0
@@ -76,11 +59,14 @@ class Scheduler(HostSchedule):
 
     def request(self, ticket: Ticket, now: float) -> list[Decision]:
         """Grant `ticket.model`, refuse it, or queue the ticket. Raises `ValueError` for a ticket id in use."""
-        if ticket.id in self._leases or ticket.id in self._waiting:
+        if ticket.id in self._leases or ticket.id in self._waiting or ticket.id in self._background:
             raise ValueError(f"ticket {ticket.id} is in use")
         model = self._models.get(ticket.model)
         if model is None or not model.known:
             return [self._refuse(ticket, "unknown_model" if self._connected else "host_gone", now)]
+        if ticket.background:
+            return self._request_background(ticket, model, now)
+        self._background.used_at = now
         if model.phase == "ready":
             # The hot path: a free slot and nothing queued for the model.
             if model.running < model.parallel and model.barrier is None and not model.queue and not model.unloading:
@@ -88,6 +74,8 @@ class Scheduler(HostSchedule):
                     self._admission.leave(ticket, now)
                 if model.admission:
                     model.admission.leave(ticket, now)
+                if self._background.running:
+                    return [*self._preempt(model), self._grant(ticket, model, now)]
                 return [self._grant(ticket, model, now)]
         elif not self._connected:
             return [self._refuse(ticket, "host_gone", now)]
@@ -97,9 +85,28 @@ class Scheduler(HostSchedule):
             return [self._refuse(ticket, "model_queue_full", now)]
         if not self._admission.admits(ticket, self._queue, len(self._waiting), now):
             return [self._refuse(ticket, "queue_full", now)]
+        preempted = self._preempt(model)
         model.queue.add(self._queue.join(ticket))
         self._waiting[ticket.id] = model
+        return [*preempted, *self._settle(now)]
+
+    def _request_background(self, ticket: Ticket, model: ScheduledModel, now: float) -> list[Decision]:
+        """Let background work wait until the host has nothing else to do."""
+        if not self._connected:
+            return [self._refuse(ticket, "host_gone", now)]
+        if now < model.failed_until:
+            return [self._refuse(ticket, "load_failed", now)]
+        self._background.add(ticket)
         return self._settle(now)
+
+    def _preempt(self, wanted: ScheduledModel) -> list[Decision]:
+        """A request for `wanted` came: cut background work off, and give up a load for it that would be in the way."""
+        decisions: list[Decision] = [Revoke(ticket=ticket_id) for ticket_id in sorted(self._background.running)]
+        loading = self._background.loading
+        if loading is not None and loading is not wanted and loading.phase == "loading" and not loading.queue:
+            decisions.append(self._stop(loading))
+        self._background.loading = None
+        return decisions
 
     def release(self, ticket_id: int, now: float, keep_alive_s: float | None = None) -> list[Decision]:
         """End a lease. `keep_alive_s` replaces the model's idle time (0: stop it, infinite: keep it)."""
@@ -107,20 +114,26 @@ class Scheduler(HostSchedule):
         if lease is None:
             return []
         model = lease.model
-        model.record_service(now - lease.since)
+        if not self._background.released(ticket_id, now):
+            model.record_service(now - lease.since)
         if lease.generation != model.generation:
-            return []
+            return self._settle(now) if self._background else []
         model.running -= 1
         if not model.running:
             model.mark_idle(now, keep_alive_s)
-        elif not model.queue:
+        elif not (model.queue or self._background):
             return []
-        if not self._waiting and not model.unloading and (model.idle_until is None or model.idle_until > now):
+        if not (self._waiting or self._background or model.unloading) and (
+            model.idle_until is None or model.idle_until > now
+        ):
             return []
         return self._settle(now)
 
     def cancel(self, ticket_id: int, now: float) -> list[Decision]:
         """Drop the ticket, whether it is queued, was granted a moment ago, or is gone already."""
+        if ticket_id in self._background:
+            self._background.remove(ticket_id)
+            return []
         if ticket_id in self._waiting:
             self._queue.leave(self._dequeue(ticket_id))
             return self._settle(now)
@@ -156,6 +169,7 @@ class Scheduler(HostSchedule):
         if failure is not None and failure.retry_after_s:
             state.failure, state.failed_until = failure, now + failure.retry_after_s
         decisions: list[Decision] = [*self._refuse_queue(state, "load_failed", now, failure)]
+        decisions += self._refuse_background(state.name, "load_failed", now, failure)
         decisions += self._settle(now)
         quiet = not self._switches and all(other.phase == "cold" or other.pinned for other in self._models.values())
         if switch is not None and switch.victims and quiet and self._connected:
@@ -187,6 +201,8 @@ class Scheduler(HostSchedule):
             return []
         state.displaced = False
         decisions: list[Decision] = [*self._refuse_queue(state, "unloaded", now, None)]
+        decisions += self._refuse_background(state.name, "unloaded", now, None)
+        self._background.used_at = now
         if state.phase == "loading":
             decisions.append(self._stop(state))  # nothing waits for the result of its switch any more
         elif state.phase == "ready":
@@ -272,6 +288,7 @@ class Scheduler(HostSchedule):
         decisions: list[Decision] = []
         for state in self._models.values():
             decisions += self._refuse_queue(state, "host_gone", now, None)
+        decisions += self._refuse_background(None, "host_gone", now, None)
         return decisions + self._settle(now)
 
     # Time
@@ -288,7 +305,7 @@ class Scheduler(HostSchedule):
 
     def next_deadline(self) -> float | None:
         """When `tick` is due. A grant never makes it earlier, so a timer need not be set again after one."""
-        due = self._plan_due
+        due = min(self._plan_due, self._background.due)
         if self._return_s is not None and (returning := self._return_due()) is not None:
             due = min(due, returning[0])
         for state in self._models.values():
@@ -299,81 +316,12 @@ class Scheduler(HostSchedule):
                 due = min(due, state.idle_until)
         return None if due == math.inf else due
 
-    # Inside: tickets
-
-    def _grant(self, ticket: Ticket, model: ScheduledModel, now: float) -> Grant:
-        model.running += 1
-        model.idle_until = None
-        self._leases[ticket.id] = GrantedTicket(model, model.generation, now)
-        return Grant(ticket=ticket.id, model=model.name)
-
-    def _dequeue(self, ticket_id: int) -> QueueEntry:
-        model = self._waiting.pop(ticket_id)
-        entry = model.queue.remove(ticket_id)
-        model.batch = min(model.batch, len(model.queue))
-        return entry
-
-    def _refuse(self, ticket: Ticket, reason: RefusalReason, now: float, failure: Failure | None = None) -> Refuse:
-        model = self._models.get(ticket.model)
-        retry_after_s = 0.0
-        if reason == "load_failed" and model is not None and now < model.failed_until:
-            failure, retry_after_s = model.failure, model.failed_until - now
-        elif reason == "queue_full":
-            first_s, interval_s = queue_slots(self._models.values(), self._models.values(), now)
-            retry_after_s = self._admission.retry_after_s(ticket, first_s, interval_s, now)
-        elif reason == "model_queue_full" and model is not None and model.admission is not None:
-            first_s, interval_s = queue_slots([model], self._models.values(), now)
-            retry_after_s = model.admission.retry_after_s(ticket, first_s, interval_s, now)
-        elif reason == "wait_limit":
-            retry_after_s = max(1.0, self.estimate_s(ticket.model, now))
-        return Refuse(
-            ticket=ticket.id, model=ticket.model, reason=reason, retry_after_s=retry_after_s, failure=failure
-        )  # fmt: skip
-
-    def _waits_until(self, state: ScheduledModel, now: float) -> float:
-        """When the first entry of the model's queue has waited long enough: the oldest, whatever loads it waited for."""
-        return state.waits_until(state.queue.oldest().at, self._settings.max_wait_s, now)
-
-    def _refuse_queue(
-        self, model: ScheduledModel, reason: RefusalReason, now: float, failure: Failure | None
-    ) -> list[Refuse]:
-        decisions: list[Refuse] = []
-        for entry in model.queue.entries():
-            self._queue.leave(self._dequeue(entry.ticket.id))
-            decisions.append(self._refuse(entry.ticket, reason, now, failure))
-        return decisions
-
-    # Inside: models
+    # Inside
 
     def _seed(self, state: ScheduledModel) -> None:
         if state.measured_service_s is None:
             for seconds in self._earlier_answers.get(state.name, ()):
                 state.record_service(seconds)
-
-    def _start_switch(self, state: ScheduledModel, victims: list[ScheduledModel], now: float) -> StartSwitch:
-        for victim in victims:
-            victim.become_stopping()
-            victim.displaced = True
-        self._switch_count += 1
-        state.become_loading(now, self._switch_count)
-        self._switches[self._switch_count] = _Switch(state, victims)
-        return StartSwitch(id=self._switch_count, model=state.name, evict=tuple(victim.name for victim in victims))
-
-    def _finish(self, switch_id: int | None) -> _Switch | None:
-        """The switch reported: its victims are stopped."""
-        switch = self._switches.pop(switch_id, None) if switch_id is not None else None
-        if switch is not None:
-            for victim in switch.victims:
-                if victim.phase == "stopping":
-                    victim.become_cold()
-        return switch
-
-    @staticmethod
-    def _stop(state: ScheduledModel) -> Unload:
-        state.become_stopping()
-        return Unload(model=state.name)
-
-    # Inside: decisions
 
     def _settle(self, now: float) -> list[Decision]:
         """Decide whatever can be decided now: barriers, grants, then switches for which there is memory."""
@@ -390,7 +338,52 @@ class Scheduler(HostSchedule):
                 expired = state.idle_until is not None and now >= state.idle_until
                 if state.unloading or (expired and not state.queue):
                     decisions.append(self._stop(state))
+        if self._background:
+            self._serve_background(now, decisions)
         return decisions or self._return_to_default(now)
+
+    def _serve_background(self, now: float, decisions: list[Decision]) -> None:
+        """Grant background work of loaded models, else load the model of the oldest, if nothing else is to be done."""
+        work = self._background
+        work.due = math.inf
+        if self._waiting or self._switches or not self._connected or len(self._leases) > len(work.running):
+            return
+        grouped = bool(work.running)
+        for ticket, model in work.of_loaded(self._models.values()):
+            grouped = True
+            if model.running < model.parallel:
+                work.serve(ticket)
+                decisions.append(self._grant(ticket, model, now))
+        if grouped or any(state.phase in ("loading", "stopping") for state in self._models.values()):
+            return
+        work.due = work.may_load_at(self._settings.idle_s)
+        if now >= work.due:
+            work.due = math.inf
+            self._load_for_background(now, decisions)
+
+    def _load_for_background(self, now: float, decisions: list[Decision]) -> None:
+        for ticket in self._background.tickets():
+            state = self._models.get(ticket.model)
+            if state is None or not state.known:
+                decisions += self._refuse_background(ticket.model, "unknown_model", now, None)
+                continue
+            loaded = [other.footprint() for other in self._loaded()]
+            names = models_to_evict(state.footprint(), loaded, self._capacity)
+            if names is None:
+                leased = leases_in_the_way(state.footprint(), loaded, self._capacity)
+                lease = next((self._models[name].model_lease for name in sorted(leased)), None)
+                reason: RefusalReason = "does_not_fit" if lease is None else "leased"
+                refused = self._refuse_background(ticket.model, reason, now, None)
+                decisions += [msgspec.structs.replace(each, model_lease=lease) for each in refused]
+                continue
+            victims = [self._models[name] for name in sorted(names)]
+            stays_until = max((each.since + self._settings.min_residency_s for each in victims), default=now)
+            if now < stays_until:
+                self._background.due = stays_until
+            else:
+                self._background.loading = state
+                decisions.append(self._start_switch(state, victims, now))
+            return
 
     def _return_to_default(self, now: float) -> list[Decision]:
         returning = self._return_due()
@@ -404,7 +397,8 @@ class Scheduler(HostSchedule):
         return [self._start_switch(default, [self._models[name] for name in sorted(names)], now)]
 
     def _return_due(self) -> tuple[float, ScheduledModel] | None:
-        if self._return_s is None or self._waiting or self._switches or not self._connected:
+        busy = self._waiting or self._switches or self._background or self._background.running
+        if self._return_s is None or busy or not self._connected:
             return None
         return default_return(self._models.values(), self._returned_at, self._return_s)
 

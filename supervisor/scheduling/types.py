@@ -23,8 +23,8 @@ RefusalReason = Literal[
 ]
 
 #: Why a lease was withdrawn while it was held: its model was unloaded by force, or its engine was stopped for queued
-#: requests while its holder had vanished.
-RevokeReason = Literal["unloaded", "given_up"]
+#: requests while its holder had vanished, or it was background work and other requests came.
+RevokeReason = Literal["unloaded", "given_up", "preempted"]
 
 #: The longest time and the largest number of a setting. More is as good as unlimited, and more than timers and frames carry.
 MAX_SECONDS: Final = 10_000_000.0
@@ -38,13 +38,14 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `patience_s`: how long requests for a loaded model may overtake an older one for another model. `min_residency_s`:
     how long a model stays loaded at least. `max_waiting` and `max_wait_s` bound the queue; the load of
-    a request's own model does not count.
+    a request's own model does not count. A host that has been without requests for `idle_s` loads models for background work.
     """
 
     patience_s: _Seconds = 10.0
     min_residency_s: _Seconds = 0.0
     max_waiting: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] = 10
     max_wait_s: _Seconds = 120.0
+    idle_s: _Seconds = 10.0
 
     def clamped(self) -> SchedulerSettings:
         """The same within the limits above."""
@@ -53,6 +54,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
             min_residency_s=min(self.min_residency_s, MAX_SECONDS),
             max_waiting=min(self.max_waiting, MAX_COUNT),
             max_wait_s=min(self.max_wait_s, MAX_SECONDS),
+            idle_s=min(self.idle_s, MAX_SECONDS),
         )
 
 
@@ -75,6 +77,12 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model_lease: ModelLease | None = None
 
 
+class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The background work that holds this lease makes room for other requests: cut it off and release it."""
+
+    ticket: int
+
+
 class StartSwitch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Stop the models of `evict` (they hold no leases), then load `model`. Report `loaded` or `load_failed`."""
 
@@ -89,4 +97,4 @@ class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: str
 
 
-Decision = Grant | Refuse | StartSwitch | Unload
+Decision = Grant | Refuse | Revoke | StartSwitch | Unload

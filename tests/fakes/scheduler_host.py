@@ -11,7 +11,7 @@ import msgspec
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.scheduler import Scheduler
-from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch
+from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, Revoke, SchedulerSettings, StartSwitch
 
 SETTINGS = SchedulerSettings()
 
@@ -45,6 +45,7 @@ class SchedulerHost:
         self.refused: dict[int, Refuse] = {}
         self.switches: list[StartSwitch] = []
         self.unloads: list[str] = []
+        self.revoked: list[int] = []
         self.using: dict[int, str] = {}
         self.waiting: set[int] = set()
         self._ids = itertools.count(1)
@@ -64,14 +65,17 @@ class SchedulerHost:
             elif isinstance(decision, StartSwitch):
                 assert not set(decision.evict) & set(self.using.values()), "stopped while serving"
                 self.switches.append(decision)
+            elif isinstance(decision, Revoke):
+                assert decision.ticket in self.using
+                self.revoked.append(decision.ticket)
             else:
                 self.unloads.append(decision.model)
         return decisions
 
-    def request(self, model: str, client: str = "", priority: int = 0) -> int:
+    def request(self, model: str, client: str = "", priority: int = 0, *, background: bool = False) -> int:
         number = next(self._ids)
         self.waiting.add(number)
-        ticket = Ticket(id=number, model=model, at=self.now, client=client, priority=priority)
+        ticket = Ticket(id=number, model=model, at=self.now, client=client, priority=priority, background=background)
         self.note(self.scheduler.request(ticket, self.now))
         return number
 
