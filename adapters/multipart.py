@@ -11,6 +11,7 @@ MAX_PARTS = 256
 MAX_FIELD = 4096
 
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
+_FILENAME = re.compile(rb'filename=(?:"([^"\r\n]*)"|([^\s;]+))', re.IGNORECASE)
 _NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name=(?:"([^"\r\n]*)"|([^\s;]+))', re.IGNORECASE)
 
 
@@ -70,3 +71,24 @@ def patch(body: bytes, content_type: str, name: str, value: str) -> bytes:
     at = body.index(mark)
     part = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
     return b"".join((body[:at], mark, part, body[at:]))
+
+
+def file(body: bytes, content_type: str, name: str) -> tuple[str, bytes] | None:
+    """The filename and content of a part that is a file; `None` if it is absent."""
+    mark = b"--" + boundary(content_type)
+    at = body.find(mark)
+    for _ in range(MAX_PARTS):
+        head_end = body.find(b"\r\n\r\n", at, at + 16384)
+        next_mark = body.find(b"\r\n" + mark, max(head_end, at))
+        if at < 0 or head_end < 0 or next_mark < 0:
+            return None
+        head = body[at:head_end]
+        match, filename = _NAME.search(head), _FILENAME.search(head)
+        if (
+            match is not None
+            and filename is not None
+            and (match[1] or match[2] or b"").decode("utf-8", "replace") == name
+        ):
+            return (filename[1] or filename[2] or b"").decode("utf-8", "replace"), body[head_end + 4 : next_mark]
+        at = next_mark + 2
+    return None

@@ -176,7 +176,13 @@ def router(parts: Components) -> Router:
     models = wrap(proxy, model_middleware(parts))
     stored = wrap(proxy, model_middleware(parts, stores=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)
-    found = Router([*adapter_routes(load_adapters(), models, uploads, stored), *parts.admin.routes()])
+    adapters = load_adapters()
+    routes = [*adapter_routes(adapters, models, uploads, stored), *parts.admin.routes()]
+    if parts.batches is not None:
+        routes += parts.batches.routes(adapters, routes)
+    found = Router(routes)
+    if parts.batches is not None:
+        parts.batches.use(found)
     parts.admin.use(found)
     return found
 

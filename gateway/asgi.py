@@ -21,6 +21,10 @@ ROUTE_KEY = "hostler.route"
 CLIENT_KEY = "hostler.client"
 CONTEXT_KEY = "hostler.context"
 
+#: Another key: whether the request is background work, which is served while its host has nothing else to do. Only the gateway
+#: itself sets it.
+BACKGROUND_KEY = "hostler.background"
+
 #: A key of `scope["extensions"]`. Its `notify` takes a callback, which is called once if the client disconnects before the
 #: response is complete, immediately if it already has; `None` removes it. Only Hostler's own server provides it: under
 #: others a task has to wait in `receive` for the disconnect.

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from hostler import __version__
-from hostler.adapters.errors import ShuttingDown
+from hostler.adapters.errors import GatewayError, ShuttingDown
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.admin.app import AdminApp
@@ -30,8 +30,10 @@ from hostler.gateway.backends.preview import preview_changes
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
+from hostler.gateway.batches.records import Batch
+from hostler.gateway.batches.service import Batches
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
-from hostler.gateway.context import SHUTTING_DOWN
+from hostler.gateway.context import SHUTTING_DOWN, Client
 from hostler.gateway.events import Bus, ModelsChanged
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.key_usage import KeyUsage, usage_file
@@ -124,6 +126,12 @@ class Components:
         )
         self.tracer, self.transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
         self.responses = _response_store(settings.gateway)
+        self.batches = None
+        if settings.gateway.batches.enabled:
+            self.batches = Batches(
+                settings.gateway.batches, find_client=self._client_of_batch, busy=self._is_server_busy,
+                pass_on=any(backend.kind == "openai" for backend in settings.backends.values()), wall=time.time,
+            )  # fmt: skip
         self._lan: Transport = LanTransport()
         self._remote = remote_transport(self._lan, settings)
         self.backends = self._build_backends()
@@ -184,6 +192,8 @@ class Components:
             tasks.start_soon(self.discovery.run)
             if self.responses is not None:
                 tasks.start_soon(self.responses.run)
+            if self.batches is not None:
+                tasks.start_soon(self.batches.run)
             # Supervisors and servers answer within milliseconds; the first client should see their models.
             if LOCAL in self.hosts:
                 await self.hosts[LOCAL].synced.wait()
@@ -223,6 +233,32 @@ class Components:
         if all(host.reachable for host in self.hosts.values()):
             return listing
         return with_unknown_states(listing, _unreachable_models(self.hosts))
+
+    def _client_of_batch(self, batch: Batch) -> Client | None:
+        """Whose requests those of a batch are; `None` if the key is no longer valid."""
+        if self.keys is None:
+            return Client(name=batch.client)
+        for record in self.keys.records():
+            client = self.keys.client_of_hash(record.hash)
+            if client is not None and batch.owner == f"{client.name} {client.identity}" and "infer" in client.scopes:
+                return client
+        return None
+
+    def _is_server_busy(self, model: str) -> bool:
+        """Whether a local server without a supervisor that has the model serves other requests than batches."""
+        try:
+            places = self.catalog.find(model).places
+        except GatewayError:
+            return False
+        servers = {each.backend for each in places if each.backend not in self.hosts and self._is_local(each.backend)}
+        return bool(servers) and any(
+            not context.background and context.target is not None and context.target.backend in servers
+            for context in self.in_flight.contexts()
+        )
+
+    def _is_local(self, backend: str) -> bool:
+        hop = self.chain.hops.get(backend)
+        return hop is not None and hop.local
 
     async def _aclose(self) -> None:
         await self._lan.aclose()
@@ -282,6 +318,7 @@ class Components:
             min_residency_s=switching.min_residency_s,
             max_waiting=queue.max_waiting,
             max_wait_s=queue.max_wait_s,
+            idle_s=self.settings.gateway.batches.idle_s,
         ).clamped()
 
     def _local_host(self, supervisor: Supervisor) -> Orchestrator:

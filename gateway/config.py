@@ -121,6 +121,19 @@ class ResponsesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
 
 
+class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files and batches of clients: how much is stored, and when their requests are served."""
+
+    enabled: bool = True
+    file: str | None = None
+    max_size: Size = Size(1024**3)
+    max_file: Size = Size(100 * 1024**2)
+    max_requests: Annotated[int, msgspec.Meta(ge=1)] = 50_000
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 30 * 24 * 3600.0
+    idle_s: Seconds = 10.0
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+
+
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The changes that clients may make to models, and the file that stores them."""
 
@@ -161,6 +174,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tracing: TracingSettings = TracingSettings()
     recording: RecordingSettings = RecordingSettings()
     responses: ResponsesSettings = ResponsesSettings()
+    batches: BatchSettings = BatchSettings()
     library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
 

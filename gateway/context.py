@@ -153,6 +153,8 @@ class RequestContext:
     since it is new; before `signs_from`, no sign of life is sent, so that an early error keeps its own status.
     `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
     `limit_headers` describe the limits of the client's key. `accept_upgrade` is set for a request that asks for WebSocket.
+    `background`: it is served while its host has nothing else to do,
+    without a deadline.
     """
 
     __slots__ = (
@@ -160,6 +162,7 @@ class RequestContext:
         "adapter",
         "attempt",
         "attempts",
+        "background",
         "cancel_reason",
         "candidates",
         "client",
@@ -199,6 +202,7 @@ class RequestContext:
         client_port: int = 0,
         headers: Mapping[str, str] = _NO_HEADERS,
         accept_upgrade: AcceptUpgrade | None = None,
+        background: bool = False,
     ) -> None:
         self.id = request_id
         self.adapter = adapter
@@ -212,6 +216,7 @@ class RequestContext:
         self.only = only
         self.headers = headers
         self.accept_upgrade = accept_upgrade
+        self.background = background
         self.requested_model: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-import anyio
 import msgspec
 
 from hostler.adapters.errors import Forbidden, GatewayError
-from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, Message
 from hostler.gateway.auth.scopes import allows
 from hostler.gateway.context import Client
+from hostler.gateway.internal_request import internal_scope, send_internally
 from hostler.gateway.routing import Router
 
 
@@ -39,44 +38,14 @@ class InternalCalls:
         return await self._call("POST", path, "", msgspec.json.encode(given))
 
     async def _call(self, method: str, path: str, query: str, body: bytes) -> Any:
-        scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "server": None,
-            "client": None,
-            "method": method,
-            "root_path": "",
-            "path": path,
-            "raw_path": quote(path).encode(),
-            "query_string": query.encode(),
-            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-            "state": {},
-            "extensions": {},
-        }
-        route, scope["path_params"] = self._router.find(scope)
+        scope = internal_scope(method, path, query=query)
+        route, _ = self._router.find(scope)
         if not allows(self.client, route):
             raise Forbidden(f"this key lacks the scope {route.operation.scope!r}")
-        scope[ROUTE_KEY], scope[CLIENT_KEY] = route, self.client
-        unread, status, answer = [body], 0, bytearray()
-
-        async def receive() -> Message:
-            if unread:
-                return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            await anyio.sleep_forever()  # the client does not leave; its own request cancels this one
-            raise AssertionError("unreachable")
-
-        async def send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            else:
-                answer.extend(message.get("body", b""))
-
-        await route.app(scope, receive, send)
+        answer = await send_internally(self._router, scope, self.client, body)
+        status = answer.status
         try:
-            value = msgspec.json.decode(bytes(answer))
+            value = msgspec.json.decode(answer.body)
         except msgspec.DecodeError:
             raise CallRefused(f"status {status}") from None
         if status >= 400:

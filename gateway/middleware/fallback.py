@@ -96,7 +96,7 @@ class FallbackMiddleware(RequestMiddleware):
         targets, now = context.candidates, self._clock()
         if not targets:
             raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model, final=True)
-        context.deadline = now + self._max_wait_s
+        context.deadline = None if context.background else now + self._max_wait_s
         self._budget.count_request(now)
         failed: list[FailedHop] = []
         for index, target in enumerate(targets):

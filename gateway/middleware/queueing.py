@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
+import anyio
+
 from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import WaitTimeout
 from hostler.gateway.asgi import ASGIApp
@@ -15,7 +17,7 @@ from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.prompt_identity import prompt_identity
 from hostler.supervisor.contract import PromptIdentity
-from hostler.supervisor.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.errors import EngineLost, Preempted
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
 
@@ -30,7 +32,8 @@ class QueueingMiddleware(RequestMiddleware):
     Meanwhile the lease's progress is shown to streaming clients. Backends without a supervisor have no queue.
 
     Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it
-    refuses. A request whose engine was lost before anything was sent is queued again.
+    refuses. A request whose engine was lost before anything was sent is queued again, as is background work
+    that made room for other requests.
     """
 
     def __init__(
@@ -63,8 +66,15 @@ class QueueingMiddleware(RequestMiddleware):
                 if not lease.settled:
                     await self._wait(context, lease)
                 lease.address()
-                await call_next()
-                return
+                if not context.background:
+                    await call_next()
+                    return
+                if await _preemptible(lease, call_next):
+                    return
+                if context.writer.committed:
+                    raise Preempted(
+                        f"background work for {lease.model} made room for other requests", model=lease.model
+                    )
             except EngineLost:
                 pass
             finally:
@@ -80,6 +90,7 @@ class QueueingMiddleware(RequestMiddleware):
             priority=context.client.priority,
             client_port=context.client_port,
             prompt=prompt,
+            background=context.background,
         )
 
     async def _wait(self, context: RequestContext, lease: Lease) -> None:
@@ -117,3 +128,17 @@ class QueueingMiddleware(RequestMiddleware):
         left_s = context.deadline + switched_s - self._clock()
         # During the switch nothing is used up: do not look again too soon.
         return max(left_s, _LOOK_AGAIN_S) if switched_s and left_s > 0 else left_s
+
+
+async def _preemptible(lease: Lease, call_next: CallNext) -> bool:
+    """Have background work answered; `False` if it was cut off since its lease was revoked."""
+    with anyio.CancelScope() as scope:
+
+        def on_change(lease: Lease) -> None:
+            if lease.revoked is not None:
+                scope.cancel()
+
+        lease.on_change = on_change
+        on_change(lease)
+        await call_next()
+    return not scope.cancelled_caught

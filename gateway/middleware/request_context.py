@@ -26,6 +26,7 @@ from hostler.adapters.errors import (
     drop_tracebacks,
 )
 from hostler.gateway.asgi import (
+    BACKGROUND_KEY,
     CLIENT_KEY,
     CONTEXT_KEY,
     DISCONNECT,
@@ -170,6 +171,7 @@ class RequestContextMiddleware:
                 client_port=peer[1] or 0 if (peer := scope.get("client")) else 0,
                 headers=headers,
                 accept_upgrade=_accept_upgrade(scope) if UPGRADE_HEADER in headers else None,
+                background=scope.get(BACKGROUND_KEY, False),
             )
             scope[CONTEXT_KEY] = context
             if writer.streaming:

@@ -1,0 +1,165 @@
+"""Anthropic's `/v1/messages/batches`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import anyio.to_thread
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from hostler.adapters.base import Adapter, Operation
+from hostler.adapters.errors import BadRequest, NotFound, printable
+from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
+from hostler.gateway.batches.http import BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, read_all, reply
+from hostler.gateway.batches.input_file import read_requests
+from hostler.gateway.batches.openai_api import WINDOW_S
+from hostler.gateway.batches.records import Batch, Counts, ItemResult
+from hostler.gateway.batches.store import BatchStore
+from hostler.gateway.context import Client
+
+BATCH_PREFIX: Final = "msgbatch_hst_"
+_ENDPOINT: Final = "/v1/messages"
+
+
+class AnthropicBatches:
+    """Message batches. `notify` is called when one was created or is to be cancelled."""
+
+    def __init__(
+        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int,
+        max_requests: int,
+    ) -> None:  # fmt: skip
+        self._pass_on = pass_on
+        self._store = store
+        self._adapter = adapter
+        self._notify = notify
+        self._max_file = max_file
+        self._max_requests = max_requests
+
+    def routes(self) -> list[RouteMatch]:
+        """The routes, which pass on what they do not know."""
+        found: list[RouteMatch] = []
+
+        def add(name: str, path: str, method: str, handler: BatchHandler) -> None:
+            operation = Operation(
+                name=name, path=f"/v1/messages/batches{path}", methods=(method,), writes=True, media_types=("",)
+            )
+            app = endpoint(self._adapter, operation, handler, self._pass_on)
+            found.append(RouteMatch(operation=operation, app=app, adapter=self._adapter))
+
+        add("create_batch", "", "POST", self._create)
+        add("batches", "", "GET", self._list)
+        add("batch", "/{id}", "GET", self._get)
+        add("delete_batch", "/{id}", "DELETE", self._delete)
+        add("cancel_batch", "/{id}/cancel", "POST", self._cancel)
+        add("batch_results", "/{id}/results", "GET", self._results)
+        return found
+
+    async def _create(self, request: Request) -> Response:
+        content = await read_all(request, self._max_file)
+        batch_id = BATCH_PREFIX + secrets.token_hex(12)
+        items = await anyio.to_thread.run_sync(
+            lambda: read_requests(content, batch=batch_id, max_requests=self._max_requests)
+        )
+        client: Client = request.scope[CLIENT_KEY]
+        now = self._store.wall()
+        batch = Batch(
+            id=batch_id, owner=owner_of(request), client=client.name, protocol="anthropic", endpoint=_ENDPOINT,
+            created_at=now, expires_at=now + WINDOW_S, status="in_progress", in_progress_at=now, total=len(items),
+        )  # fmt: skip
+        await self._store.add_batch(batch, items)
+        self._notify()
+        return reply(_batch(batch, Counts(processing=len(items)), request))
+
+    async def _list(self, request: Request) -> Response:
+        batches = await self._store.batches(owner_of(request), "anthropic")
+        shown, more = page(batches, request, default=20, after="after_id", before="before_id")
+        data = [_batch(each, await self._store.counts(each.id), request) for each in shown]
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return reply({"data": data, "has_more": more, "first_id": first, "last_id": last})
+
+    async def _get(self, request: Request) -> Response:
+        batch = await self._find(request)
+        return reply(_batch(batch, await self._store.counts(batch.id), request))
+
+    async def _delete(self, request: Request) -> Response:
+        batch = await self._find(request)
+        if batch.active:
+            raise BadRequest("a batch can be deleted once it has ended; cancel it first")
+        await self._store.delete_batch(batch.id)
+        return reply({"id": batch.id, "type": "message_batch_deleted"})
+
+    async def _cancel(self, request: Request) -> Response:
+        batch, now = await self._find(request), self._store.wall()
+        changed = await self._store.update(
+            batch.id,
+            lambda current: (
+                msgspec.structs.replace(current, status="cancelling", cancelling_at=now)
+                if current.status == "in_progress"
+                else None
+            ),
+        )
+        self._notify()
+        return reply(_batch(changed or batch, await self._store.counts(batch.id), request))
+
+    async def _results(self, request: Request) -> Response:
+        batch = await self._find(request)
+        if batch.active:
+            raise BadRequest(f"the batch {batch.id} is still in progress; its results can be read when it has ended")
+        return StreamingResponse(self._lines(batch), media_type="application/x-jsonl")
+
+    async def _lines(self, batch: Batch) -> AsyncIterator[bytes]:
+        after = -1
+        while found := await self._store.results(batch.id, ("succeeded", "errored", "cancelled", "expired"), after):
+            after = found[-1][0]
+            yield b"".join(_line(custom_id, result) for _, custom_id, result in found)
+
+    async def _find(self, request: Request) -> Batch:
+        batch_id = request.path_params["id"]
+        if not batch_id.startswith(BATCH_PREFIX):
+            raise PassOn(await read_all(request, self._max_file))
+        batch = await self._store.find_batch(owner_of(request), batch_id)
+        if batch is None:
+            raise NotFound(f"no such batch: {printable(batch_id, 80)}")
+        return batch
+
+
+def _batch(batch: Batch, counts: Counts, request: Request) -> dict[str, Any]:
+    status = "canceling" if batch.status == "cancelling" else "in_progress" if batch.active else "ended"
+    results = None
+    if not batch.active:
+        results = str(
+            request.url.replace(
+                path=f"{request.scope.get('root_path', '')}/v1/messages/batches/{batch.id}/results", query=""
+            )
+        )
+    return {
+        "id": batch.id, "type": "message_batch", "processing_status": status,
+        "request_counts": {
+            "processing": counts.processing, "succeeded": counts.succeeded, "errored": counts.errored,
+            "canceled": counts.cancelled, "expired": counts.expired,
+        },
+        "created_at": _moment(batch.created_at), "expires_at": _moment(batch.expires_at),
+        "ended_at": _moment(batch.ended_at), "cancel_initiated_at": _moment(batch.cancelling_at), "archived_at": None,
+        "results_url": results,
+    }  # fmt: skip
+
+
+def _line(custom_id: str, result: ItemResult) -> bytes:
+    shown: dict[str, Any]
+    if result.outcome == "succeeded":
+        shown = {"type": "succeeded", "message": result.body}
+    elif result.outcome == "errored":
+        error = {"type": "error", "error": {"type": "api_error", "message": result.message}}
+        shown = {"type": "errored", "error": result.body if result.status else error}
+    else:
+        shown = {"type": "canceled" if result.outcome == "cancelled" else "expired"}
+    return msgspec.json.encode({"custom_id": custom_id, "result": shown}) + b"\n"
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, tz=UTC).isoformat().replace("+00:00", "Z")

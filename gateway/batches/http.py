@@ -1,0 +1,145 @@
+"""HTTP for the routes of files and batches: answers and errors in the form of their protocol, and pages of lists."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from hostler.adapters.base import Adapter, Operation
+from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge
+from hostler.adapters.requested_model import HEADERS, PARAMETER
+from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
+from hostler.gateway.context import Client
+from hostler.gateway.request_body import codings, decompress
+
+logger = logging.getLogger(__name__)
+
+BatchHandler = Callable[[Request], Awaitable[Response]]
+
+#: Entries of a page, at most.
+_LONGEST_PAGE = 100
+
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_Entry = TypeVar("_Entry", bound=Identified)
+
+
+class PassOn(Exception):
+    """The request is not for this gateway: a backend may know what it names. `body` is set if it has been read."""
+
+    def __init__(self, body: bytes | None = None) -> None:
+        super().__init__()
+        self.body = body
+
+
+class PassOnRoutes:
+    """What requests are passed on by: the routes of paths that no protocol describes, by method. `expected`: a backend may
+    have files and batches of its own."""
+
+    def __init__(self, *, expected: bool) -> None:
+        self.expected = expected
+        self.by_method: dict[str, RouteMatch] = {}
+
+    async def send(self, scope: Scope, receive: Receive, send: Send, body: bytes | None) -> bool:
+        """Pass a request on, whose body may have been read; `False` if nothing is passed on."""
+        route = self.by_method.get(scope["method"])
+        if route is None:
+            return False
+        unread = [] if body is None else [body]
+
+        async def replay() -> Any:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            return await receive()
+
+        scope[ROUTE_KEY], scope["path_params"] = route, {"rest": scope["path"].lstrip("/")}
+        await route.app(scope, replay, send)
+        return True
+
+
+def endpoint(adapter: Adapter, operation: Operation, handler: BatchHandler, pass_on: PassOnRoutes) -> ASGIApp:
+    """The handler as an ASGI application with the errors of this protocol."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            if _names_a_model(request):
+                raise PassOn
+            response = await handler(request)
+        except ClientDisconnected:
+            return
+        except PassOn as other:
+            if await pass_on.send(scope, receive, send, other.body):
+                return
+            response = _refusal(adapter, operation, BadRequest("this gateway has no such file or batch"))
+        except GatewayError as error:
+            response = _refusal(adapter, operation, error)
+        except Exception:
+            logger.exception("unhandled exception in %s", operation.path)
+            response = _refusal(adapter, operation, GatewayError("internal error; see the gateway's log"))
+        await response(scope, receive, send)
+
+    return app
+
+
+def _names_a_model(request: Request) -> bool:
+    """Whether the request names a model, and so a backend that has files of its own."""
+    return bool(request.query_params.get(PARAMETER)) or any(request.headers.get(name) for name in HEADERS)
+
+
+def _refusal(adapter: Adapter, operation: Operation, error: GatewayError) -> Response:
+    answer = adapter.error_response(error, operation)
+    return Response(answer.body, answer.status, dict(answer.headers), answer.media_type)
+
+
+def owner_of(request: Request) -> str:
+    """Whose files and batches the client may see: a new key does not inherit those of an earlier one of its name."""
+    client: Client = request.scope[CLIENT_KEY]
+    return f"{client.name} {client.identity}" if client.identity else client.name
+
+
+async def read_all(request: Request, limit: int) -> bytes:
+    """The whole body. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes."""
+    compressed = codings(",".join(request.headers.getlist("content-encoding")))
+    content = bytearray()
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > limit:
+                raise RequestTooLarge(f"the upload exceeds the limit of {limit} bytes (gateway.batches.max_file)")
+    except ClientDisconnect as error:
+        raise ClientDisconnected("the client disconnected before its request was complete") from error
+    return await decompress(bytes(content), compressed, limit) if compressed else bytes(content)
+
+
+def reply(value: object, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def page(
+    entries: Sequence[_Entry], request: Request, *, default: int, after: str, before: str = ""
+) -> tuple[list[_Entry], bool]:
+    """The part of a list that a request asks for, and whether there is more. `after` and `before` name its parameters."""
+    try:
+        limit = max(1, min(_LONGEST_PAGE * 100, int(request.query_params.get("limit", default))))
+    except ValueError:
+        raise BadRequest("limit must be an integer", param="limit") from None
+    ids = [entry.id for entry in entries]
+    start, end = 0, len(entries)
+    if (given := request.query_params.get(after)) and given in ids:
+        start = ids.index(given) + 1
+    if before and (given := request.query_params.get(before)) and given in ids:
+        end = ids.index(given)
+        first = max(start, end - limit)
+        return list(entries[first:end]), first > start
+    return list(entries[start : min(end, start + limit)]), end > start + limit
