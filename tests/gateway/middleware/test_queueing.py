@@ -51,7 +51,7 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     assert host.requested == [
         {
             "model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3,
-            "client_port": 0, "prompt": PromptIdentity(),
+            "client_port": 0, "prompt": PromptIdentity(), "background": False,
         }
     ]  # fmt: skip
     assert context.waits == (0.0, 0.0)
@@ -180,3 +180,33 @@ async def test_a_lost_engine_is_queued_for_again() -> None:
     assert leases == host.leases
     assert len(set(leases)) == 2
     assert set(host.released) == set(leases)
+
+
+async def test_background_work_whose_lease_is_revoked_is_queued_again() -> None:
+    host = FakeHost(grants=True)
+    context = begun(request=chat())
+    context.background = True
+    ended: list[str] = []
+
+    async def call_next() -> None:
+        if len(host.leases) == 1:
+            host.leases[0].revoke("preempted")
+            await anyio.sleep_forever()
+        ended.append("answered")
+
+    await queueing(host).dispatch(context, call_next)
+    assert ended == ["answered"]
+    assert host.released == host.leases
+    assert [each["background"] for each in host.requested] == [True, True]
+
+
+async def test_background_work_has_no_deadline() -> None:
+    host = FakeHost()
+    context = begun(request=chat())
+    context.background, context.deadline = True, None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(queueing(host).dispatch, context, anyio.lowlevel.checkpoint)
+        await host.asked.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert host.released == []
+        tasks.cancel_scope.cancel()
