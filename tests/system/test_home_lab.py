@@ -1,0 +1,133 @@
+"""A home lab: five engines of different kinds share one GPU, and clients want all of them at once.
+
+`HOSTLER_HOME_LAB` is how many requests are sent; an hour under load takes about 40,000.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from fakes.stub_programs import StubPrograms
+from system.running_gateway import RunningGateway, StartGateway
+
+REQUESTS = int(os.environ.get("HOSTLER_HOME_LAB", "60"))
+CLIENTS = 4
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60 + REQUESTS)]
+
+#: GiB of each model on the GPU, by the name that its engine logs.
+MEMORY = {"chat": 14, "embedder": 2, "whisper-server": 6, "sd-server": 16, "vllm": 18}
+BUDGET = 22
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubPrograms:
+    """Stubs of the programs, first on the PATH."""
+    programs = StubPrograms(tmp_path)
+    monkeypatch.setenv("PATH", f"{programs.folder}{os.pathsep}{os.environ['PATH']}")
+    return programs
+
+
+def profiles(stubs: StubPrograms) -> dict[str, dict[str, Any]]:
+    def profile(engine: str | None, name: str, **more: Any) -> dict[str, Any]:
+        given = {"memory": f"{MEMORY[name]}GiB", "devices": ["gpu0"], **more}
+        return given if engine is None else {"engine": engine, "env": stubs.env(), **given}
+
+    return {
+        "qwen": profile(None, "chat"),
+        "bge": profile(None, "embedder", embeddings=True),
+        "whisper": profile("whisper-server", "whisper-server"),
+        "flux": profile("sd-server", "sd-server"),
+        "coder": profile("vllm-docker", "vllm"),
+    }
+
+
+async def ask(gateway: RunningGateway, model: str) -> int:
+    """Send a request of the model's kind; returns the status."""
+    if model == "whisper":
+        answer = await gateway.http.post(
+            "/v1/audio/transcriptions", data={"model": model}, files={"file": ("a.wav", b"RIFF" * 100)}
+        )
+    elif model == "flux":
+        answer = await gateway.http.post("/v1/images/generations", json={"model": model, "prompt": "a cat"})
+    elif model == "bge":
+        answer = await gateway.http.post("/v1/embeddings", json={"model": model, "input": "a cat"})
+    else:
+        answer = await gateway.chat(model)
+    return answer.status_code
+
+
+class Engines:
+    """The processes of all engines, as they themselves logged their starts."""
+
+    def __init__(self, gateway: RunningGateway, stubs: StubPrograms) -> None:
+        self._gateway = gateway
+        self._stubs = stubs
+
+    def starts(self) -> list[dict[str, Any]]:
+        return [*self._gateway.events("start"), *self._stubs.events("start")]
+
+    def running(self) -> list[tuple[str, str]]:
+        """Name and port of each engine that runs now."""
+        return [
+            (self.name(event), event["argv"][1 + next(at for at, word in enumerate(event["argv"]) if "port" in word)])
+            for event in self.starts()
+            if _runs(event["pid"])
+        ]
+
+    def name(self, event: dict[str, Any]) -> str:
+        """The name in `MEMORY` of the engine that logged the event."""
+        return {"qwen": "chat", "bge": "embedder"}.get(event.get("model", ""), event.get("program", ""))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_five_engines_switch_by_request_under_load(start_gateway: StartGateway, stubs: StubPrograms) -> None:
+    statuses: Counter[int] = Counter()
+    beyond: list[list[tuple[str, str]]] = []
+    chance = random.Random(5)
+    names = list(profiles(stubs))
+    wanted = [*names, *(chance.choice(names) for _ in range(REQUESTS - len(names)))]
+    supervisor = {"devices": {"gpu0": {"budget": f"{BUDGET}GiB"}}}
+    async with start_gateway(profiles(stubs), supervisor=supervisor) as gateway:
+        gateway.http.timeout = 60
+        engines = Engines(gateway, stubs)
+
+        async def client() -> None:
+            while wanted:
+                statuses[await ask(gateway, wanted.pop(0))] += 1
+
+        async def watch() -> None:
+            while True:
+                running = engines.running()
+                memory = sum(MEMORY[name] for name, _ in running)
+                if memory > BUDGET or len({port for _, port in running}) < len(running):
+                    beyond.append(running)
+                await anyio.sleep(0.02)
+
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(watch)
+            async with anyio.create_task_group() as clients:
+                for _ in range(CLIENTS):
+                    clients.start_soon(client)
+            watching.cancel_scope.cancel()
+        started = {engines.name(event) for event in engines.starts()}
+        failures = [status.failure for status in gateway.manager.status_now().models if status.failure is not None]
+    assert statuses == {200: REQUESTS}
+    assert started == set(MEMORY)
+    assert not beyond, "more on the GPU than fits, or two engines at one port"
+    assert not failures, "two engines wanted one port, or one could not start"
+    assert not engines.running(), "an engine outlives its supervisor"
+    assert not stubs.containers(), "a container was left behind"
