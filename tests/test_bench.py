@@ -16,6 +16,7 @@ from bench import (
     conversation,
     crowd,
     dead,
+    engine_switches,
     ladder,
     leases,
     scale,
@@ -148,6 +149,11 @@ def test_switches_under_load_are_measured() -> None:
 def test_switches_of_an_instant_engine_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     conversation.instant(times=2)
     assert "2 alternating switches" in capsys.readouterr().out
+
+
+def test_switches_between_two_engines_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    engine_switches.main(times=2)
+    assert capsys.readouterr().out.count("beyond it") == 2
 
 
 def test_the_time_from_ready_to_the_first_byte_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
