@@ -547,7 +547,7 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
             raise ConfigError(f"{where.removesuffix('_file')} is empty; give it a value, or remove the line")
         if not value.isprintable():
             raise ConfigError(f"{where.removesuffix('_file')} contains control characters or invisible ones")
-        return value
+        return _sendable(value, where.removesuffix("_file"))
     if file is None:
         return None
     if not file.strip():
@@ -561,4 +561,12 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
         raise ConfigError(f"{where}: {file} is empty")
     if len(text) >= _MAX_SECRET or not text.isprintable():
         raise ConfigError(f"{where}: {file} does not hold a key: one line of plain text is expected")
+    return _sendable(text, f"{where}: {file}")
+
+
+def _sendable(text: str, where: str) -> str:
+    """The secret, which headers can carry. The signs that they cannot come from copied text, such as `sk-12…`."""
+    strange = next((character for character in text if not character.isascii()), None)
+    if strange is not None:
+        raise ConfigError(f"{where} contains {strange!r}, which no header can carry; copy the key once more")
     return text

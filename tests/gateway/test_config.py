@@ -122,6 +122,16 @@ def test_a_secret_is_given_in_place_or_in_a_file(tmp_path: Path) -> None:
         secret(None, str(tmp_path / "none"), "a.b")
 
 
+@pytest.mark.parametrize("text", ["sk-12…", "ключ-ключ", "schlüssel"])
+def test_a_secret_that_no_header_can_carry_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"^a\.b contains .*copy the key once more"):
+        secret(text, None, "a.b_file")
+    with pytest.raises(ConfigError, match=r"^a\.b_file: .*key contains .*copy the key once more"):
+        secret(None, str(file), "a.b_file")
+
+
 def test_the_library_is_beside_the_configuration_or_in_the_state_directory(tmp_path: Path) -> None:
     settings = read(None, {"XDG_STATE_HOME": str(tmp_path)}).settings.gateway.library
     assert library_file(settings, tmp_path / "my.yaml", {}) == tmp_path / "my.models.yaml"
