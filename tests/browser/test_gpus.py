@@ -1,4 +1,4 @@
-"""GPUs on the page: what their driver reports, and how that changes."""
+"""GPUs on the page: what their driver reports, how that changes, and which builds of llama-server can use them."""
 
 from __future__ import annotations
 
@@ -42,3 +42,28 @@ async def test_readings_are_shown_and_follow_the_driver(
         # An engine that gets ready is measured.
         assert (await gateway.chat("a")).status_code == 200
         await expect(first).to_contain_text("12.0 GiB of 24.0 GiB")
+
+
+PROGRAM = """#!/bin/sh
+case "$1" in
+--help) printf -- '-m F\n-c N\n--host H\n--port P\n--version\n--list-devices\n' ;;
+--version) echo "version: 6789 (abc123)" ;;
+--list-devices) printf 'Available devices:\n  CUDA0: NVIDIA GeForce RTX 4090 (24217 MiB, 23000 MiB free)\n' ;;
+esac
+"""
+
+
+async def test_the_builds_of_llama_servers_are_shown_with_their_devices(
+    start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path
+) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    async with (
+        start_gateway({"a": {"engine": str(program)}, "b": {}}) as gateway,
+        open_page(f"{gateway.url}/ui/") as page,
+    ):
+        shown = page.locator(".programs > li")
+        await expect(shown).to_have_count(1)
+        for words in (str(program), "6789 (abc123)", "CUDA0: NVIDIA GeForce RTX 4090"):
+            await expect(shown).to_contain_text(words)

@@ -64,6 +64,7 @@ function hostCard(first) {
   const load_ = h("span", { class: "soft small end" }, answers, " in progress, ", waiting, " waiting");
   const models = h("ul", { class: "models" });
   const devices = h("ul", { class: "devices" });
+  const programs = h("ul", { class: "programs soft small" });
   const none = h("p", { class: "soft" }, ...rich("No models yet. Run `hostler profiles add FILE.gguf` on this host to add one, from a file or a URL."));
   const unreachable = h("p", { class: "bad" }, "The supervisor is unreachable. This is the last known state.");
   const title = `host-${first.backend}`;
@@ -73,6 +74,7 @@ function hostCard(first) {
     h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
     unreachable,
     devices,
+    programs,
     none,
     models,
   );
@@ -87,7 +89,22 @@ function hostCard(first) {
     setText(waiting, host.waiting || "none");
     keyed(devices, host.host?.devices ?? [], (each) => each.name, deviceRow);
     show(devices, host.host?.devices?.length);
+    keyed(programs, host.host?.programs ?? [], (each) => each.path, programRow);
+    show(programs, host.host?.programs?.length);
     keyed(models, rowsOf(host), (row) => row.profile.name, modelRow);
+  };
+  return { node, update };
+}
+
+/** A llama-server: its build, the devices that it can use, and the options that it lacks. */
+function programRow() {
+  const node = h("li", {});
+  const update = ({ path, build, devices, lacks }) => {
+    setText(node, [
+      `${path}${build ? ` ${build}` : ""}`,
+      devices.length ? devices.join(", ") : "CPU only",
+      ...(lacks.length ? [`lost with this version: ${lacks.join(", ")}`] : []),
+    ].join(" · "));
   };
   return { node, update };
 }
