@@ -173,7 +173,8 @@ def _continues(call: OpenCall, call_id: str, name: str, text: str, named: set[in
     if name == call.name:
         # The name again, in every piece: but not after a whole call.
         return not call.is_complete and bool(call.arguments or text)
-    return has_place and not call.arguments and not text  # the rest of a name
+    # The rest of a name. With arguments it may be another call, unless that would have an id, too.
+    return has_place and not call.arguments and (not text or bool(call.id and not call_id))
 
 
 def _joined(name: str, piece: str) -> str:

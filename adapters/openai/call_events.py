@@ -158,7 +158,7 @@ class _ChoiceCalls:
         if not 0 <= index < len(self._sent):
             return False
         call = self._sent[index]
-        if name and (not isinstance(name, str) or text or not call.accepts_name(name)):
+        if name and (not isinstance(name, str) or not call.accepts_name(name)):
             return False
         return call_id in (None, "", call.id) and call.accepts(text)
 

@@ -292,6 +292,10 @@ NAMES_IN_PIECES: dict[str, list[list[CallPiece]]] = {
         [piece(1, "b", "get")], [piece(1, name="get_time")], [piece(1, arguments='{"y":2}')],
     ],
     "two calls that take nothing": [[piece(0, "a", "get_")], [piece(0, name="weather")], [piece(1, "b", "get_time")]],
+    "its rest with the arguments": [
+        [piece(0, "a", "get_")], [piece(0, name="weather", arguments='{"x":')], [piece(0, arguments="1}")],
+        [piece(1, "b", "get_", "")], [piece(1, name="time", arguments='{"y":2}')],
+    ],
     "without ids": [
         [piece(0, name="get_", arguments="")], [piece(0, name="weather", arguments="")], [piece(0, arguments='{"x":1}')],
         [piece(1, name="get_")], [piece(1, name="time")], [piece(1, arguments='{"y":2}')],
