@@ -239,7 +239,8 @@ class AuthMiddleware:
             if open_route is None:
                 message = "a valid API key is required: send `Authorization: Bearer KEY` (create one with `hostler keys add NAME`)"
                 presented = _presented(headers)
-                if presented is not None and self._keys is not None and self._keys.is_expired(presented):
+                # Looked up without a key as well, so that a missing one takes as long as an invalid one.
+                if self._keys is not None and self._keys.is_expired(presented or ""):
                     raise Unauthenticated("this API key has expired; create another one with `hostler keys add NAME`")
                 if presented is not None:
                     raise self._throttle.refusal(address, message)
