@@ -25,6 +25,8 @@ _REFERENCES = (b"item_reference", b"previous_response_id")
 _BARE_REFERENCE = re.compile(rb'\{\s*"id"\s*:\s*"[^"]{1,200}"\s*\}')
 _MAX_ITEMS = 100
 _UNFINISHED = ("queued", "in_progress")
+#: The ids of responses, and of their items, that `ResponsesEncoder` makes up: no backend knows them.
+_MADE_HERE = re.compile(r"resp_[0-9a-f]{16}|(msg|rs|fc|ctc)_[0-9a-f]{16}_\d+")
 
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -66,7 +68,7 @@ def with_stored(request: ChatRequest, stored: StoredResponses, *, pass_on: bool)
     if previous_id:
         history = stored.history(previous_id)
         if history is None:
-            if pass_on and not stored.is_foreign(previous_id):
+            if pass_on and _may_be_elsewhere(previous_id, stored):
                 return request
             raise _unusable_response(previous_id, is_stored=stored.find(previous_id) is not None)
         earlier = [item for each in history for item in (*each.input, *each.output.values())]
@@ -173,9 +175,14 @@ def _resolved(item: msgspec.Raw, index: int, stored: StoredResponses, *, pass_on
     if head.id is None or not is_reference:
         return item
     found = stored.find_item(head.id)
-    if found is None and (not pass_on or stored.is_foreign(head.id)):
+    if found is None and not (pass_on and _may_be_elsewhere(head.id, stored)):
         raise BadRequest(f"Item with id '{printable(head.id)}' not found.", param=f"input[{index}].id")
     return item if found is None else found
+
+
+def _may_be_elsewhere(an_id: str, stored: StoredResponses) -> bool:
+    """Whether a backend may have stored what has this id, and the client may see it."""
+    return _MADE_HERE.fullmatch(an_id) is None and not stored.is_foreign(an_id)
 
 
 def _unusable_response(response_id: str, *, is_stored: bool) -> BadRequest:

@@ -127,6 +127,23 @@ async def test_a_backends_own_word_on_an_unknown_response_stands(tmp_path: Path,
         assert len(server.requests) == 1
 
 
+@streamed_or_whole
+@pytest.mark.parametrize("by", ["previous_response_id", "item_reference"])
+async def test_what_was_stored_and_dropped_reaches_no_backend(tmp_path: Path, stream: bool, by: str) -> None:
+    async with meeting(tmp_path, "openai") as (server, client):
+        first = await respond(client, "I am Bob.", stream=stream)
+        await client.responses.delete(first.id)
+        server.has_responses = True
+        sent = len(server.requests)
+        turns = [{"type": "item_reference", "id": first.output[0].id}]
+        with pytest.raises(openai.BadRequestError, match="not found"):
+            if by == "item_reference":
+                await respond(client, turns, stream=stream)
+            else:
+                await respond(client, "Who am I?", stream=stream, previous_response_id=first.id)
+        assert len(server.requests) == sent
+
+
 async def test_a_stored_response_is_shown_and_deleted(tmp_path: Path) -> None:
     async with meeting(tmp_path) as (_, client):
         first = await respond(client, "I am Bob.")

@@ -91,6 +91,21 @@ def test_what_is_not_stored_is_refused_unless_a_backend_may_have_it(body: dict[s
     assert with_stored(pass_on=True, **body) == {"model": "m", **body}
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"input": "x", "previous_response_id": "resp_0123456789abcdef"},
+        *(
+            {"input": [USER, {"type": "item_reference", "id": f"{kind}_0123456789abcdef_0"}]}
+            for kind in ("msg", "rs", "fc", "ctc")
+        ),
+    ],
+)
+def test_what_was_dropped_here_is_known_to_no_backend(reference: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="not found"):
+        with_stored(pass_on=True, **reference)
+
+
 @pytest.mark.parametrize(("store", "wanted"), [({}, True), ({"store": True}, True), ({"store": False}, False)])
 def test_responses_are_stored_unless_the_request_says_otherwise(store: dict[str, bool], wanted: bool) -> None:
     assert ADAPTER.wants_stored(request(input="x", **store)) is wanted
