@@ -22,7 +22,7 @@ from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import SCAN_PATH, FindModels, load_profiles, read_text, scan_folders
-from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, Size, parse
+from hostler.profiles.yaml_config import NOT_SENDABLE, Document, DocumentError, KeyPath, Size, parse
 from hostler.supervisor.config import HostLimits, SupervisorSettings, TLSSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -565,8 +565,7 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
 
 
 def _sendable(text: str, where: str) -> str:
-    """The secret, which headers can carry. The signs that they cannot come from copied text, such as `sk-12…`."""
-    strange = next((character for character in text if not character.isascii()), None)
-    if strange is not None:
-        raise ConfigError(f"{where} contains {strange!r}, which no header can carry; copy the key once more")
+    """The secret, which headers can carry."""
+    if not text.isascii():
+        raise ConfigError(f"{where} {NOT_SENDABLE}")
     return text

@@ -25,6 +25,8 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECASE)
 #: Keys of settings that hold a secret, or name a file with one. `env` of a profile may hold anything.
 _SECRET_SETTING = re.compile(r"(api_keys?|token)(_file)?|authorization", re.IGNORECASE)
+#: Why a text is no secret, without showing it. Such characters come from copied text, as in `sk-12…`.
+NOT_SENDABLE = "contains characters that no header can carry; copy the key once more"
 #: What an empty variable leaves of a secret.
 _EMPTY_SECRETS = ("", "bearer", "basic")
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `(?P<key>key in )?\$?(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -114,7 +116,7 @@ class Document:
 
     def secret_errors(self) -> list[DocumentError]:
         """Errors for tokens, keys and files of them that are empty, as a whole or one of their variables, which is not the
-        same as none, and for those with invisible characters."""
+        same as none, and for those with invisible characters, or others that no header can have."""
         found = ((path, _value_at(self.value, path)) for path in self._values.lines)
         mistakes = ((path, self._secret_mistake(path, value)) for path, value in found if isinstance(value, str))
         return [self.error(path, mistake) for path, mistake in mistakes if mistake is not None]
@@ -130,7 +132,10 @@ class Document:
             return f"${{env:{self._values.empty[path]}}} is empty; give it a value, or remove it"
         # A program may want a certificate, which has lines.
         text = re.sub(r"[\r\n\t]", "", value) if in_env else value
-        return None if text.isprintable() else "contains control characters or invisible ones; write it without them"
+        if not text.isprintable():
+            return "contains control characters or invisible ones; write it without them"
+        is_sent = not in_env and not str(path[-1]).endswith("_file")
+        return None if text.isascii() or not is_sent else NOT_SENDABLE
 
     def to(self, shape: type[T]) -> T:
         """The document as a `shape`. Raises `DocumentError` for the first value that does not fit."""

@@ -324,7 +324,9 @@ class HttpxResponse:
         limit = httpx.Timeout(None, connect=self._timeouts.connect_s, write=self._timeouts.first_byte_s)
         content = request.body if request.body or request.method not in ("GET", "HEAD") else None
         try:
-            return client.build_request(request.method, url, headers=headers, content=content, timeout=limit)
+            # As our own transport sends them: httpx would take no other characters than those of ASCII.
+            lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+            return client.build_request(request.method, url, headers=lines, content=content, timeout=limit)
         except (httpx.InvalidURL, ValueError) as error:
             raise BadRequest("the path or a header contains characters that cannot be sent") from error
 

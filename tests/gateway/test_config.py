@@ -153,6 +153,11 @@ WRONG_SECRETS = (
     *((LAN % 'api_key: "ab\\ncd"', "lan.api_key"), (LAN % "api_key: 'sk-${env:E}'", "lan.api_key")),
     *((LAN % "api_key: '${env:K}${env:E}'", "lan.api_key"), (LAN % "token: '${env:CONTROL}'", "lan.token")),
     (LAN % "headers: {Authorization: 'Bearer x${env:E}'}", "lan.headers.Authorization"),
+    *((LAN % "api_key: schlüssel", "lan.api_key"), (LAN % "api_key: '${env:UMLAUT}'", "lan.api_key")),
+    *(
+        ("supervisor: {token: 'ключ'}", "token"),
+        (LAN % "headers: {Authorization: 'Bearer ü'}", "headers.Authorization"),
+    ),
     (LAN % "api_key_file: 'keys/${env:E}'", "lan.api_key_file"),
     ("profiles: {m: {model: m.gguf, env: {HF_TOKEN: '${env:E}'}}}", "m.env.HF_TOKEN"),
     ('profiles: {m: {model: m.gguf, env: {HF_TOKEN: "hf_\\u200b"}}}', "m.env.HF_TOKEN"),
@@ -163,8 +168,16 @@ WRONG_SECRETS = (
 def test_a_secret_in_place_is_checked_like_one_in_a_file(tmp_path: Path, text: str, key: str) -> None:
     path = tmp_path / "hostler.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=rf"{key}: .*(is empty|invisible)"):
-        read(path, {"E": "", "K": "key", "CONTROL": "ab\x1bcd"})
+    with pytest.raises(ConfigError, match=rf"{key}: .*(is empty|invisible|no header can carry)") as refused:
+        read(path, {"E": "", "K": "key", "CONTROL": "ab\x1bcd", "UMLAUT": "schlüssel"})
+    assert "schl" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [LAN % "api_key_file: schlüssel", LAN % "title: Tür"])
+def test_files_of_secrets_and_other_headers_may_have_other_letters(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert read(path, {}).settings.backends
 
 
 @pytest.mark.parametrize("value", ["''", "'a b'", '"line\\nline"', "'${env:K}'"])

@@ -47,6 +47,14 @@ async def test_sends_the_request_with_our_key_and_no_library_headers(
     assert sent.headers["accept-encoding"] == "identity"
 
 
+async def test_configured_headers_may_have_letters_of_latin_1(transport: HttpxTransport, httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(url=URL)
+    request = WireRequest(path=CHAT.path, body=CHAT.body, headers=(("X-Title", "Tür"),))
+    async with transport.send(request, CLOUD, Timeouts()):
+        pass
+    assert dict(httpx_mock.get_requests()[0].headers.raw)[b"X-Title"] == "Tür".encode("latin-1")
+
+
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "Host", "User-Agent", "Content-Length"])
 async def test_the_transports_own_headers_cannot_be_replaced(
     transport: HttpxTransport, httpx_mock: HTTPXMock, name: str
