@@ -46,9 +46,11 @@ from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
 from hostler.profiles.blobs import BlobStore
+from hostler.profiles.downloads import Cancellation
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
-from hostler.profiles.sources import cache_directory
+from hostler.profiles.schema import ProfileEntry
+from hostler.profiles.sources import ReportProgress, cache_directory
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
@@ -123,6 +125,7 @@ class Components:
             supervisors=self._supervisors,
             blobs=self.blobs,
             refresh=refresh or self._read_library,
+            get_from_registry=partial(_get_from_registry, settings.supervisor.engine),
         )
         self.tracer, self.transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
         self.responses = _response_store(settings.gateway)
@@ -443,3 +446,12 @@ def _unreachable_models(hosts: Mapping[str, Host]) -> set[str]:
         if host.status is not None:
             models[host.reachable].update(profile.name for profile in host.status.profiles)
     return models[False] - models[True]
+
+
+def _get_from_registry(
+    engine: str | None, name: str, report: ReportProgress, cancellation: Cancellation
+) -> tuple[ProfileEntry, Preset | None]:
+    """See `model_getter.get_from_registry`, which loads what most gateways never need."""
+    from hostler.gateway.model_getter import get_from_registry
+
+    return get_from_registry(engine, name, report, cancellation)

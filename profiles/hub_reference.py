@@ -65,6 +65,14 @@ def parse_reference(text: str) -> HubReference | None:
     return _in_ollama(text) if ":" in text and " " not in text else None
 
 
+def is_registry_name(text: str) -> bool:
+    """Whether this names a model of a registry."""
+    try:
+        return parse_reference(text) is not None
+    except SourceError:
+        return False
+
+
 def _on_hub(name: str, text: str) -> HubReference:
     # As in the browser's address bar.
     name = re.sub(r"/(?:blob|resolve)/([\w.-]+)/", r"@\1/", name.partition("?")[0].rstrip("/"))

@@ -159,8 +159,6 @@ def _from_registry(
 
 def _add(configuration: Configuration, got: GotModel) -> tuple[GotModel, Path]:
     """Add the profile to the configuration file, and what its registry says of it to the library; returns the file."""
-    import msgspec
-
     from hostler.gateway.config import library_file
     from hostler.profiles.library import save_model
     from hostler.profiles.profile_edits import add_profile
@@ -170,11 +168,8 @@ def _add(configuration: Configuration, got: GotModel) -> tuple[GotModel, Path]:
     if got.name in existing and existing[got.name].model == got.entry.model:
         return got, configuration.path or Path("hostler.yaml")
     target = configuration.path or Path("hostler.yaml")
-    entry = got.entry
-    if got.projector is not None:
-        entry = msgspec.structs.replace(entry, mmproj=str(got.projector))
     try:
-        add_profile(target, got.name, entry)
+        add_profile(target, got.name, got.entry)
         if got.preset is not None and (got.preset.changes_requests or got.preset.license):
             library = library_file(configuration.settings.gateway.library, target)
             save_model(library, got.name, preset=got.preset, profile=None)

@@ -14,13 +14,14 @@ import pytest
 from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
 from hostler.gateway.config import LibrarySettings
-from hostler.gateway.model_admin import ModelAdmin
+from hostler.gateway.model_admin import GetModel, ModelAdmin
 from hostler.gateway.model_catalog import Catalog
 from hostler.profiles.blobs import BlobStore
+from hostler.profiles.downloads import Cancellation
 from hostler.profiles.library import Library, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts, ProfileEntry, resolve
-from hostler.profiles.sources import FetchProgress
+from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError
 from hostler.supervisor.contract import (
     Failure,
     HostStatus,
@@ -68,6 +69,7 @@ class Setup:
         self.hosts = {name: FakeSupervisor() for name in chain}
         self.catalog = Catalog({}, chain, version="1")
         self.steps: list[ProgressStep] = []
+        self.get: GetModel = lambda *_: pytest.fail("must not be called")
         for name in chain:
             self.catalog.update_host(name, HostStatus(profiles=(SMOL, FAR)))
         self.model_admin = ModelAdmin(
@@ -77,6 +79,7 @@ class Setup:
             supervisors=self.hosts,
             blobs=BlobStore(folder / "blobs", 1000),
             refresh=self.refresh,
+            get_from_registry=lambda *arguments: self.get(*arguments),
             wall=lambda: 1_700_000_000.0,
         )
 
@@ -322,3 +325,42 @@ async def test_a_damaged_or_partial_model_is_refused(tmp_path: Path, content: by
     two = CreateModel(origin=ORIGIN, model="m", preset=Preset(model=""), files={"a": digest, "b": digest})
     with pytest.raises(BadRequest, match="exactly one GGUF file"):
         await setup.model_admin.create(two, setup.report)
+
+
+async def test_an_unknown_model_of_a_registry_is_fetched_and_added(setup: Setup, tmp_path: Path) -> None:
+    name = "hf.co/org/repo:Q4_K_M"
+    asked: list[str] = []
+
+    def get(wanted: str, report: ReportProgress, _: Cancellation) -> tuple[ProfileEntry, Preset | None]:
+        asked.append(wanted)
+        report(FetchProgress(file="m.gguf", phase="downloading", completed=3, total=9))
+        return ProfileEntry(model="hf:org/repo/m.gguf", context=512), Preset(model=wanted, license=("MIT",))
+
+    setup.get = get
+    assert not setup.model_admin.is_present(name)
+    await setup.model_admin.pull(PullModel(origin=ORIGIN, model=name), setup.report)
+    assert asked == [name]
+    assert [step.step for step in setup.steps][:1] == ["looking"] and setup.steps[-1].step == "done"
+    assert setup.stored.profiles[name].context == 512
+    assert setup.stored.presets[name].license == ("MIT",)
+    assert setup.catalog.find(name).card.context == 512
+
+
+async def test_a_failed_fetch_from_a_registry_adds_nothing(setup: Setup) -> None:
+    def get(*_: object) -> tuple[ProfileEntry, Preset | None]:
+        raise SourceError("could not fetch m.gguf: there is no disk. Put m.gguf into /secret/place/ or set model:")
+
+    setup.get = get
+    with pytest.raises(ModelUnavailable, match="there is no disk") as caught:
+        await setup.model_admin.pull(PullModel(origin=ORIGIN, model="qwen3:8b"), setup.report)
+    assert "/secret" not in str(caught.value)
+    assert setup.stored == Library()
+
+
+async def test_models_of_registries_need_an_engine_here_and_permission(tmp_path: Path) -> None:
+    for subject, reason in (
+        (Setup(tmp_path, change=False), "creating models is disabled"),
+        (Setup(tmp_path, chain=("far",)), "runs no engines"),
+    ):
+        with pytest.raises(Forbidden, match=reason):
+            await subject.model_admin.pull(PullModel(origin=ORIGIN, model="qwen3:8b"), subject.report)
