@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import msgspec
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import MANIFEST_KEY, check_profiles, escape_dollars, read_text, replace_text
 from hostler.profiles.yaml_config import Document, DocumentError, parse
+
+#: A name that YAML reads as a text without quotes.
+_PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z][A-Za-z0-9._/-]*", re.IGNORECASE)
 
 
 def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
@@ -149,3 +153,117 @@ def _to_yaml(value: Any) -> str:
     stream = io.StringIO()
     yaml.dump(value, stream)
     return stream.getvalue()
+
+
+def remove_profile(path: Path, name: str) -> None:
+    """Remove a profile; all else stays as it is. Atomic.
+
+    Raises `DocumentError` if there is no such profile, or if the file would not be valid without it.
+    """
+    path = path.resolve()
+    old = read_text(path)
+    document, prefix = _parse_for_writing(old, path)
+    _existing(document, prefix, name)
+    new = _without_lines(old, prefix, name) or _rewritten_without(old, prefix, name)
+    _replace_checked(path, old, new)
+
+
+def rename_profile(path: Path, name: str, new_name: str) -> None:
+    """Rename a profile, and every mention of it in the same file: in `base`, variants, groups and sets. Atomic.
+
+    Raises `DocumentError` if there is no such profile, or if the file would not be valid.
+    """
+    path = path.resolve()
+    old = read_text(path)
+    document, prefix = _parse_for_writing(old, path)
+    profiles = _existing(document, prefix, name)
+    if new_name in profiles:
+        raise document.error((*prefix, new_name), "a profile of that name already exists")
+    root = _compose(old)
+    edits = [key for key, _ in _mapping(root, prefix) if key.value == name]
+    edits += [value for _, entry in _mapping(root, prefix) for key, value in _pairs(entry) if key.value == "base"]
+    if prefix:
+        variants = [pair for _, variant in _mapping(root, ("variants",)) for pair in _pairs(variant)]
+        edits += [value for key, value in variants if key.value == "model"]
+        edits += _scalars(_child(_child(root, "supervisor"), "groups")) + _scalars(
+            _child(_child(root, "supervisor"), "sets")
+        )
+    new = old
+    written = new_name if _PLAIN.fullmatch(new_name) else f'"{new_name}"'
+    for node in sorted(edits, key=lambda each: -int(each.start_mark.index)):
+        if node.value == name:
+            new = new[: node.start_mark.index] + written + new[node.end_mark.index :]
+    _replace_checked(path, old, new)
+
+
+def _existing(document: Document, prefix: tuple[str, ...], name: str) -> dict[str, Any]:
+    profiles = _profiles_at(document, prefix)
+    if not isinstance(profiles.get(name), dict):
+        known = ", ".join(key for key, value in profiles.items() if isinstance(value, dict))
+        raise document.error(prefix, f"there is no profile {name} in this file; profiles are: {known or 'none'}")
+    return profiles
+
+
+def _replace_checked(path: Path, old: str, new: str) -> None:
+    changed, prefix = _parse_for_writing(new, path)
+    check_profiles(changed, prefix)
+    replace_text(path, old, new)
+
+
+def _without_lines(old: str, prefix: tuple[str, ...], name: str) -> str | None:
+    """Without the lines of the profile; `None` where it shares them with others."""
+    root = _compose(old)
+    for step in prefix:
+        root = _child(root, step)
+    if root.flow_style or len(root.value) < 2:
+        return None
+    key, value = next(pair for pair in root.value if pair[0].value == name)
+    lines = old.splitlines(keepends=True)
+    return "".join([*lines[: key.start_mark.line], *lines[_last_line(value) + 1 :]])
+
+
+def _rewritten_without(old: str, prefix: tuple[str, ...], name: str) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    root: Any = yaml.load(old)
+    mapping = root
+    for step in prefix:
+        mapping = mapping[step]
+    del mapping[name]
+    stream = io.StringIO()
+    yaml.dump(root, stream)
+    return stream.getvalue()
+
+
+def _compose(text: str) -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).compose(text)
+
+
+def _child(node: Any, name: str) -> Any:
+    """The value of a key; `None` if there is none."""
+    return next((value for key, value in _pairs(node) if key.value == name), None)
+
+
+def _pairs(node: Any) -> list[tuple[Any, Any]]:
+    return node.value if node is not None and node.id == "mapping" else []
+
+
+def _mapping(root: Any, path: tuple[str, ...]) -> list[tuple[Any, Any]]:
+    for step in path:
+        root = _child(root, step)
+    return _pairs(root)
+
+
+def _scalars(node: Any) -> list[Any]:
+    """All scalar values below a node, without keys."""
+    if node is None:
+        return []
+    if node.id == "scalar":
+        return [node]
+    children = [value for _, value in node.value] if node.id == "mapping" else node.value
+    return [each for child in children for each in _scalars(child)]

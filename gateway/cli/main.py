@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import agents, backends, events, keys, leases, models, status
+from hostler.gateway.cli import agents, backends, events, keys, leases, models, profiles, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.get import get
 from hostler.gateway.cli.options import (
@@ -21,7 +21,6 @@ from hostler.gateway.cli.options import (
     ConfigOption,
     JsonOption,
     ModelsArgument,
-    cannot_write,
     fail,
     fail_with,
     print_json,
@@ -37,9 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
-profiles_app = typer.Typer(
-    help="Edit the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -218,44 +214,4 @@ def schema(
 app.command()(get)
 app.command()(certificate)
 app.add_typer(keys.keys_app, name="keys")
-app.add_typer(profiles_app, name="profiles")
-
-
-@profiles_app.command("add")
-def profiles_add(
-    model: Annotated[str, typer.Argument(metavar="FILE.gguf", help="File, or hf:, https: or pypi: source.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the profile. Default: from the file name.")
-    ] = None,
-    context: Annotated[int | None, typer.Option("--context", min=1, help="Context size in tokens.")] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Add a profile to the configuration file; comments are kept."""
-    import msgspec
-
-    from hostler.gateway.config import ConfigError, find_file
-    from hostler.profiles.profile_edits import add_profile
-    from hostler.profiles.schema import ProfileEntry
-    from hostler.profiles.yaml_config import DocumentError
-
-    if not model.startswith(("hf:", "https:", "pypi:")):
-        file = Path(model).expanduser().resolve()
-        if not file.is_file():
-            fail(f"{file}: no such file", FAILED)
-        model = str(file)
-    profile = name or Path(model).name.removesuffix(".gguf").lower()
-    target = Path("hostler.yaml")
-    try:
-        target = find_file(config) or target
-        add_profile(target, profile, ProfileEntry(model=model, context=msgspec.UNSET if context is None else context))
-    except ConfigError as error:
-        fail(str(error), USAGE)
-    except DocumentError as error:
-        fail(str(error), FAILED)
-    except OSError as error:
-        cannot_write(target, error)
-    if as_json:
-        print_json({"name": profile, "model": model, "file": str(target)})
-    else:
-        typer.echo(f"added {profile} to {target}")
+app.add_typer(profiles.profiles_app, name="profiles")

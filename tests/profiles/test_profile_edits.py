@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.profiles.profile_edits import add_profile
+from hostler.profiles.profile_edits import add_profile, remove_profile, rename_profile
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import read_profiles
 from hostler.profiles.yaml_config import DocumentError, Size, parse
@@ -89,3 +89,76 @@ def test_adding_follows_a_symlink(tmp_path: Path) -> None:
     add_profile(link, "b", ProfileEntry(model="y"))
     assert link.is_symlink()
     assert [profile.name for profile in read_profiles(real, env={})] == ["a", "b"]
+
+
+WITH_REFERENCES = """\
+# mine
+profiles:
+  a:   # the first
+    model: x.gguf
+  b:
+    base: a   # see above
+    context: 64
+  c: {model: y.gguf}
+variants: {"a:high": {model: a}}
+supervisor:
+  groups: {one: [a, b]}
+  sets: [[a, c]]   # together
+"""
+
+
+def test_removing_changes_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(WITH_REFERENCES)
+    remove_profile(path, "b")
+    assert path.read_text() == WITH_REFERENCES.replace("  b:\n    base: a   # see above\n    context: 64\n", "")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("profiles: {a: {model: x}, b: {model: y}}\n", ["b"]),
+        ("a: {model: x}\nb: {model: y}\n", ["b"]),
+        ("profiles:\n  a: {model: x}\n", []),
+        ("profiles:\n  scan: [m]\n  a: {model: x}\n", []),
+    ],
+)
+def test_removing_works_in_every_kind_of_file(tmp_path: Path, before: str, after: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(before)
+    remove_profile(path, "a")
+    value = parse(path.read_text(), str(path), env={}).value
+    profiles = value.get("profiles", value) or {}
+    assert [name for name in profiles if name != "scan"] == after
+
+
+def test_what_others_build_on_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(WITH_REFERENCES)
+    with pytest.raises(DocumentError, match="unknown profile a"):
+        remove_profile(path, "a")
+    with pytest.raises(DocumentError, match="there is no profile d in this file; profiles are: a, b, c"):
+        remove_profile(path, "d")
+    assert path.read_text() == WITH_REFERENCES
+
+
+@pytest.mark.parametrize(("name", "written"), [("new", "new"), ("qwen3:8b", '"qwen3:8b"'), ("no", '"no"')])
+def test_renaming_changes_every_mention(tmp_path: Path, name: str, written: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(WITH_REFERENCES)
+    rename_profile(path, "a", name)
+    expected = WITH_REFERENCES.replace("  a:   #", f"  {written}:   #").replace("base: a ", f"base: {written} ")
+    expected = expected.replace("{model: a}", f"{{model: {written}}}").replace("[a, b]", f"[{written}, b]")
+    assert path.read_text() == expected.replace("[[a, c]]", f"[[{written}, c]]")
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "message"),
+    [("a", "b", "already exists"), ("d", "e", "there is no profile d"), ("a", "x y", "is not a valid name")],
+)
+def test_a_rejected_new_name_leaves_the_file_alone(tmp_path: Path, name: str, new: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(WITH_REFERENCES)
+    with pytest.raises(DocumentError, match=message):
+        rename_profile(path, name, new)
+    assert path.read_text() == WITH_REFERENCES
