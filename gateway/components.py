@@ -32,9 +32,10 @@ from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.batches.records import Batch
 from hostler.gateway.batches.service import Batches
-from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
+from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN, Client
 from hostler.gateway.events import Bus, ModelsChanged
+from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.middleware.request_context import InFlightRequests

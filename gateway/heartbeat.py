@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 
 from hostler.adapters.canonical import Progress
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext, nothing_shown
+from hostler.gateway.gateway_settings import SwitchingSettings
 
 logger = logging.getLogger(__name__)
 

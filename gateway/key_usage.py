@@ -12,8 +12,8 @@ import msgspec
 
 from hostler.adapters.errors import RateLimited
 from hostler.adapters.rate_limits import RateLimit
-from hostler.gateway.config import GatewaySettings
 from hostler.gateway.context import KeyRules
+from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.state_files import state_file
 from hostler.supervisor.state_store import JsonStore
 

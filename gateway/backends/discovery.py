@@ -24,7 +24,7 @@ from hostler.adapters.remote_models import (
 )
 from hostler.gateway.backends.registry import with_prefix
 from hostler.gateway.backends.transport import Backend, Timeouts
-from hostler.gateway.config import DiscoverySettings
+from hostler.gateway.gateway_settings import DiscoverySettings
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from hostler.gateway.batches.openai_api import OpenAIBatches
 from hostler.gateway.batches.records import Batch, BatchItem
 from hostler.gateway.batches.runner import BatchRunner
 from hostler.gateway.batches.store import BatchStore
-from hostler.gateway.config import BatchSettings
 from hostler.gateway.context import Client
+from hostler.gateway.gateway_settings import BatchSettings
 from hostler.gateway.internal_request import InternalAnswer, internal_scope, send_internally
 from hostler.gateway.routing import Router
 from hostler.gateway.state_files import state_file

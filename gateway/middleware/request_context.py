@@ -41,8 +41,8 @@ from hostler.gateway.asgi import (
     Scope,
     Send,
 )
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import DRAIN_EXPIRED, Client, RequestContext
+from hostler.gateway.gateway_settings import SwitchingSettings
 from hostler.gateway.heartbeat import Heartbeat
 from hostler.gateway.request_body import codings, decompress, too_large, without_mark
 from hostler.gateway.response import ResponseWriter

@@ -11,8 +11,8 @@ import anyio
 from hostler.adapters.base import WireResponse
 from hostler.adapters.canonical import ChatRequest, Chunk, Origin, Output, Progress, Request, ResponseHead
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext, Target
+from hostler.gateway.gateway_settings import SwitchingSettings
 from hostler.gateway.heartbeat import Heartbeat
 
 OPENAI = OpenAIAdapter()

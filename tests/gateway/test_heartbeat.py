@@ -7,8 +7,8 @@ import pytest
 from fakes.requests import FakeWriter, make_context
 
 from hostler.adapters.canonical import Progress
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
+from hostler.gateway.gateway_settings import SwitchingSettings
 from hostler.gateway.heartbeat import Heartbeat
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hostler.adapters.errors import RateLimited
-from hostler.gateway.config import GatewaySettings
 from hostler.gateway.context import KeyRules
+from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.key_usage import KeyUsage, read_figures, usage_file
 
 NOON = datetime.datetime(2027, 1, 15, 12).timestamp()

@@ -13,7 +13,7 @@ import pytest
 
 from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
-from hostler.gateway.config import LibrarySettings
+from hostler.gateway.gateway_settings import LibrarySettings
 from hostler.gateway.model_admin import GetModel, ModelAdmin
 from hostler.gateway.model_catalog import Catalog
 from hostler.profiles.blobs import BlobStore

@@ -15,7 +15,7 @@ import pytest
 from fakes.flag_file import FlagFile
 from system.running_gateway import RunningGateway, StartGateway, data_events
 
-from hostler.gateway.config import SwitchingSettings
+from hostler.gateway.gateway_settings import SwitchingSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ from system.running_gateway import RunningGateway, StartGateway
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.auth import keys
-from hostler.gateway.config import ConfigError, GatewaySettings, Settings
+from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.gateway_settings import GatewaySettings
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,8 @@ from hostler.gateway.auth.bind_policy import (
     keys_in_force,
     refuse_beyond_loopback,
 )
-from hostler.gateway.config import ConfigError, GatewaySettings, Settings
+from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.gateway_settings import GatewaySettings
 
 
 def settings(listen: str = "127.0.0.1:0", api_keys_file: Path | None = None) -> Settings:

@@ -10,7 +10,8 @@ from fakes.requests import chat
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport, with_prefix
 from hostler.gateway.backends.transport import Backend, TlsOptions, Transport
-from hostler.gateway.config import ConfigError, GatewaySettings, Settings
+from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.supervisor.contract import Supervisor
 
 LAN, REMOTE = cast(Transport, "lan"), cast(Transport, "remote")

@@ -14,8 +14,8 @@ from fakes.requests import OPENAI, make_context, target
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
 from hostler.gateway.asgi import CLIENT_KEY, CONTEXT_KEY, ROUTE_KEY, RouteMatch
-from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
+from hostler.gateway.gateway_settings import SwitchingSettings
 from hostler.gateway.middleware.request_context import InFlightRequests, RequestContextMiddleware
 
 pytestmark = pytest.mark.anyio
