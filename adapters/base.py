@@ -26,7 +26,7 @@ from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.rate_limits import RateLimit, openai_headers
 from hostler.adapters.remote_models import Discovery, ListUnavailable, RemoteModel
-from hostler.adapters.stored_response import StoredResponse, StoredResponses
+from hostler.adapters.stored_response import StoredResponse, StoredResponses, StreamInfo
 from hostler.profiles.presets import Preset
 
 
@@ -38,7 +38,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from
     the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept
     JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
-    `stores` marks those that use stored responses. `upload` marks those whose body is a file, which is never held in
+    `stores` marks those that use stored responses, `resumes` those about streams that outlive their connection. `upload` marks those whose body is a file, which is never held in
     memory.
     """
 
@@ -53,6 +53,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     media_types: tuple[str, ...] = ()
     upload: bool = False
     stores: bool = False
+    resumes: bool = False
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +248,10 @@ class Adapter(ABC):
     def stored_info(self, request: StoredRequest, stored: StoredResponses) -> WireResponse:
         """The answer to a request about a stored response, before it is deleted if that is requested. Raises `NotFound`."""
         raise NotFound(f"The {self.name} adapter stores no responses.")
+
+    def stream_info(self, request: StoredRequest, found: Sequence[StreamInfo]) -> WireResponse:
+        """The answer to a `lookup` of streams, or after a `stop`."""
+        raise NotFound(f"The {self.name} adapter resumes no streams.")
 
     def check_for_engines(self, request: Request) -> None:
         """Raises `BadRequest` for what certainly cannot be sent to an engine. Called before one is started."""

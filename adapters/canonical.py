@@ -205,14 +205,17 @@ class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model_inf
 
 
 class StoredRequest(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):
-    """A request about a response that the gateway has stored: it reaches no backend.
+    """A request about a response or a stream that the gateway keeps: it reaches no backend.
 
-    `kind` is the adapter's own name for it.
+    `kind` is the adapter's own name for it; of streams it is `follow` (from the byte `start` on), `stop` or `lookup` (of
+    those in `ids`).
     """
 
     origin: Origin
     kind: str
-    id: str
+    id: str = ""
+    ids: tuple[str, ...] = ()
+    start: int = 0
     model: str | None = None
 
 

@@ -1,4 +1,5 @@
-"""A response that was stored with the input it answered, so that later requests can refer to both."""
+"""What is kept of answers: responses with the input they answered, so that later requests can refer to both, and streams
+that outlive their client's connection."""
 
 from __future__ import annotations
 
@@ -38,3 +39,13 @@ class StoredResponses(Protocol):
     def history(self, response_id: str) -> Sequence[StoredResponse] | None:
         """The response and those before it, oldest first; `None` if one of them is not stored, or not completely."""
         ...
+
+
+class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that can be resumed. Times in seconds since the epoch, `completed_at` 0 while it goes on."""
+
+    conversation: str
+    is_done: bool
+    total_bytes: int
+    started_at: int
+    completed_at: int

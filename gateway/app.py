@@ -40,6 +40,7 @@ from hostler.gateway.middleware.model_info import ModelInfoMiddleware
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
+from hostler.gateway.middleware.resumable_streams import ResumableStreamsMiddleware
 from hostler.gateway.middleware.stored_responses import StoredResponsesMiddleware
 from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.gateway.preflight import Command, startup_check
@@ -115,9 +116,9 @@ def create_app(
     return gateway.app
 
 
-def model_middleware(parts: Components, *, stores: bool = False) -> list[Middleware]:
+def model_middleware(parts: Components, *, stores: bool = False, resumes: bool = False) -> list[Middleware]:
     """The middleware of requests for models, outermost first, around `Proxy`. `stores`: of routes that use stored
-    responses."""
+    responses, `resumes`: of those about streams."""
     settings, clock = parts.settings.gateway, parts.clock
     recording = []
     if parts.transcripts is not None:
@@ -131,6 +132,8 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
     if stores:
         pass_on = any(backend.kind == "openai" for backend in parts.settings.backends.values())
         storing.append(Middleware(StoredResponsesMiddleware, store=parts.responses, pass_on=pass_on))
+    if resumes:
+        storing.append(Middleware(ResumableStreamsMiddleware, store=parts.streams))
     key_limits = []
     if parts.key_usage is not None:
         key_limits.append(Middleware(KeyLimitsMiddleware, hops=parts.chain.hops, usage=parts.key_usage))
@@ -142,6 +145,7 @@ def model_middleware(parts: Components, *, stores: bool = False) -> list[Middlew
             switching=settings.switching,
             in_progress=parts.in_flight,
             clock=clock,
+            streams=parts.streams,
         ),
         *tracing,
         Middleware(AccessLogMiddleware, bus=parts.bus, log=parts.access_log.add, clock=clock),
@@ -175,9 +179,10 @@ def router(parts: Components) -> Router:
     proxy = Proxy(parts.backends, speeds=PromptSpeeds(), clock=parts.clock)
     models = wrap(proxy, model_middleware(parts))
     stored = wrap(proxy, model_middleware(parts, stores=True))
+    streams = wrap(proxy, model_middleware(parts, resumes=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)
     adapters = load_adapters()
-    routes = [*adapter_routes(adapters, models, uploads, stored), *parts.admin.routes()]
+    routes = [*adapter_routes(adapters, models, uploads, stored, streams), *parts.admin.routes()]
     if parts.batches is not None:
         routes += parts.batches.routes(adapters, routes)
     found = Router(routes)

@@ -35,17 +35,13 @@ from hostler.gateway.batches.service import Batches
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN, Client
 from hostler.gateway.events import Bus, ModelsChanged
-from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import Catalog, with_unknown_states, with_unload_times
-from hostler.gateway.response_store import ResponseStore
-from hostler.gateway.response_store import default_file as responses_file
+from hostler.gateway.request_stores import response_store, stream_store, tracer, transcripts
 from hostler.gateway.telemetry.access_log import AccessLog
-from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
-from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.downloads import Cancellation
 from hostler.profiles.library import read_library
@@ -59,7 +55,6 @@ from hostler.supervisor.scheduling.types import SchedulerSettings
 from hostler.supervisor.tls import CertificateError, pinned_context
 
 if TYPE_CHECKING:
-    from hostler.gateway.telemetry.tracing import Tracer
     from hostler.supervisor.client import SupervisorClient
 
 logger = logging.getLogger(__name__)
@@ -95,8 +90,6 @@ class Components:
         self.settings = settings
         self.clock = clock
         self.keys = keys_in_force(settings)
-        if settings.gateway.tracing.endpoint is not None:
-            _require_tracing()
         self._library = library
         self.bus = Bus()
         self.in_flight = InFlightRequests()
@@ -128,8 +121,10 @@ class Components:
             refresh=refresh or self._read_library,
             get_from_registry=partial(_get_from_registry, settings.supervisor.engine),
         )
-        self.tracer, self.transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
-        self.responses = _response_store(settings.gateway)
+        self.tracer = tracer(settings.gateway.tracing, clock)
+        self.transcripts = transcripts(settings.gateway.recording)
+        self.responses = response_store(settings.gateway.responses)
+        self.streams = stream_store(settings.gateway.streams)
         self.batches = None
         if settings.gateway.batches.enabled:
             self.batches = Batches(
@@ -383,51 +378,6 @@ def _pinned(certificate: str | None, where: str) -> ssl.SSLContext | None:
         return pinned_context(certificate)
     except CertificateError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _require_tracing() -> None:
-    from hostler.gateway.telemetry.tracing import MissingExtra, require_extra
-
-    try:
-        require_extra()
-    except MissingExtra as error:
-        raise ConfigError("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`") from error
-
-
-def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | None:
-    """`None` without an endpoint: nothing of OpenTelemetry is imported then."""
-    tracing = settings.tracing
-    if tracing.endpoint is None:
-        return None
-    from hostler.gateway.telemetry.tracing import Tracer, TracingOptions
-
-    options = TracingOptions(
-        endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
-    )
-    return Tracer(options, clock, version=__version__)
-
-
-def _transcripts(settings: GatewaySettings) -> Transcripts | None:
-    """`None` while recording is off."""
-    recording = settings.recording
-    file = Path(recording.file).expanduser() if recording.file else transcripts_file()
-    if recording.contents:
-        logger.warning("recording prompts and answers in %s (gateway.recording.contents)", file)
-        return Transcripts(file, TranscriptLimits(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
-    if file.is_file():
-        logger.warning("%s still contains recorded prompts and answers; delete it if it is no longer needed", file)
-    return None
-
-
-def _response_store(settings: GatewaySettings) -> ResponseStore | None:
-    """`None` if no responses are stored."""
-    stored = settings.responses
-    if stored.store == "off":
-        return None
-    file = None
-    if stored.store == "disk":
-        file = Path(stored.file).expanduser() if stored.file else responses_file()
-    return ResponseStore(file, max_bytes=stored.max_size, max_age_s=stored.max_age_s, wall=time.time)
 
 
 def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:

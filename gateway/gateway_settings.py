@@ -119,6 +119,16 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
 
 
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How streams with a conversation's id outlive their client's connection. Sizes in bytes, of one stream and of all."""
+
+    resume: bool = True
+    keep_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    detached_s: Annotated[float, msgspec.Meta(gt=0)] = 1800.0
+    max_stream: Size = Size(4 * 1024**2)
+    max_size: Size = Size(64 * 1024**2)
+
+
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The changes that clients may make to models, and the file that stores them."""
 
@@ -160,6 +170,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     recording: RecordingSettings = RecordingSettings()
     responses: ResponsesSettings = ResponsesSettings()
     batches: BatchSettings = BatchSettings()
+    streams: StreamSettings = StreamSettings()
     library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
 

@@ -59,6 +59,10 @@ class ResponseWriter:
         self.encoder = encoder
         self.streaming = encoder.streaming
 
+    def send_through(self, send: Send) -> None:
+        """Send everything through `send` from now on. Only before anything is sent."""
+        self._send = send
+
     def begin(self, head: ResponseHead) -> None:
         """A backend has started its answer."""
         self.encoder.start(head)
@@ -110,10 +114,10 @@ class ResponseWriter:
         )
         await self._end(response.body)
 
-    async def write_event(self, data: bytes, *, last: bool = False) -> None:
+    async def write_event(self, data: bytes, *, media_type: str = sse.MEDIA_TYPE, last: bool = False) -> None:
         """Send the next part of an event stream that is no model's answer. The first one starts it, even if it is empty."""
         if not self.started:
-            await self._start(200, "text/event-stream", None, stream=True)
+            await self._start(200, media_type, None, stream=True)
         if last:
             await self._end(data)
         else:

@@ -131,13 +131,20 @@ class Router(BaseRoute):
 
 
 def adapter_routes(
-    adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None, stored: ASGIApp | None = None
+    adapters: Iterable[Adapter],
+    pipeline: ASGIApp,
+    uploads: ASGIApp | None = None,
+    stored: ASGIApp | None = None,
+    streams: ASGIApp | None = None,
 ) -> list[RouteMatch]:
-    """A route for every operation of every adapter, all served by `pipeline`, except for uploads by `uploads`, and those
-    that use stored responses by `stored`."""
+    """A route for every operation of every adapter, all served by `pipeline`, except for uploads by `uploads`, those that
+    use stored responses by `stored`, and those about streams by `streams`."""
 
     def app(operation: Operation) -> ASGIApp:
-        return (uploads if operation.upload else stored if operation.stores else None) or pipeline
+        special = (
+            uploads if operation.upload else stored if operation.stores else streams if operation.resumes else None
+        )
+        return special or pipeline
 
     return [
         RouteMatch(operation=operation, app=app(operation), adapter=adapter)

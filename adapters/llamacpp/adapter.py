@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 import msgspec
@@ -17,6 +18,7 @@ from hostler.adapters.canonical import (
     Output,
     Passthrough,
     Request,
+    StoredRequest,
     WebSocketRequest,
 )
 from hostler.adapters.errors import (
@@ -28,7 +30,7 @@ from hostler.adapters.errors import (
     UpgradeRequired,
 )
 from hostler.adapters.json_body import JsonBody, check_size
-from hostler.adapters.llamacpp import completion, models
+from hostler.adapters.llamacpp import completion, models, streams
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.errors import error_response
 from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN, UPSTREAM, WEBSOCKET
@@ -37,12 +39,13 @@ from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.requested_model import model_outside_body
+from hostler.adapters.stored_response import StreamInfo
 from hostler.profiles.presets import Preset
 
 _MODEL_INFO = frozenset(
     (
         *("health", "props", "slots", "version"),
-        *("watch", "download", "set_props", "slot", "stream", "stop_stream", "lookup", "tools", "proxy"),
+        *("watch", "download", "set_props", "slot", "tools", "proxy"),
     )
 )
 _READS = frozenset({"GET", "HEAD"})
@@ -103,6 +106,8 @@ class LlamaCppAdapter(Adapter):
         outside_body = model_outside_body(incoming)
         if name in _MODEL_INFO:
             return ModelInfoRequest(origin=origin, kind=name, model=outside_body)
+        if operation.resumes:
+            return streams.decode(origin, name)
         if name == "metrics":
             return Passthrough(origin=origin, model=outside_body)
         if name in ("adapters", "scale"):
@@ -191,6 +196,9 @@ class LlamaCppAdapter(Adapter):
         if request.kind not in _MODEL_INFO:
             return super().model_info(request, listing)
         return models.model_info(request.kind, request.model, listing)
+
+    def stream_info(self, request: StoredRequest, found: Sequence[StreamInfo]) -> WireResponse:
+        return streams.stream_info(request, found)
 
     def is_subscription(self, request: ModelInfoRequest) -> bool:
         return request.kind == "watch"

@@ -20,7 +20,6 @@ _UNSUPPORTED: dict[str, tuple[int, str, str | None]] = {
     "download": (501, "Models cannot be downloaded or deleted here: they are the profiles in the configuration.", None),
     "set_props": (501, "Properties cannot be changed here: they are set in the model's profile.", None),
     "slot": (501, "Slots cannot be saved, restored or erased here: the gateway does it when it switches models.", None),
-    "stream": (404, "Stream not found or expired", None),
     "tools": (403, "this feature is disabled", "feature_disabled"),
     "proxy": (403, "this feature is disabled", "feature_disabled"),
 }
@@ -36,10 +35,6 @@ def model_info(kind: str, model: str | None, listing: ModelList) -> WireResponse
         return respond(_props(_card(listing, model), named=model is not None, version=listing.version))
     if kind == "slots":
         return respond(_slots(_card(listing, model)))
-    if kind == "lookup":
-        return respond([])  # no stream continues without its client here
-    if kind == "stop_stream":
-        return WireResponse(status=204)
     if kind == "watch":
         return WireResponse(media_type=sse.MEDIA_TYPE, body=change_events(None, listing))
     return error_answer(*_UNSUPPORTED[kind])

@@ -28,6 +28,10 @@ def _unsupported(name: str, path: str, *methods: str, scope: str = "infer") -> O
     return Operation(name=name, path=path, methods=methods or ("POST",), scope=scope)
 
 
+def _stream(name: str, path: str, method: str) -> Operation:
+    return Operation(name=name, path=path, methods=(method,), writes=True, media_types=("",), resumes=True)
+
+
 #: The catch-all for unknown paths: `OTHER` for POST, `OTHER_GET` for GET.
 OTHER = "other"
 OTHER_GET = "other_get"
@@ -68,10 +72,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _unsupported("download", "/models", "POST", "DELETE", scope="operate"),
     _unsupported("set_props", "/props", scope="operate"),
     _unsupported("slot", "/slots/{id}", scope="operate"),
-    _unsupported("stream", "/v1/stream", "GET"),
-    # Stops a stream. Here none continues without its client.
-    Operation(name="stop_stream", path="/v1/stream", methods=("DELETE",)),
-    _unsupported("lookup", "/v1/streams/lookup"),
+    _stream("follow", "/v1/stream", "GET"),
+    _stream("stop", "/v1/stream", "DELETE"),
+    _stream("lookup", "/v1/streams/lookup", "POST"),
     _unsupported("tools", "/tools", "GET", "POST"),
     _unsupported("proxy", "/cors-proxy", "GET", "POST"),
     Operation(name=WEBSOCKET, path="/upstream/{path:path}", methods=("GET",), header=_HANDSHAKE),

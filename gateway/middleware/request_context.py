@@ -47,6 +47,7 @@ from hostler.gateway.heartbeat import Heartbeat
 from hostler.gateway.request_body import codings, decompress, too_large, without_mark
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.serving_headers import ServingHeaders
+from hostler.gateway.stream_store import CONVERSATION, MAX_NAME, ResumableStream, StreamStore
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class RequestContextMiddleware:
     """The only reader of the client, and the only place where errors become answers. A client that asked for a stream gets
     signs of life from here until its first token.
 
-    A request is cancelled as soon as its client disconnects. Any other cancellation is the end of the drain time, which the
+    A request is cancelled as soon as its client disconnects, unless it is a stream that names its conversation, which
+    `streams` keeps. Any other cancellation is the end of the drain time, which the
     client gets as an error.
     """
 
@@ -116,6 +118,7 @@ class RequestContextMiddleware:
         switching: SwitchingSettings,
         in_progress: InFlightRequests,
         clock: Callable[[], float],
+        streams: StreamStore | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
@@ -123,6 +126,7 @@ class RequestContextMiddleware:
         self._switching = switching
         self._in_progress = in_progress
         self._clock = clock
+        self._streams = streams
         self._wall = wall
         self._ids: list[str] = []
 
@@ -139,6 +143,7 @@ class RequestContextMiddleware:
         facts = ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
         heartbeat: Heartbeat | None = None
+        stream: ResumableStream | None = None
         try:
             compressed = codings(headers["content-encoding"]) if "content-encoding" in headers else ()
             body = await self._read(receive, headers)
@@ -175,8 +180,10 @@ class RequestContextMiddleware:
             )
             scope[CONTEXT_KEY] = context
             if writer.streaming:
+                if CONVERSATION in headers:
+                    stream = self._resumable(headers[CONVERSATION], client, send, writer)
                 heartbeat = self._start_signs(context)
-            await self._watched(context, scope, receive, send)
+            await self._watched(context, scope, receive, send, stream)
         except ClientDisconnected as error:
             drop_tracebacks(error)
         except asyncio.CancelledError:
@@ -202,6 +209,8 @@ class RequestContextMiddleware:
         finally:
             if heartbeat is not None:
                 await heartbeat.stop()
+            if stream is not None:
+                stream.finish()
             facts.context = None  # which refers to the writer, and so to the facts
 
     def _decode(
@@ -216,32 +225,51 @@ class RequestContextMiddleware:
         encoder.set_clock(self._wall)
         return request, encoder
 
+    def _resumable(
+        self, conversation: str, client: Client, send: Send, writer: ResponseWriter
+    ) -> ResumableStream | None:
+        """Have an answer go on if its client disconnects; `None` if it is not kept."""
+        if self._streams is None or not 0 < len(conversation) <= MAX_NAME:
+            return None
+        stream = self._streams.open(client, conversation, send)
+        if stream is not None:
+            writer.send_through(stream.send)
+        return stream
+
     def _start_signs(self, context: RequestContext) -> Heartbeat:
         context.signs_from = self._clock() + self._switching.progress_after_s
         heartbeat = Heartbeat(context, self._switching, self._clock)
         heartbeat.start()
         return heartbeat
 
-    async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and cancel it when its client disconnects or an operator cancels it."""
+    async def _watched(
+        self, context: RequestContext, scope: Scope, receive: Receive, send: Send, stream: ResumableStream | None
+    ) -> None:
+        """Pass the request on, and cancel it when its client disconnects or an operator cancels it. A `stream` goes on
+        without its client."""
         task = asyncio.current_task()
         assert task is not None
         left = ended = done = False
 
         def leave() -> None:
             nonlocal left
+            if stream is not None and stream.detach():
+                return
             if not (ended or done or context.writer.ended):
                 left = True
                 context.cancel_reason = ClientDisconnected("the client disconnected before its answer was complete")
                 task.cancel()
 
-        def end() -> None:
+        def end(by: str = "an operator") -> None:
             nonlocal ended
-            if not (left or ended):
+            if not (left or ended or done):
                 ended = True
-                context.cancel_reason = RequestCancelled("the request was cancelled by an operator")
-                context.reason = "cancelled by an operator"
+                context.cancel_reason = RequestCancelled(f"the request was cancelled by {by}")
+                context.reason = f"cancelled by {by}"
                 task.cancel()
+
+        if stream is not None:
+            stream.cancel = partial(end, "its client")
 
         extension = scope.get("extensions", _NO_EXTENSIONS).get(DISCONNECT)
         watcher = None

@@ -125,7 +125,7 @@ def requested(adapter: Adapter, operation: Operation, method: str) -> Request:
         headers = {"content-type": "application/json"}
     if operation.header is not None:
         headers[operation.header] = "x"
-    query = "" if operation.query is None else f"{operation.query}=m"
+    query = "conv_id=x" if operation.resumes else "" if operation.query is None else f"{operation.query}=m"
     incoming = Incoming(method=method, path=path, body=body, query=query, path_params=values, headers=headers)
     request = adapter.decode(operation, incoming)
     orders = operation.name in ("load", "unload")

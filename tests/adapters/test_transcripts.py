@@ -90,6 +90,8 @@ def question(operation: Operation, method: str) -> dict[str, Any]:
     requested: dict[str, Any] = {"method": method, "path": path}
     if operation.query is not None:
         requested["query"] = f"{operation.query}=tiny"
+    if operation.resumes:
+        requested["query"] = "conv_id=x"
     if operation.header is not None:
         requested["headers"] = {operation.header: "2023-06-01"}
     if operation.name in FORMS:

@@ -94,7 +94,7 @@ def test_the_version_is_the_gateways() -> None:
     [
         ("POST", "/props", 501, "not_supported_error"), ("POST", "/slots/{id}", 501, "not_supported_error"),
         ("POST", "/models", 501, "not_supported_error"), ("DELETE", "/models", 501, "not_supported_error"),
-        ("GET", "/v1/stream", 404, "not_found_error"), ("GET", "/tools", 403, "feature_disabled"),
+        ("GET", "/tools", 403, "feature_disabled"),
         ("POST", "/cors-proxy", 403, "feature_disabled"),
     ],
 )  # fmt: skip
@@ -102,16 +102,6 @@ def test_unsupported_routes_are_refused_with_a_message(method: str, path: str, s
     result, body = get(path, method=method)
     assert (result, body["error"]["code"], body["error"]["type"]) == (status, status, kind)
     assert body["error"]["message"]
-
-
-def test_no_stream_can_be_resumed() -> None:
-    assert get("/v1/streams/lookup", method="POST") == (200, [])
-
-
-def test_stopping_an_ended_stream_succeeds() -> None:
-    operation = next(one for one in ADAPTER.operations if one.path == "/v1/stream" and "DELETE" in one.methods)
-    requested = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
-    assert (ADAPTER.model_info(requested, LISTING).status, ADAPTER.model_info(requested, LISTING).body) == (204, b"")
 
 
 def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:
