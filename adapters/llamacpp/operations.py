@@ -32,7 +32,7 @@ def _stream(name: str, path: str, method: str) -> Operation:
     return Operation(name=name, path=path, methods=(method,), writes=True, media_types=("",), resumes=True)
 
 
-#: The catch-all for unknown paths: `OTHER` for POST, `OTHER_GET` for GET.
+#: The catch-all for unknown paths: `OTHER_GET` for GET, `OTHER` for all other methods.
 OTHER = "other"
 OTHER_GET = "other_get"
 #: Any path of a model's engine, below its name.
@@ -81,7 +81,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name=UPSTREAM, path="/upstream/{path:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
     Operation(name=WEBSOCKET, path="/{rest:path}", methods=("GET",), header=_HANDSHAKE),
     Operation(name=OTHER_GET, path="/{rest:path}", methods=("GET",)),
-    Operation(name=OTHER, path="/{rest:path}"),
+    Operation(name=OTHER, path="/{rest:path}", methods=("POST", "PUT", "PATCH", "DELETE")),
 )
 
 #: Operations whose response is a completion in llama-server's own form.

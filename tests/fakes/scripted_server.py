@@ -59,6 +59,7 @@ class ScriptedServer:
         self.heads: list[tuple[str, str, dict[str, str]]] = []
         self.bodies: list[bytes] = []
         self.documents: dict[str, Any] = {}
+        self.raw: dict[str, tuple[str, bytes]] = {}
         self.base = ""
         self.url = ""
 
@@ -86,13 +87,18 @@ class ScriptedServer:
             return True
         if self.base:
             path = "/v1/" + path.removeprefix(self.base).lstrip("/") if path.startswith(self.base) else "/nowhere"
+        if method == "GET" and path in self.raw:
+            media_type, content = self.raw[path]
+            writer.write(_head(200, media_type, len(content)) + content)
+            return True
         if method == "GET" and self.documents:
             writer.write(_head(404, "application/json", 2) + b"{}")
             return True
         if method == "GET":
             writer.write(_head(self.health_status, "application/json", len(self.health)) + self.health)
             return True
-        body = json.loads(data)
+        is_form = headers.get("content-type", "").startswith("multipart/")
+        body = {} if is_form or not data else json.loads(data)
         self.bodies.append(data)
         self.requests.append((path, body))
         self.paused = bool(self.prepared) and isinstance(self.prepared[0][2], tuple)

@@ -96,6 +96,64 @@ async def test_a_path_without_a_model_goes_to_the_servers_in_order(tmp_path: Pat
         assert (await chain.http.get("/v1/files/unknown")).status_code == 404
 
 
+@each_kind
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST"])
+@pytest.mark.parametrize("path", ["/v1/files/file-1", "/v1/vector_stores/vs_1/files/f", "/v1/containers/c"])
+async def test_any_method_of_an_unknown_path_is_forwarded_as_it_is(
+    tmp_path: Path, kind: str, method: str, path: str
+) -> None:
+    deleted = b'{ "id" : "file-1",  "deleted" : true }'
+    content = {} if method == "DELETE" else {"content": b'{"odd" :  [1]}', "headers": {"content-type": JSON}}
+    async with backend_of_kind(tmp_path, kind) as (server, chain):
+        server.prepared = [(200, JSON, deleted), (404, JSON, b'{"error" : "unknown file"}')]
+        response = await chain.http.request(method, path, **content)
+        unknown = await chain.http.request(method, path, **content)
+    assert (response.status_code, response.content) == (200, deleted)
+    assert (unknown.status_code, unknown.content) == (404, b'{"error" : "unknown file"}')
+    assert [(sent[0], sent[1]) for sent in server.heads if sent[0] == method] == [(method, path)] * 2
+    assert server.bodies == [content.get("content", b"")] * 2
+
+
+async def test_a_known_path_keeps_its_methods(tmp_path: Path) -> None:
+    async with backend_of_kind(tmp_path, "openai") as (server, chain):
+        for method, path in (("DELETE", "/v1/chat/completions"), ("PUT", "/v1/models"), ("DELETE", "/v1/models/m")):
+            assert (await chain.http.request(method, path)).status_code == 405, path
+        for path in ("/admin/unknown", "/docs/x", "/props/x", "/v1/..%2fmodels"):
+            assert (await chain.http.delete(path)).status_code in (400, 404, 405), path
+    assert [method for method, _, _ in server.heads if method != "GET"] == []
+
+
+@each_kind
+async def test_a_form_is_forwarded_with_the_models_name_there(tmp_path: Path, kind: str) -> None:
+    video = b'{"id": "video_1", "status": "queued"}'
+    sound = bytes(range(256))
+    async with backend_of_kind(tmp_path, kind) as (server, chain):
+        server.prepared = [(200, JSON, video), (200, JSON, b'{"id": "file-1"}')]
+        form = {"model": (None, "m"), "prompt": (None, "a cat"), "input_reference": ("a.png", sound, "image/png")}
+        created = await chain.http.post("/v1/videos", files=form)
+        upload = {"purpose": (None, "batch"), "file": ("a.jsonl", b'{"model": "m"}', "application/jsonl")}
+        uploaded = await chain.http.post("/v1/files", files=upload)
+    assert (created.content, uploaded.json()) == (video, {"id": "file-1"})
+    first, second = server.bodies
+    assert b"\r\n\r\nthere\r\n" in first
+    assert sound in first
+    assert b'{"model": "m"}' in second, "the contents of a file are left alone"
+    for _, path, headers in server.heads[-2:]:
+        assert path in ("/v1/videos", "/v1/files")
+        assert headers["content-type"].startswith("multipart/form-data; boundary=")
+
+
+async def test_bytes_of_any_kind_come_back_as_they_are(tmp_path: Path) -> None:
+    film = bytes(range(256)) * 64
+    async with start_scripted_server() as server:
+        server.raw = {"/v1/videos/video_1/content": ("video/mp4", film)}
+        backend = {"kind": "openai", "url": server.url, "models": {"m": "there"}}
+        async with start_chain(tmp_path, {"box": backend}) as chain:
+            response = await chain.http.get("/v1/videos/video_1/content?variant=video")
+    assert (response.headers["content-type"], response.content) == ("video/mp4", film)
+    assert server.heads[-1][1] == "/v1/videos/video_1/content?variant=video"
+
+
 async def test_the_path_of_the_base_url_takes_the_place_of_v1(tmp_path: Path) -> None:
     async with start_scripted_server() as server:
         backend = {"kind": "openai", "url": f"{server.url}/api/paas/v4?a=1", "models": {"m": "there"}}
