@@ -18,13 +18,41 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predic
 
 
 class RequestForm(msgspec.Struct, frozen=True):
-    """Where a kind of request has its system prompt, and what it calls the limit of generated tokens."""
+    """Where a kind of request has its system prompt, and what it calls the limit of generated tokens. A request that
+    generates nothing has neither."""
 
-    system: str
-    limit: str
+    system: str = ""
+    limit: str = ""
+
+    def takes(self, name: str) -> bool:
+        """Whether a member may be added that the client has not given: one that is about generating only where something is
+        generated, and one about vectors or rankings only where nothing is."""
+        names = _NOT_GENERATING if self.limit else _GENERATING
+        return name.partition(".")[0] not in names
 
 
-#: The forms of chats and completions, by the end of the path they are sent to. Others are never changed.
+#: Members that are about generating text, in any protocol; others stand in requests of all kinds.
+_GENERATING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "stop_sequences", "n", "logprobs"),
+        *(
+            "frequency_penalty",
+            "presence_penalty",
+            "repeat_penalty",
+            "repetition_penalty",
+            "logit_bias",
+            "top_logprobs",
+        ),
+        *("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "ignore_eos", "mirostat", "grammar"),
+        *("tools", "tool_choice", "parallel_tool_calls", "thinking", "think", "reasoning", "reasoning_effort", "text"),
+        *("chat_template_kwargs", "reasoning_format", "json_schema", "format", "stream_options", "cache_prompt"),
+        *("verbosity", "samplers", "dry_multiplier", "xtc_probability", "thinking_budget_tokens", "output_config"),
+    }
+)
+_NOT_GENERATING = frozenset({"dimensions", "encoding_format", "top_n", "return_documents", "input_type"})
+_PLAIN = RequestForm()
+
+#: The forms of chats and completions, by the end of the path they are sent to.
 _FORMS = {
     "/chat/completions": RequestForm("messages", "max_tokens"),
     "/v1/messages": RequestForm("system", "max_tokens"),
@@ -45,7 +73,7 @@ _encode = msgspec.json.encode
 def rewrite(request: WireRequest, changes: Iterable[RequestChanges]) -> WireRequest:
     """The request with these changes, one after the other; the same object if nothing changes."""
     form = _form(request.path)
-    if form is None or not request.body.lstrip(b" \t\r\n").startswith(b"{"):
+    if not request.body.lstrip(b" \t\r\n").startswith(b"{"):
         return request
     body = request.body
     for each in changes:
@@ -56,13 +84,13 @@ def rewrite(request: WireRequest, changes: Iterable[RequestChanges]) -> WireRequ
 def preview(request: WireRequest, changes: Sequence[RequestChanges]) -> tuple[str, ...]:
     """What the changes do to a request, as the lines of a diff. The request gets the members that they look for."""
     form = _form(request.path)
-    if form is None:
-        return ()
     body = request.body
     for each in changes:
-        for name in (*each.rename, *each.drop):
+        for name in filter(form.takes, (*each.rename, *each.drop)):
             body = body if _get(body, name) else _set(body, name, _encode("…"))
         for name, limit in each.limits.items():
+            if not form.takes(name):
+                continue
             given = form.limit if name in _LIMITS else name
             body = body if _get(body, given) else _set(body, given, _encode(2 * limit))
     before = msgspec.structs.replace(request, body=body)
@@ -74,9 +102,9 @@ def _lines(body: bytes) -> list[str]:
     return msgspec.json.format(body, indent=2).decode().splitlines()
 
 
-def _form(path: str) -> RequestForm | None:
+def _form(path: str) -> RequestForm:
     path = path.partition("?")[0].rstrip("/")
-    return next((form for end, form in _FORMS.items() if path.endswith(end)), None)
+    return next((form for end, form in _FORMS.items() if path.endswith(end)), _PLAIN)
 
 
 def _apply(body: bytes, changes: RequestChanges, form: RequestForm) -> bytes:
@@ -88,12 +116,13 @@ def _apply(body: bytes, changes: RequestChanges, form: RequestForm) -> bytes:
     for name in changes.drop:
         body = _set(body, name, None)
     for name, given in changes.default.items():
-        if _get(body, name) in (None, b"null"):
+        if form.takes(name) and _get(body, name) in (None, b"null"):
             body = _set(body, name, _encode(given))
     for name, limit in changes.limits.items():
         body = _limited(body, name, limit, form)
     for name, given in changes.force.items():
-        body = _set(body, name, _encode(given))
+        if form.takes(name):
+            body = _set(body, name, _encode(given))
     return _with_system(body, changes.system, form) if changes.system and form.system else body
 
 
@@ -108,7 +137,7 @@ def _limited(body: bytes, name: str, limit: float, form: RequestForm) -> bytes:
         # A negative length is no limit at all.
         if number > limit or (is_length and number < 0):
             body = _set(body, each, _encode(limit))
-    if is_length and not found:
+    if is_length and not found and form.limit:
         given = name if name in ("max_tokens", "max_completion_tokens") and form.limit == "max_tokens" else form.limit
         body = _set(body, given, _encode(limit))
     return body

@@ -167,7 +167,9 @@ class Components:
             chain=self.chain,
             chain_view=self._chain_view,
             backend_models=self._backend_models,
-            preview=lambda place, rules, client: preview_changes(self.backends[place.backend], place, rules, client),
+            preview=lambda place, rules, client, kind: preview_changes(
+                self.backends[place.backend], place, rules, client, kind
+            ),
             config_errors=config_errors,
             in_progress=self.in_flight,
             keys=self.keys,

@@ -9,8 +9,7 @@ from functools import partial
 
 import msgspec
 
-from hostler.adapters import json_body
-from hostler.adapters.base import Parser, Timing, WireRequest
+from hostler.adapters.base import Parser, Timing
 from hostler.adapters.canonical import (
     Chunk,
     LoadRequest,
@@ -29,8 +28,7 @@ from hostler.adapters.errors import (
     drop_tracebacks,
     oversized_response,
 )
-from hostler.adapters.passthrough import ForwardingParser, forwarded, target_path
-from hostler.adapters.request_rewriting import rewrite
+from hostler.adapters.passthrough import ForwardingParser, target_path
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.addressing import backend_of, endpoint_of, name_there
@@ -41,7 +39,7 @@ from hostler.gateway.backends.transport import Backend, BackendResponse, Timeout
 from hostler.gateway.backends.websocket_tunnel import open_socket
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
-from hostler.profiles.request_rules import changes_for
+from hostler.gateway.target_request import build_request
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +159,7 @@ class Proxy:
         assert attempt is not None
         backend = backend_of(self._backends, context)
         same_wire = backend.upstream.speaks(request.origin.wire)
-        build = partial(_built, context, backend, request, same_wire=same_wire)
+        build = partial(build_request, context, backend, request, same_wire=same_wire)
         # Translating a large body takes a while, and other requests are served meanwhile.
         large = len(request.origin.body) >= LARGE
         request, wire_request = await asyncio.to_thread(build) if large else build()
@@ -341,34 +339,6 @@ def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:
     writer.begin(head)
 
 
-def _built(
-    context: RequestContext, backend: Backend, request: Request, *, same_wire: bool
-) -> tuple[Request, WireRequest]:
-    """The request as the backend's protocol needs it, and its bytes."""
-    if not same_wire:
-        if isinstance(request, Passthrough):
-            upstream = backend.upstream
-            path = upstream.forward_path(request.origin.path)
-            return request, forwarded(request.origin, model=name_there(context), path=path, headers=upstream.headers)
-        request = context.adapter.expand(request)
-    attempt, stream = context.current, backend.folds or _streamed(request)
-    target = attempt.target
-    wire_request = backend.upstream.build(request, model=name_there(context), stream=stream)
-    if target.request:
-        wire_request = rewrite(wire_request, changes_for(target.request, context.client.name))
-    slot = None if attempt.lease is None else attempt.lease.slot
-    return request, wire_request if slot is None else _with_slot(wire_request, slot)
-
-
-def _with_slot(wire_request: WireRequest, slot: int) -> WireRequest:
-    """The request for the slot that holds its conversation, unless the client has chosen one."""
-    members = json_body.members(wire_request.body)
-    if "id_slot" in members:
-        return wire_request
-    body = json_body.patch(wire_request.body, {"id_slot": b"%d" % slot}, members)
-    return msgspec.structs.replace(wire_request, body=body)
-
-
 def _cut(segment: bytes, size: int) -> Iterator[bytes]:
     for at in range(0, len(segment), size):
         yield segment[at : at + size]
@@ -399,8 +369,3 @@ def _final_chunks(parser: Parser) -> list[Chunk] | None:
         return list(parser.finish())
     except BackendBroken:
         return None
-
-
-def _streamed(request: Request) -> bool:
-    output = getattr(request, "output", None)
-    return output is not None and output.stream

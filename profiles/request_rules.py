@@ -13,8 +13,10 @@ import msgspec
 
 
 class RequestChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Changes of a chat's or completion's JSON, under the names of the backend's protocol. A dot leads into an object:
+    """Changes of a request's JSON, under the names of the backend's protocol. A dot leads into an object:
     `chat_template_kwargs.enable_thinking`.
+
+    Members that are about generating text are added to chats and completions only, and so is text to the system prompt.
 
     Applied in this order: `rename` moves a member, `drop` removes it, `default` adds it where the client gave none, `limits`
     lowers a number, `force` sets it whatever the client gave, and `system` is added to the system prompt. A limit of

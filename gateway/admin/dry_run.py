@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hostler.adapters.model_list import ModelKind
 from hostler.gateway.admin.http import json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain
@@ -17,8 +18,8 @@ from hostler.gateway.plain_models import CatalogBackend
 from hostler.gateway.routing import gateway_route
 from hostler.profiles.request_rules import RequestRules
 
-#: A backend with its rules, and the name of the client's key or its address.
-Preview = Callable[[CatalogBackend, tuple[RequestRules, ...], str], tuple[str, ...]]
+#: A backend with its rules, the name of the client's key or its address, and what the model is for.
+Preview = Callable[[CatalogBackend, tuple[RequestRules, ...], str, ModelKind], tuple[str, ...]]
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ class DryRunRoutes:
         hops = tuple(
             msgspec.structs.replace(
                 self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only),
-                changes=self._preview(place, rules_of(placement, place), client),
+                changes=self._preview(place, rules_of(placement, place), client, placement.card.kind),
             )
             for place in placement.places
         )

@@ -125,10 +125,44 @@ def test_every_other_byte_stays_as_it_is() -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/audio/speech", "/v1/decisions"])
-def test_only_chats_and_completions_are_changed(path: str) -> None:
+OTHER_PATHS = [
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/decisions",
+    "/api/embed",
+]
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS)
+def test_only_chats_and_completions_get_what_is_about_generating(path: str) -> None:
     request = WireRequest(path=path, body=b'{"temperature": 1}')
-    assert rewrite(request, [RequestChanges(force={"temperature": 0}, system="X")]) is request
+    changes = RequestChanges(
+        force={"temperature": 0, "chat_template_kwargs.x": 1},
+        default={"top_p": 1},
+        limits={"max_tokens": 5},
+        system="X",
+    )
+    assert rewrite(request, [changes]) is request
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS)
+def test_requests_of_every_kind_are_changed(path: str) -> None:
+    before = {"user": "u", "input": "x", "size": 9, "old": 1}
+    changes: dict[str, Any] = {
+        "drop": ("user",), "rename": {"old": "new"}, "default": {"voice": "alloy"}, "limits": {"size": 4},
+        "force": {"priority": 1, "options.num_ctx": 2},
+    }  # fmt: skip
+    assert changed(before, path, **changes) == {
+        "input": "x", "size": 4, "new": 1, "voice": "alloy", "priority": 1, "options": {"num_ctx": 2}
+    }  # fmt: skip
+
+
+def test_what_is_about_vectors_or_rankings_is_not_added_to_chats() -> None:
+    changes: dict[str, Any] = {"force": {"dimensions": 256}, "default": {"encoding_format": "float", "top_n": 3}}
+    assert changed({"messages": []}, **changes) == {"messages": []}
+    assert changed({}, "/v1/embeddings", **changes) == {"dimensions": 256, "encoding_format": "float", "top_n": 3}
 
 
 def test_nothing_to_change_leaves_the_same_request() -> None:
@@ -151,4 +185,5 @@ def test_a_preview_shows_every_change_as_a_diff() -> None:
     assert {'-"logit_bias":"…"', '-"max_tokens":200', '+"max_tokens":100', '+"temperature":0', '+"content":"X"'} <= set(
         lines
     )
-    assert preview(WireRequest(path="/v1/embeddings", body=b"{}"), [changes]) == ()
+    embedding = preview(WireRequest(path="/v1/embeddings", body=b"{}"), [RequestChanges(force={"dimensions": 256})])
+    assert "".join(embedding).count('"dimensions": 256') == 1

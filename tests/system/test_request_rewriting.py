@@ -85,6 +85,23 @@ async def test_a_dry_run_shows_the_changes_for_each_backend_as_a_diff(tmp_path: 
     assert server.requests == []
 
 
+async def test_requests_of_every_kind_are_changed_and_shown(tmp_path: Path) -> None:
+    rules = {"drop": ["user"], "force": {"dimensions": 2, "temperature": 0}}
+    async with start_scripted_server() as server:
+        backend = {
+            "kind": "openai", "url": server.url, "models": {"m": "there"}, "request": rules,
+            "describe": {"m": {"capabilities": ["embedding"]}},
+        }  # fmt: skip
+        async with start_chain(tmp_path, {"box": backend}) as chain:
+            (hop,) = (await chain.http.get("/admin/route", params={"model": "m"})).json()["hops"]
+            server.prepared = [(200, "application/json", b"{}")] * 3
+            for path in ("/v1/moderations", "/v1/images/generations", "/v1/score"):
+                await chain.http.post(path, json={"model": "m", "user": "u", "odd": 1})
+    assert any('"dimensions": 2' in line for line in hop["changes"])
+    assert not any("temperature" in line for line in hop["changes"])
+    assert [body for _, body in server.requests] == [{"model": "there", "odd": 1, "dimensions": 2}] * 3
+
+
 async def test_without_rules_the_bytes_of_a_request_arrive_as_they_were_sent(tmp_path: Path) -> None:
     body = b'{ "messages" : [{"role":"user","content":"Hi"}],  "model":"there", "temperature": 1.50 }'
     async with start_scripted_server() as server:
