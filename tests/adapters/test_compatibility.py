@@ -137,6 +137,7 @@ CROSSINGS = [
     for what, *cells in tables("From any protocol to any backend")
     for path in re.findall(r"`(/[^`]*)`", what)
     for backend, cell in zip(BACKENDS, cells, strict=True)
+    if "the gateway's own" not in cell
 ]
 
 

@@ -91,14 +91,14 @@ async def test_a_backend_that_does_not_know_the_path_is_followed_by_one_that_may
 
 async def test_a_path_without_a_model_goes_to_the_servers_in_order(tmp_path: Path) -> None:
     async with backend_of_kind(tmp_path, "openai") as (server, chain):
-        server.documents = {"/v1/files": {"data": ["mine"]}}
-        assert (await chain.http.get("/v1/files")).json() == {"data": ["mine"]}
-        assert (await chain.http.get("/v1/files/unknown")).status_code == 404
+        server.documents = {"/v1/vector_stores": {"data": ["mine"]}}
+        assert (await chain.http.get("/v1/vector_stores")).json() == {"data": ["mine"]}
+        assert (await chain.http.get("/v1/vector_stores/unknown")).status_code == 404
 
 
 @each_kind
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST"])
-@pytest.mark.parametrize("path", ["/v1/files/file-1", "/v1/vector_stores/vs_1/files/f", "/v1/containers/c"])
+@pytest.mark.parametrize("path", ["/v1/skills/s", "/v1/vector_stores/vs_1/files/f", "/v1/containers/c"])
 async def test_any_method_of_an_unknown_path_is_forwarded_as_it_is(
     tmp_path: Path, kind: str, method: str, path: str
 ) -> None:
@@ -132,14 +132,14 @@ async def test_a_form_is_forwarded_with_the_models_name_there(tmp_path: Path, ki
         form = {"model": (None, "m"), "prompt": (None, "a cat"), "input_reference": ("a.png", sound, "image/png")}
         created = await chain.http.post("/v1/videos", files=form)
         upload = {"purpose": (None, "batch"), "file": ("a.jsonl", b'{"model": "m"}', "application/jsonl")}
-        uploaded = await chain.http.post("/v1/files", files=upload)
+        uploaded = await chain.http.post("/v1/containers/c/files", files=upload)
     assert (created.content, uploaded.json()) == (video, {"id": "file-1"})
     first, second = server.bodies
     assert b"\r\n\r\nthere\r\n" in first
     assert sound in first
     assert b'{"model": "m"}' in second, "the contents of a file are left alone"
     for _, path, headers in server.heads[-2:]:
-        assert path in ("/v1/videos", "/v1/files")
+        assert path in ("/v1/videos", "/v1/containers/c/files")
         assert headers["content-type"].startswith("multipart/form-data; boundary=")
 
 
@@ -152,6 +152,17 @@ async def test_bytes_of_any_kind_come_back_as_they_are(tmp_path: Path) -> None:
             response = await chain.http.get("/v1/videos/video_1/content?variant=video")
     assert (response.headers["content-type"], response.content) == ("video/mp4", film)
     assert server.heads[-1][1] == "/v1/videos/video_1/content?variant=video"
+
+
+async def test_files_are_forwarded_where_the_gateway_has_no_batches(tmp_path: Path) -> None:
+    listed = {"object": "list", "data": [{"id": "file-1"}]}
+    async with start_scripted_server() as server:
+        server.documents = {"/v1/files": listed}
+        backend = {"kind": "openai", "url": server.url, "models": {"m": "there"}}
+        async with start_chain(tmp_path, {"box": backend}, gateway={"batches": {"enabled": False}}) as chain:
+            assert (await chain.http.get("/v1/files")).json() == listed
+            server.prepared = [(200, JSON, b'{"deleted": true}')]
+            assert (await chain.http.delete("/v1/files/file-1")).json() == {"deleted": True}
 
 
 async def test_the_path_of_the_base_url_takes_the_place_of_v1(tmp_path: Path) -> None:
