@@ -72,7 +72,9 @@ async def test_every_model_is_in_five_lists_with_context_and_capabilities(tmp_pa
         listed = await lists(chain.http)
     for model, context, (tools, vision) in MODELS.values():
         tagged = model if ":" in model else f"{model}:latest"
-        assert {protocol for protocol, models in listed.items() if {model, tagged} & models.keys()} == set(listed), model
+        assert {protocol for protocol, models in listed.items() if {model, tagged} & models.keys()} == set(listed), (
+            model
+        )
         assert listed["openai"][model]["context_length"] == context
         assert listed["anthropic"][model]["max_input_tokens"] == context
         assert listed["lmstudio"][model]["max_context_length"] == context
