@@ -18,9 +18,18 @@ from hostler.profiles.schema import ModelFacts, ProfileEntry
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.devices.discovery import DeviceReader
 from hostler.supervisor.devices.reading import DeviceReading, by_name
-from hostler.supervisor.engine_abilities import EngineAbilities, EngineDevice, read_abilities
+from hostler.supervisor.engine_abilities import (
+    EngineAbilities,
+    EngineDevice,
+    folder_engine,
+    gguf_engine,
+    read_abilities,
+)
 from hostler.supervisor.machine import available_memory
-from hostler.supervisor.model_fit import ModelFit, Room, fit_model, room_of
+from hostler.supervisor.model_fit import ModelFit, Room, fit_folder, fit_model, room_of
+
+#: Why a folder of safetensors is left out.
+_NO_ENGINE = "is a model for vllm, sglang or mlx-lm, none of which is installed"
 
 #: The size, times and number of each file of a model; `None` for one that is missing.
 _State = tuple[tuple[int, ...] | None, ...]
@@ -69,11 +78,14 @@ class ModelFinder:
         self, places: Collection[Path] = (), *, memory: Callable[[], int] = available_memory,
         abilities: Callable[[str | None], EngineAbilities] = read_abilities,
         gpus: Callable[[], Sequence[DeviceReading]] = read_gpus,
+        for_folders: Callable[[str | None], str | None] = folder_engine,
     ) -> None:  # fmt: skip
         self._places = tuple(places)
         self._memory = memory
         self._abilities = abilities
         self._gpus = gpus
+        self._folder_engine = for_folders
+        self._for_folders: str | None = None
         self.is_loaded: Callable[[str], bool] = lambda _: False
         self._lock = threading.Lock()
         self._folders: tuple[Path, ...] | None = None
@@ -121,6 +133,9 @@ class ModelFinder:
         pending: dict[Path, _State] = {}
         fresh: list[tuple[FoundModel, _State]] = []
         for model in scan.models:
+            if model.is_folder and self._for_folders is None:
+                left_out.append(LeftOut(path=model.path, reason=_NO_ENGINE))
+                continue
             state = _state(model.files)
             before = self._known.get(model.path)
             if before is not None and (before[0] == state or self.is_loaded(before[1].name)):
@@ -140,7 +155,7 @@ class ModelFinder:
         self._facts = {path: self._facts[path] for path in self._seen}
         self._name([model.path for model, _ in fresh])
         for model, state in fresh:
-            known[model.path] = (state, _found_profile(self._names[model.path], model, room, self._engine_abilities))
+            known[model.path] = (state, self._profile(self._names[model.path], model, room))
         self._known = dict(sorted(known.items()))
         self.findings = msgspec.structs.replace(
             self.findings, profiles=tuple(each for _, each in self._known.values()), left_out=tuple(left_out)
@@ -154,13 +169,27 @@ class ModelFinder:
     def profile(self, name: str, model: FoundModel) -> FoundProfile:
         """The profile of a model that is here, after `room`."""
         assert self._room is not None
-        return _found_profile(name, model, self._room, self._engine_abilities)
+        return self._profile(name, model, self._room)
+
+    def _profile(self, name: str, model: FoundModel, room: Room) -> FoundProfile:
+        if model.is_folder and self._for_folders is not None:
+            fit = fit_folder(model.facts, room, self._for_folders)
+            own = UNSET if self._for_folders == self._engine else self._for_folders
+            entry = ProfileEntry(model=str(model.path), context=fit.context, parallel=fit.parallel, engine=own)
+            return FoundProfile(name=name, entry=entry, model=model, fit=fit)
+        found = _found_profile(name, model, room, self._engine_abilities)
+        if gguf_engine(self._engine) == self._engine:
+            return found
+        # The default engine is of another kind.
+        entry = msgspec.structs.replace(found.entry, engine=self._engine_abilities.name)
+        return msgspec.structs.replace(found, entry=entry)
 
     def _measure(self) -> Room:
         try:
-            engine = self._abilities(self._engine)
+            engine = self._abilities(gguf_engine(self._engine))
         except (SupervisorError, ValueError):
             engine = EngineAbilities(program=())  # reported where engines are checked
+        self._for_folders = self._folder_engine(self._engine)
         memory = self._memory()
         unused: tuple[str, ...] = ()
         if not engine.devices:

@@ -1,4 +1,4 @@
-"""Finds the models in folders: GGUF files, each with the files that belong to it, and what is left out, and why.
+"""Finds the models in folders: GGUF files with the files that belong to them, folders of safetensors, and what is left out.
 
 Blocks, and reads headers only.
 """
@@ -15,6 +15,7 @@ import msgspec
 
 from hostler.profiles.companions import best_projector, draft_of, is_draft, is_projector, model_stem, projector_base
 from hostler.profiles.gguf import GGUFError, ReadFacts, read_facts, shard_paths
+from hostler.profiles.model_folder import folder_facts, folder_mistake, is_model_folder, weight_files
 from hostler.profiles.schema import ModelFacts
 
 #: What a model is for, as its header says.
@@ -57,8 +58,15 @@ class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
         return self.facts.bytes
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of safetensors, for engines other than llama.cpp's."""
+        return self.facts.declared
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that it consists of."""
+        if self.is_folder:
+            return (self.path / "config.json", *weight_files(self.path))
         others = tuple(path for path in (self.projector, self.draft) if path is not None)
         return (*shard_paths(self.path), *others)
 
@@ -84,13 +92,23 @@ def scan_models(places: Iterable[Path], *, read: ReadFacts = read_facts) -> Mode
     """
     left_out: list[LeftOut] = []
     facts: dict[Path, ModelFacts] = {}
+    folders: list[FoundModel] = []
     for path in _files(places, left_out):
+        if path.is_dir():
+            if (mistake := folder_mistake(path)) is not None:
+                left_out.append(LeftOut(path=path, reason=mistake))
+            else:
+                folders.append(FoundModel(path=path, kind="chat", facts=folder_facts(path)))
+            continue
         try:
             facts[path] = read(path)
         except GGUFError as error:
             left_out.append(LeftOut(path=path, reason=_reason(error, path)))
-    models = _with_companions(facts, left_out)
-    return ModelScan(models=tuple(models), left_out=tuple(sorted(left_out, key=lambda each: each.path)))
+    models = [*_with_companions(facts, left_out), *folders]
+    return ModelScan(
+        models=tuple(sorted(models, key=lambda each: each.path)),
+        left_out=tuple(sorted(left_out, key=lambda each: each.path)),
+    )
 
 
 def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
@@ -101,7 +119,7 @@ def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
             # Named by the user: it may have any name, as in a store of blobs.
             candidates: Iterable[Path] = [place]
         else:
-            candidates = [path for path in _below(place, left_out) if path.suffix.lower() == ".gguf"]
+            candidates = [path for path in _below(place, left_out) if path.suffix.lower() == ".gguf" or path.is_dir()]
         for path in _first_parts(candidates, left_out):
             real = path.resolve()
             if real not in seen:
@@ -110,7 +128,7 @@ def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
-    """The files below a folder; links are followed, but no folder is entered twice."""
+    """The files and model folders below a folder; links are followed, but no folder is entered twice."""
     found: list[Path] = []
     entered: set[Path] = set()
     waiting = [(folder, 0)]
@@ -120,6 +138,9 @@ def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
         if real in entered:
             continue
         entered.add(real)
+        if is_model_folder(current):
+            found.append(current)
+            continue
         try:
             entries = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
         except OSError as error:

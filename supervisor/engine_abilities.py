@@ -12,8 +12,15 @@ from typing import Final
 
 import msgspec
 
-from hostler.supervisor.engine_command import EMBEDDED, engine_program, is_embedded
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.engine_command import EMBEDDED, engine_preset, engine_program, is_embedded, program_of
 from hostler.supervisor.llama_program import read_program
+
+#: Presets that run folders of safetensors, and those of them whose program shows that they are installed.
+FOLDER_ENGINES: Final = (
+    "vllm", "sglang", "mlx-lm", "vllm-docker", "vllm-podman", "sglang-docker", "sglang-podman",
+)  # fmt: skip
+_DETECTABLE: Final = ("vllm", "mlx-lm")
 
 _MIB: Final = 1024**2
 #: A device of `llama-server --list-devices`.
@@ -45,11 +52,34 @@ class EngineAbilities(msgspec.Struct, frozen=True, kw_only=True):
         return EMBEDDED if is_embedded(self.program) else shlex.join(self.program)
 
 
+def gguf_engine(engine: str | None) -> str | None:
+    """The engine for GGUF files: the given one, or what is installed if that one takes none."""
+    return None if engine in FOLDER_ENGINES else engine
+
+
+def folder_engine(engine: str | None) -> str | None:
+    """The engine for folders of safetensors: the given one if it is of that kind, else one that is installed, else `None`."""
+    if engine in FOLDER_ENGINES:
+        return engine
+    return next((name for name in _DETECTABLE if _is_installed(name)), None)
+
+
+def _is_installed(name: str) -> bool:
+    preset = engine_preset(name)
+    try:
+        return preset is not None and bool(program_of(preset))
+    except SupervisorError:
+        return False
+
+
 def read_abilities(engine: str | None) -> EngineAbilities:
-    """The abilities of a llama-server, given like `supervisor.engine`. Raises `SupervisorError` if it is not installed.
+    """The abilities of an engine, given like `supervisor.engine`. Raises `SupervisorError` if it is not installed.
 
     A program that does not answer, or is not llama.cpp's, has none.
     """
+    preset = engine_preset(engine)
+    if preset is not None and not preset.llama_server:
+        return EngineAbilities(program=program_of(preset))
     program = engine_program(engine)
     if is_embedded(program):
         return EngineAbilities(program=program, knows_devices=True, draft_heads=True)

@@ -59,6 +59,11 @@ def engine_of(profile: Profile, settings: SupervisorSettings) -> Engine:
     return _presets().find(name) or llama_server(name)
 
 
+def engine_preset(name: str | None) -> Engine | None:
+    """The preset of this name; `None` if there is none."""
+    return _presets().find(name)
+
+
 @cache
 def _presets() -> EngineTable:
     return resolve_engines({}, PRESETS, {}, errors=[])

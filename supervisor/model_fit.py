@@ -75,6 +75,19 @@ def fit_model(facts: ModelFacts, room: Room, *, embeddings: bool = False, beside
     return found or _too_large(facts, room.memory, embeddings=embeddings, beside=beside)
 
 
+def fit_folder(facts: ModelFacts, room: Room, engine: str) -> ModelFit:
+    """How a folder of safetensors runs: its engine takes the memory that it wants, and batches requests."""
+    budget = room.gpu or room.memory
+    fits = facts.bytes <= budget
+    why = f"served by {engine}, which fits it to its memory itself"
+    if not fits:
+        why = f"does not fit: its weights take {facts.bytes / GIB:.1f} GiB, {budget / GIB:.1f} GiB are free"
+    return ModelFit(
+        context=min(_longest(facts), COMFORTABLE), parallel=_PARALLEL[0], gpu_layers=None, args=(), need=facts.bytes,
+        fits=fits, why=why,
+    )  # fmt: skip
+
+
 def _contexts(facts: ModelFacts, *, embeddings: bool) -> list[int]:
     """The contexts to try: as the model was trained, then shorter ones."""
     longest = _longest(facts)

@@ -1,7 +1,8 @@
-"""Writes folders of small GGUF files: headers are real, weights are zeros."""
+"""Writes folders of small model files: headers are real, weights are zeros."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ def write_other(path: Path, kind: str) -> Path:
 def write_parts(folder: Path, stem: str, count: int) -> list[Path]:
     """A model in several files."""
     return [write_chat(folder / f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+
+
+def safetensors() -> bytes:
+    """A file with one tensor of 64 bytes."""
+    header = {"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+def write_folder(folder: Path, *, parts: int = 1, context: int = 4096) -> Path:
+    """A folder of safetensors, as on the Hugging Face Hub."""
+    folder.mkdir(parents=True)
+    names = [f"model-{part:05}.safetensors" for part in range(1, parts + 1)]
+    for name in names:
+        (folder / name).write_bytes(safetensors())
+    index = {"weight_map": {f"w{place}": name for place, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context, "hidden_size": 64}))
+    return folder
 
 
 def _write(path: Path, keys: list[tuple[str, int, Any]], tensors: list[tuple[str, tuple[int, ...], int]]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fakes.model_folders import write_chat, write_draft, write_embeddings, write_projector
+from fakes.model_folders import write_chat, write_draft, write_embeddings, write_folder, write_projector
 from msgspec import UNSET
 
 from hostler.gateway.model_finder import ModelFinder
@@ -137,3 +137,25 @@ def test_damaged_files_are_not_read_again_until_they_change(tmp_path: Path) -> N
     assert finder.findings.left_out == before
     write_chat(damaged)
     assert not finder.changed() and finder.changed()
+
+
+def test_folders_of_safetensors_run_with_an_engine_that_takes_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "Model-8B", context=4096)
+    write_chat(tmp_path / "a.gguf")
+
+    def finder(installed: str | None) -> ModelFinder:
+        return ModelFinder(
+            [tmp_path], memory=lambda: 8 * GIB, abilities=lambda _: CPU, gpus=tuple, for_folders=lambda _: installed
+        )
+
+    subject = finder("vllm")
+    found = subject((), None)
+    assert found is not None
+    assert (found["model-8b"].engine, found["model-8b"].context, found["a"].engine) == ("vllm", 4096, UNSET)
+    assert "served by vllm" in subject.findings.profiles[0].fit.why
+    default = finder("vllm")((), "vllm")
+    assert default is not None
+    assert (default["model-8b"].engine, default["a"].engine) == (UNSET, "llama-server")
+    without = finder(None)
+    assert list(without((), None) or ()) == ["a"]
+    assert "none of which is installed" in without.findings.left_out[0].reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes.model_folders import write_chat, write_embeddings, write_other, write_parts, write_projector
+from fakes.model_folders import write_chat, write_embeddings, write_folder, write_other, write_parts, write_projector
 
 from hostler.profiles.model_scan import MAX_DEPTH, ModelScan, profile_names, scan_models
 
@@ -111,3 +111,17 @@ def test_names_are_those_of_files_and_of_folders_where_several_have_one() -> Non
     ]
     assert list(profile_names(paths).values()) == ["qwen3-8b-q4_k_m", "big", "model", "two-model", "m-model"]
     assert profile_names([Path("/m/x/a.gguf")], {"a"}) == {Path("/m/x/a.gguf"): "x-a"}
+
+
+def test_folders_of_safetensors_are_models_if_they_are_whole(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "vendor/Model-8B", context=8192)
+    write_folder(tmp_path / "vendor/Half", parts=2)
+    (tmp_path / "vendor/Half/model-00002.safetensors").unlink()
+    scan = scan_models([tmp_path])
+    assert [(model.path, model.is_folder, model.facts.training_context) for model in scan.models] == [
+        (folder, True, 8192)
+    ]
+    assert scan.models[0].files == (folder / "config.json", folder / "model-00001.safetensors")
+    assert reasons(scan)["Half"].startswith("is not whole: model-00002.safetensors cannot be read")
+    assert profile_names([folder]) == {folder: "model-8b"}
+    assert scan_models([folder]).models == scan.models

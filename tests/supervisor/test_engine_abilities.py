@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from hostler.profiles.engine_presets import PRESETS
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine_abilities import EngineDevice, read_abilities
+from hostler.supervisor.engine_abilities import (
+    FOLDER_ENGINES,
+    EngineDevice,
+    folder_engine,
+    gguf_engine,
+    read_abilities,
+)
 
 LISTING = """Available devices:
   CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23500 MiB free)
@@ -61,3 +68,22 @@ def test_the_embedded_engine_uses_no_gpu() -> None:
 def test_a_missing_program_is_an_error() -> None:
     with pytest.raises(SupervisorError, match="does not exist"):
         read_abilities("/nowhere/llama-server")
+
+
+def test_folders_run_with_the_given_engine_or_one_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert folder_engine(None) is None
+    assert folder_engine("sglang") == "sglang"
+    (tmp_path / "vllm").write_text("#!/bin/sh\n")
+    (tmp_path / "vllm").chmod(0o755)
+    assert folder_engine(None) == folder_engine("llama-server") == "vllm"
+
+
+def test_gguf_files_run_with_the_given_engine_if_it_takes_them() -> None:
+    assert [gguf_engine(name) for name in (None, "koboldcpp", "vllm")] == [None, "koboldcpp", None]
+
+
+def test_folder_engines_are_presets() -> None:
+    assert set(FOLDER_ENGINES) <= set(PRESETS)

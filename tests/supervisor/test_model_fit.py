@@ -7,7 +7,7 @@ import pytest
 
 from hostler.profiles.schema import ModelFacts
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.model_fit import CPU_CONTEXT, EMBEDDING_CONTEXT, ModelFit, Room, fit_model, room_of
+from hostler.supervisor.model_fit import CPU_CONTEXT, EMBEDDING_CONTEXT, ModelFit, Room, fit_folder, fit_model, room_of
 
 #: A model of 8 billion weights: 4.6 GiB, 36 layers, 144 KiB of cache for each token.
 FACTS = ModelFacts(
@@ -102,3 +102,9 @@ def test_some_memory_is_left_to_others() -> None:
     room = room_of(64 * GIB, [GIB, 24 * GIB, 0])
     assert room.memory < 63 * GIB and room.gpu < 24 * GIB
     assert room_of(GIB // 2, []).memory == 0
+
+
+def test_a_folder_is_fitted_by_its_engine() -> None:
+    found = fit_folder(FACTS, Room(memory=16 * GIB, gpu=8 * GIB), "vllm")
+    assert (found.context, found.parallel, found.fits) == (32_768, 4, True)
+    assert not fit_folder(FACTS, Room(memory=16 * GIB, gpu=4 * GIB), "vllm").fits
