@@ -25,13 +25,13 @@ from hostler.adapters.errors import (
     BackendTimeout,
     ClientDisconnected,
     GatewayError,
-    drop_tracebacks,
     oversized_response,
 )
 from hostler.adapters.passthrough import ForwardingParser, target_path
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.addressing import backend_of, endpoint_of, name_there
+from hostler.gateway.backends.known_forms import KnownForms
 from hostler.gateway.backends.prompt_reading import SHORTEST_S, PromptSpeeds, reading_progress
 from hostler.gateway.backends.rejection import ERROR_BODY_LIMIT, as_rejection, is_request_fault, rejection
 from hostler.gateway.backends.token_limit import TokenLimit
@@ -58,9 +58,6 @@ TURN_CHUNKS = 64
 #: Bytes of an answer that are folded into a whole one, at most.
 MAX_FOLDED = 64 * 1024 * 1024
 
-#: How long it is remembered that a backend lacks a route, in seconds: it may get it with an update.
-FORM_KNOWN_S = 300.0
-
 #: How often a rejected request is amended and sent again, at most.
 AMENDMENTS = 8
 
@@ -72,7 +69,7 @@ class Proxy:
         self._backends = backends
         self._speeds = speeds
         self._clock = clock
-        self._other_forms: dict[tuple[str, str], tuple[BackendRejected, float]] = {}
+        self._forms = KnownForms(clock)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self.dispatch(scope[CONTEXT_KEY])
@@ -86,8 +83,7 @@ class Proxy:
             await self._relay(context, request)
             return
         else:
-            if self._other_forms:
-                request = self._in_known_form(context, request)
+            request = self._forms.apply(context, request)
             for left in range(AMENDMENTS, -1, -1):
                 try:
                     last = await self._ask(context, request)
@@ -108,7 +104,7 @@ class Proxy:
                         finally:
                             # A frame that keeps its own error keeps the request's body, too.
                             del rejected
-                    self._learn_form(context, request, amended, rejected)
+                    self._forms.learn(context, request, amended, rejected)
                     request = amended
         total_s, (queue_s, switch_s) = self._clock() - context.started_at, context.waits
         timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
@@ -116,26 +112,6 @@ class Proxy:
         await context.writer.end(last)
         if context.writer.streaming:
             self._learn(context)
-
-    def _learn_form(
-        self, context: RequestContext, request: Request, amended: Request, rejected: BackendRejected
-    ) -> None:
-        """Remember that a backend lacks the route of a request, which is sent there in another form from now on."""
-        if amended.origin.wire != request.origin.wire:
-            key = context.current.target.backend, request.origin.wire
-            drop_tracebacks(rejected)
-            self._other_forms[key] = rejected, self._clock() + FORM_KNOWN_S
-
-    def _in_known_form(self, context: RequestContext, request: Request) -> Request:
-        """The request in the form that its target is known to understand."""
-        key = context.current.target.backend, request.origin.wire
-        known = self._other_forms.get(key)
-        if known is None:
-            return request
-        if self._clock() >= known[1]:
-            del self._other_forms[key]
-            return request
-        return context.adapter.amend(request, known[0]) or request
 
     async def _relay(self, context: RequestContext, request: WebSocketRequest) -> None:
         """Connect the client with the target by WebSocket, until one of them closes the connection."""
