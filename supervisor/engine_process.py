@@ -19,6 +19,7 @@ from hostler.supervisor.engine_port import free_port
 from hostler.supervisor.engine_stop import clean_up, stop_engine
 from hostler.supervisor.generation import Generation, StartResult
 from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.process_limits import ProcessLimits
 from hostler.supervisor.readiness import Readiness, responds, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
 
@@ -29,19 +30,6 @@ RESTORING_S: Final = 300.0
 SAVING_S: Final = 300.0
 
 logger = logging.getLogger(__name__)
-
-
-class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Time limits in seconds, and counts. With `keep` a process that died is started again by itself."""
-
-    start_timeout_s: float = 300.0
-    stop_grace_s: float = 10.0
-    max_failures: int = 3
-    backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-    stable_s: float = 30.0
-    watchdog_s: float = 30.0
-    keep: bool = False
 
 
 class ManagedProcess:

@@ -30,7 +30,6 @@ from hostler.supervisor.contract import (
     PromptIdentity,
     SlotAssignment,
     Snapshot,
-    SupervisorError,
     SupervisorEvent,
     UnknownProfile,
 )
@@ -39,13 +38,15 @@ from hostler.supervisor.engine_client import engine_activity
 from hostler.supervisor.engine_command import engine_profile
 from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.engine_port import parse_port_range
-from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
+from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.events import Subscriptions
+from hostler.supervisor.first_starts import FirstStarts
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryHistory, MemoryUsage
 from hostler.supervisor.memory_meter import MemoryMeter, Meter
 from hostler.supervisor.metrics import SupervisorMetrics
 from hostler.supervisor.model import ManagedModel
+from hostler.supervisor.model_descriptions import ModelDescriptions
 from hostler.supervisor.model_files import (
     DescribeFile,
     DownloadedFiles,
@@ -55,33 +56,17 @@ from hostler.supervisor.model_files import (
     local_path,
 )
 from hostler.supervisor.model_leases import ModelLeases
-from hostler.supervisor.placement import PlacementPolicy
-from hostler.supervisor.scheduling.eviction import HostCapacity, with_devices
+from hostler.supervisor.placement import PlacementPolicy, capacity_of
+from hostler.supervisor.process_limits import limits_of
 from hostler.supervisor.slot_cache import SlotCache
-from hostler.supervisor.state_store import LoadTimeStore, PinStore
+from hostler.supervisor.state_store import LoadTimeStore, PinStore, StateFiles
 from hostler.supervisor.switches import SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, UsageMonitor
-
-#: Models that no engine could load are looked at this often, and reported as failed for longer, in seconds.
-RECHECK_S: Final = 5.0
-_FAILED_S: Final = 3 * RECHECK_S
 
 #: How long the first engines wait for a reading of the GPUs, in seconds.
 FIRST_READING_S: Final = 3.0
 
-#: Subscribers to a host that has just started wait for its model files to be described, at most this long.
-DESCRIBED_S: Final = 1.0
-
 logger = logging.getLogger(__name__)
-
-
-class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a host keeps its state over restarts; `None` forgets it."""
-
-    load_times: Path | None = None
-    pins: Path | None = None
-    memory: Path | None = None
-    model_leases: Path | None = None
 
 
 class EngineManager:
@@ -111,7 +96,7 @@ class EngineManager:
             settings=settings, host=settings.engine_host or host, files=self._files, memory=self._memory, slots=slots,
             devices=lambda: self._devices.statuses, wait_released=self._wait_released,
         )  # fmt: skip
-        self._policy = PlacementPolicy(self._capacity())
+        self._policy = PlacementPolicy(capacity_of(settings, self._devices.statuses))
         self._usage = UsageMonitor(
             meter or MemoryMeter(), self._devices, models=lambda: self._models.values(), on_change=self._on_memory_change,
             on_devices=self._on_devices_read, track_activity=not self._policy.capacity.exclusive,
@@ -120,12 +105,20 @@ class EngineManager:
         )  # fmt: skip
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
-        self._described = anyio.Event()
         self._subscriptions = Subscriptions(self._snapshot)
         self.metrics = SupervisorMetrics(self.status_now)
         self._subscriptions.add_listener(self.metrics.on_event)
+        self._descriptions = ModelDescriptions(
+            lambda: self._models.values(),
+            self._services.programs,
+            lambda: self._subscriptions.publish(self._snapshot()),
+        )
+        self._starts = FirstStarts(
+            lambda: self._models.values(), switch=self.switch, describe=self._descriptions.describe_shared_file,
+            is_crowded=lambda model: bool(self._policy.victims(model, self._others(model), ())),
+        )  # fmt: skip
         self._switches = SwitchCoordinator(
-            self._policy, self._usage, self._load_times, others=self._others, describe=self._describe_shared_file,
+            self._policy, self._usage, self._load_times, others=self._others, describe=self._descriptions.describe_shared_file,
             publish=self._subscriptions.publish,
         )  # fmt: skip
         self._models = {profile.name: self._add(profile) for profile in profiles}
@@ -169,7 +162,7 @@ class EngineManager:
         """See `contract.SupportsPulling`."""
         managed = self._model(model)
         await managed.lifecycle.fetch_file(report)
-        await self._describe_shared_file(managed)
+        await self._descriptions.describe_shared_file(managed)
 
     async def pin(self, model: str, pinned: bool) -> bool:
         """See `contract.SupportsPinning`."""
@@ -207,8 +200,7 @@ class EngineManager:
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
         """See `contract.Supervisor`."""
         # Wait, so that the models' details do not change a moment after the start.
-        with anyio.move_on_after(DESCRIBED_S):
-            await self._described.wait()
+        await self._descriptions.described()
         with self._subscriptions.open() as events:
             yield events
 
@@ -225,8 +217,8 @@ class EngineManager:
                 self._tasks = self._files.tasks = self._switches.tasks = tasks
                 for model in self._models.values():
                     tasks.start_soon(model.run)
-                tasks.start_soon(self._describe_files)
-                tasks.start_soon(self._recheck_disabled)
+                tasks.start_soon(self._descriptions.describe)
+                tasks.start_soon(self._descriptions.recheck_disabled, self._start_again)
                 tasks.start_soon(self._leases.run)
                 self._started.set()
                 tasks.start_soon(self._start_first)
@@ -281,10 +273,10 @@ class EngineManager:
         for name in [name for name, model in self._models.items() if model.retired]:
             self._models.pop(name).retire()
         self._models = {name: self._models[name] for name in wanted}
-        await self._describe_files()
+        await self._descriptions.describe()
         if self._tasks is not None:
             for model in dict.fromkeys(pinned):
-                self._tasks.start_soon(self._start_kept, model)
+                self._tasks.start_soon(self._starts.start_kept, model)
 
     def outdated(self, profiles: Sequence[Profile]) -> tuple[str, ...]:
         """The models whose engine `replace_profiles` would stop: removed, or started by another command from now on."""
@@ -320,22 +312,11 @@ class EngineManager:
 
     # Models.
 
-    def _capacity(self) -> HostCapacity:
-        """Which models may run together now. One at a time, unless the settings allow more."""
-        settings = self._settings
-        shared = settings.memory_budget is not None or settings.devices or settings.groups or settings.sets
-        capacity = HostCapacity(
-            exclusive=not shared if settings.exclusive is None else settings.exclusive,
-            budget_bytes=None if settings.memory_budget is None else int(settings.memory_budget),
-            groups=tuple(map(frozenset, settings.groups.values())), sets=tuple(map(frozenset, settings.sets)),
-        )  # fmt: skip
-        return with_devices(capacity, self._devices.statuses)
-
     def _add(self, profile: Profile) -> ManagedModel:
         lifecycle = EngineLifecycle(profile, self._services)
         pinned = self._pins.get(profile.name, profile.pinned)
         model = ManagedModel(
-            lifecycle, EngineLog(self._settings.log_lines), self._limits(profile, keep=pinned),
+            lifecycle, EngineLog(self._settings.log_lines), limits_of(profile, self._settings, keep=pinned),
             host=self._services.host, ports=self._ports, on_change=self._on_process_change,
             expected_load_s=lambda: self._load_times.get(profile.name),
         )  # fmt: skip
@@ -355,46 +336,17 @@ class EngineManager:
         """Apply an operator's choice, a lease, or a new profile."""
         model.pinned = self._pins.get(model.name, model.profile.pinned)
         model.leased = self._leases.is_leased(model.name)
-        model.process.limits = self._limits(model.profile, keep=model.pinned or model.leased)
-
-    def _limits(self, profile: Profile, *, keep: bool) -> ProcessLimits:
-        settings = self._settings
-        return ProcessLimits(
-            start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
-            stop_grace_s=_first(profile.stop_grace_s, settings.stop_grace_s),
-            max_failures=settings.max_failures, backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s,
-            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=keep,
-        )  # fmt: skip
+        model.process.limits = limits_of(model.profile, self._settings, keep=model.pinned or model.leased)
 
     async def _start_first(self) -> None:
-        """Start pinned and leased models, then preload others one after the other, as long as none has to be unloaded for them."""
         # Which GPUs an engine sees depends on the first reading.
         with anyio.move_on_after(FIRST_READING_S):
             await self._usage.measure()
-        async with anyio.create_task_group() as starts:
-            for model in self._models.values():
-                if model.pinned or model.leased:
-                    starts.start_soon(self._start_kept, model)
-        for model in list(self._models.values()):
-            if model.profile.preload and not (model.pinned or model.leased) and not model.retired:
-                await self._preload(model)
+        await self._starts.run()
 
-    async def _preload(self, model: ManagedModel) -> None:
-        try:
-            await self._describe_shared_file(model)
-            if self._policy.victims(model, self._others(model), ()):
-                logger.warning("%s: not preloaded: another model would have to be unloaded for it", model.name)
-                return
-            await self.switch(model.name)
-        except (SupervisorError, UnknownProfile) as error:
-            logger.warning("%s: cannot be preloaded: %s", model.name, error)
-
-    async def _start_kept(self, model: ManagedModel) -> None:
-        try:
-            await self.switch(model.name)
-        except (SupervisorError, UnknownProfile) as error:
-            kind = "pinned" if model.pinned else "leased"
-            logger.warning("%s: %s, but cannot be started: %s", model.name, kind, error)
+    def _start_again(self, model: ManagedModel) -> None:
+        if model.pinned and self._tasks is not None:
+            self._tasks.start_soon(self._starts.start_kept, model)
 
     async def _drain_and_stop(self, model: ManagedModel) -> None:
         self._switches.cancel(model.name, f'the profile of model "{model.name}" was changed')
@@ -432,7 +384,7 @@ class EngineManager:
 
     def _on_devices_read(self, before: tuple[DeviceStatus, ...]) -> None:
         devices = self._devices.statuses
-        self._policy.capacity = self._capacity()
+        self._policy.capacity = capacity_of(self._settings, devices)
         if [(each.name, each.total_bytes) for each in before] != [(each.name, each.total_bytes) for each in devices]:
             # The needs of profiles are split over the devices that there are.
             self._subscriptions.publish(self._snapshot())
@@ -443,65 +395,19 @@ class EngineManager:
         if model is not None:
             await self._usage.wait_released(model)
 
-    async def _describe_shared_file(self, model: ManagedModel) -> None:
-        """Describe the file of `model` for every model that uses it, and publish the result."""
-        for each in [each for each in self._models.values() if each.profile.model == model.profile.model]:
-            if each.lifecycle.description.facts is None:
-                await each.lifecycle.describe_file()
-        self._subscriptions.publish(self._snapshot())
-
-    async def _describe_files(self) -> None:
-        for model in list(self._models.values()):
-            await model.lifecycle.describe_file()
-        self._described.set()
-        self._subscriptions.publish(self._snapshot())
-        before = self._services.programs.known()
-        for model in list(self._models.values()):
-            await model.lifecycle.read_program()
-        if self._services.programs.known() != before:
-            self._subscriptions.publish(self._snapshot())
-
-    async def _recheck_disabled(self) -> None:
-        """Look again at models that no engine could load. The report is repeated, since it is valid for a while only."""
-        while True:
-            await anyio.sleep(RECHECK_S)
-            disabled = [model for model in self._models.values() if model.lifecycle.disabled is not None]
-            for model in disabled:
-                await model.lifecycle.describe_file()
-                if model.lifecycle.disabled is None and model.pinned and self._tasks is not None:
-                    self._tasks.start_soon(self._start_kept, model)
-            if disabled:
-                self._subscriptions.publish(self._snapshot())
-
     # Status.
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(host=self.status_now())
 
     def _model_status(self, model: ManagedModel) -> ModelStatus:
-        process, disabled = model.process, model.lifecycle.disabled
-        if process.state == "stopped" and disabled is not None:
-            failure = msgspec.structs.replace(disabled, retry_after_s=_FAILED_S)
-            return ModelStatus(
-                model=model.name, state="failed", since=process.since, generation=process.generation, failure=failure
-            )
-        switch = self._switches.current(model.name) if process.state == "starting" else None
-        return ModelStatus(
-            model=model.name, state=process.state, since=process.since, generation=process.generation,
-            pid=process.pid, percent=switch.percent if switch is not None else None,
-            eta_s=switch.eta_s if switch is not None else None,
-            memory_bytes=model.usage.rss, gpu_bytes=model.usage.gpu, device_bytes=dict(model.usage.devices),
-            phase_seconds=model.phase_seconds,
-            conversations=model.lifecycle.conversations, failure=process.failure,
-        )  # fmt: skip
+        switch = self._switches.current(model.name) if model.process.state == "starting" else None
+        percent, eta_s = (None, None) if switch is None else (switch.percent, switch.eta_s)
+        return model.status(percent=percent, eta_s=eta_s)
 
 
 def _is_pinned(profile: Profile | None) -> bool:
     return profile is not None and profile.pinned
-
-
-def _first(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def create_manager(
@@ -541,10 +447,5 @@ def create_manager(
         prepare=files.prepare,
         describe=files.describe,
         slots=slots,
-        state=StateFiles(
-            load_times=folder / "load-times.json",
-            pins=folder / "pins.json",
-            memory=folder / "footprints.json",
-            model_leases=folder / "model-leases.json",
-        ),
+        state=StateFiles.in_folder(folder),
     )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import anyio
+import msgspec
 
 from hostler.profiles.capabilities import with_arguments
 from hostler.profiles.schema import Profile
-from hostler.supervisor.contract import AnswerLimits, ProfileInfo
+from hostler.supervisor.contract import AnswerLimits, ModelStatus, ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
 from hostler.supervisor.engine_lifecycle import EngineLifecycle
-from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
+from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryUsage
+from hostler.supervisor.process_limits import ProcessLimits
+
+#: For how long a model that no engine could load is reported as failed, unless that is repeated, in seconds.
+FAILED_S: Final = 15.0
 
 
 class ManagedModel:
@@ -92,6 +98,21 @@ class ManagedModel:
             max_concurrent=profile.max_concurrent, max_waiting=profile.max_waiting, limits=_limits(profile),
             chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
             request=profile.request,
+        )  # fmt: skip
+
+    def status(self, *, percent: float | None, eta_s: float | None) -> ModelStatus:
+        """The model as published, with the progress of a switch to it."""
+        process, disabled = self.process, self.lifecycle.disabled
+        if process.state == "stopped" and disabled is not None:
+            failure = msgspec.structs.replace(disabled, retry_after_s=FAILED_S)
+            return ModelStatus(
+                model=self.name, state="failed", since=process.since, generation=process.generation, failure=failure
+            )
+        return ModelStatus(
+            model=self.name, state=process.state, since=process.since, generation=process.generation,
+            pid=process.pid, percent=percent, eta_s=eta_s, memory_bytes=self.usage.rss, gpu_bytes=self.usage.gpu,
+            device_bytes=dict(self.usage.devices), phase_seconds=self.phase_seconds,
+            conversations=self.lifecycle.conversations, failure=process.failure,
         )  # fmt: skip
 
     async def run(self) -> None:

@@ -6,10 +6,17 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from hostler.supervisor.contract import Failure, SupervisorError
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.contract import DeviceStatus, Failure, SupervisorError
 from hostler.supervisor.memory import does_not_fit
 from hostler.supervisor.model import ManagedModel
-from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, leases_in_the_way, models_to_evict
+from hostler.supervisor.scheduling.eviction import (
+    HostCapacity,
+    ModelFootprint,
+    leases_in_the_way,
+    models_to_evict,
+    with_devices,
+)
 
 
 class PlacementPolicy:
@@ -84,3 +91,14 @@ def footprint_of(model: ManagedModel) -> ModelFootprint:
         pinned=model.pinned, leased=model.leased, activity="busy" if model.busy else "idle", used_at=model.idle_since,
         evict_cost=model.evict_cost,
     )  # fmt: skip
+
+
+def capacity_of(settings: SupervisorSettings, devices: tuple[DeviceStatus, ...]) -> HostCapacity:
+    """Which models may run together now. One at a time, unless the settings allow more."""
+    shared = settings.memory_budget is not None or settings.devices or settings.groups or settings.sets
+    capacity = HostCapacity(
+        exclusive=not shared if settings.exclusive is None else settings.exclusive,
+        budget_bytes=None if settings.memory_budget is None else int(settings.memory_budget),
+        groups=tuple(map(frozenset, settings.groups.values())), sets=tuple(map(frozenset, settings.sets)),
+    )  # fmt: skip
+    return with_devices(capacity, devices)

@@ -26,6 +26,23 @@ MAX_BYTES: Final = 64 * 1024**2
 logger = logging.getLogger(__name__)
 
 
+class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a host keeps its state over restarts; `None` forgets it."""
+
+    load_times: Path | None = None
+    pins: Path | None = None
+    memory: Path | None = None
+    model_leases: Path | None = None
+
+    @staticmethod
+    def in_folder(folder: Path) -> StateFiles:
+        """The files in the cache folder of a machine."""
+        return StateFiles(
+            load_times=folder / "load-times.json", pins=folder / "pins.json", memory=folder / "footprints.json",
+            model_leases=folder / "model-leases.json",
+        )  # fmt: skip
+
+
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     value: msgspec.Raw

@@ -21,8 +21,9 @@ from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.engine_command import EngineCommand, build_command
 from hostler.supervisor.engine_lifecycle import CommandFactory
-from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
+from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.process_limits import ProcessLimits
 
 pytestmark = pytest.mark.anyio
 

@@ -29,9 +29,10 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.engine_client import get_status
-from hostler.supervisor.manager import EngineManager, StateFiles
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 from hostler.supervisor.model_files import FileDescription
+from hostler.supervisor.state_store import StateFiles
 
 pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]

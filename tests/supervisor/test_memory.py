@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.manager import EngineManager, StateFiles, create_manager
+from hostler.supervisor.manager import EngineManager, create_manager
 from hostler.supervisor.memory import (
     GIB,
     MIB,
@@ -29,6 +29,7 @@ from hostler.supervisor.memory import (
     update_peak,
 )
 from hostler.supervisor.model_files import FileDescription
+from hostler.supervisor.state_store import StateFiles
 
 PROFILE = Profile(name="qwen3-8b", model="/m.gguf", context=32768)
 FACTS = ModelFacts(

@@ -10,11 +10,11 @@ from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import AnswerLimits
 from hostler.supervisor.engine_client import EngineActivity
 from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
-from hostler.supervisor.engine_process import ProcessLimits
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryHistory
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.model_files import ModelFiles
+from hostler.supervisor.process_limits import ProcessLimits
 
 PROFILE = Profile(name="a", model="/m.gguf", aliases=("first",), context=4096, memory=7)
 

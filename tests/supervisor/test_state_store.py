@@ -19,9 +19,9 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, SupportsPinning, UnknownProfile
-from hostler.supervisor.manager import EngineManager, StateFiles
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import MemoryHistory
-from hostler.supervisor.state_store import JsonStore, PinStore
+from hostler.supervisor.state_store import JsonStore, PinStore, StateFiles
 
 pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
