@@ -63,7 +63,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """The client: `name` is that of its key, else its address; `scopes` is what the key allows. `identity` tells a key
+    """The client: `name` is that of its key, else its address; `scopes` is what the key allows. `identity` distinguishes a key
     from an earlier one of the same name.
 
     `local_only`: its requests are served by local backends only. `priority`: waiting requests with a higher one are

@@ -256,7 +256,7 @@ class Proxy:
     async def _on_sign(
         self, context: RequestContext, answer: BackendResponse, parser: Parser, limit: TokenLimit
     ) -> None:
-        """A piece without a token shows that the backend lives: keep it from timing out, within limits, and tell the
+        """A piece without a token shows that the backend lives: keep it from timing out, within limits, and notify the
         client."""
         attempt, writer, now = context.current, context.writer, self._clock()
         if attempt.first_token_at is None:
@@ -310,7 +310,7 @@ class Proxy:
 
 
 def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:
-    """Tell parser and encoder what the response is."""
+    """Hand parser and encoder the head of the response."""
     parser.start(head)
     writer.begin(head)
 

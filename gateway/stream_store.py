@@ -144,7 +144,7 @@ class ResumableStream:
         self.dropped += count
 
     def forgotten(self) -> None:
-        """The store has forgotten the stream: nobody finds it any more."""
+        """The store has forgotten the stream, which cannot be found any more."""
         self._stop_timer()
         self._notify()
 
@@ -210,7 +210,7 @@ class StreamStore:
         return self._streams.get(stream.key) is stream
 
     def forget(self, stream: ResumableStream) -> None:
-        """Drop a stream; whoever follows it reaches its end."""
+        """Drop a stream; its followers reach its end."""
         if self.has(stream):
             del self._streams[stream.key]
             self._size -= stream.size

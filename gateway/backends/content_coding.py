@@ -77,7 +77,7 @@ class Decompressor:
 
 
 class _ZlibPart:
-    """gzip or zlib, which are told apart by their first bytes."""
+    """gzip or zlib, which differ in their first bytes."""
 
     def __init__(self, wbits: int = zlib.MAX_WBITS | 32) -> None:
         self._decompressor = zlib.decompressobj(wbits)

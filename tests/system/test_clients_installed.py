@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,23 @@ async def test_codex_ends_when_the_model_cannot_start(
         printed = await fails([*CODEX, "Hello"], tmp_path, **codex_home(gateway.url, tmp_path))
         assert gateway.starts() == ["a"]
     assert "exit code 7" in printed and "Reconnecting" not in printed
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"), [("codex", ("exec", "--skip-git-repo-check", "Hello")), ("claude", ("-p", "Hello"))]
+)
+async def test_a_launched_program_gets_an_answer_and_writes_no_settings(
+    start_gateway: StartGateway, tmp_path: Path, program: str, arguments: tuple[str, ...]
+) -> None:
+    path = f"{INSTALLED}/js/node_modules/.bin{os.pathsep}{os.environ['PATH']}"
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        command = [f"{Path(sys.executable).parent}/hostler", "launch", program, "--url", gateway.url]
+        answer = await run([*command, "a", "--", *arguments], tmp_path, PATH=path, HOSTLER_API_KEY="unused")
+        shown = await run([*command, "--print", "a"], tmp_path, PATH=path, HOSTLER_API_KEY="unused")
+    assert WORDS.strip() in answer
+    assert gateway.url in shown
+    settings = (".codex/config.toml", ".claude/settings.json", ".claude/settings.local.json")
+    assert not any((tmp_path / name).exists() for name in settings)
 
 
 def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str) -> str:
