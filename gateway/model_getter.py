@@ -137,8 +137,8 @@ class ModelGetter:
 def get_from_registry(
     engine: str | None, name: str, report: ReportProgress, cancellation: Cancellation
 ) -> tuple[ProfileEntry, Preset | None]:
-    """Get a model of a registry by its name, into the cache folder. Raises `SourceError`."""
-    reference = parse_reference(name)
+    """Get a model of a registry by the name that a client of Ollama uses, into the cache folder. Raises `SourceError`."""
+    reference = parse_reference(name, by_ollama=True)
     if reference is None:
         raise SourceError(f"{name!r} names no registry")
     cache = cache_directory()

@@ -48,11 +48,11 @@ class HubReference(msgspec.Struct, frozen=True, kw_only=True):
         return f"hf.co/{self.repository}" + (f":{self.tag}" if self.tag else "")
 
 
-def parse_reference(text: str) -> HubReference | None:
+def parse_reference(text: str, *, by_ollama: bool = False) -> HubReference | None:
     """The model that a text names, in any spelling; `None` for words to search for.
 
     A name without a registry is one of the hub if it has an organisation, and one of Ollama's registry if it has a tag
-    only. Raises `SourceError` for a text that begins like a name and is none.
+    only; `by_ollama` it is one of Ollama's in both cases. Raises `SourceError` for a text that begins like a name and is none.
     """
     text = " ".join(text.split())
     for prefix in _HUB_PREFIXES:
@@ -61,14 +61,14 @@ def parse_reference(text: str) -> HubReference | None:
     if text.lower().startswith(_OLLAMA_PREFIXES):
         return _in_ollama(text)
     if "/" in text and " " not in text:
-        return _on_hub(text, text)
+        return _in_ollama(text) if by_ollama else _on_hub(text, text)
     return _in_ollama(text) if ":" in text and " " not in text else None
 
 
 def is_registry_name(text: str) -> bool:
-    """Whether this names a model of a registry."""
+    """Whether a client of Ollama names a model of a registry by this."""
     try:
-        return parse_reference(text) is not None
+        return parse_reference(text, by_ollama=True) is not None
     except SourceError:
         return False
 

@@ -174,13 +174,14 @@ def check(
     from hostler.gateway.checked_config import read_checked
     from hostler.gateway.cli.views import host_limits
     from hostler.gateway.config import ConfigError, find_file
+    from hostler.gateway.model_finder import ModelFinder
     from hostler.gateway.preflight import all_mistakes
     from hostler.profiles.file_reading import is_file
 
     try:
         if file is not None and not is_file(Path(file)):
             raise ConfigError(f"{file}: no such file")
-        found = read_checked(find_file(file or config), os.environ, all_mistakes)
+        found = read_checked(find_file(file or config), os.environ, all_mistakes, ModelFinder())
     except ConfigError as error:
         if as_json:
             print_json({"file": file or config, "valid": False, "error": str(error), "errors": list(error.mistakes)})

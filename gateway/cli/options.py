@@ -91,14 +91,19 @@ def cannot_write(path: Path, error: OSError) -> NoReturn:
     fail(f"{error.filename or path}: {error.strerror or error}; use another file or change its permissions", FAILED)
 
 
-def read_configuration(config: str | None) -> Configuration:
+def read_configuration(config: str | None, *, scan: bool = False) -> Configuration:
     """The configuration from the given file or the usual places, or its last good state, with a warning. Exits if there is
-    neither."""
+    neither. With `scan`, the models of the folders that it names are part of it, which takes longer."""
     from hostler.gateway.config import ConfigError, find_file
     from hostler.gateway.last_good import load
 
+    finder = None
+    if scan:
+        from hostler.gateway.model_finder import ModelFinder
+
+        finder = ModelFinder()
     try:
-        found = load(find_file(config))
+        found = load(find_file(config), find_models=finder)
     except ConfigError as error:
         fail_with(error.mistakes, USAGE)
     if found.errors is not None:

@@ -40,7 +40,7 @@ def profiles_list(config: ConfigOption = None, as_json: JsonOption = False) -> N
     from hostler.profiles.fetch import cached
 
     rows: list[dict[str, Any]] = []
-    for profile in read_configuration(config).profiles:
+    for profile in read_configuration(config, scan=True).profiles:
         path = cached(profile)
         size = path.stat().st_size if path is not None and path.is_file() else None
         rows.append(
@@ -75,7 +75,7 @@ def profiles_show(name: ModelArgument, config: ConfigOption = None, as_json: Jso
     from hostler.gateway.cli.client import unknown_model
     from hostler.profiles.schema import Profile
 
-    profiles = read_configuration(config).profiles
+    profiles = read_configuration(config, scan=True).profiles
     found = next((each for each in profiles if name in (each.name, *each.aliases)), None)
     if found is None:
         fail(unknown_model(name, [each.name for each in profiles]), USAGE)

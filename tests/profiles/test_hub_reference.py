@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.profiles.hub_reference import HubReference, parse_reference
+from hostler.profiles.hub_reference import HubReference, is_registry_name, parse_reference
 from hostler.profiles.sources import SourceError
 
 REPOSITORY = HubReference(registry="hub", repository="org/Repo-GGUF", tag="Q4_K_M")
@@ -57,6 +57,14 @@ def test_spellings_of_ollamas_registry(text: str, repository: str, tag: str, nam
     found = parse_reference(text)
     assert found == HubReference(registry="ollama", repository=repository, tag=tag)
     assert found is not None and found.name == name
+
+
+def test_clients_of_ollama_mean_its_registry() -> None:
+    assert is_registry_name("someone/model") and is_registry_name("hf.co/org/repo") and is_registry_name("qwen3:8b")
+    assert not is_registry_name("qwen3") and not is_registry_name("hf.co/org")
+    found = parse_reference("someone/model", by_ollama=True)
+    assert found == HubReference(registry="ollama", repository="someone/model", tag="latest")
+    assert parse_reference("hf.co/org/Repo-GGUF:Q4_K_M", by_ollama=True) == REPOSITORY
 
 
 @pytest.mark.parametrize("text", ["qwen3", "qwen3 8b instruct", "llama-3.2"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.model_folders import write_chat
 from typer.testing import CliRunner, Result
 
 from hostler.gateway.cli.main import app
@@ -64,3 +65,12 @@ def test_without_a_file_there_is_nothing_to_change(file: Path) -> None:
     file.unlink()
     result = run("remove", "a")
     assert result.exit_code == 2 and "there is no configuration file" in result.output
+
+
+def test_models_of_scanned_folders_are_listed_and_checked(file: Path) -> None:
+    write_chat(file.parent / "models/found.gguf")
+    file.write_text("supervisor: {engine: embedded}\nprofiles: {scan: [models]}\n")
+    assert [(row["name"], row["context"]) for row in output("list")] == [("found", 2048)]
+    assert output("show", "found")["model"] == f"{file.parent}/models/found.gguf"
+    checked = CliRunner().invoke(app, ["check", "--json"])
+    assert json.loads(checked.stdout)["profiles"] == ["found"]
