@@ -120,6 +120,8 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def shown_url(self) -> str:
         """Its address without credentials and query."""
         url = urlsplit(self.url)
+        if url.scheme == "unix":
+            return self.url
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
 
     @property
@@ -183,7 +185,7 @@ _CONNECTION_SETTINGS = (
 def backend_errors(document: Document, name: str, backend: BackendSettings) -> Iterator[DocumentError]:
     """The errors about rules that types cannot express."""
     path = ("backends", name)
-    yield from _url_errors(document, (*path, "url"), backend.url)
+    yield from _url_errors(document, (*path, "url"), backend.url, supervisor=backend.kind == "supervisor")
     for key in ("referer", "title"):  # sent as headers
         value = getattr(backend, key)
         if value is not None and not _HEADER_VALUE.fullmatch(value):
@@ -215,7 +217,11 @@ def backend_errors(document: Document, name: str, backend: BackendSettings) -> I
         yield document.error((*path, "models", key), message)
 
 
-def _url_errors(document: Document, path: KeyPath, text: str) -> Iterator[DocumentError]:
+def _url_errors(document: Document, path: KeyPath, text: str, *, supervisor: bool) -> Iterator[DocumentError]:
+    if supervisor and text.startswith("unix:"):
+        if not text.startswith("unix:/"):
+            yield document.error(path, f"{text!r} must name the socket in full, e.g. unix:/run/hostler/supervisor.sock")
+        return
     if not text.startswith(("http://", "https://")):
         yield document.error(path, f"{text!r} must start with http:// or https://")
         return

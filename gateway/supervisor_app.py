@@ -47,6 +47,7 @@ def create_app(
     token = secret(settings.token, settings.token_file, "supervisor.token_file")
     if manager is None:
         host, _ = parse_address(settings.listen)
+        host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
         manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
     finder.is_loaded = manager.is_loaded

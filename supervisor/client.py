@@ -32,6 +32,7 @@ from hostler.supervisor.schemas import (
     UnloadResponse,
     decode_error,
 )
+from hostler.supervisor.socket_url import HOST, socket_path
 
 _Answer = TypeVar("_Answer")
 
@@ -75,7 +76,10 @@ class SupervisorClient:
         limits: ClientLimits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._url = httpx.URL(url.rstrip("/")).copy_with(userinfo=b"", query=None, fragment=None)
+        self._socket = socket_path(url)
+        self._url = httpx.URL(f"http://{HOST}" if self._socket else url.rstrip("/")).copy_with(
+            userinfo=b"", query=None, fragment=None
+        )
         self._token = token
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = http
@@ -87,7 +91,7 @@ class SupervisorClient:
     @property
     def url(self) -> str:
         """Where the supervisor is, without anything secret."""
-        return str(self._url)
+        return f"unix:{self._socket}" if self._socket else str(self._url)
 
     async def __aenter__(self) -> SupervisorClient:
         return self
@@ -251,7 +255,10 @@ class SupervisorClient:
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             # trust_env: a proxy for the internet must not see the token of a machine on the local network.
-            self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False, verify=self._tls or True)
+            transport = httpx.AsyncHTTPTransport(uds=self._socket) if self._socket else None
+            self._http = httpx.AsyncClient(
+                follow_redirects=False, trust_env=False, verify=self._tls or True, transport=transport
+            )
         return self._http
 
     def _error(self, status: int, content: bytes) -> Exception:

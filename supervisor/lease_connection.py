@@ -29,6 +29,7 @@ from hostler.supervisor.lease_frames import (
     event_reader,
 )
 from hostler.supervisor.schemas import SupervisorErrorResponse
+from hostler.supervisor.socket_url import HOST, socket_path
 
 #: What a supervisor may leave unread, in bytes; the connection is given up when there is more.
 MAX_UNSENT: Final = 8 * 1024 * 1024
@@ -162,7 +163,8 @@ async def open_connection(
     Raises `SupervisorUnreachable` with the reason and what to do about it.
     """
     loop = asyncio.get_running_loop()
-    parts = urlsplit(url)
+    path = socket_path(url)
+    parts = urlsplit(f"http://{HOST}" if path else url)
     secure = parts.scheme == "https"
     host, port = parts.hostname or "", parts.port or (443 if secure else 80)
     lines = [
@@ -178,9 +180,12 @@ async def open_connection(
     connection = LeaseConnection(loop, head, on_frame)
     try:
         async with asyncio.timeout(timeout_s):
-            await loop.create_connection(
-                lambda: connection, host, port, ssl=(tls or ssl.create_default_context()) if secure else None
-            )
+            if path is not None:
+                await loop.create_unix_connection(lambda: connection, path)
+            else:
+                await loop.create_connection(
+                    lambda: connection, host, port, ssl=(tls or ssl.create_default_context()) if secure else None
+                )
             await connection.accepted
     except TimeoutError:
         connection.close("did not answer")

@@ -77,6 +77,7 @@ from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.types import Refuse, SchedulerSettings
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+from hostler.supervisor.socket_url import socket_path
 
 #: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
 RETURNS_WITHIN_S = 60.0
@@ -121,7 +122,7 @@ class RemoteHost:
         self._on_stopping = on_stopping
         self._clock = clock
         self._instance = secrets.token_hex(8)
-        self._address = urlsplit(url).hostname or ""
+        self._address = "127.0.0.1" if socket_path(url) else urlsplit(url).hostname or ""
         self._ids = itertools.count(1)
         self._leases: dict[int, Lease] = {}
         self._welcome = False

@@ -340,6 +340,8 @@ class Chain:
 
 def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:
     """Where the supervisor of a backend listens."""
+    if settings.url.startswith("unix:"):
+        return Endpoint(host=settings.url.removeprefix("unix:"), port=0, name=name)
     url = urlsplit(settings.url)
     tls = url.scheme == "https"
     port = url.port or (443 if tls else 80)

@@ -45,7 +45,8 @@ class Pool:
         self._pooling = pooling
         self._loop = loop
         self._literal = _literal(host)
-        self._far = self._literal is None or not self._literal.is_loopback
+        near = self._literal.is_loopback if self._literal is not None else host.startswith("/")
+        self._far = not near
         self._addresses: list[ResolvedAddress] = []
         self._idle: list[BackendConnection] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -155,7 +156,10 @@ class Pool:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if kept else None
 
     async def _dial(self) -> socket.socket:
-        """Connect to the first of the name's addresses that accepts; each next one is tried `STAGGER_S` later."""
+        """Connect to the first of the name's addresses that accepts; each next one is tried `STAGGER_S` later. A path is that
+        of a Unix socket."""
+        if self._host.startswith("/"):
+            return await _open_unix(self._loop, self._host)
         if not self._addresses:
             found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             self._addresses = _interleaved(
@@ -202,6 +206,17 @@ async def _open(loop: asyncio.AbstractEventLoop, address: ResolvedAddress) -> so
     try:
         sock.setblocking(False)
         await loop.sock_connect(sock, address[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _open_unix(loop: asyncio.AbstractEventLoop, path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, path)
     except BaseException:
         sock.close()
         raise

@@ -253,10 +253,13 @@ class LanResponse:
 
 def _endpoint_headers(endpoint: Endpoint) -> bytes:
     """The headers of every request to this endpoint. Raises `ValueError` for a host or key that cannot be sent."""
-    if not _HOST.fullmatch(endpoint.host) or not _VALUE.fullmatch(endpoint.key or ""):
+    host = "localhost" if endpoint.host.startswith("/") else endpoint.host
+    if not _HOST.fullmatch(host) or not _VALUE.fullmatch(endpoint.key or ""):
         raise ValueError(f'backend "{endpoint.name}": the host or the key contains characters that cannot be sent')
-    host = f"[{endpoint.host.partition('%')[0]}]" if ":" in endpoint.host else endpoint.host
-    headers = {"host": f"{host}:{endpoint.port}", "accept-encoding": "identity"}
+    host = f"[{host.partition('%')[0]}]" if ":" in host else host
+    # A Unix socket has no port.
+    authority = f"{host}:{endpoint.port}" if endpoint.port else host
+    headers = {"host": authority, "accept-encoding": "identity"}
     if endpoint.key is not None:
         headers["authorization"] = f"Bearer {endpoint.key}"
     for name, value in endpoint.headers:

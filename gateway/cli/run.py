@@ -110,7 +110,9 @@ def supervisor(configuration: Configuration, view: LiveView | None = None, *, fi
         _refuse_without_token(bound_addresses(sockets))
 
     async def main() -> None:
-        manager = _or_cannot_run(lambda: _manager(configuration, engine_host=host))
+        manager = _or_cannot_run(
+            lambda: _manager(configuration, engine_host="127.0.0.1" if host.startswith("/") else host)
+        )
         app: Any = create_app(configuration, manager, finder=finder)
         bound = format_address(*bound_addresses(sockets)[0])
 

@@ -120,8 +120,10 @@ class RemoteSupervisor(EngineLog):
         log: Path,
         tasks: TaskGroup,
         pair: Pair | None = None,
+        socket: str | None = None,
     ) -> None:
         super().__init__(log)
+        self.socket = socket
         self.pair = pair
         self.manager = manager
         self.leases = leases
@@ -132,6 +134,8 @@ class RemoteSupervisor(EngineLog):
     def backend(self) -> dict[str, str]:
         """Its entry in a gateway's configuration."""
         entry = {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
+        if self.socket is not None:
+            return {**entry, "url": f"unix:{self.socket}"}
         if self.pair is None:
             return entry
         return {**entry, "url": f"https://127.0.0.1:{self.port}", "certificate": self.pair.cert}
@@ -157,8 +161,8 @@ class RemoteSupervisor(EngineLog):
 
     async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listening: anyio.Event) -> None:
         app: Any = create_app(self.manager, self.leases, token=_TOKEN, logs=self.manager.logs, metrics=self._metrics)
-        sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
-        self.port = sockets[0].getsockname()[1]
+        sockets = bind([("127.0.0.1", self.port) if self.socket is None else (self.socket, 0)], "supervisor.listen")
+        self.port = self.port if self.socket else sockets[0].getsockname()[1]
         certificate = None if self.pair is None else ServerCertificate(*self.pair)
         server = Server(app, drain_s=1.0, started_callback=listening.set, certificate=certificate)
         try:
@@ -216,17 +220,23 @@ def gateway_starter(tmp_path: Path) -> StartGateway:
 
 @asynccontextmanager
 async def remote_supervisor(
-    folder: Path, profiles: Profiles, *, port: int = 0, pair: Pair | None = None, **sections: Any
+    folder: Path,
+    profiles: Profiles,
+    *,
+    port: int = 0,
+    pair: Pair | None = None,
+    socket: str | None = None,
+    **sections: Any,
 ) -> AsyncIterator[RemoteSupervisor]:
     """Run a supervisor behind its HTTP interface, as on another machine, with its engines, until the context ends. With a
-    `pair` it has TLS."""
+    `pair` it has TLS, with a `socket` it listens there."""
     configuration, manager = _host_in(folder, profiles, sections)
     leases = LeaseServer(manager, limits=configuration.host_limits)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.run)
         tasks.start_soon(leases.run)
         # Reserved: while the interface is stopped, the system could give an ephemeral port to another socket.
-        host = RemoteSupervisor(manager, leases, port or free_port(), folder / "engines.log", tasks, pair)
+        host = RemoteSupervisor(manager, leases, port or free_port(), folder / "engines.log", tasks, pair, socket)
         await manager.started()
         await host.listen()
         try:

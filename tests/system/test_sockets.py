@@ -14,11 +14,12 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from system.running_gateway import StartGateway, remote_supervisor
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.config import ConfigError, Settings, read
 from hostler.gateway.server.server import Server
 from hostler.supervisor.auth import SupervisorAuthMiddleware
 
@@ -112,3 +113,38 @@ async def test_ipv4_clients_are_served_on_a_dual_stack_socket(door: str, name: s
             assert (await http.get(url, headers={"Host": f"{name}:{port}"})).status_code in (200, 204)
             assert (await http.get(url, headers={"Host": "evil.example"})).status_code == 421
             stop()
+
+
+@pytest.mark.anyio
+async def test_a_gateway_uses_a_supervisor_on_a_unix_socket(start_gateway: StartGateway, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    async with (
+        remote_supervisor(tmp_path / "pc", {"a": {}, "b": {}}, socket=path) as pc,
+        start_gateway({}, backends={"pc": pc.backend}) as gateway,
+    ):
+        for model in ("a", "b"):
+            assert (await gateway.chat(model)).status_code == 200
+        assert (await gateway.action("unload", model="b")).status_code == 200
+        assert pc.starts() == ["a", "b"]
+        await pc.stop_listening()
+        await gateway.until_status(lambda hosts: not hosts["pc"]["reachable"])
+        await pc.listen()
+        await gateway.until_status(lambda hosts: hosts["pc"]["reachable"])
+        assert (await gateway.chat("a")).status_code == 200
+    assert BackendSettings(kind="supervisor", url=f"unix:{path}").shown_url == f"unix:{path}"
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ({"kind": "supervisor", "url": "unix:run/s"}, "must name the socket in full"),
+        ({"kind": "openai", "url": "unix:/run/s"}, "must start with http:// or https://"),
+    ],
+)
+def test_a_socket_is_named_in_full_and_only_of_supervisors(
+    tmp_path: Path, backend: dict[str, str], message: str
+) -> None:
+    file = tmp_path / "hostler.yaml"
+    file.write_text(json.dumps({"backends": {"pc": {**backend, "token": "t"}}}))
+    with pytest.raises(ConfigError, match=message):
+        read(file)
