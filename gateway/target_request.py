@@ -23,7 +23,8 @@ def build_request(
         if isinstance(request, Passthrough):
             upstream = backend.upstream
             path = upstream.forward_path(request.origin.path)
-            model = name_there(context)
+            # Where the request names no model, a name in its body is none of this gateway's.
+            model = "" if request.model is None else name_there(context)
             wire_request = forwarded(request.origin, model=model, path=path, headers=upstream.headers)
             return request, _with_rules(context, wire_request)
         request = context.adapter.expand(request)

@@ -9,6 +9,7 @@ from hostler.adapters.canonical import (
     CompletionRequest,
     LoadRequest,
     ModelInfoRequest,
+    Passthrough,
     Request,
 )
 from hostler.adapters.degrade import without_thinking
@@ -46,6 +47,10 @@ class LMStudioAdapter(Adapter):
         if name == "chat_v1":
             body = JsonBody(incoming.body)
             return chat.decode_chat(origin, body, body.text("model") or model_outside_body(incoming))
+        if name in ("download", "download_status"):
+            if name == "download":
+                _required_model(incoming, "model")
+            return Passthrough(origin=origin, any_backend=True)
         if name == "load":
             return ModelInfoRequest(origin=origin, kind=name, model=_required_model(incoming, "model"))
         if name == "unload":

@@ -165,6 +165,30 @@ async def test_files_are_forwarded_where_the_gateway_has_no_batches(tmp_path: Pa
             assert (await chain.http.delete("/v1/files/file-1")).json() == {"deleted": True}
 
 
+async def test_a_download_is_lm_studios_own_with_its_status(tmp_path: Path) -> None:
+    job = b'{"job_id": "job_1", "status": "downloading",  "total_size_bytes": 9}'
+    async with start_scripted_server() as other, start_scripted_server() as studio:
+        other.prepared = [(404, "text/plain", b"404 page not found")]
+        other.documents = {"/api/tags": {"models": []}}
+        studio.prepared = [(200, JSON, job)]
+        studio.documents = {"/api/v1/models/download/status/job_1": {"job_id": "job_1", "status": "completed"}}
+        backends = {
+            "other": {"kind": "ollama", "url": other.url, "models": {"m": "a"}},
+            "studio": {"kind": "lmstudio", "url": studio.url, "models": {"m": "b"}},
+        }
+        async with start_chain(tmp_path, backends) as chain:
+            body = {"model": "ibm/granite-4-micro", "quantization": "Q4_K_M"}
+            started = await chain.http.post("/api/v1/models/download", json=body)
+            done = await chain.http.get("/api/v1/models/download/status/job_1")
+            unknown = await chain.http.get("/api/v1/models/download/status/job_2")
+            nameless = await chain.http.post("/api/v1/models/download", json={})
+    assert (started.status_code, started.content) == (200, job)
+    assert studio.requests == [("/api/v1/models/download", body)]
+    assert (done.status_code, done.json()["status"]) == (200, "completed")
+    assert unknown.status_code == 404
+    assert nameless.status_code == 400
+
+
 async def test_the_path_of_the_base_url_takes_the_place_of_v1(tmp_path: Path) -> None:
     async with start_scripted_server() as server:
         backend = {"kind": "openai", "url": f"{server.url}/api/paas/v4?a=1", "models": {"m": "there"}}
