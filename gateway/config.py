@@ -24,7 +24,7 @@ from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import SCAN_PATH, FindModels, load_profiles, read_text, scan_folders
 from hostler.profiles.yaml_config import NOT_SENDABLE, Document, DocumentError, KeyPath, parse
-from hostler.supervisor.config import HostLimits, SupervisorSettings
+from hostler.supervisor.config import HostLimits, SleepSettings, SupervisorSettings
 
 
 class VariantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -325,6 +325,8 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
     for index, listen in enumerate(settings.gateway.listen):
         yield from _address_errors(document, ("gateway", "listen", index), listen)
     yield from _address_errors(document, ("supervisor", "listen"), settings.supervisor.listen)
+    if settings.supervisor.sleep is not None:
+        yield from _sleep_errors(document, settings.supervisor.sleep)
 
 
 def _unknown_backends(
@@ -409,3 +411,17 @@ def _sendable(text: str, where: str) -> str:
     if not text.isascii():
         raise ConfigError(f"{where} {NOT_SENDABLE}")
     return text
+
+
+def _sleep_errors(document: Document, sleep: SleepSettings) -> Iterator[DocumentError]:
+    path = ("supervisor", "sleep")
+    if (sleep.command is None) is not sleep.suspend:
+        yield document.error(path, "set either `command` or `suspend: true`")
+        return
+    try:
+        empty = not sleep.argv
+    except ValueError as error:
+        yield document.error((*path, "command"), f"{sleep.command!r}: {error}")
+        return
+    if empty:
+        yield document.error((*path, "command"), "the command is empty")

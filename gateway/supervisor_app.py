@@ -38,6 +38,7 @@ def create_app(
     """
     from hostler.supervisor.api import create_app as create_api
     from hostler.supervisor.lease_server import LeaseServer
+    from hostler.supervisor.machine_sleep import MachineSleep
     from hostler.supervisor.manager import create_manager
 
     finder = finder or ModelFinder()
@@ -61,6 +62,9 @@ def create_app(
             tasks.start_soon(engines.run)
             tasks.start_soon(leases.run)
             tasks.start_soon(reloader.run)
+            if settings.sleep is not None:
+                sleep = MachineSleep(settings.sleep, leases, keep_awake=engines.is_fetching, clock=leases.clock)
+                tasks.start_soon(sleep.run)
             try:
                 yield
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -27,6 +28,19 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     )
 
 
+class SleepSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Puts the machine to sleep after `after_s` idle seconds, with `command` or, with `suspend`, by the system."""
+
+    after_s: Annotated[float, msgspec.Meta(gt=0, description="Idle seconds after which the machine is put to sleep.")]
+    command: Annotated[str, msgspec.Meta(description="Command that puts the machine to sleep.")] | None = None
+    suspend: Annotated[bool, msgspec.Meta(description="Suspend with `systemctl suspend`.")] = False
+
+    @property
+    def argv(self) -> list[str]:
+        """The command. Raises `ValueError` if its quotes are not closed."""
+        return ["systemctl", "suspend"] if self.command is None else shlex.split(self.command)
+
+
 class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How engines run on this host. Times in seconds, sizes in bytes.
 
@@ -36,7 +50,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     runs at a time; with `memory_budget` or `devices` several do, as long as they fit. Of each of `groups` one model runs
     at a time; with `sets`, only models of one set run together. With `yield_to_others` idle models are unloaded when
     other programs need memory of a GPU. A host that is idle for `return_to_default_s` loads its default model again. A start
-    waits up to `release_s` for memory that the last model's driver has not freed yet.
+    waits up to `release_s` for memory that the last model's driver has not freed yet. `sleep` puts the machine to sleep while it
+    is idle.
     """
 
     listen: str = "127.0.0.1:8080"
@@ -72,6 +87,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         ]
         | None
     ) = None
+    sleep: SleepSettings | None = None
     release_s: Annotated[
         float,
         msgspec.Meta(

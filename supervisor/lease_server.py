@@ -108,6 +108,22 @@ class LeaseServer:
         self._broadcast(ClosingFrame())
         self.host.stop(_stopping)
 
+    @property
+    def idle_since(self) -> float | None:
+        """See `ScheduledHost`; `None` while the supervisor stops, too."""
+        return None if self.closing else self.host.idle_since
+
+    def pause(self) -> None:
+        """Grant nothing while the machine falls asleep. Gateways take the host for unreachable, and wake it for requests."""
+        self.closing = True
+        self._broadcast(ClosingFrame())
+
+    def resume(self) -> None:
+        """Grant again. Connections begin anew: they may have been lost, and gateways ask again for what waits."""
+        self.closing = False
+        for session in list(self._open):
+            session.close("the machine was put to sleep")
+
     async def drained(self, seconds: float) -> None:
         """Wait until no lease is held, at most `seconds`."""
         with anyio.move_on_after(seconds):

@@ -240,6 +240,10 @@ class EngineManager:
                 async for line in fresh:
                     yield line
 
+    def is_fetching(self) -> bool:
+        """Whether the file of a model is being fetched."""
+        return self._files.fetching
+
     async def replace_profiles(self, profiles: Sequence[Profile]) -> None:
         """Apply new profiles. Engines in `outdated` have been drained and stopped when this returns."""
         wanted = {profile.name: profile for profile in profiles}

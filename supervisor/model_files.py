@@ -129,6 +129,11 @@ class ModelFiles:
         self._describe = describe
         self._downloads: dict[tuple[str, str | None], _Download] = {}
 
+    @property
+    def fetching(self) -> bool:
+        """Whether a file is being prepared."""
+        return bool(self._downloads)
+
     async def path(self, profile: Profile, report: ReportProgress = lambda _: None) -> Path:
         """The profile's file on disk. Raises `SupervisorError`. Cancelling one caller does not affect the others."""
         try:

@@ -195,6 +195,8 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
         sections[-1:] = []
         lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
+    elif sections == ["supervisor", "sleep"]:
+        lines |= {"after_s": {"suspend: true"}, "command": {"after_s: 60"}, "suspend": {"after_s: 60"}}[name]
     elif sections[-1:] == ["tls"]:
         lines |= {line for line in ("cert: a.crt", "key: a.key") if not line.startswith(f"{name}:")}
     elif sections[-2:] in (["prices", "NAME"], ["describe", "NAME"]):

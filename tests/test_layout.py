@@ -60,6 +60,7 @@ TESTED_ELSEWHERE = {
     "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],
     "gateway/telemetry/history_schema.py": ["gateway/telemetry/test_history.py"],
     "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],
+    "supervisor/config.py": ["supervisor/test_machine_sleep.py", "gateway/test_config.py"],
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
     "supervisor/devices/reading.py": ["supervisor/devices/test_discovery.py"],
     "supervisor/scheduling/decision_executor.py": ["supervisor/scheduling/test_orchestrator.py"],

@@ -65,7 +65,9 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     def can_wake(self, error: GatewayError) -> bool:
         """Whether the next attempt wakes the machine, which was awake as far as was known when this one failed."""
         never_connected = isinstance(error, BackendUnavailable) and not isinstance(error, StillAsleep)
-        return never_connected and self.wake_on_lan is not None and not self.supervised
+        if self.wake_on_lan is None or not never_connected:
+            return False
+        return not self.supervised or not self.reachable()
 
     def price(self, model: str, name_there: str) -> PriceSettings | None:
         """The configured price of a model here, if there is one."""

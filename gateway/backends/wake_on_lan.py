@@ -1,4 +1,4 @@
-"""Wakes a sleeping machine: one magic packet per attempt to wake it, however many requests wait for it."""
+"""Wakes a sleeping machine: magic packets in regular intervals, however many requests wait for it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 #: After waking failed, the machine is not woken again for this many times `wait_s`.
 PAUSE_FACTOR = 5.0
 DISCARD_PORT = 9
+#: While requests wait, the packet is sent again after so many seconds: the machine may have been falling asleep.
+RESEND_S = 3.0
 
 
 class StillAsleep(BackendUnavailable):
@@ -23,7 +25,7 @@ class StillAsleep(BackendUnavailable):
 
 
 class WakeOnLan:
-    """Wakes one machine. `set_reachable` reports whether its supervisor or server answers; `awake` is false once it did
+    """Wakes one machine; `packets` counts the attempts. `set_reachable` reports whether its supervisor or server answers; `awake` is false once it did
     not."""
 
     def __init__(self, name: str, settings: WakeSettings, clock: Callable[[], float]) -> None:
@@ -34,6 +36,7 @@ class WakeOnLan:
         self._awake = anyio.Event()
         self.awake = True
         self.packets = 0
+        self._sent_at = float("-inf")
 
     def set_reachable(self, reachable: bool) -> None:
         """The supervisor or server answers, or no longer does."""
@@ -57,10 +60,15 @@ class WakeOnLan:
     async def wait(self, seconds: float) -> bool:
         """Wait for the machine for at most `seconds`. Returns whether it is awake."""
         with anyio.move_on_after(max(0.0, seconds)):
-            await self._awake.wait()
+            while not self._awake.is_set():
+                with anyio.move_on_after(RESEND_S):
+                    await self._awake.wait()
+                if not self._awake.is_set() and self._clock() - self._sent_at >= RESEND_S:
+                    self._send()
         return self._awake.is_set()
 
     def _send(self) -> None:
+        self._sent_at = self._clock()
         host, _, port = self._settings.broadcast.partition(":")
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

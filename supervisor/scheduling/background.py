@@ -73,6 +73,11 @@ class BackgroundWork:
             if (model := ready.get(ticket.model)) is not None:
                 yield ticket, model
 
+    @property
+    def last_at(self) -> float:
+        """When the last request came or ended, background work included."""
+        return max(self.used_at, self._ended_at)
+
     def may_load_at(self, idle_s: float) -> float:
         """When a model may be loaded, as long as nothing comes: the host is idle, and the last work has no successor."""
         return max(self.used_at + idle_s, self._ended_at + LINGER_S)

@@ -45,6 +45,13 @@ class ScheduledHost:
         """The number of requests that hold a lease."""
         return sum(lease.granted for lease in self._leases.values())
 
+    @property
+    def idle_since(self) -> float | None:
+        """When the last lease ended, minus infinity if there was none; `None` while one is held or waits, a model is leased,
+        or one is loading or stopping."""
+        moving = any(view.phase in ("loading", "stopping") for view in self.models())
+        return None if self._leases or self.model_leases or moving else self._scheduler.used_at
+
     def models(self) -> tuple[ModelView, ...]:
         """See `Host`."""
         return self._scheduler.view().models

@@ -32,6 +32,11 @@ class SchedulerSteps(HostSchedule):
         self._admission = AdmissionControl(settings.max_waiting)
         self._background = BackgroundWork()
 
+    @property
+    def used_at(self) -> float:
+        """When the last ticket came, or its lease ended."""
+        return self._background.last_at
+
     def _grant(self, ticket: Ticket, model: ScheduledModel, now: float) -> Grant:
         model.running += 1
         model.idle_until = None

@@ -54,6 +54,10 @@ def test_without_a_file_the_defaults_and_the_shipped_profiles_apply(tmp_path: Pa
             "backends: {b: {kind: openai, url: 'http://x', models: {'*': m}, title: \"a\\nb\"}}",
             "one line of plain text",
         ),
+        ("supervisor: {sleep: {after_s: 60}}", "set either `command` or `suspend: true`"),
+        ("supervisor: {sleep: {after_s: 60, suspend: true, command: x}}", "set either `command` or `suspend: true`"),
+        ('supervisor: {sleep: {after_s: 60, command: "sh \'x"}}', "No closing quotation"),
+        ("supervisor: {sleep: {after_s: 60, command: ' '}}", "the command is empty"),
         ("backends: {b: {kind: supervisor, url: 'http://x', wake: {mac: nonsense}}}", "is not a MAC address"),
         (
             "backends: {b: {kind: supervisor, url: 'http://x', wake: {mac: '01:23:45:67:89:ab', broadcast: x}}}",

@@ -1,0 +1,144 @@
+"""Puts the machine to sleep while nothing is to be done, and finds out when it is awake again."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+
+from hostler.supervisor.config import SleepSettings
+
+logger = logging.getLogger(__name__)
+
+#: How often it is looked whether the machine may sleep, and whether it is awake again, in seconds.
+LOOK_S: Final = 1.0
+_AWAKE_LOOK_S: Final = 0.1
+
+#: A longer pause between two looks means that the machine slept, in seconds.
+_GAP_S: Final = 1.0
+
+#: A machine that was woken waits so long for a gateway to connect again, and then for its requests, in seconds.
+CONNECTS_S: Final = 30.0
+ASKS_S: Final = 3.0
+
+#: How long after its command the machine may take to fall asleep, in seconds. Then it is taken to be awake.
+FALLS_ASLEEP_S: Final = 20.0
+
+
+class SleepingHost(Protocol):
+    """What is put to sleep."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last request ended, by `clock`; `None` while the host is in use or to be kept awake."""
+        ...
+
+    @property
+    def gateways(self) -> int:
+        """The number of connected gateways."""
+        ...
+
+    def pause(self) -> None:
+        """Grant nothing any more: gateways wake the machine for the next request."""
+        ...
+
+    def resume(self) -> None:
+        """Grant again, over new connections: the old ones may be dead."""
+        ...
+
+
+class MachineSleep:
+    """Runs the command of `settings` when `host` has been idle for long enough. `keep_awake` is whether something else
+    goes on, such as a download. `clock` must not stop while the machine sleeps."""
+
+    def __init__(
+        self,
+        settings: SleepSettings,
+        host: SleepingHost,
+        *,
+        keep_awake: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float],
+        falls_asleep_s: float = FALLS_ASLEEP_S,
+        asks_s: float = ASKS_S,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._keep_awake = keep_awake
+        self._clock = clock
+        self._falls_asleep_s = falls_asleep_s
+        self._asks_s = asks_s
+        self._awake_since = clock()
+
+    async def run(self) -> None:
+        """Put the machine to sleep, again and again, until cancelled."""
+        while True:
+            await anyio.sleep(min(LOOK_S, self._settings.after_s / 4))
+            if self._may_sleep():
+                # No request can come between this decision and the pause.
+                self._host.pause()
+                try:
+                    await self._sleep()
+                finally:
+                    self._host.resume()
+                await self._stay_awake()
+
+    async def _stay_awake(self) -> None:
+        """Give the gateway that has woken the machine the time to connect and to ask."""
+        with anyio.move_on_after(CONNECTS_S):
+            while not self._host.gateways and self._host.idle_since is not None:  # noqa: ASYNC110 - rare
+                await anyio.sleep(_AWAKE_LOOK_S)
+            await anyio.sleep(self._asks_s)
+        self._awake_since = self._clock()
+
+    def _may_sleep(self) -> bool:
+        since, now = self._host.idle_since, self._clock()
+        if since is None or self._keep_awake():
+            self._awake_since = now
+            return False
+        return now - max(since, self._awake_since) >= self._settings.after_s
+
+    async def _sleep(self) -> None:
+        """Run the command, and return when the machine is awake again or has not fallen asleep."""
+        command = self._settings.argv
+        logger.info("idle for %g s; putting the machine to sleep (%s)", self._settings.after_s, shlex.join(command))
+        before, slept = _suspended_s(), anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch, before, slept)
+            try:
+                ended = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
+                failure = (
+                    ""
+                    if ended.returncode == 0
+                    else f"exit code {ended.returncode}: {ended.stderr.decode('utf-8', 'replace')[-500:]}"
+                )
+            except OSError as error:
+                failure = str(error)
+            if failure:
+                logger.error("the machine cannot be put to sleep (supervisor.sleep): %s", failure.strip())
+            else:
+                with anyio.move_on_after(self._falls_asleep_s):
+                    await slept.wait()
+                if slept.is_set():
+                    logger.info("the machine is awake again")
+                else:
+                    logger.warning("the machine did not fall asleep within %g s", self._falls_asleep_s)
+            tasks.cancel_scope.cancel()
+
+    async def _watch(self, before: float, slept: anyio.Event) -> None:
+        """Set `slept` once the machine, or this process, has been suspended and goes on."""
+        last = time.monotonic()
+        while _suspended_s() - before < 0.5 and time.monotonic() - last < _GAP_S:
+            last = time.monotonic()
+            await anyio.sleep(_AWAKE_LOOK_S)
+        slept.set()
+
+
+def _suspended_s() -> float:
+    """For how long the machine has been suspended since it was started, in seconds; 0 where that is not known."""
+    boot_clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boot_clock is None else time.clock_gettime(boot_clock) - time.clock_gettime(time.CLOCK_MONOTONIC)
