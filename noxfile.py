@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Run mypy, strict, over the packages, the benchmarks, the build hook and this file."""
     # For the types of the OpenTelemetry SDK.
-    _install(session, "types", "-e", ".[otel,mcp]")
+    _install(session, "types", "-e", ".[cluster,otel,mcp]")
     session.run("mypy", *session.posargs)
 
 
@@ -226,7 +226,7 @@ def versions(session: nox.Session, resolution: str) -> None:
     The lowest go with the lowest Python: there are no wheels of them for later ones. `nox -s "versions(lowest)" -- all`
     runs the whole suite. The newest are what a fresh `tests` environment has; this session upgrades an old one.
     """
-    project = ["-e", ".[embedded,mcp,nvidia,otel]"]
+    project = ["-e", ".[cluster,embedded,mcp,nvidia,otel]"]
     if resolution == "newest":
         eager = [] if session.venv_backend == "uv" else ["--upgrade-strategy", "eager"]
         _install(session, "tests", "--upgrade", *eager, *project)

@@ -32,6 +32,7 @@ from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.batches.records import Batch
 from hostler.gateway.batches.service import Batches
+from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN, Client
 from hostler.gateway.events import Bus, ModelsChanged
@@ -41,6 +42,7 @@ from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import Catalog, with_unknown_states, with_unload_times
 from hostler.gateway.request_stores import response_store, stream_store, tracer, transcripts
+from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.downloads import Cancellation
@@ -55,6 +57,7 @@ from hostler.supervisor.scheduling.types import SchedulerSettings
 from hostler.supervisor.tls import CertificateError, pinned_context
 
 if TYPE_CHECKING:
+    from hostler.gateway.cluster.cluster import Cluster
     from hostler.supervisor.client import SupervisorClient
 
 logger = logging.getLogger(__name__)
@@ -159,6 +162,7 @@ class Components:
         )
         self.access_log = AccessLog()
         self.key_usage = None if self.keys is None else KeyUsage(usage_file(settings.gateway), time.time)
+        self.cluster = _cluster(settings, clock)
         self.admin = AdminApp(
             bus=self.bus,
             catalog=self.catalog,
@@ -174,6 +178,7 @@ class Components:
             in_progress=self.in_flight,
             keys=self.keys,
             key_usage=self.key_usage,
+            cluster=None if self.cluster is None else self.cluster.view,
             history=history,
             transcripts=self.transcripts,
             clock=clock,
@@ -184,6 +189,8 @@ class Components:
         """Run the background tasks, from before the first request until after the last one."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.admin.run)
+            if self.cluster is not None:
+                tasks.start_soon(self.cluster.run)
             tasks.start_soon(anyio.to_thread.run_sync, self.blobs.remove_abandoned, time.time())
             if self.key_usage is not None:
                 tasks.start_soon(self.key_usage.run)
@@ -269,6 +276,8 @@ class Components:
         await self.chain.aclose()
         for client in self._clients.values():
             await client.aclose()
+        if self.cluster is not None:
+            self.cluster.close()
 
     def _find_clients(self) -> dict[str, SupervisorClient]:
         """A client for each supervisor of another machine."""
@@ -380,6 +389,24 @@ def _pinned(certificate: str | None, where: str) -> ssl.SSLContext | None:
         return pinned_context(certificate)
     except CertificateError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _cluster(settings: Settings, clock: Callable[[], float]) -> Cluster | None:
+    """`None` for a gateway on its own: nothing of it is imported then."""
+    if settings.cluster is None:
+        return None
+    try:
+        from hostler.gateway.cluster.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise ConfigError(MISSING_CLUSTER_EXTRA) from error
+    return Cluster(
+        settings.cluster,
+        token=secret(settings.cluster.token, settings.cluster.token_file, "cluster.token_file"),
+        listen=settings.gateway.listen,
+        file=state_file("cluster-member"),
+        clock=clock,
+        wall=time.time,
+    )
 
 
 def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:

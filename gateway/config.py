@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UnsetType
 
 from hostler.gateway.backend_settings import BackendSettings, backend_errors
+from hostler.gateway.cluster_settings import ClusterSettings, cluster_mistakes
 from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
 from hostler.gateway.gateway_settings import BreakerSettings, GatewaySettings, LibrarySettings
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
@@ -56,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = {}
     variants: Mapping[str, VariantSettings] = {}
     manifest: str | None = None
+    cluster: ClusterSettings | None = None
 
 
 class ConfigError(Exception):
@@ -320,6 +322,9 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
                 yield document.error(("gateway", name, index), mistake)
     if (mistake := root_path_mistake(settings.gateway.root_path)) is not None:
         yield document.error(("gateway", "root_path"), mistake)
+    if settings.cluster is not None:
+        for name, mistake in cluster_mistakes(settings.cluster):
+            yield document.error(("cluster", name), mistake)
     for key, mistake in path_mistakes(settings):
         yield document.error(key, mistake)
     for index, listen in enumerate(settings.gateway.listen):

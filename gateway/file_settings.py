@@ -24,6 +24,7 @@ _FILES: tuple[KeyPath, ...] = (
     ("gateway", "spending", "file"),
     ("gateway", "recording", "file"),
     ("gateway", "responses", "file"),
+    ("cluster", "token_file"),
     ("supervisor", "tls", "cert"),
     ("supervisor", "tls", "key"),
     ("supervisor", "token_file"),

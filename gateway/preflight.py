@@ -12,6 +12,7 @@ from hostler.gateway.address_conflicts import address_mistakes
 from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
 from hostler.gateway.checked_config import FindMistakes
+from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
 from hostler.profiles.fetch import cached
@@ -80,6 +81,10 @@ def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> 
             found += _certificate_mistakes(partial(pinned_context, backend.certificate), f"backends.{name}.certificate")
     if LOCAL in (settings.gateway.chain or ()) and not has_supervisor:
         found.append(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
+    if (cluster := settings.cluster) is not None:
+        found += _secret_mistakes(cluster.token, cluster.token_file, "cluster.token_file")
+        if importlib.util.find_spec("redis") is None:
+            found.append(MISSING_CLUSTER_EXTRA)
     if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
         found.append("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`")
     return found

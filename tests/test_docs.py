@@ -204,6 +204,8 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         sections[-2:] = []
         plain = {line.replace("supervisor", "openai") for line in beside}
         lines = {f"{inner}: {{NAME: {{{lines.pop()}}}}}", *plain}
+    elif sections == ["cluster"]:
+        lines |= {line for line in ("store: redis://h",) if not line.startswith(f"{name}:")}
     elif sections and sections[0] == "backends":
         if "supervisor" not in ROWS[key].meaning.lower() or ROWS[key].meaning.startswith("Others"):
             beside = {line.replace("supervisor", "openai") for line in beside}

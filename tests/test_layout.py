@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "gateway/cli/leases.py": ["system/test_model_leases.py"],
     "gateway/admin/routes.py": ["system/test_admin_routes.py", "system/test_admin_events.py"],
     "gateway/admin/transcripts.py": ["system/test_recording.py"],
+    "gateway/cluster/cluster.py": ["system/test_cluster.py"],
     "gateway/asgi.py": ["gateway/test_app_servers.py"],
     "gateway/batches/anthropic_api.py": ["system/test_batches.py"],
     "gateway/batches/http.py": ["system/test_batches.py"],

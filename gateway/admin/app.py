@@ -27,6 +27,7 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.middleware import WRONG_KEYS, KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.chain import Chain
+from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
 from hostler.gateway.key_usage import KeyUsage
@@ -66,7 +67,8 @@ class AdminApp:
 
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
     `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models of
-    its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file.
+    its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file, `cluster` the state of
+    the cluster, if there is one.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class AdminApp:
         in_progress: InFlightRequests,
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
+        cluster: Callable[[], ClusterView] | None = None,
         history: Path | None,
         transcripts: Transcripts | None = None,
         clock: Callable[[], float],
@@ -95,6 +98,7 @@ class AdminApp:
             contexts=in_progress.contexts,
             chain=chain_view,
             config_errors=config_errors,
+            cluster=cluster,
             version=__version__,
             recording=transcripts is not None,
             clock=clock,
@@ -103,6 +107,7 @@ class AdminApp:
         self._metrics = GatewayMetrics(
             lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
             lambda: _gauges(chain_view()),
+            cluster,
             version=__version__,
         )
         self._supervisor_metrics = [

@@ -49,7 +49,7 @@ async def _status(calls: InternalCalls, arguments: Arguments) -> object:
         {name: host[name] for name in ("backend", "reachable", "serving", "waiting", "queue")}
         for host in status["hosts"]
     ]
-    kept = ("version", "active", "default", "chain", "in_flight", "config_errors")
+    kept = ("version", "active", "default", "chain", "in_flight", "config_errors", "cluster")
     return {**{name: status.get(name) for name in kept}, "hosts": hosts, "models": models}
 
 

@@ -98,13 +98,19 @@ class StatusRoutes:
     async def _readyz(self, request: Request) -> Response:
         """Ready once every supervisor has been reached, since models may be missing from lists before; not while stopping.
 
-        `degraded` names what works with restrictions: `configuration` while the file has mistakes.
+        `degraded` names what works with restrictions: `configuration` while the file has mistakes, `store` while the
+        cluster's store is away.
         """
         unreachable = [name for name, host in self._hosts.items() if not host.reachable]
         ready = not (unreachable or self._closed)
         body: dict[str, object] = {"ready": ready, "unreachable": unreachable}
-        if self._status.config_errors() is not None:
-            body["degraded"] = ["configuration"]
+        cluster = self._status.cluster()
+        degraded = {
+            "configuration": self._status.config_errors() is not None,
+            "store": cluster is not None and not cluster.connected,
+        }
+        if any(degraded.values()):
+            body["degraded"] = [name for name, restricts in degraded.items() if restricts]
         return json_response(body, status=200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:

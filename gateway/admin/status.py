@@ -13,6 +13,7 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
@@ -128,6 +129,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: tuple[RequestView, ...] = ()
     recording: bool = False
     config_errors: FileErrors | None = None
+    cluster: ClusterView | None = None
     at: float = 0.0
 
 
@@ -140,6 +142,7 @@ class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     chain: ChainView
     in_flight: tuple[RequestView, ...]
     config_errors: FileErrors | None = None
+    cluster: ClusterView | None = None
 
 
 class StatusBuilder:
@@ -153,6 +156,7 @@ class StatusBuilder:
         contexts: Callable[[], Iterable[RequestContext]],
         chain: Callable[[], ChainView],
         config_errors: Callable[[], FileErrors | None] = lambda: None,
+        cluster: Callable[[], ClusterView] | None = None,
         version: str,
         recording: bool = False,
         clock: Callable[[], float],
@@ -163,6 +167,7 @@ class StatusBuilder:
         self._contexts = contexts
         self._chain = chain
         self.config_errors = config_errors
+        self._cluster = cluster
         self._version = version
         self._recording = recording
         self._clock = clock
@@ -186,6 +191,7 @@ class StatusBuilder:
             in_flight=self.in_flight(),
             recording=self._recording,
             config_errors=self.config_errors(),
+            cluster=self.cluster(),
             at=round(self._wall(), 3),
         )
 
@@ -196,7 +202,12 @@ class StatusBuilder:
             chain=self._chain(),
             in_flight=self.in_flight(),
             config_errors=self.config_errors(),
+            cluster=self.cluster(),
         )
+
+    def cluster(self) -> ClusterView | None:
+        """The cluster, without what changes with each request; `None` for a gateway on its own."""
+        return None if self._cluster is None else msgspec.structs.replace(self._cluster(), calls={})
 
     def sample(self) -> Sample:
         """For the history."""

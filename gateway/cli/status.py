@@ -87,6 +87,8 @@ def status(
     print_parts(f"{product} at {target.client.url}", views.active_model(state, make_console().width), "")
     if errors := views.config_errors(state):
         print_parts(*errors, "")
+    if cluster := views.cluster(state):
+        print_parts(*cluster, "")
     print_table(
         [
             Column("HOST", named=True),
@@ -238,6 +240,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Send a test request through each backend and report problems."""
+    from hostler.gateway.cli import views
     from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
 
@@ -249,8 +252,9 @@ def doctor(
         findings = [examiner.examine(found["model"], hop) for hop in found["hops"]]
         notes = examiner.notes()
         programs = examiner.programs()
+        store = views.store_problem(target.status)
     if as_json:
-        print_json({"model": found["model"], "hops": findings, "backends": notes, "programs": programs})
+        print_json({"model": found["model"], "hops": findings, "backends": notes, "programs": programs, "store": store})
     else:
         print_parts(f"{found['model']}:")
         print_table(
@@ -273,5 +277,7 @@ def doctor(
                 Column("LACKS", wraps=True, drop=1),
             ]
             print_table(columns, program_rows(programs))
+        if store:
+            print_parts(store)
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

@@ -89,6 +89,26 @@ def config_errors(status: Mapping[str, Any]) -> list[str]:
     return [heading, *(f"  {mistake}" for mistake in found["mistakes"])]
 
 
+def cluster(status: Mapping[str, Any]) -> list[str]:
+    """The cluster's store and its gateways, as lines."""
+    found = status.get("cluster")
+    if not found:
+        return []
+    state = store_problem(status) or f"store {found['store']} connected"
+    names = [each["name"] + (" (this one)" if each["own"] else "") for each in found["gateways"]]
+    count = f"{len(names)} gateway{'' if len(names) == 1 else 's'}"
+    return [f"Cluster {found['name']}: {state}", f"  {count}: {', '.join(names)}"]
+
+
+def store_problem(status: Mapping[str, Any]) -> str:
+    """Why the cluster's store is not in use; empty if it is."""
+    found = status.get("cluster")
+    if not found or found["connected"]:
+        return ""
+    since = format_time(found["since"])
+    return f"store {found['store']} away since {since} ({found['reason']}); the gateways go on with local values"
+
+
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every model with a process, and its use."""
     for host in status["hosts"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
 from hostler.supervisor.contract import ModelLease, ModelStatus, SwitchMoved
 from hostler.supervisor.instruments import Counter, Gauge, Histogram, Instrument, exposition
@@ -40,19 +41,21 @@ class ChainGauges(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayMetrics:
     """Pass every event to `on_event`; `render` is the text of `/metrics`.
 
-    `queues` yields backend, waiting and running requests; `chain` returns the backends' current values. Both are called
-    by `render`. Labels take model names from the catalog only, so that clients cannot create series.
+    `queues` yields backend, waiting and running requests; `chain` returns the backends' current values, `cluster`
+    those of the cluster, if there is one. All are called by `render`. Labels take model names from the catalog only, so that clients cannot create series.
     """
 
     def __init__(
         self,
         queues: Callable[[], Iterable[tuple[str, int, int]]],
         chain: Callable[[], ChainGauges] = ChainGauges,
+        cluster: Callable[[], ClusterView] | None = None,
         *,
         version: str = "",
     ) -> None:
         self._queues = queues
         self._chain = chain
+        self._cluster = cluster
         self._version = version
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
@@ -133,7 +136,8 @@ class GatewayMetrics:
             *(self._duration, self._first_token, self._tokens, self._queue_wait, self._rejected, self._fallbacks),
             *(self._attempts, self._cost, self._breakers, self._switches, self._first_answers, self._reachable),
         )
-        return await exposition([info, *counted, *self._current(), *_of_backends(chain)])
+        shared = [] if self._cluster is None else _of_cluster(self._cluster())
+        return await exposition([info, *counted, *self._current(), *_of_backends(chain), *shared])
 
     def _finished(self, event: RequestFinished) -> None:
         model, backend = event.model or "", event.backend or ""
@@ -208,3 +212,14 @@ def _of_backends(chain: ChainGauges) -> list[Instrument]:
     if chain.limit is not None:
         limit.set(chain.limit)
     return [reachable, breakers, cost, limit]
+
+
+def _of_cluster(view: ClusterView) -> list[Instrument]:
+    store = Gauge("hostler_cluster_store_connected", "1 if the cluster's store is in use.")
+    gateways = Gauge("hostler_cluster_gateways", "Gateways of the cluster, as far as this one knows.")
+    calls = Counter("hostler_cluster_store_calls", "Commands for the cluster's store, by outcome.", ["outcome"])
+    store.set(view.connected)
+    gateways.set(len(view.gateways))
+    for outcome in ("ok", "failed", "away"):
+        calls.inc(outcome, amount=view.calls.get(outcome, 0))
+    return [store, gateways, calls]

@@ -56,6 +56,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"backends": {"lan": {"kind": "openai", "url": "http://x", "models": {"*": "m"}, "api_key_file": "empty"}}},
         "backends.lan.api_key_file: ",
     ),
+    "a cluster's missing token file": (
+        {"cluster": {"store": "redis://127.0.0.1", "token_file": "none"}}, "cluster.token_file: ",
+    ),
     "an engine that is not installed": (
         {"supervisor": {"engine": "no-such-engine"}}, 'supervisor.engine: the engine "no-such-engine" does not exist',
     ),

@@ -152,11 +152,12 @@ async def installation(
     host: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     backends: dict[str, Any] | None = None,
+    cluster: dict[str, Any] | None = None,
 ) -> AsyncIterator[Installation]:
     """Run everything until the context ends.
 
     Through `proxy` the first gateway reaches the supervisor, `host` is the supervisor's `gateway:` section, `settings` that
-    of the gateways, `backends` are their further hops.
+    of the gateways, `backends` are their further hops, `cluster` is what they share.
     """
     port = free_port()
     if proxy is not None:
@@ -178,6 +179,8 @@ async def installation(
             "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": file, **(settings or {})},
             "backends": {"pc": {"kind": "supervisor", "url": url, "token": TOKEN}, **(backends or {})},
         }
+        if cluster is not None:
+            document["cluster"] = {**cluster, "member": f"gateway{number}"}
         path = folder / f"gateway{number}.yaml"
         path.write_text(json.dumps(document))
         programs.append(GatewayProgram(path, {**environ, "XDG_STATE_HOME": str(folder / f"state{number}")}, keys))

@@ -83,9 +83,13 @@ const LINKS = { live: "live", connecting: "connecting…", reconnecting: "connec
 function update() {
   setText(status, LINKS[state.link]);
   set(status, "data-kind", state.link);
+  const notices = [];
   const wrong = state.config_errors;
-  show(mistakes, wrong !== null);
-  if (wrong !== null) setText(mistakes, `The configuration has mistakes. Its last good state is in use until they are corrected: ${wrong.mistakes.join(" · ")}`);
+  if (wrong !== null) notices.push(`The configuration has mistakes. Its last good state is in use until they are corrected: ${wrong.mistakes.join(" · ")}`);
+  const cluster = state.cluster;
+  if (cluster !== null && !cluster.connected) notices.push(`The store of cluster ${cluster.name} is away (${cluster.reason}). Its gateways go on with local values.`);
+  show(mistakes, notices.length > 0);
+  setText(mistakes, notices.join(" "));
   views.get(current)?.update?.();
 }
 

@@ -10,6 +10,7 @@ export const state = {
   link: "connecting",
   version: "",
   recording: false, // prompts and answers are recorded
+  cluster: null, // { name, store, connected, reason, since, gateways } of a gateway in a cluster
   config_errors: null, // { file, mistakes, since } while the configuration file has mistakes
   active: null,
   default: null,
@@ -56,6 +57,7 @@ const handlers = {
       version: value.version,
       recording: value.recording,
       config_errors: value.config_errors,
+      cluster: value.cluster,
       active: value.active,
       default: value.default,
       models: value.models,
@@ -70,6 +72,7 @@ const handlers = {
   update(value) {
     state.active = value.active;
     state.config_errors = value.config_errors;
+    state.cluster = value.cluster;
     state.in_flight = value.in_flight;
     state.chain = value.chain;
     for (const each of value.hosts) {

@@ -1,0 +1,83 @@
+"""This gateway's part in a cluster: its connection to the store, and what is shared through it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+
+from hostler import __version__
+from hostler.gateway.cluster.identity import Identity
+from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.store import Store
+from hostler.gateway.cluster_settings import ClusterSettings, store_address
+from hostler.gateway.cluster_view import ClusterMember, ClusterView
+
+
+class Cluster:
+    """Everything that this gateway shares with others. `run` until cancelled, then `close`.
+
+    `token` is the cluster's, `listen` are this gateway's addresses, `file` keeps its identity.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        *,
+        token: str | None,
+        listen: tuple[str, ...],
+        file: Path,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._identity = Identity(file)
+        self.store = Store(
+            store_address(settings.store), name=settings.name, scripts=Membership.scripts, clock=clock, wall=wall
+        )
+        own = Member(
+            id=self._identity.id,
+            name=settings.member or socket.gethostname(),
+            version=__version__,
+            listen=listen,
+            since=round(wall(), 3),
+        )
+        self.membership = Membership(self.store, Signer(token, settings.name), own)
+
+    def view(self) -> ClusterView:
+        """The cluster as this gateway knows it."""
+        state, own = self.store.state, self.membership.own
+        return ClusterView(
+            name=self._settings.name,
+            store=self._settings.shown_store,
+            connected=state.connected,
+            reason=state.reason,
+            since=state.since,
+            gateways=tuple(
+                ClusterMember(
+                    id=each.id, name=each.name, version=each.version, listen=each.listen, since=each.since,
+                    own=each.id == own.id,
+                )
+                for each in sorted(self.membership.members.values(), key=lambda each: (each.name, each.id))
+            ),
+            calls=dict(self.store.calls),
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        connection = anyio.CancelScope(shield=True)
+
+        async def connect() -> None:
+            with connection:
+                await self.store.run()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connect)
+            try:
+                await self.membership.run()
+            finally:
+                connection.cancel()  # now, since members leave through it
+
+    def close(self) -> None:
+        self._identity.close()

@@ -1,0 +1,159 @@
+"""Which gateways the cluster has: each reports itself every few seconds, signed with the cluster's token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+
+import anyio
+import msgspec
+
+from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
+
+logger = logging.getLogger(__name__)
+
+#: How often a member reports itself, and after which silence it is gone, in seconds.
+HEARTBEAT_S, LIFETIME_S = 2.0, 6.0
+_CHANNEL = "members"
+
+#: Reports the member KEYS[2] and returns the records of all that are alive. A member without a record leaves.
+_REPORT = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local index, id, record, lifetime = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local known = redis.call('ZSCORE', index, id)
+if record == '' then
+    redis.call('ZREM', index, id)
+    redis.call('DEL', KEYS[2])
+    redis.call('PUBLISH', ARGV[4], id)
+    return {}
+end
+redis.call('SET', KEYS[2], record, 'PX', lifetime)
+redis.call('ZADD', index, now, id)
+redis.call('PEXPIRE', index, lifetime)
+redis.call('ZREMRANGEBYSCORE', index, '-inf', now - lifetime)
+redis.call('PUBLISH', ARGV[4], known and '' or id)
+local records = {}
+for _, each in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+    local found = redis.call('GET', ARGV[5] .. each)
+    if found then records[#records + 1] = found end
+end
+return records
+""")
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway of the cluster. `id` stays the same over its restarts; `since` is its start, in seconds since the epoch."""
+
+    id: str
+    name: str
+    version: str
+    listen: tuple[str, ...] = ()
+    since: float = 0.0
+
+
+class Signer:
+    """Signs the records of members, so that whoever can write to the store cannot join without the token.
+
+    Without a token records carry no signature, and those that carry one are not accepted.
+    """
+
+    def __init__(self, token: str | None, cluster: str) -> None:
+        self._key = None if token is None else hashlib.sha256(f"{cluster}\0{token}".encode()).digest()
+
+    def signed(self, content: bytes) -> bytes:
+        return self._signature(content) + b"." + content
+
+    def opened(self, record: bytes) -> bytes | None:
+        """The content of a record; `None` if a stranger wrote it."""
+        signature, _, content = record.partition(b".")
+        return content if hmac.compare_digest(signature, self._signature(content)) else None
+
+    def _signature(self, content: bytes) -> bytes:
+        return b"" if self._key is None else hmac.digest(self._key, content, "sha256").hex().encode()
+
+
+class Membership:
+    """Reports this gateway and knows the others. While the store is away, the last known members stay."""
+
+    scripts = (_REPORT,)
+
+    def __init__(self, store: Store, signer: Signer, own: Member) -> None:
+        self.own = own
+        self.members: dict[str, Member] = {own.id: own}
+        self.store = store
+        self._signer = signer
+        self._record = signer.signed(msgspec.json.encode(own))
+        self._now = anyio.Event()
+        self._refused: set[bytes] = set()
+        store.on_connect(self._now_please)
+        store.subscribe(_CHANNEL, self._on_message)
+
+    async def run(self) -> None:
+        """Report this member until cancelled, and then that it leaves."""
+        try:
+            while True:
+                try:
+                    self._see(await self._report(self._record))
+                except StoreAway:
+                    pass
+                with anyio.move_on_after(HEARTBEAT_S):
+                    await self._now.wait()
+                self._now = anyio.Event()
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._report(b"")
+                except StoreAway:
+                    pass
+
+    async def _report(self, record: bytes) -> list[bytes]:
+        found: list[bytes] = await self.store.run_script(
+            _REPORT,
+            ["gateways", f"gateway:{self.own.id}"],
+            self.own.id,
+            record,
+            int(LIFETIME_S * 1000),
+            self.store.prefix + _CHANNEL,
+            f"{self.store.prefix}gateway:",
+            limit_s=BACKGROUND_LIMIT_S,
+        )
+        return found
+
+    def _see(self, records: list[bytes]) -> None:
+        found: dict[str, Member] = {self.own.id: self.own}
+        refused = set()
+        for record in records:
+            member = self._member(record)
+            if member is None:
+                refused.add(record)
+            elif member.id != self.own.id:
+                found[member.id] = member
+        if refused - self._refused:
+            logger.warning(
+                "a member with another token, or of another release, reports itself in the store; it is ignored"
+            )
+        self._refused = refused
+        if found == self.members:
+            return
+        for each in found.keys() - self.members.keys():
+            logger.info("gateway %s joined the cluster", found[each].name)
+        for each in self.members.keys() - found.keys():
+            logger.info("gateway %s left the cluster", self.members[each].name)
+        self.members = found
+
+    def _member(self, record: bytes) -> Member | None:
+        content = self._signer.opened(record)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=Member)
+        except msgspec.MsgspecError:
+            return None
+
+    def _on_message(self, member: bytes) -> None:
+        """A member came or went; ordinary reports are empty."""
+        if member and member != self.own.id.encode():
+            self._now_please()
+
+    def _now_please(self) -> None:
+        self._now.set()

@@ -1,0 +1,129 @@
+"""The `cluster:` section of the configuration file, and the addresses of its store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+
+#: What to do where the client library is not installed.
+MISSING_CLUSTER_EXTRA = "cluster.store requires an extra; run `pip install 'hostler[cluster]'`"
+
+#: The default ports of Valkey and Redis, and of their sentinels.
+_PORT, _SENTINEL_PORT = 6379, 26379
+_FORMS = "redis://HOST, rediss://HOST, unix:///PATH or redis+sentinel://HOST,HOST/SERVICE"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the gateways and hosts of an installation have in common: its name, the store, and the token of its members."""
+
+    store: Annotated[str, msgspec.Meta(description="URL of a Valkey or Redis server, or of its sentinels.")]
+    name: Annotated[str, msgspec.Meta(description="The installation's name; several can share a store.")] = "hostler"
+    token: str | None = None
+    token_file: str | None = None
+    member: Annotated[str, msgspec.Meta(description="This member's name. Default: the host's name.")] | None = None
+
+    @property
+    def shown_store(self) -> str:
+        """The store's URL without its user, password and options."""
+        scheme, separator, rest = self.store.partition("://")
+        return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+class StoreAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the store is: a `url` that the client library understands, or `sentinels` that know where `service` is.
+
+    `username` and `password` are those of the service, `sentinel_username` and `sentinel_password` those of its sentinels.
+    """
+
+    url: str | None = None
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    database: int = 0
+    tls: bool = False
+    ca_file: str | None = None
+    username: str | None = None
+    password: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+
+
+def store_address(text: str) -> StoreAddress:
+    """The address that a store's URL names. Raises `ValueError`, without the password in its message."""
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        raise ValueError(f"is not a URL; write {_FORMS}") from None
+    if url.fragment:
+        raise ValueError("has a `#`; write it as %23 in a password")
+    match url.scheme:
+        case "redis" | "rediss":
+            _host_and_port(url.netloc.rpartition("@")[2], _PORT)
+            _database(url.path.removeprefix("/"))
+            return StoreAddress(url=text)
+        case "unix":
+            if not url.path.startswith("/"):
+                raise ValueError("does not name a socket; write its path in full, as in unix:///run/valkey/valkey.sock")
+            return StoreAddress(url=text)
+        case "redis+sentinel" | "rediss+sentinel":
+            return _sentinels(text)
+    raise ValueError(f"is not the URL of a store; write {_FORMS}")
+
+
+def _sentinels(text: str) -> StoreAddress:
+    url = urlsplit(text)
+    account, _, hosts = url.netloc.rpartition("@")
+    user, _, password = account.partition(":")
+    service, _, database = url.path.removeprefix("/").partition("/")
+    if not service:
+        raise ValueError(
+            "names no service; write redis+sentinel://HOST,HOST/SERVICE, as in the sentinels' configuration"
+        )
+    options = {name: values[-1] for name, values in parse_qs(url.query).items()}
+    known = {"sentinel_username", "sentinel_password", "ssl_ca_certs"}
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(f"has an unknown option, {unknown[0]}; known are {', '.join(sorted(known))}")
+    return StoreAddress(
+        sentinels=tuple(_host_and_port(each, _SENTINEL_PORT) for each in hosts.split(",")),
+        service=unquote(service),
+        database=_database(database),
+        tls=url.scheme == "rediss+sentinel",
+        ca_file=options.get("ssl_ca_certs"),
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        sentinel_username=options.get("sentinel_username"),
+        sentinel_password=options.get("sentinel_password"),
+    )
+
+
+def _host_and_port(text: str, default: int) -> tuple[str, int]:
+    try:
+        place = urlsplit(f"//{text}")
+        host, port = place.hostname, place.port
+    except ValueError:
+        raise ValueError(f"has no valid port in {text!r}") from None
+    if not host:
+        raise ValueError(f"names no host; write {_FORMS}")
+    return host, default if port is None else port
+
+
+def _database(text: str) -> int:
+    if text and not text.isdecimal():
+        raise ValueError(f"names the database {text!r}; databases are numbers")
+    return int(text or 0)
+
+
+def cluster_mistakes(settings: ClusterSettings) -> Iterator[tuple[str, str]]:
+    """The keys of values that cannot be used, and why."""
+    try:
+        store_address(settings.store)
+    except ValueError as error:
+        yield "store", str(error)
+    if not _NAME.fullmatch(settings.name):
+        yield "name", f"{settings.name!r} must consist of letters, digits, `-`, `_` and `.`, at most 64"
+    if settings.member is not None and not (settings.member.strip() and settings.member.isprintable()):
+        yield "member", "must be a name in plain text"

@@ -1,0 +1,31 @@
+"""The cluster as status, metrics and commands show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway; `own` is the one that answers. `since` is its start, in seconds since the epoch."""
+
+    id: str
+    name: str
+    version: str
+    listen: tuple[str, ...]
+    since: float
+    own: bool
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster's store and its gateways. `connected`: the store is in use; otherwise `reason` is why not, and `since` is
+    when that changed, in seconds since the epoch. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
+
+    name: str
+    store: str
+    connected: bool
+    reason: str
+    since: float
+    gateways: tuple[ClusterMember, ...] = ()
+    calls: Mapping[str, int] = {}

@@ -1,0 +1,39 @@
+"""A gateway's identity over restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hostler.gateway.cluster.identity import Identity
+
+
+def test_it_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "member"
+    first = Identity(file)
+    first.close()
+    second = Identity(file)
+    second.close()
+    assert first.id == second.id
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_two_gateways_with_one_file_have_different_ones(tmp_path: Path) -> None:
+    first, second = Identity(tmp_path / "member"), Identity(tmp_path / "member")
+    assert first.id != second.id
+    second.close()
+    first.close()
+    third = Identity(tmp_path / "member")
+    third.close()
+    assert third.id == first.id
+
+
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "member").write_bytes(b"\xff" * 100)
+    first = Identity(tmp_path / "member")
+    first.close()
+    assert (tmp_path / "member").read_text().strip() == first.id
+
+
+def test_a_gateway_runs_where_it_cannot_keep_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert Identity(tmp_path / "file" / "member").id != Identity(tmp_path / "file" / "member").id

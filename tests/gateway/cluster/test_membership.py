@@ -1,0 +1,115 @@
+"""Gateways that see each other through the store."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.store_client import make_store, running, until
+
+from hostler.gateway.cluster.membership import Member, Membership, Signer
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+pytestmark = [pytest.mark.anyio, needs_redis]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+def member(url: str, name: str, *, token: str | None = "secret", cluster: str = "home") -> Membership:
+    store = make_store(url, Membership.scripts, cluster)
+    return Membership(store, Signer(token, cluster), Member(id=name * 4, name=name, version="1"))
+
+
+def names(membership: Membership) -> list[str]:
+    return sorted(each.name for each in membership.members.values())
+
+
+async def test_gateways_see_each_other_come_and_go(server: RedisServer) -> None:
+    first, second = member(server.url, "a"), member(server.url, "b")
+    async with running(first.store.run, first.run):
+        await until(lambda: first.store.connected)
+        async with running(second.store.run):
+            async with running(second.run):
+                await until(lambda: names(first) == names(second) == ["a", "b"])
+            # It has said that it leaves: this takes a message, not the time after which it would count as gone.
+            await until(lambda: names(first) == ["a"])
+
+
+async def test_a_gateway_that_is_silent_is_gone_after_a_while(server: RedisServer) -> None:
+    first, second = member(server.url, "a"), member(server.url, "b")
+    async with running(first.store.run, first.run):
+        with anyio.CancelScope() as killed:
+            async with running(second.store.run, second.run):
+                await until(lambda: names(first) == ["a", "b"])
+                second.store.state = type(second.store.state)(connected=False, reason="killed", since=0)
+                killed.cancel()
+        await until(lambda: names(first) == ["a"])
+
+
+async def test_strangers_and_members_of_other_clusters_do_not_join(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    own, other = member(server.url, "a"), member(server.url, "b")
+    strangers = [member(server.url, "c", token="guessed"), member(server.url, "d", token=None)]
+    elsewhere = member(server.url, "e", cluster="work")
+    everyone = [own, other, *strangers, elsewhere]
+    async with running(*(run for each in everyone for run in (each.store.run, each.run))):
+        await until(lambda: server("ZCARD", "hostler:home:gateways") == ":4")
+        await until(lambda: names(own) == names(other) == ["a", "b"])
+        await until(lambda: "a member with another token" in caplog.text)
+        assert names(elsewhere) == ["e"]
+        assert all(set(names(each)).isdisjoint({"a", "b"}) for each in strangers)
+
+
+async def test_a_record_that_was_changed_is_refused() -> None:
+    signer = Signer("secret", "home")
+    record = signer.signed(b'{"id":"a"}')
+    assert signer.opened(record) == b'{"id":"a"}'
+    assert signer.opened(record.replace(b"a", b"b")) is None
+    assert signer.opened(b"") is None
+    assert Signer("secret", "work").opened(record) is None
+    assert Signer(None, "home").opened(Signer(None, "home").signed(b"x")) == b"x"
+    assert Signer(None, "home").opened(record) is None
+
+
+async def test_the_last_known_members_stay_while_the_store_is_away(server: RedisServer) -> None:
+    first, second = member(server.url, "a"), member(server.url, "b")
+    async with running(first.store.run, first.run, second.store.run, second.run):
+        await until(lambda: names(first) == names(second) == ["a", "b"])
+        server.kill()
+        await until(lambda: not first.store.connected and not second.store.connected)
+        assert names(first) == names(second) == ["a", "b"]
+        server.start()
+        await until(lambda: first.store.connected and second.store.connected)
+        await until(lambda: server("ZCARD", "hostler:home:gateways") == ":2")
+        await until(lambda: names(first) == names(second) == ["a", "b"])
+
+
+async def test_every_key_of_the_store_expires(server: RedisServer) -> None:
+    first = member(server.url, "a")
+    async with running(first.store.run, first.run):
+        await until(lambda: server("ZCARD", "hostler:home:gateways") == ":1")
+        assert int(server("PTTL", "hostler:home:gateways").removeprefix(":")) > 0
+        assert int(server("PTTL", "hostler:home:gateway:aaaa").removeprefix(":")) > 0
+
+
+async def test_the_documented_rights_of_an_account_suffice(server: RedisServer) -> None:
+    rights = re.search(r"`(~hostler[^`]*)`", (DOCS / "cluster.md").read_text())
+    assert rights is not None
+    limited_account = "on", ">pass", *rights[1].split()
+    assert server("ACL", "SETUSER", "anna", *limited_account) == "+OK"
+    url = server.url.replace("//", "//anna:pass@")
+    first, second = member(url, "a"), member(url, "b")
+    async with running(first.store.run, first.run, second.store.run, second.run):
+        await until(lambda: names(first) == names(second) == ["a", "b"])

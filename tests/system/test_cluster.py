@@ -1,0 +1,160 @@
+"""Gateways with a common store, as processes: what they show of each other, and that no request depends on the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from system.several_gateways import GatewayProgram, installation
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+PROFILES = {"a": {"script": {"chunks": 3}}}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+async def get(gateway: GatewayProgram, path: str) -> Any:
+    answer = await gateway.http.get(path, headers=gateway.auth())
+    assert answer.status_code == 200
+    return answer.json() if answer.headers["content-type"].startswith("application/json") else answer.text
+
+
+async def until(gateway: GatewayProgram, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The state of the cluster once the condition is met."""
+    with anyio.fail_after(30):
+        while not condition(cluster := (await get(gateway, "/admin/status"))["cluster"]):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+    found: dict[str, Any] = cluster
+    return found
+
+
+async def command(gateway: GatewayProgram, *words: str) -> str:
+    environ = {
+        **os.environ,
+        "HOSTLER_API_KEY": gateway.auth()["Authorization"].removeprefix("Bearer "),
+        "COLUMNS": "200",
+    }
+    arguments = [sys.executable, "-m", "hostler.gateway", *words, "--url", gateway.running.address]
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60)
+    )
+    return done.stdout + done.stderr
+
+
+@needs_redis
+async def test_every_gateway_shows_all_gateways(tmp_path: Path, server: RedisServer) -> None:
+    shared = {"store": server.url, "name": "home", "token": "secret"}
+    async with installation(tmp_path / "host", PROFILES, gateways=3, cluster=shared) as all_of_it:
+        for number, gateway in enumerate(all_of_it.gateways):
+            cluster = await until(gateway, lambda found: len(found["gateways"]) == 3)
+            assert [each["name"] for each in cluster["gateways"]] == ["gateway0", "gateway1", "gateway2"]
+            assert [each["name"] for each in cluster["gateways"] if each["own"]] == [f"gateway{number}"]
+        one, two, three = all_of_it.gateways
+        assert "degraded" not in await get(one, "/readyz")
+        metrics = await get(one, "/metrics")
+        assert "hostler_cluster_store_connected 1.0" in metrics
+        assert "hostler_cluster_gateways 3.0" in metrics
+        shown = await command(one, "status")
+        assert f"Cluster home: store {server.url} connected" in shown
+        assert "3 gateways: gateway0 (this one), gateway1, gateway2" in shown
+        ids = {each["id"] for each in cluster["gateways"]}
+        await three.stop()
+        await until(one, lambda found: len(found["gateways"]) == 2)
+        await three.start()
+        cluster = await until(two, lambda found: len(found["gateways"]) == 3)
+        assert {each["id"] for each in cluster["gateways"]} == ids
+
+
+@needs_redis
+async def test_requests_go_on_without_the_store_and_it_is_used_again_once_it_is_back(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with installation(tmp_path / "host", PROFILES, cluster={"store": server.url}) as all_of_it:
+        one, two = all_of_it.gateways
+        for gateway in (one, two):
+            await until(gateway, lambda found: found["connected"] and len(found["gateways"]) == 2)
+        faults = [(server.kill, server.start), (server.suspend, server.resume)]
+        for break_it, mend_it in faults:
+            break_it()
+            for gateway in (one, two):
+                cluster = await until(gateway, lambda found: not found["connected"])
+                assert cluster["reason"]
+                assert len(cluster["gateways"]) == 2
+                ready = await get(gateway, "/readyz")
+                assert ready["ready"] is True
+                assert ready["degraded"] == ["store"]
+                assert (await gateway.chat("a")).status_code == 200
+            assert "hostler_cluster_store_connected 0.0" in await get(one, "/metrics")
+            assert "the gateways go on with local values" in await command(one, "status")
+            assert "the gateways go on with local values" in await command(one, "doctor", "a")
+            mend_it()
+            for gateway in (one, two):
+                await until(gateway, lambda found: found["connected"])
+                assert "degraded" not in await get(gateway, "/readyz")
+
+
+@needs_redis
+async def test_a_request_without_limits_makes_no_call_to_the_store(tmp_path: Path, server: RedisServer) -> None:
+    async with installation(tmp_path / "host", PROFILES, cluster={"store": server.url}) as all_of_it:
+        one, two = all_of_it.gateways
+        await until(one, lambda found: found["connected"] and len(found["gateways"]) == 2)
+        await two.stop()
+        await until(one, lambda found: len(found["gateways"]) == 1)
+        server("CONFIG", "RESETSTAT")
+        for _ in range(100):
+            assert (await one.chat("a")).status_code == 200
+        # The gateway's own reports, one in two seconds, are all there is.
+        assert server.count("evalsha") < 50
+
+
+async def test_gateways_start_without_the_store(tmp_path: Path) -> None:
+    shared = {"store": f"unix://{tmp_path}/none.sock"}
+    async with installation(tmp_path / "host", PROFILES, gateways=1, cluster=shared) as all_of_it:
+        [gateway] = all_of_it.gateways
+        assert (await get(gateway, "/readyz"))["degraded"] == ["store"]
+        assert (await gateway.chat("a")).status_code == 200
+
+
+async def test_without_a_cluster_nothing_of_it_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(json.dumps({"backends": {"lan": {"kind": "openai", "url": "http://127.0.0.1:9"}}}))
+    program = (
+        "import sys; from pathlib import Path; from hostler.gateway.app import create_app; "
+        f"from hostler.gateway.config import read; create_app(read(Path({str(path)!r}))); "
+        "sys.exit(any(name.partition('.')[0] in ('redis', 'hiredis') or 'gateway.cluster.' in name for name in sys.modules))"
+    )
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    done = await anyio.to_thread.run_sync(lambda: subprocess.run([sys.executable, "-c", program], env=environ))
+    assert done.returncode == 0
+
+
+async def test_without_the_extra_the_error_names_the_package(tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis" / "__init__.py").write_text("raise ModuleNotFoundError")
+    path = tmp_path / "hostler.yaml"
+    backends = {"lan": {"kind": "llamacpp", "url": "http://127.0.0.1:9", "models": {"m": "m"}}}
+    gateway = {"listen": ["127.0.0.1:0"]}
+    path.write_text(json.dumps({"gateway": gateway, "backends": backends, "cluster": {"store": "redis://127.0.0.1"}}))
+    shadowed = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = [sys.executable, "-m", "hostler.gateway", "gateway", "--config", str(path)]
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(
+            arguments, env={**os.environ, "PYTHONPATH": shadowed}, capture_output=True, text=True, timeout=60
+        )
+    )
+    assert done.returncode != 0
+    assert "pip install 'hostler[cluster]'" in done.stderr
+    assert "Traceback" not in done.stderr
