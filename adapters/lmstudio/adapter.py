@@ -13,18 +13,20 @@ from hostler.adapters.canonical import (
     Request,
 )
 from hostler.adapters.degrade import without_thinking
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.lmstudio import chat, models
 from hostler.adapters.lmstudio.encoder import LMStudioChatEncoder, StatsEncoder, UnloadEncoder
 from hostler.adapters.lmstudio.errors import error_response
 from hostler.adapters.lmstudio.operations import OPENAI_PATHS, OPERATIONS, V1_PREFIX
-from hostler.adapters.model_list import ModelList
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"
+
+_DOWNLOADS = ("download", "download_status")
 
 
 class LMStudioAdapter(Adapter):
@@ -47,7 +49,7 @@ class LMStudioAdapter(Adapter):
         if name == "chat_v1":
             body = JsonBody(incoming.body)
             return chat.decode_chat(origin, body, body.text("model") or model_outside_body(incoming))
-        if name in ("download", "download_status"):
+        if name in _DOWNLOADS:
             if name == "download":
                 _required_model(incoming, "model")
             return Passthrough(origin=origin, any_backend=True)
@@ -57,6 +59,14 @@ class LMStudioAdapter(Adapter):
             return LoadRequest(origin=origin, kind="unload", model=_required_model(incoming, "instance_id", "model"))
         model = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
         return ModelInfoRequest(origin=origin, kind=name, model=model)
+
+    def validate(self, request: Request, card: ModelCard) -> Request:
+        """Rejects downloads where no server may know them: for these alone no model is loaded."""
+        if request.origin.operation in _DOWNLOADS and card.state not in ("loaded", "loading"):
+            raise NotFound(
+                "no server here downloads models for clients; use `hostler get NAME` on the server's machine"
+            )
+        return request
 
     def expand(self, request: Request) -> Request:
         return request if request.origin.wire == WIRE else self._openai.expand(request)

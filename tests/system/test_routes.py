@@ -137,8 +137,8 @@ async def test_unusual_bodies_cause_no_internal_error(start_gateway: StartGatewa
 def test_every_path_accepts_a_trailing_slash(name: str) -> None:
     adapter = ADAPTERS[name]
     paths = {(each.name, each.path) for each in adapter.operations}
-    alone = {"watch", "download", "set_props", "slot", "stream", "stop_stream", "lookup", "tools", "proxy", "metrics"}
-    alone |= {"adapters", "scale"}
+    alone = {"watch", "download", "set_props", "slot", "follow", "stop", "lookup", "tools", "proxy", "metrics"}
+    alone |= {"adapters", "scale", "download_status"}
     for operation in adapter.operations:
         if not operation.path.endswith("/") and ":path}" not in operation.path and operation.name not in alone:
             assert (operation.name, operation.path + "/") in paths

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakes.scripted_server import ScriptedServer, start_scripted_server
 from system.fallback_chain import RunningChain, start_chain
+from system.running_gateway import StartGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -163,6 +164,17 @@ async def test_files_are_forwarded_where_the_gateway_has_no_batches(tmp_path: Pa
             assert (await chain.http.get("/v1/files")).json() == listed
             server.prepared = [(200, JSON, b'{"deleted": true}')]
             assert (await chain.http.delete("/v1/files/file-1")).json() == {"deleted": True}
+
+
+async def test_a_download_loads_no_model_where_no_server_may_know_it(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"default": True}}) as gateway:
+        asked = (
+            await gateway.http.post("/api/v1/models/download", json={"model": "ibm/granite-4-micro"}),
+            await gateway.http.get("/api/v1/models/download/status/job_1"),
+        )
+        for answer in asked:
+            assert (answer.status_code, "hostler get" in answer.text) == (404, True)
+        assert gateway.starts() == []
 
 
 async def test_a_download_is_lm_studios_own_with_its_status(tmp_path: Path) -> None:
