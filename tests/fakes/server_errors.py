@@ -229,4 +229,16 @@ NO_ANSWERS = {
     "only the end mark": ("text/event-stream", b"data: [DONE]\n\n"),
     "no choices in a stream": ("text/event-stream", b'data: {"choices":[]}\n\ndata: [DONE]\n\n'),
     "login page as a stream": ("text/event-stream", b"<html>Sign in</html>\n\n"),
+    "a list": ("application/json", b"[]"),
+    "a number": ("text/plain", b"42"),
+    "a text in JSON": ("application/json", b'"hello"'),
+    "XML": ("text/xml", b"<?xml version='1.0'?><Error/>"),
+    "bytes": ("application/octet-stream", bytes(range(256))),
+    "null in a stream": ("text/event-stream", b"data: null\n\ndata: [DONE]\n\n"),
+    "only comments": ("text/event-stream", b": ping\n\n: ping\n\n"),
+    "only a role": (
+        "text/event-stream",
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\ndata: [DONE]\n\n',
+    ),
+    "only usage": ("text/event-stream", b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n'),
 }

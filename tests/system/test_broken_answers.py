@@ -30,6 +30,17 @@ each_chat = pytest.mark.parametrize("client", CHATS)
 each_mode = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 
 WORDS = ScriptedAnswer()
+
+TURNS = [{"role": "user", "content": "Hello"}]
+#: Routes that generate a text, besides those of `CHATS`.
+OTHER_ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "Hello"},
+    "/v1/completions": {"prompt": "Hello"},
+    "/api/generate": {"prompt": "Hello"},
+    "/completion": {"prompt": "Hello"},
+    "/api/v1/chat": {"input": "Hello"},
+    "/api/v0/chat/completions": {"messages": TURNS},
+}
 SSE, LINES, JSON = "text/event-stream", "application/x-ndjson", "application/json"
 
 
@@ -112,6 +123,22 @@ async def test_no_answer_of_any_kind_of_backend_is_a_success(
             response = await ask(chain.http, asking, stream=stream)
             assert response.headers["x-hostler-backend"] == "second"
             assert CHATS[asking][1](response, stream) == expected(WORDS)
+
+
+@each_mode
+@pytest.mark.parametrize("kind", ["openai", "llamacpp", "ollama", "anthropic", "lmstudio"])
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+async def test_no_answer_is_a_success_on_any_route_that_generates(
+    tmp_path: Path, path: str, kind: str, stream: bool
+) -> None:
+    async with (
+        start_scripted_server() as server,
+        start_chain(tmp_path, {"only": backend(server.url, kind)}, breaker={"failures": 1000}) as chain,
+    ):
+        for name, (media_type, body) in NO_ANSWERS.items():
+            server.prepared = [(200, media_type, body)] * 2
+            response = await chain.http.post(path, json={"model": "m", "stream": stream, **OTHER_ROUTES[path]})
+            assert response.status_code >= 400 or '"error"' in response.text, (name, response.text)
 
 
 @each_chat
