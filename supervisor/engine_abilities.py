@@ -10,6 +10,7 @@ import re
 import shlex
 from typing import Final
 
+import anyio
 import msgspec
 
 from hostler.supervisor.contract import SupervisorError
@@ -73,7 +74,7 @@ def _is_installed(name: str) -> bool:
 
 
 def read_abilities(engine: str | None) -> EngineAbilities:
-    """The abilities of an engine, given like `supervisor.engine`. Raises `SupervisorError` if it is not installed.
+    """The abilities of an engine, given like `supervisor.engine`. Not for a thread with an event loop. Raises `SupervisorError` if it is not installed.
 
     A program that does not answer, or is not llama.cpp's, has none.
     """
@@ -83,7 +84,7 @@ def read_abilities(engine: str | None) -> EngineAbilities:
     program = engine_program(engine)
     if is_embedded(program):
         return EngineAbilities(program=program, knows_devices=True, draft_heads=True)
-    answer = read_program(program, os.environ)
+    answer = anyio.run(read_program, program, os.environ)
     options = answer.options or frozenset()
     devices = (_DEVICE.fullmatch(line) for line in answer.devices)
     return EngineAbilities(

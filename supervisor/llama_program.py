@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import anyio
 import anyio.to_thread
 import msgspec
 
+from hostler.supervisor.child import Child
 from hostler.supervisor.contract import EngineProgram
 
 #: How long a program may take to print its help, in seconds. Builds for GPUs look for devices first.
@@ -49,7 +50,7 @@ class LlamaPrograms:
         """The program with these first arguments. Never raises."""
         key = await anyio.to_thread.run_sync(_identity, program)
         if key not in self._known:
-            self._known[key] = await anyio.to_thread.run_sync(read_program, program, environment)
+            self._known[key] = await read_program(program, environment)
         program_now = self._latest[program] = self._known[key]
         return program_now
 
@@ -73,14 +74,15 @@ class LlamaPrograms:
         return fresh
 
 
-def read_program(program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
-    """Ask the program itself. Blocks; never raises."""
-    text = _output([*program, "--help"], environment)
+async def read_program(program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
+    """Ask the program itself. Never raises."""
+    text = await _output([*program, "--help"], environment)
     options = parse_options(text)
     if options is None:
         return LlamaProgram()
-    build = _BUILD.search(_output([*program, "--version"], environment)) if "--version" in options else None
-    listed = _output([*program, "--list-devices"], environment) if "--list-devices" in options else ""
+    version = await _output([*program, "--version"], environment) if "--version" in options else ""
+    build = _BUILD.search(version)
+    listed = await _output([*program, "--list-devices"], environment) if "--list-devices" in options else ""
     return LlamaProgram(
         options=options,
         build=build[1].strip() if build else "",
@@ -105,15 +107,21 @@ def _options_of(line: str) -> list[str]:
     return _OPTION.findall(re.split(r"\s{2,}(?![-\s])", line, maxsplit=1)[0])
 
 
-def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+async def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What the program prints; empty if it does not end. Like an engine, it survives neither cancellation nor the death of
+    this process."""
+    lines: list[str] = []
     try:
-        done = subprocess.run(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=_LIMIT_S, check=False, start_new_session=True,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        child = Child.start(command, environment, lambda _, line: lines.append(line))
+    except (OSError, ValueError):
         return ""
-    return done.stdout.decode(errors="replace")
+    try:
+        with anyio.move_on_after(_LIMIT_S):
+            await child.exited.wait()
+            return "\n".join(lines) + "\n"
+        return ""
+    finally:
+        await child.end(0)
 
 
 def _identity(program: tuple[str, ...]) -> tuple[object, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import anyio
 import msgspec
+import psutil
 import pytest
 
 from hostler.profiles.schema import Profile
@@ -111,8 +114,58 @@ def test_the_help_of_another_program_says_nothing(text: str) -> None:
     assert parse_options(text) is None
 
 
-def test_a_program_that_cannot_be_run_says_nothing() -> None:
-    assert read_program(("/nowhere/llama-server",), {}).options is None
+async def test_a_program_that_cannot_be_run_says_nothing() -> None:
+    assert (await read_program(("/nowhere/llama-server",), {})).options is None
+
+
+#: It writes its process id, and serves on whatever it is asked.
+SERVING = "#!/bin/sh\necho $$ > {file}.part && mv {file}.part {file}\nexec sleep 600\n"
+#: Reads the program that its argument names.
+READING = """
+import anyio, os, sys
+from hostler.supervisor.llama_program import read_program
+anyio.run(read_program, (sys.argv[1],), dict(os.environ))
+"""
+
+
+def serving_program(folder: Path) -> tuple[str, Path]:
+    """A program that does not know `--help`, and the file that it writes its process id to."""
+    program, file = folder / "server", folder / "pid"
+    program.write_text(SERVING.format(file=file))
+    program.chmod(0o755)
+    return str(program), file
+
+
+async def until_written(file: Path) -> int:
+    written = anyio.Path(file)
+    with anyio.fail_after(20):
+        while not await written.exists():  # noqa: ASYNC110 - another process writes it
+            await anyio.sleep(0.01)
+    return int(await written.read_text())
+
+
+async def until_gone(pid: int) -> None:
+    with anyio.fail_after(20):
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+async def test_a_program_that_serves_instead_is_ended_when_its_reader_is_cancelled(tmp_path: Path) -> None:
+    program, file = serving_program(tmp_path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read_program, (program,), dict(os.environ))
+        pid = await until_written(file)
+        tasks.cancel_scope.cancel()
+    await until_gone(pid)
+
+
+async def test_a_program_that_serves_instead_dies_with_the_supervisor(tmp_path: Path) -> None:
+    program, file = serving_program(tmp_path)
+    reader = await anyio.open_process([sys.executable, "-c", READING, program], stdout=None, stderr=None)
+    async with reader:
+        pid = await until_written(file)
+        reader.kill()
+    await until_gone(pid)
 
 
 def test_devices_are_listed_with_their_memory() -> None:
