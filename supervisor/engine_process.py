@@ -254,7 +254,7 @@ class ManagedProcess:
             raise SupervisorError(self._describe_failure("start_timeout", message))
 
     async def _start_once(self, current: Generation, command_for: CommandFactory) -> Failure | None:
-        key = secrets.token_urlsafe(24)
+        key = secrets.token_hex(24)  # engines may take it as an argument, which must not begin with a hyphen
         self.log.redact(key)
         try:
             port = free_port(self._host, self._ports, avoid=self._failed_ports)

@@ -44,7 +44,7 @@ from hostler.gateway.routing import Router
 from hostler.supervisor.auth import FailureThrottle, HostCheck, host_name, is_public
 
 #: Invalid keys within a minute after which an address is throttled. Many clients may share an address.
-WRONG_KEYS = 200
+WRONG_KEYS = 250
 
 
 class KeyThrottle(FailureThrottle):

@@ -216,6 +216,8 @@ def option(name, default):
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit("usage: backend.py --port P --alias NAME")
     NAME, ENGINE = option("--alias", "cloud"), "--storm-cloud" not in sys.argv
     server = Server((option("--host", "127.0.0.1"), int(option("--port", "0"))), Handler)
     server.serve_forever()
