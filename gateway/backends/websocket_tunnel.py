@@ -65,7 +65,7 @@ class BackendSocket:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: FrameScanner) -> None:
-    """Pass bytes on until the connection ends, or nobody reads them."""
+    """Pass bytes on until the connection ends, or its other side reads no more."""
     with contextlib.suppress(OSError):
         while data := await reader.read(BUFFER_BYTES):
             frames.feed(data)
