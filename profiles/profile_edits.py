@@ -41,7 +41,12 @@ def write_sections(path: Path, sections: Mapping[str, Any]) -> None:
     """Write a new configuration file with these sections. Raises `DocumentError` if there is one, and `OSError`."""
     if path.exists():
         raise DocumentError(str(path), None, "", "exists already")
-    replace_text(path, "", _to_yaml(escape_dollars(dict(sections))) if sections else "")
+    replace_text(path, "", sections_text(sections))
+
+
+def sections_text(sections: Mapping[str, Any]) -> str:
+    """These sections as a configuration file has them."""
+    return _to_yaml(escape_dollars(dict(sections))) if sections else ""
 
 
 class _Environment(dict[str, str]):

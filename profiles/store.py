@@ -332,9 +332,17 @@ def _with_absolute_paths(
             yield msgspec.structs.replace(profile, **changes)
 
 
+class Written(str):
+    """A text as it stands in a file already: `${env:NAME}` in it is a variable, `$$` a dollar sign."""
+
+    __slots__ = ()
+
+
 def escape_dollars(value: Any) -> Any:
     """`value` as it is written in a file, where `$` starts a variable."""
     match value:
+        case Written():
+            return str(value)
         case str():
             return value.replace("$", "$$")
         case list():

@@ -16,6 +16,7 @@ import typer
 from hostler.gateway.cli import agents, backends, events, keys, leases, models, profiles, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.get import get
+from hostler.gateway.cli.import_command import import_configuration
 from hostler.gateway.cli.options import (
     EXIT_CODES,
     ConfigOption,
@@ -213,6 +214,7 @@ def schema(
 
 
 app.command()(get)
+app.command("import")(import_configuration)
 app.command()(certificate)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(profiles.profiles_app, name="profiles")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hostler.profiles.profile_edits import add_profile, remove_profile, rename_profile
+from hostler.profiles.profile_edits import add_profile, remove_profile, rename_profile, sections_text
 from hostler.profiles.schema import ProfileEntry
-from hostler.profiles.store import read_profiles
+from hostler.profiles.store import Written, read_profiles
 from hostler.profiles.yaml_config import DocumentError, Size, parse
 
 MAIN = """\
@@ -162,3 +162,8 @@ def test_a_rejected_new_name_leaves_the_file_alone(tmp_path: Path, name: str, ne
     with pytest.raises(DocumentError, match=message):
         rename_profile(path, name, new)
     assert path.read_text() == WITH_REFERENCES
+
+
+def test_dollar_signs_are_text_unless_they_are_written_as_variables() -> None:
+    text = sections_text({"macros": {"a": "$HOME ${env:X}", "b": Written("${env:X}")}})
+    assert text == "macros:\n  a: $$HOME $${env:X}\n  b: ${env:X}\n"

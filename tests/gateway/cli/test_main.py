@@ -15,7 +15,7 @@ from hostler.gateway.cli.main import app
 WIDTH = 62
 
 #: Commands that call no running gateway.
-LOCAL = {"up", "gateway", "supervisor", "pull", "get", "check", "certificate", "schema", "keys", "profiles"}
+LOCAL = {"import", "up", "gateway", "supervisor", "pull", "get", "check", "certificate", "schema", "keys", "profiles"}
 
 
 def commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
@@ -47,6 +47,6 @@ def test_every_option_and_argument_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_share_their_options(name: str) -> None:
     options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
-    assert ("--config" in options) == (name not in ("schema", "certificate"))
+    assert ("--config" in options) == (name not in ("schema", "certificate", "import"))
     assert ("--json" in options) == (name not in ("up", "gateway", "supervisor"))
     assert ({"--url", "--key-file"} <= options) == (name.split()[0] not in LOCAL)

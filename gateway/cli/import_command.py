@@ -1,0 +1,231 @@
+"""`hostler import`: a configuration file from that of another server, with a report of every key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from hostler.gateway.cli.options import JsonOption, cannot_write, echo, fail, print_json
+from hostler.gateway.cli.start_options import FAILED, USAGE
+
+if TYPE_CHECKING:
+    from hostler.gateway.importing.report import Imported, Note
+    from hostler.profiles.schema import ModelFacts
+
+#: Bytes of a configuration file that is read, at most.
+_MAX_BYTES: Final = 4 * 1024 * 1024
+
+_TITLES: Final = {"taken": "taken over", "changed": "changed", "missing": "not taken over"}
+
+
+class ImportKind(StrEnum):
+    """The servers whose configuration can be imported."""
+
+    ollama = "ollama"
+    llama_swap = "llama-swap"
+    lmstudio = "lmstudio"
+    llama_server = "llama-server"
+    litellm = "litellm"
+
+
+def import_configuration(
+    kind: Annotated[ImportKind, typer.Argument(metavar="KIND", help=f"One of {', '.join(ImportKind)}.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE|DIR]",
+            help="Its configuration file, or its folder of models. Default: the usual folder of ollama and lmstudio.",
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="File to write.")] = "hostler.yaml",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the result, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a configuration file from that of another server.
+
+    Shows what was taken over, what was changed and what was not taken over, with line numbers. The source stays as it is,
+    and models are used where they are.
+    """
+    from hostler.gateway.importing.report import ImportFailed
+    from hostler.profiles.profile_edits import sections_text
+
+    target = Path(output)
+    try:
+        where = _source_path(kind, source)
+        imported = _IMPORTS[kind](where, target)
+    except ImportFailed as error:
+        fail(str(error), FAILED)
+    text = sections_text(imported.sections)
+    files = {target: (text, 0o644)}
+    files |= {target.parent / name: (content, 0o600) for name, content in imported.secret_files.items()}
+    if not dry_run:
+        _write(files, where, replace=force)
+    if as_json:
+        print_json(_as_plain(imported, [] if dry_run else [str(path) for path in files], text))
+        return
+    _print_notes(imported.notes)
+    if dry_run:
+        echo(f"\n{target} would be:\n")
+        echo(text.rstrip("\n"))
+        return
+    for path, (_, mode) in files.items():
+        echo(f"wrote {path}" + ("" if mode == 0o644 else ", which only you may read"))
+    echo(f"check it with: hostler check {target}")
+
+
+def _as_plain(imported: Imported, written: list[str], text: str) -> dict[str, object]:
+    return {
+        **{
+            kind: [
+                {"file": note.file, "line": note.line, "key": note.key, "text": note.text}
+                for note in imported.notes
+                if note.kind == kind
+            ]
+            for kind in _TITLES
+        },
+        "written": written,
+        "configuration": text,
+    }
+
+
+def _print_notes(notes: tuple[Note, ...]) -> None:
+    for kind, title in _TITLES.items():
+        found = [note for note in notes if note.kind == kind]
+        echo(f"{title}: {len(found)}")
+        for note in found:
+            echo(f"  {note}")
+
+
+def _write(files: Mapping[Path, tuple[str, int]], source: Path, *, replace: bool) -> None:
+    """Write all files, or none if one of them is in the way."""
+    from hostler.profiles.store import read_text, replace_text
+    from hostler.profiles.yaml_config import DocumentError
+
+    for path in files:
+        if _is_source(path, source):
+            fail(f"{path} is part of the source, which is never changed; use another --output", USAGE)
+        if path.is_dir():
+            fail(f"{path} is a folder; name a file with --output", USAGE)
+        if path.is_symlink():
+            fail(f"{path} is a link; use another --output", USAGE)
+        if path.exists() and not replace:
+            fail(f"{path} exists already; use another --output, or --force to replace it", USAGE)
+    for path, (text, mode) in files.items():
+        try:
+            if mode != 0o644 and path.exists():
+                path.chmod(mode)
+            replace_text(path, read_text(path) if path.exists() else "", text, mode=mode)
+        except DocumentError as error:
+            fail(str(error), FAILED)
+        except OSError as error:
+            cannot_write(path, error)
+
+
+def _is_source(path: Path, source: Path) -> bool:
+    resolved, origin = path.resolve(), source.resolve()
+    return resolved == origin or (origin.is_dir() and origin in resolved.parents)
+
+
+def _source_path(kind: ImportKind, given: str | None) -> Path:
+    from hostler.gateway.importing.report import ImportFailed
+
+    wants_folder = kind in (ImportKind.ollama, ImportKind.lmstudio)
+    if given is None and not wants_folder:
+        raise ImportFailed(f"name the configuration file: hostler import {kind} FILE")
+    path = Path(given or _usual_folder(kind)).expanduser()
+    if wants_folder and not path.is_dir():
+        raise ImportFailed(f"{path}: there is no such folder; name it: hostler import {kind} DIR")
+    if not wants_folder and not path.is_file():
+        raise ImportFailed(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    return path
+
+
+def _usual_folder(kind: ImportKind) -> str:
+    if kind == ImportKind.ollama:
+        service = Path("/usr/share/ollama/.ollama/models")
+        user = Path("~/.ollama/models").expanduser()
+        return os.environ.get("OLLAMA_MODELS") or str(service if service.is_dir() and not user.is_dir() else user)
+    return str(Path("~/.lmstudio").expanduser())
+
+
+def _text(path: Path) -> str:
+    from hostler.gateway.importing.report import ImportFailed
+    from hostler.profiles.file_reading import FileTooLarge, read_limited
+
+    try:
+        return read_limited(path, _MAX_BYTES).decode("utf-8-sig")
+    except (OSError, FileTooLarge) as error:
+        raise ImportFailed(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ImportFailed(f"{path}: is not a text file: byte {error.start} is not UTF-8") from None
+
+
+def _facts_of(model: str) -> ModelFacts | None:
+    from hostler.profiles.gguf import read_facts
+    from hostler.profiles.gguf_header import GGUFError
+
+    try:
+        return read_facts(Path(model)) if Path(model).is_file() else None
+    except (GGUFError, OSError, ValueError):
+        return None
+
+
+def _path_of(source: Path) -> Callable[[str], str]:
+    """Whole paths: relative ones start at the folder of the source."""
+    folder = source.resolve().parent
+
+    def whole(text: str) -> str:
+        if "\0" in text:  # a variable, whose value is not known
+            return text
+        return str(folder / Path(text).expanduser()) if text.startswith("~/") else os.path.normpath(folder / text)
+
+    return whole
+
+
+def _import_llama_swap(source: Path, target: Path) -> Imported:
+    from hostler.gateway.importing.llama_swap import import_llama_swap
+
+    return import_llama_swap(
+        _text(source), str(source), prefix=target.stem, path_of=_path_of(source), facts_of=_facts_of
+    )
+
+
+def _import_llama_server(source: Path, target: Path) -> Imported:
+    from hostler.gateway.importing.llama_server import import_llama_server
+
+    return import_llama_server(
+        _text(source), str(source), prefix=target.stem, path_of=_path_of(source), facts_of=_facts_of
+    )
+
+
+def _import_litellm(source: Path, target: Path) -> Imported:
+    from hostler.gateway.importing.litellm import import_litellm
+
+    return import_litellm(_text(source), str(source), prefix=target.stem)
+
+
+def _import_ollama(source: Path, target: Path) -> Imported:
+    from hostler.gateway.importing.ollama import import_ollama
+
+    return import_ollama(source.resolve(), facts_of=_facts_of)
+
+
+def _import_lmstudio(source: Path, target: Path) -> Imported:
+    from hostler.gateway.importing.lmstudio import import_lmstudio
+
+    return import_lmstudio(source.resolve())
+
+
+_IMPORTS: Final[Mapping[ImportKind, Callable[[Path, Path], Imported]]] = {
+    ImportKind.ollama: _import_ollama,
+    ImportKind.llama_swap: _import_llama_swap,
+    ImportKind.lmstudio: _import_lmstudio,
+    ImportKind.llama_server: _import_llama_server,
+    ImportKind.litellm: _import_litellm,
+}

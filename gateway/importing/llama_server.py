@@ -1,0 +1,197 @@
+"""Translates the presets of llama-server, an INI file with a section for each model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from hostler.gateway.importing.llama_command import LlamaCommand, read_arguments
+from hostler.gateway.importing.report import (
+    FactsOf,
+    Imported,
+    ImportFailed,
+    ImportReport,
+    ProfileNames,
+    as_template,
+    plain_name,
+)
+
+_MAX_LINES: Final = 50_000
+#: The section of settings for all models.
+_ALL: Final = "*"
+_ON: Final = frozenset({"true", "1", "on", "enabled", "yes"})
+_OFF: Final = frozenset({"false", "0", "off", "disabled", "no"})
+#: Options without a value, which a preset sets to true or false.
+_FLAGS: Final = frozenset(
+    {
+        *("jinja", "embedding", "embeddings", "rerank", "reranking", "mmap", "mlock", "kv-unified", "kvu", "metrics"),
+        *("cont-batching", "context-shift", "warmup", "swa-full", "kv-offload", "perf", "webui", "slots", "props"),
+        *("verbose", "spec-default", "op-offload", "repack", "mmproj-offload", "prefill-assistant", "direct-io"),
+        *("cpu-moe", "no-mmap", "no-jinja", "no-warmup", "no-context-shift", "no-kv-offload", "no-mmproj", "no-webui"),
+        *("check-tensors", "escape", "ignore-eos", "special", "no-repack", "no-slots", "reasoning-preserve"),
+    }
+)
+_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+class IniValue(msgspec.Struct, frozen=True):
+    """A value with its line."""
+
+    text: str
+    line: int
+
+
+def read_ini(text: str, name: str) -> dict[str, dict[str, IniValue]]:
+    """The sections; keys before the first one are in the section of no name. Raises `ImportFailed`."""
+    if "\0" in text:
+        raise ImportFailed(f"{name}: is not a text file")
+    lines = text.splitlines()
+    if len(lines) > _MAX_LINES:
+        raise ImportFailed(f"{name}: more than {_MAX_LINES} lines")
+    sections: dict[str, dict[str, IniValue]] = {"": {}}
+    current = sections[""]
+    for number, raw in enumerate(lines, start=1):
+        line = raw.strip()
+        if not line or line[0] in ";#":
+            continue
+        if line.startswith("["):
+            if not line.endswith("]") or not line[1:-1].strip():
+                raise ImportFailed(f"{name}:{number}: a section has the form [name]")
+            current = sections.setdefault(line[1:-1].strip(), {})
+            continue
+        key, equals, value = line.partition("=")
+        if not equals or not _KEY.fullmatch(key.strip()):
+            raise ImportFailed(f"{name}:{number}: expected key = value")
+        current[key.strip()] = IniValue(_unquoted(value.strip()), number)
+    return sections
+
+
+def import_llama_server(
+    text: str, name: str, *, prefix: str, path_of: Callable[[str], str], facts_of: FactsOf
+) -> Imported:
+    """The presets as profiles. `path_of` gives the whole path of a relative one. Raises `ImportFailed`."""
+    report = ImportReport(name, prefix)
+    sections = read_ini(text, name)
+    shared = sections.pop(_ALL, {})
+    for key, value in sections.pop("", {}).items():
+        if key == "version":
+            report.taken(value.line, key)
+        else:
+            report.missing(value.line, key, "belongs to no model")
+    names = ProfileNames(report)
+    for section, own in sections.items():
+        line = min((value.line for value in own.values()), default=2) - 1
+        profile_name = names.claim(line, f"[{section}]", section)
+        _add(report, section, profile_name, {**shared, **own}, path_of, facts_of)
+    if not sections:
+        report.missing(None, "[...]", "there is no section of a model")
+    return report.result()
+
+
+def _add(
+    report: ImportReport,
+    section: str,
+    name: str,
+    values: Mapping[str, IniValue],
+    path_of: Callable[[str], str],
+    facts_of: FactsOf,
+) -> None:
+    words: list[str] = []
+    profile: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    for key, value in values.items():
+        where = f"[{section}].{key}"
+        if key == "load-on-startup":
+            profile["preload"] = value.text.lower() in _ON
+            report.taken(value.line, where, "preload")
+        elif key == "stop-timeout":
+            _stop_timeout(report, where, value, profile)
+        elif key.startswith("LLAMA_"):
+            words += _option(key.removeprefix("LLAMA_ARG_").lower().replace("_", "-"), value.text, env, key)
+            report.taken(value.line, where)
+        else:
+            words += _option(key, value.text, env, "")
+            report.taken(value.line, where)
+    command = read_arguments(words, env, path_of=path_of, facts_of=facts_of)
+    line = min((value.line for value in values.values()), default=None)
+    for change in command.changes:
+        report.changed(line, f"[{section}]", change)
+    if "model" not in command.profile and not command.repository:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", section) is None:
+            report.missing(line, f"[{section}]", "names no model; the preset is not taken over")
+            return
+        command = msgspec.structs.replace(command, repository=section)
+    if "model" not in command.profile:
+        _add_repository(report, line, section, name, command, words, profile)
+        return
+    profile = {**command.profile, **profile}
+    if command.env:
+        profile["env"] = dict(command.env)
+    report.set("profiles", name, value=profile)
+
+
+def _add_repository(
+    report: ImportReport,
+    line: int | None,
+    section: str,
+    name: str,
+    command: LlamaCommand,
+    words: list[str],
+    profile: dict[str, Any],
+) -> None:
+    """llama-server chooses the file of a repository itself, in an engine of this model's own."""
+    if not {"-hf", "-hfr", "--hf-repo"} & {*words}:
+        words = ["-hf", command.repository, *words]
+    engine = re.sub(r"[/:@]", "-", plain_name(name))
+    engine = f"{engine}-imported" if engine == "llama-server" else engine
+    address = ["--host", as_template("${host}"), "--port", as_template("${port}")]
+    value: dict[str, Any] = {"command": ["llama-server", *words, *address], "protocol": "openai", "key": "none"}
+    report.set("engines", engine, value={**value, "ready": "/health"})
+    report.set("profiles", name, value={"engine": engine, **profile})
+    text = f"llama-server downloads {command.repository} itself; `hostler get {command.repository}` makes it a profile"
+    report.changed(line, f"[{section}]", text)
+
+
+def _option(key: str, text: str, env: dict[str, str], variable: str) -> list[str]:
+    """The words of the command line that an entry of a preset stands for."""
+    if variable and not variable.startswith("LLAMA_ARG_"):
+        env[variable] = text
+        return []
+    key = {"hf": "hf-repo", "n-parallel": "parallel", "model-alias": "alias"}.get(key, key)
+    dashes = "-" if len(key.split("-")[0]) <= 3 and key in _SHORT else "--"
+    lowered = text.lower()
+    if key in _FLAGS and lowered in _ON | _OFF:
+        if lowered in _ON:
+            return [dashes + key]
+        return [f"--{key[3:]}" if key.startswith("no-") else f"--no-{key}"] if key not in _WITHOUT_OPPOSITE else []
+    if lowered in ("true", "false") and key not in ("flash-attn", "fa"):
+        return [dashes + key] if lowered == "true" else []
+    return [dashes + key, text]
+
+
+#: Options with a single dash.
+_SHORT: Final = frozenset(
+    {
+        *("m", "c", "b", "ub", "t", "tb", "np", "ngl", "hf", "hfr", "hff", "mu", "a", "md", "mm", "fa", "ctk", "ctv"),
+        *("ts", "sm", "mg", "ot", "kvu", "cb", "nkvo", "cram", "s", "n", "l", "j", "jf", "ncmoe", "cmoe", "ngld", "cd"),
+        *("ctkd", "ctvd", "otd", "devd", "dev", "lcs", "sps", "to"),
+    }
+)
+_WITHOUT_OPPOSITE: Final = frozenset(
+    {"embedding", "embeddings", "rerank", "reranking", "mlock", "metrics", "swa-full", "verbose", "spec-default"}
+)
+
+
+def _stop_timeout(report: ImportReport, where: str, value: IniValue, profile: dict[str, Any]) -> None:
+    if re.fullmatch(r"\d{1,6}", value.text):
+        profile["stop_grace_s"] = float(value.text)
+        report.taken(value.line, where, "stop_grace_s")
+    else:
+        report.missing(value.line, where, "is no number of seconds")
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text

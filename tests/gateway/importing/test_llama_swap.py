@@ -1,0 +1,256 @@
+"""llama-swap's configuration: every documented key, and what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from hostler.gateway.importing.llama_swap import import_llama_swap
+from hostler.gateway.importing.report import Imported, ImportFailed
+from hostler.profiles.profile_edits import sections_text
+from hostler.profiles.schema import ModelFacts
+
+#: Every key of llama-swap's documentation.
+EVERYTHING = """\
+healthCheckTimeout: 240
+logLevel: warn
+logTimeFormat: ""
+logToStdout: proxy
+metricsMaxInMemory: 500
+captureBuffer: 15
+startPort: 9100
+sendLoadingState: true
+includeAliasesInList: false
+globalTTL: 600
+macros:
+  server: >
+    llama-server
+    --port ${PORT}
+  window: 8192
+apiKeys:
+  - plain-secret-key
+  - ${env.CLIENT_KEY}
+models:
+  chat:
+    macros:
+      window: 16384
+    cmd: |
+      # the macro is above
+      ${server} --model chat.gguf --ctx-size ${window} -ngl 99 --temp 0.6
+    name: Chat
+    description: everyday questions
+    env:
+      - CUDA_VISIBLE_DEVICES=0
+    ttl: 120
+    filters:
+      stripParams: "temperature, model, top_p"
+      setParams:
+        seed: 7
+      setParamsByID:
+        "${MODEL_ID}:long":
+          chat_template_kwargs: {reasoning_effort: high}
+    aliases:
+      - id: gpt-4o
+        name: gpt-4o
+        unlisted: false
+      - everyday
+    metadata:
+      port: ${PORT}
+    concurrencyLimit: 3
+    sendLoadingState: false
+    timeouts:
+      connect: 20
+      responseHeader: 90
+      keepalive: 30
+      tlsHandshake: 10
+      idleConn: 90
+    unlisted: true
+  speech:
+    cmd: docker run --name ${MODEL_ID} -p ${PORT}:8000 speech-image
+    cmdStop: docker stop ${MODEL_ID}
+    proxy: http://127.0.0.1:${PORT}
+    checkEndpoint: /ready
+    useModelName: vendor/speech
+matrix:
+  vars: {c: chat, s: speech}
+  evict_costs: {s: 40}
+  sets:
+    both: c & s
+hooks:
+  on_startup:
+    preload: [chat]
+peers:
+  other:
+    proxy: https://other.example
+    models: [big]
+    apiKey: peer-secret-key
+    filters:
+      stripParams: top_k
+      setParams: {store: false}
+    timeouts: {connect: 30, keepalive: 30, responseHeader: 60, tlsHandshake: 10, idleConn: 90}
+"""
+
+
+def translate(text: str, facts: ModelFacts | None = None) -> Imported:
+    return import_llama_swap(
+        text, "config.yaml", prefix="hostler", path_of=lambda path: f"/srv/{path}", facts_of=lambda _: facts
+    )
+
+
+def texts(imported: Imported, kind: str) -> list[str]:
+    return [str(note) for note in imported.notes if note.kind == kind]
+
+
+def profile(text: str, name: str = "m") -> Any:
+    return translate(text).sections["profiles"][name]
+
+
+def test_a_command_of_llama_server_becomes_a_profile() -> None:
+    chat = profile(EVERYTHING, "chat")
+    assert chat["model"] == "/srv/chat.gguf" and chat["context"] == 16384 and chat["gpu_layers"] == 99
+    assert chat["args"] == ["--temp", "0.6"] and chat["env"] == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert chat["ttl_s"] == 120 and chat["max_concurrent"] == 3 and chat["listed"] is False and chat["preload"] is True
+    assert chat["description"] == "Chat: everyday questions" and chat["aliases"] == ["gpt-4o", "everyday"]
+    assert chat["request"] == {"drop": ["temperature", "top_p"], "force": {"seed": 7}} and chat["first_byte_s"] == 90
+
+
+def test_parameters_of_an_id_become_a_variant() -> None:
+    variant = translate(EVERYTHING).sections["variants"]["chat:long"]
+    assert variant["model"] == "chat"
+    assert variant["request"] == {"force": {"chat_template_kwargs": {"reasoning_effort": "high"}}}
+
+
+def test_another_command_becomes_an_engine() -> None:
+    imported = translate(EVERYTHING)
+    engine = imported.sections["engines"]["speech"]
+    assert engine["command"] == ["docker", "run", "--name", "speech", "-p", "${port}:8000", "speech-image"]
+    assert engine["stop"] == {"command": ["docker", "stop", "speech"]} and engine["listens"] == "anywhere"
+    assert engine["ready"] == {"path": "/ready", "status": 200} and engine["model_name"] == "vendor/speech"
+    assert imported.sections["profiles"]["speech"] == {"engine": "speech", "ttl_s": 600, "evict_cost": 40.0}
+
+
+def test_a_fixed_port_is_replaced() -> None:
+    text = "models:\n  m:\n    cmd: serve --listen 127.0.0.1:9000 --limit 90001\n    proxy: http://localhost:9000/api\n"
+    engine = translate(text).sections["engines"]["m"]
+    assert engine["command"] == ["serve", "--listen", "127.0.0.1:${port}", "--limit", "90001"]
+    assert engine["prefix"] == "/api"
+
+
+def test_a_command_without_a_port_is_not_taken_over() -> None:
+    imported = translate("models:\n  m:\n    cmd: serve\n")
+    assert "profiles" not in imported.sections
+    assert texts(imported, "missing") == [
+        "config.yaml:3: models.m.cmd: passes no port on, so that the engine would not be found; the model is not taken over"
+    ]
+
+
+def test_a_server_of_its_own_is_one_engine_for_all_of_its_models() -> None:
+    command = "/opt/llama/llama-server-b9 --port ${PORT} -m"
+    imported = translate(f"models:\n  a: {{cmd: '{command} a.gguf'}}\n  b: {{cmd: '{command} b.gguf'}}\n")
+    assert imported.sections["engines"] == {
+        "llama-server-b9": {"base": "llama-server", "command": ["/opt/llama/llama-server-b9"]}
+    }
+
+
+def test_settings_of_the_server_have_their_places() -> None:
+    sections = translate(EVERYTHING).sections
+    assert sections["supervisor"] == {
+        "start_timeout_s": 240.0, "engine_ports": "9100-10099", "sets": [["chat", "speech"]]
+    }  # fmt: skip
+    assert sections["gateway"]["logging"] == {"level": "warning"} and sections["gateway"]["timeouts"]["connect_s"] == 30
+    assert sections["gateway"]["switching"] == {"progress": "thinking"}
+
+
+def test_secrets_are_references_or_in_files_of_their_own() -> None:
+    imported = translate(EVERYTHING)
+    text = sections_text(imported.sections)
+    assert "plain-secret-key" not in text and "peer-secret-key" not in text
+    assert "plain-secret-key" not in "".join(imported.secret_files.values())
+    assert imported.secret_files["hostler.other.key"] == "peer-secret-key\n"
+    assert "- ${env:CLIENT_KEY}" in text
+    assert not [note for note in imported.notes if "secret" in str(note)]
+
+
+def test_a_peer_becomes_a_backend() -> None:
+    other = translate(EVERYTHING).sections["backends"]["other"]
+    assert other["url"] == "https://other.example/v1" and other["models"] == {"big": "big"}
+    assert other["request"] == {"drop": ["top_k"], "force": {"store": False}}
+
+
+def test_the_documented_keys_that_have_no_counterpart_are_these() -> None:
+    kinds: dict[str, set[str]] = {}
+    for note in translate(EVERYTHING).notes:
+        kinds.setdefault(re.sub(r"\[\d+\]", "", note.key), set()).add(note.kind)
+    assert kinds.pop("models.chat.filters") == {"missing"}  # stripParams names the model, which nothing removes
+    missing = {key for key, each in kinds.items() if each == {"missing"}}
+    assert missing == {
+        "metricsMaxInMemory", "models.chat.metadata", "models.chat.sendLoadingState",
+        "models.chat.timeouts.keepalive", "models.chat.timeouts.idleConn", "peers.other.timeouts.keepalive",
+        "peers.other.timeouts.idleConn", "peers.other.timeouts.tlsHandshake", "peers.other.timeouts.responseHeader",
+    }  # fmt: skip
+    assert len(missing) / len(kinds) < 0.18
+
+
+def test_every_note_has_a_line() -> None:
+    assert all(note.line for note in translate(EVERYTHING).notes)
+
+
+def test_an_unknown_key_is_reported() -> None:
+    imported = translate("models: {m: {cmd: llama-server -m x.gguf, colour: red}}\nshape: round\n")
+    assert [note.key for note in imported.notes if note.kind == "missing"] == ["models.m.colour", "shape"]
+
+
+def test_groups_become_sets() -> None:
+    models = "".join(f"  {name}: {{cmd: 'llama-server -m {name}.gguf'}}\n" for name in "abcde")
+    groups = "groups:\n  g: {swap: false, exclusive: true, members: [a, b]}\n  p: {persistent: true, swap: false, members: [c]}\n"
+    supervisor = translate(f"models:\n{models}{groups}").sections["supervisor"]
+    assert supervisor["sets"] == [["a", "b", "c"], ["d", "c"], ["e", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("macros", "reason"),
+    [("a: ${b}\n  b: ${a}", "contain themselves"), ("c: 1", "the macro a is not defined")],
+)
+def test_a_model_with_bad_macros_is_not_taken_over(macros: str, reason: str) -> None:
+    imported = translate(f"macros:\n  {macros}\nmodels:\n  m: {{cmd: '${{a}} -m x.gguf'}}\n")
+    assert "profiles" not in imported.sections and reason in "\n".join(texts(imported, "missing"))
+
+
+def test_a_macro_in_a_comment_is_none() -> None:
+    text = "macros:\n  bin: |\n    llama-server\n    --jinja\nmodels:\n  m:\n    cmd: |\n      # ${bin} is above, and ${gone}\n      ${bin} -m x.gguf\n"
+    assert profile(text) == {"model": "/srv/x.gguf", "args": ["--jinja"]}
+
+
+def test_macros_that_multiply_end_early() -> None:
+    macros = "".join(f"  m{n}: '{f'${{m{n + 1}}}' * 10}'\n" for n in range(14)) + "  m14: x\n"
+    imported = translate(f"macros:\n{macros}models:\n  m: {{cmd: '${{m0}}'}}\n")
+    assert "too much text" in "\n".join(texts(imported, "missing"))
+
+
+def test_variables_stay_references() -> None:
+    imported = translate("models: {m: {cmd: 'llama-server -m ${env.MODELS}/x.gguf --temp ${env.T}'}}")
+    text = sections_text(imported.sections)
+    assert "model: /srv/${env:MODELS}/x.gguf" in text and "${env:T}" in text and "\0" not in str(imported.notes)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "healthCheckTimeout: .inf", "globalTTL: .nan", "startPort: 99999", "logLevel: [a]", "apiKeys: [{a: 1}]",
+        "groups: {g: {members: [{a: 1}]}}", "peers: {p: {proxy: 7}}", "hooks: {on_startup: {preload: [[1]]}}",
+        "matrix: {vars: {a: [1]}, evict_costs: {a: .inf}, sets: {s: 7}}",
+    ],
+)  # fmt: skip
+def test_odd_values_are_reported(setting: str) -> None:
+    assert translate(f"{setting}\nmodels: {{m: {{cmd: llama-server -m x.gguf}}}}").sections["profiles"]["m"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2]", "models: [", "models: 7", "models: {m: 7}", "models: !!python/object:os.system {}", "a: &a [*a]", "\0"],
+)
+def test_what_is_no_configuration_is_refused(text: str) -> None:
+    with pytest.raises(ImportFailed, match=r"config\.yaml"):
+        translate(text)

@@ -1,0 +1,100 @@
+"""Ollama's store: manifests, blobs, parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.model_folders import write_chat
+
+from hostler.gateway.importing.ollama import import_ollama
+from hostler.gateway.importing.report import Imported, ImportFailed
+from hostler.profiles.gguf import read_facts
+
+MANIFEST = "manifests/registry.ollama.ai/library/tiny/latest"
+
+
+def blob(store: Path, content: bytes) -> str:
+    """Stores a blob; returns its digest."""
+    name = hashlib.sha256(content).hexdigest()
+    (store / "blobs").mkdir(parents=True, exist_ok=True)
+    (store / "blobs" / f"sha256-{name}").write_bytes(content)
+    return f"sha256:{name}"
+
+
+def manifest(store: Path, place: str, **layers: str) -> None:
+    path = store / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"mediaType": f"application/vnd.ollama.image.{kind}", "digest": name} for kind, name in layers.items()]
+    path.write_text(json.dumps({"schemaVersion": 2, "layers": entries}))
+
+
+def translate(store: Path) -> Imported:
+    return import_ollama(store, facts_of=lambda path: read_facts(Path(path)))
+
+
+def profile(store: Path, name: str = "tiny:latest") -> Any:
+    return translate(store).sections["profiles"][name]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return blob(tmp_path, write_chat(tmp_path / "x.gguf").read_bytes())
+
+
+def test_a_model_is_used_where_it_is(tmp_path: Path, model: str) -> None:
+    manifest(tmp_path, MANIFEST, model=model)
+    assert profile(tmp_path)["model"] == str(tmp_path / "blobs" / model.replace(":", "-"))
+
+
+def test_parameters_and_the_system_prompt_are_rules_for_requests(tmp_path: Path, model: str) -> None:
+    params = {"num_ctx": 2048, "temperature": 0.6, "stop": ["<end>"], "num_predict": 9, "num_gpu": 5, "tfs_z": 1}
+    manifest(
+        tmp_path,
+        MANIFEST,
+        model=model,
+        params=blob(tmp_path, json.dumps(params).encode()),
+        system=blob(tmp_path, b"Be brief."),
+    )
+    found = profile(tmp_path)
+    assert found["context"] == 2048 and found["gpu_layers"] == 5
+    assert found["request"] == {
+        "default": {"temperature": 0.6, "stop": ["<end>"], "max_tokens": 9}, "system": "Be brief."
+    }  # fmt: skip
+    assert [note.key for note in translate(tmp_path).notes if note.kind == "missing"] == ["tiny:latest: params.tfs_z"]
+
+
+def test_models_of_other_registries_keep_their_names(tmp_path: Path, model: str) -> None:
+    manifest(tmp_path, "manifests/hf.co/org/repo/Q4_K_M", model=model)
+    manifest(tmp_path, "manifests/registry.ollama.ai/someone/tiny/8b", model=model)
+    assert set(translate(tmp_path).sections["profiles"]) == {"hf.co/org/repo:Q4_K_M", "someone/tiny:8b"}
+
+
+def test_the_folder_above_is_taken_as_well(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    manifest(store, MANIFEST, model=blob(store, write_chat(tmp_path / "x.gguf").read_bytes()))
+    assert profile(tmp_path)["model"].startswith(str(store))
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../etc/passwd", "sha256:" + "0" * 64])
+def test_a_model_without_its_file_is_reported(tmp_path: Path, digest: str) -> None:
+    manifest(tmp_path, MANIFEST, model=digest)
+    imported = translate(tmp_path)
+    assert "profiles" not in imported.sections
+    assert {note.kind for note in imported.notes} == {"missing"}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b'{"layers": [{}]}'])
+def test_a_broken_manifest_is_reported(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert "cannot be read" in str(translate(tmp_path).notes)
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImportFailed, match="is no store of Ollama"):
+        translate(tmp_path)
