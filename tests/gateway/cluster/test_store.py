@@ -115,7 +115,7 @@ async def test_an_answer_that_came_in_time_counts_although_the_loop_was_busy(ser
         await until(lambda: store.connected)
 
         async def block() -> None:
-            for _ in range(3):  # the command is sent in between
+            for _ in range(10):  # the command is sent in between, however many steps the library takes
                 await asyncio.sleep(0)
             time.sleep(0.2)  # noqa: ASYNC251 - the point of the test
 
