@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Annotated
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -15,6 +15,8 @@ MISSING_CLUSTER_EXTRA = "cluster.store requires an extra; run `pip install 'host
 #: The default ports of Valkey and Redis, and of their sentinels.
 _PORT, _SENTINEL_PORT = 6379, 26379
 _FORMS = "redis://HOST, rediss://HOST, unix:///PATH or redis+sentinel://HOST,HOST/SERVICE"
+_ACCOUNT_OPTIONS = frozenset({"db", "username", "password"})
+_TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -64,10 +66,12 @@ def store_address(text: str) -> StoreAddress:
         case "redis" | "rediss":
             _host_and_port(url.netloc.rpartition("@")[2], _PORT)
             _database(url.path.removeprefix("/"))
+            _check_options(url.query, _ACCOUNT_OPTIONS | (_TLS_OPTIONS if url.scheme == "rediss" else frozenset()))
             return StoreAddress(url=text)
         case "unix":
             if not url.path.startswith("/"):
                 raise ValueError("does not name a socket; write its path in full, as in unix:///run/valkey/valkey.sock")
+            _check_options(url.query, _ACCOUNT_OPTIONS)
             return StoreAddress(url=text)
         case "redis+sentinel" | "rediss+sentinel":
             return _sentinels(text)
@@ -83,10 +87,7 @@ def _sentinels(text: str) -> StoreAddress:
         raise ValueError(
             "names no service; write redis+sentinel://HOST,HOST/SERVICE, as in the sentinels' configuration"
         )
-    options = {name: values[-1] for name, values in parse_qs(url.query).items()}
-    known = {"sentinel_username", "sentinel_password", "ssl_ca_certs"}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(f"has an unknown option, {unknown[0]}; known are {', '.join(sorted(known))}")
+    options = _check_options(url.query, {"sentinel_username", "sentinel_password", "ssl_ca_certs"})
     return StoreAddress(
         sentinels=tuple(_host_and_port(each, _SENTINEL_PORT) for each in hosts.split(",")),
         service=unquote(service),
@@ -98,6 +99,15 @@ def _sentinels(text: str) -> StoreAddress:
         sentinel_username=options.get("sentinel_username"),
         sentinel_password=options.get("sentinel_password"),
     )
+
+
+def _check_options(query: str, known: Set[str]) -> dict[str, str]:
+    """The options of a URL. The client library would not accept others, or let them replace its time limits."""
+    options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(f"has an unknown option, {unknown[0]}; known are {', '.join(sorted(known))}")
+    _database(options.get("db", ""))
+    return options
 
 
 def _host_and_port(text: str, default: int) -> tuple[str, int]:

@@ -55,6 +55,13 @@ def test_sentinels_are_listed_before_the_service_that_they_watch() -> None:
         ("redis+sentinel://a,,b/main", "names no host"),
         ("redis+sentinel://a/main/x", "databases are numbers"),
         ("redis+sentinel://a/main?db=1", "unknown option, db"),
+        ("redis://store?timeout=1", "unknown option, timeout"),
+        ("redis://store?timeout", "unknown option, timeout"),
+        ("redis://store?ssl_ca_certs=/etc/ca.pem", "unknown option, ssl_ca_certs"),
+        ("rediss://store?socket_timeout=9", "unknown option, socket_timeout"),
+        ("redis://store?db=main", "databases are numbers"),
+        ("unix:///run/valkey.sock?db=main", "databases are numbers"),
+        ("unix:///run/valkey.sock?timeout=1", "unknown option, timeout"),
     ],
 )
 def test_a_store_that_cannot_be_found_is_a_mistake_without_its_password(url: str, words: str) -> None:
