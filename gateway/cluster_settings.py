@@ -115,7 +115,8 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
         place = urlsplit(f"//{text}")
         host, port = place.hostname, place.port
     except ValueError:
-        raise ValueError(f"has no valid port in {text!r}") from None
+        # The text may be the beginning of a password.
+        raise ValueError("has no valid port; in a password, write `/` as %2F and `?` as %3F") from None
     if not host:
         raise ValueError(f"names no host; write {_FORMS}")
     return host, default if port is None else port
@@ -123,7 +124,7 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
 
 def _database(text: str) -> int:
     if text and not text.isdecimal():
-        raise ValueError(f"names the database {text!r}; databases are numbers")
+        raise ValueError("has a database that is not a number; databases are numbers, 0 by default")
     return int(text or 0)
 
 
