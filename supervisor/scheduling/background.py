@@ -15,7 +15,7 @@ LINGER_S = 1.0
 class BackgroundWork:
     """Background tickets, in the order of their arrival, and those that hold a lease.
 
-    `due` is when time alone changes what can be done next. `used_at` is when the last other request came or ended.
+    `due` is when time alone changes what can be done next, infinite if no ticket waits. `used_at` is when the last other request came or ended.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,8 @@ class BackgroundWork:
     def remove(self, ticket_id: int) -> None:
         """A ticket does not wait any more."""
         self._tickets.pop(ticket_id, None)
+        if not self._tickets:
+            self.due = math.inf
 
     def serve(self, ticket: Ticket) -> None:
         """A ticket was granted."""

@@ -1,4 +1,4 @@
-"""Background work is served while a host has nothing else to do, grouped by model, and makes room at once."""
+"""Background work runs only on an idle host, one model at a time, and any other request cuts it off."""
 
 from __future__ import annotations
 
@@ -64,6 +64,19 @@ def test_a_model_is_loaded_for_background_work_once_the_host_is_idle() -> None:
     assert (host.loads(), host.switches[0].evict) == (["b"], ("a",))
     host.finish_switch()
     assert host.served[-1] == waiting
+
+
+def test_no_deadline_is_left_of_cancelled_or_refused_work() -> None:
+    host = loaded_host(A, B, **QUIET)
+    host.release(host.request("a"))
+    waiting = work(host, "b")
+    assert host.scheduler.next_deadline() == 10.0
+    host.note(host.scheduler.cancel(waiting, host.now))
+    assert host.scheduler.next_deadline() is None
+    work(host, "b")
+    assert host.scheduler.next_deadline() == 10.0
+    host.note(host.scheduler.unload("b", host.now))
+    assert host.scheduler.next_deadline() is None
 
 
 def test_work_is_grouped_by_model() -> None:
