@@ -107,10 +107,13 @@ def read_page(url: str, headers: Mapping[str, str], cancellation: Cancellation, 
             found += block
             if len(found) > limit:
                 raise SourceError(f"{_host(response.url)} answered with more than {limit} bytes")
-        following = response.links.get("next", {}).get("url", "")
-        # Pages of another host would get the token.
-        same = bool(following) and httpx.URL(following).netloc == response.url.netloc
-        return found, following if same else ""
+        if "next" not in response.links:
+            return found, ""
+        following = response.url.join(response.links["next"]["url"])
+        # The caller sends its token there: to no other host, also after a redirect, and not without encryption.
+        first = httpx.URL(url)
+        same = (following.scheme, following.netloc) == (first.scheme, first.netloc)
+        return found, str(following) if same else ""
 
     return _follow(url, headers, cancellation, read)
 

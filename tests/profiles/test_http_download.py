@@ -15,7 +15,7 @@ from fakes.downloads import HF, HF_PATH, stored_files, tiny_profile, until
 
 from hostler.profiles.downloads import Cancellation, DownloadCancelled
 from hostler.profiles.fetch import cached, fetch
-from hostler.profiles.http_download import download_from_hub, download_url
+from hostler.profiles.http_download import download_from_hub, download_url, read_page
 from hostler.profiles.sources import SourceError
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +41,26 @@ async def test_sends_the_token_to_the_first_host_only(
     assert path.read_bytes() == content
     assert hub.requests == [(HF_PATH, "Bearer hf_x"), ("/cdn", None)]
     assert cached(tiny_profile(HF), cache_dir=tmp_path / "c") == path
+
+
+@pytest.mark.parametrize(
+    ("link", "following"),
+    [
+        ("https://a.test/2", "https://a.test/2"),
+        ("/2", "https://a.test/2"),
+        ("http://a.test/2", ""),
+        ("https://b.test/2", ""),
+    ],
+)
+def test_the_next_page_is_one_that_may_get_the_token(httpx_mock: Any, link: str, following: str) -> None:
+    httpx_mock.add_response(url="https://a.test/1", headers={"Link": f'<{link}>; rel="next"'})
+    assert read_page("https://a.test/1", {}, Cancellation(), limit=9) == (b"", following)
+
+
+def test_a_page_behind_a_redirect_to_another_host_has_no_next_one_there(httpx_mock: Any) -> None:
+    httpx_mock.add_response(url="https://a.test/1", status_code=307, headers={"Location": "https://b.test/1"})
+    httpx_mock.add_response(url="https://b.test/1", headers={"Link": '<https://b.test/2>; rel="next"'})
+    assert read_page("https://a.test/1", {}, Cancellation(), limit=9) == (b"", "")
 
 
 @pytest.mark.parametrize(
