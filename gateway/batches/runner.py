@@ -9,7 +9,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -29,11 +29,13 @@ logger = logging.getLogger(__name__)
 _LOOK_S: Final = 5.0
 #: How often old files and batches are deleted, in seconds.
 _CLEAN_S: Final = 600.0
-#: Pauses before a request is sent again, in seconds: the first one, and the longest.
+#: Pauses before a request is sent again, or its result written again, in seconds: the first one, and the longest.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 #: How often a request is sent whose errors come from a backend. Those that ask for time are sent until the batch expires.
 _ATTEMPTS: Final = 4
 _BUSY: Final = frozenset({408, 409, 425, 429, 503, 529})
+
+_T = TypeVar("_T")
 
 SendItem = Callable[[Batch, BatchItem, Client], Awaitable[InternalAnswer]]
 FindClient = Callable[[Batch], Client | None]
@@ -200,15 +202,13 @@ class BatchRunner:
                     started = anyio.Event()
                     running.start_soon(self._in_slot, slots, item, started)
                     await started.wait()
-        except StorageFailed as error:
-            logger.error("%s", error.message)
         finally:
             self._workers.discard(model)
             self.notify()
 
     async def _claim(self, model: str) -> BatchItem | None:
         """The next request that is not in flight."""
-        for item in await self._store.next_items(model, len(self._claimed) + 1):
+        for item in await _retried(lambda: self._store.next_items(model, len(self._claimed) + 1)):
             if (item.batch, item.number) not in self._claimed:
                 return item
         return None
@@ -221,20 +221,18 @@ class BatchRunner:
                 started.set()
                 try:
                     await self._serve(item)
-                except StorageFailed as error:
-                    logger.error("%s", error.message)
-                    await anyio.sleep(_LOOK_S)
                 except Exception:
                     logger.exception(
                         "%s: the request %r of batch %s failed", item.model, item.custom_id[:64], item.batch
                     )
-                    await self._store.finish(item, _failure("internal_error", "internal error; see the gateway's log"))
+                    await self._finish_item(item, _failure("internal_error", "internal error; see the gateway's log"))
                 finally:
                     del self._claimed[key]
 
     async def _serve(self, item: BatchItem) -> None:
         """Send a request until it has a result, and store that."""
-        batch = next((each for each in await self._store.active_batches() if each.id == item.batch), None)
+        active = await _retried(self._store.active_batches)
+        batch = next((each for each in active if each.id == item.batch), None)
         if batch is None or batch.status != "in_progress":
             return
         pause, attempts = _FIRST_PAUSE_S, 0
@@ -242,22 +240,37 @@ class BatchRunner:
             await self._may_run(item.model)
             client = self._find_client(batch)
             if client is None:
-                await self._store.finish(
+                await self._finish_item(
                     item, _failure("invalid_api_key", "the API key of this batch is no longer valid")
                 )
                 return
             answer = await self._send(batch, item, client)
             result = _result(answer)
             if result is not None and (result.outcome == "succeeded" or not _is_worth_a_retry(answer)):
-                await self._store.finish(item, result)
+                await self._finish_item(item, result)
                 return
             attempts += answer.status not in _BUSY
             if result is not None and attempts >= _ATTEMPTS:
-                await self._store.finish(item, result)
+                await self._finish_item(item, result)
                 return
             await anyio.sleep(min(_LONGEST_PAUSE_S, max(pause, _retry_after_s(answer))) * (1 + random.random() / 4))
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
         self.notify()
+
+    async def _finish_item(self, item: BatchItem, result: ItemResult) -> None:
+        await _retried(lambda: self._store.finish(item, result))
+
+
+async def _retried(call: Callable[[], Awaitable[_T]]) -> _T:
+    """The result of a call to the store, repeated while the disk fails: nothing is sent again for that."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await call()
+        except StorageFailed as error:
+            logger.error("%s", error.message)
+        await anyio.sleep(pause)
+        pause = min(_LONGEST_PAUSE_S, 2 * pause)
 
 
 def _result(answer: InternalAnswer) -> ItemResult | None:

@@ -10,9 +10,9 @@ import anyio
 import msgspec
 import pytest
 
-from hostler.gateway.batches.records import Batch, BatchItem, Counts
+from hostler.gateway.batches.records import Batch, BatchItem, Counts, ItemResult
 from hostler.gateway.batches.runner import BatchRunner
-from hostler.gateway.batches.store import BatchStore
+from hostler.gateway.batches.store import BatchStore, StorageFailed
 from hostler.gateway.context import Client
 from hostler.gateway.internal_request import InternalAnswer
 
@@ -75,8 +75,9 @@ async def running(
     items: int = 1,
     now: float = 100.0,
     client: Client | None = ANN,
+    store: BatchStore | None = None,
 ) -> AsyncIterator[Running]:
-    store = BatchStore(folder / "batches.sqlite3", max_bytes=10**6, max_age_s=10**6, wall=lambda: now)
+    store = store or BatchStore(folder / "batches.sqlite3", max_bytes=10**6, max_age_s=10**6, wall=lambda: now)
     subject = Running(store, *answers)
     subject.client = client
     await store.add_batch(BATCH, ITEMS[:items])
@@ -155,3 +156,41 @@ async def test_one_process_serves_a_store(tmp_path: Path) -> None:
             assert other.sent == []
             tasks.cancel_scope.cancel()
         await second.aclose()
+
+
+class FailingStore(BatchStore):
+    """A store whose methods of these names fail once each."""
+
+    def __init__(self, file: Path, *failing: str) -> None:
+        super().__init__(file, max_bytes=10**6, max_age_s=10**6, wall=lambda: 100.0)
+        self.failing = set(failing)
+
+    def fail(self, name: str) -> None:
+        if name in self.failing:
+            self.failing.remove(name)
+            raise StorageFailed("the disk is full")
+
+    async def next_items(self, model: str, limit: int) -> list[BatchItem]:
+        self.fail("next_items")
+        return await super().next_items(model, limit)
+
+    async def finish(self, item: BatchItem, result: ItemResult) -> bool:
+        self.fail("finish")
+        return await super().finish(item, result)
+
+
+@pytest.mark.parametrize("failing", ["next_items", "finish"])
+async def test_goes_on_after_a_failure_of_the_disk_without_sending_again(tmp_path: Path, failing: str) -> None:
+    store = FailingStore(tmp_path / "batches.sqlite3", failing)
+    async with running(tmp_path, OK, items=3, store=store) as subject:
+        assert await subject.ended() == ("completed", Counts(succeeded=3))
+        assert sorted(subject.sent) == ["0", "1", "2"]
+        assert store.failing == set()
+
+
+async def test_an_unexpected_error_ends_its_request_even_if_the_disk_fails_then(tmp_path: Path) -> None:
+    store = FailingStore(tmp_path / "batches.sqlite3", "finish")
+    async with running(tmp_path, OK, store=store) as subject:
+        subject.answers = []
+        assert await subject.ended() == ("completed", Counts(errored=1))
+        assert store.failing == set()
