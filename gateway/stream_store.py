@@ -53,17 +53,16 @@ class ResumableStream:
     def __init__(self, store: StreamStore, key: tuple[str, str], send: Send, *, started_at: float) -> None:
         self._store = store
         self._key = key
-        self._send = send
+        self._send: Send | None = send
         self._data = bytearray()
         self._changed = anyio.Event()
         self._followers = 0
-        self._detached = False
         self._timer: Timer | None = None
         self.started_at = started_at
         self.completed_at = 0.0
         self.dropped = 0
         self.media_type = ""
-        self.cancel: Callable[[], None] = lambda: None
+        self.cancel: Callable[[], None] = _nothing
 
     @property
     def key(self) -> tuple[str, str]:
@@ -96,7 +95,7 @@ class ResumableStream:
             self._data += data
             self._store.on_growth(self, len(data))
             self._notify()
-        if not self._detached:
+        if self._send is not None:
             try:
                 await self._send(message)
             except OSError:  # as other servers than Hostler's say that the client has disconnected
@@ -106,21 +105,23 @@ class ResumableStream:
         """The client has disconnected; returns whether the stream goes on without it."""
         if self.completed_at or not self._store.has(self):
             return False
-        self._detached = True
+        self._send = None
         self._watch()
         return True
 
     def finish(self) -> None:
-        """The answer has ended, in whatever way."""
+        """The answer has ended, in whatever way. Neither its request nor its client's connection is kept."""
         if not self.completed_at:
             self._stop_timer()
-            self._store.on_end(self)
+            self._send, self.cancel = None, _nothing
+            self._timer = self._store.on_end(self)
             self._notify()
 
     async def follow(self, start: int) -> AsyncGenerator[bytes, None]:
         """The bytes from an offset on, until the stream ends. Raises `OffsetLost`."""
         self._followers += 1
-        self._stop_timer()
+        if not self.completed_at:
+            self._stop_timer()
         try:
             while True:
                 if start < self.dropped:
@@ -150,7 +151,7 @@ class ResumableStream:
 
     def _watch(self) -> None:
         """Stop the request after a while if it has no client any more."""
-        if self._detached and not self._followers and not self.completed_at and self._timer is None:
+        if self._send is None and not self._followers and not self.completed_at and self._timer is None:
             self._timer = self._store.later(self._store.limits.detached_s, self._expire)
 
     def _expire(self) -> None:
@@ -227,11 +228,10 @@ class StreamStore:
             pass
         self._drop(stream, min(self._size - self.limits.max_size, stream.size))
 
-    def on_end(self, stream: ResumableStream) -> None:
-        """Keep a stream that has ended for a while."""
+    def on_end(self, stream: ResumableStream) -> Timer | None:
+        """Keep a stream that has ended for a while. The timer refers to it, so it has to end with it."""
         stream.completed_at = self._wall()
-        if self.has(stream):
-            self.later(self.limits.keep_s, lambda: self.forget(stream))
+        return self.later(self.limits.keep_s, lambda: self.forget(stream)) if self.has(stream) else None
 
     def later(self, seconds: float, call: Callable[[], object]) -> Timer:
         return (self._later or asyncio.get_running_loop().call_later)(seconds, call)
@@ -247,6 +247,10 @@ class StreamStore:
         if ended is not None:
             self.forget(ended)
         return ended is not None
+
+
+def _nothing() -> None:
+    """The request of a stream that has ended need not be stopped."""
 
 
 def _owner(client: Client) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +134,47 @@ async def test_a_stream_is_kept_for_a_while_after_its_end() -> None:
     assert [seconds for seconds, _ in clients.later.calls] == [300]
     clients.later.run()
     assert clients.store.find(ANNA, "c") is None
+
+
+async def test_a_forgotten_stream_takes_no_memory() -> None:
+    clients = Clients()
+    first = await clients.start("c")
+    await write(first, b"0123456789")
+    first.finish()
+    last = weakref.ref(first)
+    await clients.start("c")
+    del first
+    gc.collect()
+    assert last() is None, "its timer refers to it"
+    assert clients.later.calls == []
+
+
+async def test_a_stream_that_has_ended_keeps_neither_its_request_nor_its_connection() -> None:
+    class Connection:
+        async def send(self, message: Message) -> None: ...
+
+        def cancel(self) -> None: ...
+
+    clients, connection = Clients(), Connection()
+    stream = clients.store.open(ANNA, "c", connection.send)
+    assert stream is not None
+    stream.cancel = connection.cancel
+    await write(stream, b"one")
+    stream.finish()
+    kept = weakref.ref(connection)
+    del connection
+    gc.collect()
+    assert kept() is None
+    assert await read(stream) == b"one"
+
+
+async def test_following_a_stream_that_has_ended_does_not_keep_it_longer() -> None:
+    clients = Clients()
+    stream = await clients.start("c")
+    await write(stream, b"one")
+    stream.finish()
+    assert await read(stream) == b"one"
+    assert [seconds for seconds, _ in clients.later.calls] == [300]
 
 
 async def test_a_stream_without_any_client_is_stopped_after_a_while() -> None:
