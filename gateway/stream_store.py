@@ -18,6 +18,9 @@ from hostler.gateway.context import Client
 CONVERSATION = "x-conversation-id"
 MAX_NAME = 256
 
+#: Bytes that a follower gets in one go: what it has not read yet is kept only once, for all of them.
+PIECE = 64 * 1024
+
 _MAX_STREAMS = 1024
 _ERRORS = 400
 
@@ -127,7 +130,7 @@ class ResumableStream:
                 if start < self.dropped:
                     raise OffsetLost
                 changed = self._changed
-                data = bytes(self._data[start - self.dropped :])
+                data = bytes(self._data[start - self.dropped : start - self.dropped + PIECE])
                 if data:
                     start += len(data)
                     yield data

@@ -12,7 +12,7 @@ import pytest
 
 from hostler.gateway.asgi import Message
 from hostler.gateway.context import Client
-from hostler.gateway.stream_store import OffsetLost, ResumableStream, StreamLimits, StreamStore
+from hostler.gateway.stream_store import PIECE, OffsetLost, ResumableStream, StreamLimits, StreamStore
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +99,14 @@ async def test_a_follower_gets_what_comes_as_it_comes() -> None:
             await write(stream, piece)
         stream.finish()
     assert got == [b"one two three"]
+
+
+async def test_a_follower_gets_a_long_stream_in_pieces() -> None:
+    clients = Clients(max_stream=3 * PIECE, max_size=3 * PIECE)
+    stream = await clients.start("c")
+    await write(stream, b"x" * (2 * PIECE + 1))
+    stream.finish()
+    assert [len(piece) async for piece in stream.follow(0)] == [PIECE, PIECE, 1]
 
 
 async def test_the_beginning_of_a_long_stream_is_dropped() -> None:
