@@ -147,7 +147,7 @@ class Membership:
         content = self._signer.opened(record)
         try:
             return None if content is None else msgspec.json.decode(content, type=Member)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return None
 
     def _on_message(self, member: bytes) -> None:

@@ -83,6 +83,16 @@ async def test_a_record_that_was_changed_is_refused() -> None:
     assert Signer(None, "home").opened(record) is None
 
 
+async def test_a_record_that_cannot_be_read_is_ignored(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    nested = '.{"id": "z", "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    server("SET", "hostler:home:gateway:z", nested)
+    server("ZADD", "hostler:home:gateways", "9999999999999", "z")
+    first = member(server.url, "a", token=None)
+    async with running(first.store.run, first.run):
+        await until(lambda: "it is ignored" in caplog.text)
+        assert names(first) == ["a"]
+
+
 async def test_the_last_known_members_stay_while_the_store_is_away(server: RedisServer) -> None:
     first, second = member(server.url, "a"), member(server.url, "b")
     async with running(first.store.run, first.run, second.store.run, second.run):
