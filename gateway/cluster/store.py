@@ -171,8 +171,10 @@ class Store:
                         async with listening.pubsub() as messages:
                             if self._channels:
                                 await messages.subscribe(*self._channels)
-                            retry_s = _RETRY_S
+                            began = self._clock()
                             await self._use(client, messages)
+                            if self._clock() - began > _MAX_RETRY_S:
+                                retry_s = _RETRY_S
                 except (RedisError, OSError, TimeoutError) as error:
                     self._fail(_words(error))
                 await anyio.sleep(retry_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,18 @@ async def test_every_key_of_the_store_expires(server: RedisServer) -> None:
         await until(lambda: server("ZCARD", "hostler:home:gateways") == ":1")
         assert int(server("PTTL", "hostler:home:gateways").removeprefix(":")) > 0
         assert int(server("PTTL", "hostler:home:gateway:aaaa").removeprefix(":")) > 0
+
+
+async def test_pauses_grow_if_every_command_fails_although_the_store_is_connected(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert server("ACL", "SETUSER", "anna", "on", ">pass", "~*", "&*", "+@all", "-publish") == "+OK"
+    first = member(server.url.replace("//", "//anna:pass@"), "a")
+    began = time.monotonic()
+    async with running(first.store.run, first.run):
+        await until(lambda: caplog.text.count("the store is connected") == 5)
+        assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4
 
 
 async def test_the_documented_rights_of_an_account_suffice(server: RedisServer) -> None:
