@@ -170,7 +170,8 @@ class Store:
                         await self._prove(client)
                         async with listening.pubsub() as messages:
                             if self._channels:
-                                await messages.subscribe(*self._channels)
+                                with anyio.fail_after(_CONNECT_S * (2 + len(self._address.sentinels))):
+                                    await messages.subscribe(*self._channels)
                             began = self._clock()
                             await self._use(client, messages)
                             if self._clock() - began > _MAX_RETRY_S:

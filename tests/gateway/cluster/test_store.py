@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 from fakes.ports import free_port
 from fakes.redis_server import RedisServer, needs_redis, redis_sentinel, redis_server
 from fakes.store_client import make_store, running, until
@@ -149,6 +151,27 @@ async def test_messages_reach_their_listeners_also_after_a_failure(server: Redis
         await until(lambda: store.connected)
         server("PUBLISH", "hostler:home:news", "two")
         await until(lambda: heard == [b"one", b"two"])
+
+
+async def test_a_subscription_without_an_answer_is_tried_again() -> None:
+    connected = subscriptions = 0
+
+    async def serve(connection: SocketStream) -> None:
+        nonlocal connected, subscriptions
+        silent = connected > 0  # beside the connection for commands there is one that subscribes
+        subscriptions += silent
+        connected += 1
+        async with connection:
+            async for received in connection:
+                if not silent:
+                    await connection.send(b"+OK\r\n" * received.count(b"*"))
+        connected -= 1
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    store = make_store(f"redis://127.0.0.1:{listener.extra(SocketAttribute.local_port)}")
+    store.subscribe("news", lambda message: None)
+    async with listener, running(partial(listener.serve, serve), store.run):
+        await until(lambda: subscriptions > 1)
 
 
 async def test_sentinels_lead_to_the_new_master_after_a_failover(tmp_path: Path) -> None:
