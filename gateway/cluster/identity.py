@@ -27,7 +27,7 @@ class Identity:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            logger.warning("%s: cannot be used, so this gateway is a new member after each start: %s", file, error)
+            _report(file, error)
             return None
         self._descriptor = descriptor
         try:
@@ -39,10 +39,17 @@ class Identity:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, fresh.encode() + b"\n", 0)
             return fresh
-        except OSError:
+        except BlockingIOError:
             return None  # another gateway's, which runs on this machine
+        except OSError as error:
+            _report(file, error)
+            return None
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _report(file: Path, error: OSError) -> None:
+    logger.warning("%s: cannot be used, so this gateway is a new member after each start: %s", file, error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hostler.gateway.cluster.identity import Identity
 
 
@@ -37,3 +39,8 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
 def test_a_gateway_runs_where_it_cannot_keep_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert Identity(tmp_path / "file" / "member").id != Identity(tmp_path / "file" / "member").id
+
+
+def test_a_file_that_cannot_be_written_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert Identity(Path("/dev/full")).id
+    assert "/dev/full: cannot be used" in caplog.text
