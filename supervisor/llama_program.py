@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from hostler.supervisor.child import Child
 from hostler.supervisor.contract import EngineProgram
 
 #: How long a program may take to print its help, in seconds. Builds for GPUs look for devices first.
-_LIMIT_S: Final = 10.0
+LIMIT_S: Final = 10.0
 
 _OPTION_LINE: Final = re.compile(r"^\s{0,2}(-.*)$", re.MULTILINE)
 _OPTION: Final = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
@@ -24,6 +25,8 @@ _DEVICE: Final = re.compile(r"^ {2}(\w+: .+)$", re.MULTILINE)
 
 #: The options without which a program is no llama-server: the oldest ones had them.
 REQUIRED: Final = frozenset({"-m", "--host", "--port", "-c"})
+
+logger = logging.getLogger(__name__)
 
 
 class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,15 +77,17 @@ class LlamaPrograms:
         return fresh
 
 
-async def read_program(program: tuple[str, ...], environment: Mapping[str, str]) -> LlamaProgram:
-    """Ask the program itself. Never raises."""
-    text = await _output([*program, "--help"], environment)
+async def read_program(
+    program: tuple[str, ...], environment: Mapping[str, str], limit_s: float = LIMIT_S
+) -> LlamaProgram:
+    """Run the program up to three times, for `limit_s` at most each. Never raises."""
+    text = await _output([*program, "--help"], environment, limit_s)
     options = parse_options(text)
     if options is None:
         return LlamaProgram()
-    version = await _output([*program, "--version"], environment) if "--version" in options else ""
+    version = await _output([*program, "--version"], environment, limit_s) if "--version" in options else ""
     build = _BUILD.search(version)
-    listed = await _output([*program, "--list-devices"], environment) if "--list-devices" in options else ""
+    listed = await _output([*program, "--list-devices"], environment, limit_s) if "--list-devices" in options else ""
     return LlamaProgram(
         options=options,
         build=build[1].strip() if build else "",
@@ -107,18 +112,19 @@ def _options_of(line: str) -> list[str]:
     return _OPTION.findall(re.split(r"\s{2,}(?![-\s])", line, maxsplit=1)[0])
 
 
-async def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """What the program prints; empty if it does not end. Like an engine, it survives neither cancellation nor the death of
-    this process."""
+async def _output(command: Sequence[str], environment: Mapping[str, str], limit_s: float) -> str:
+    """What the program prints; empty if it does not end in time. Like an engine, it survives neither cancellation nor the
+    death of this process."""
     lines: list[str] = []
     try:
         child = Child.start(command, environment, lambda _, line: lines.append(line))
     except (OSError, ValueError):
         return ""
     try:
-        with anyio.move_on_after(_LIMIT_S):
+        with anyio.move_on_after(limit_s):
             await child.exited.wait()
             return "\n".join(lines) + "\n"
+        logger.warning("%s %s did not end within %g s; its output is ignored", command[0], command[-1], limit_s)
         return ""
     finally:
         await child.end(0)

@@ -159,6 +159,15 @@ async def test_a_program_that_serves_instead_is_ended_when_its_reader_is_cancell
     await until_gone(pid)
 
 
+async def test_a_program_that_serves_instead_is_ended_in_time_and_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program, _ = serving_program(tmp_path)
+    found = await read_program((program,), dict(os.environ), limit_s=0.05)
+    assert found.options is None
+    assert f"{program} --help did not end within 0.05 s" in caplog.text
+
+
 async def test_a_program_that_serves_instead_dies_with_the_supervisor(tmp_path: Path) -> None:
     program, file = serving_program(tmp_path)
     reader = await anyio.open_process([sys.executable, "-c", READING, program], stdout=None, stderr=None)
