@@ -15,7 +15,7 @@ from hostler.supervisor.config import SleepSettings
 
 logger = logging.getLogger(__name__)
 
-#: How often it is looked whether the machine may sleep, and whether it is awake again, in seconds.
+#: How often to check whether the machine may sleep, and whether it is awake again, in seconds.
 LOOK_S: Final = 1.0
 _AWAKE_LOOK_S: Final = 0.1
 
@@ -25,6 +25,9 @@ _GAP_S: Final = 1.0
 #: A machine that was woken waits so long for a gateway to connect again, and then for its requests, in seconds.
 CONNECTS_S: Final = 30.0
 ASKS_S: Final = 3.0
+
+#: How long the command may take, in seconds: the host grants nothing meanwhile.
+COMMAND_S: Final = 60.0
 
 #: How long after its command the machine may take to fall asleep, in seconds. Then it is taken to be awake.
 FALLS_ASLEEP_S: Final = 20.0
@@ -63,6 +66,7 @@ class MachineSleep:
         *,
         keep_awake: Callable[[], bool] = lambda: False,
         clock: Callable[[], float],
+        command_s: float = COMMAND_S,
         falls_asleep_s: float = FALLS_ASLEEP_S,
         asks_s: float = ASKS_S,
     ) -> None:
@@ -70,6 +74,7 @@ class MachineSleep:
         self._host = host
         self._keep_awake = keep_awake
         self._clock = clock
+        self._command_s = command_s
         self._falls_asleep_s = falls_asleep_s
         self._asks_s = asks_s
         self._awake_since = clock()
@@ -109,17 +114,9 @@ class MachineSleep:
         before, slept = _suspended_s(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch, before, slept)
-            try:
-                ended = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
-                failure = (
-                    ""
-                    if ended.returncode == 0
-                    else f"exit code {ended.returncode}: {ended.stderr.decode('utf-8', 'replace')[-500:]}"
-                )
-            except OSError as error:
-                failure = str(error)
+            failure = await self._run_command(command)
             if failure:
-                logger.error("the machine cannot be put to sleep (supervisor.sleep): %s", failure.strip())
+                logger.error("the machine cannot be put to sleep (supervisor.sleep): %s", failure)
             else:
                 with anyio.move_on_after(self._falls_asleep_s):
                     await slept.wait()
@@ -128,6 +125,19 @@ class MachineSleep:
                 else:
                     logger.warning("the machine did not fall asleep within %g s", self._falls_asleep_s)
             tasks.cancel_scope.cancel()
+
+    async def _run_command(self, command: list[str]) -> str:
+        """Run the command; why it failed, or an empty text."""
+        try:
+            with anyio.fail_after(self._command_s):
+                ended = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
+        except TimeoutError:
+            return f"{command[0]} did not end within {self._command_s:g} s"
+        except OSError as error:
+            return str(error)
+        if ended.returncode == 0:
+            return ""
+        return f"exit code {ended.returncode}: {ended.stderr.decode('utf-8', 'replace')[-500:]}".strip()
 
     async def _watch(self, before: float, slept: anyio.Event) -> None:
         """Set `slept` once the machine, or this process, has been suspended and goes on."""

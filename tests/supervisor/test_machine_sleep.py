@@ -108,6 +108,14 @@ async def test_a_command_that_fails_is_logged_and_the_host_goes_on(
     assert "supervisor.sleep" in caplog.text
 
 
+async def test_a_command_that_does_not_end_is_ended_and_the_host_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    host = Host()
+    async with sleeping(host, "sleep 600", command_s=0.05):
+        with anyio.fail_after(20):
+            await host.resumed.wait()
+    assert "did not end within 0.05 s" in caplog.text
+
+
 def test_the_system_suspends_without_a_command() -> None:
     assert SleepSettings(after_s=1, suspend=True).argv == ["systemctl", "suspend"]
     assert SleepSettings(after_s=1, command="sh -c 'a b'").argv == ["sh", "-c", "a b"]
