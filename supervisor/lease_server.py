@@ -85,7 +85,7 @@ class LeaseServer:
         self._sessions: dict[str, LeaseSession] = {}
         self._abandoned: dict[tuple[str, int], Lease] = {}
         self._changed = anyio.Event()
-        self.closing = False
+        self._closed = self._paused = False
 
     async def run(self) -> None:
         """Schedule and keep gateways up to date until cancelled."""
@@ -99,12 +99,17 @@ class LeaseServer:
         """The number of connected gateways."""
         return len(self._sessions)
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing is granted any more: the supervisor stops, or its machine falls asleep."""
+        return self._closed or self._paused
+
     def close(self) -> None:
         """Grant nothing any more: waiting requests go elsewhere, and gateways ask for no more.
 
         This is announced before the refusals, so that requests without another backend wait for the next supervisor.
         """
-        self.closing = True
+        self._closed = True
         self._broadcast(ClosingFrame())
         self.host.stop(_stopping)
 
@@ -115,12 +120,12 @@ class LeaseServer:
 
     def pause(self) -> None:
         """Grant nothing while the machine falls asleep. Gateways take the host for unreachable, and wake it for requests."""
-        self.closing = True
+        self._paused = True
         self._broadcast(ClosingFrame())
 
     def resume(self) -> None:
-        """Grant again. Connections begin anew: they may have been lost, and gateways ask again for what waits."""
-        self.closing = False
+        """Grant again, unless the supervisor stops. Connections begin anew: they may have been lost, and gateways ask again for what waits."""
+        self._paused = False
         for session in list(self._open):
             session.close("the machine was put to sleep")
 

@@ -69,3 +69,12 @@ async def test_the_number_of_gateways_is_limited_and_connected_ones_may_return(f
     with pytest.raises(InvalidFrame, match=f"more than {MAX_GATEWAYS} gateways"):
         join("one more")
     assert subject.gateways == MAX_GATEWAYS
+
+
+@pytest.mark.anyio
+async def test_a_supervisor_that_stops_grants_nothing_again_when_its_machine_wakes_up(fake_supervisor: Any) -> None:
+    subject = LeaseServer(fake_supervisor)
+    subject.pause()
+    subject.close()
+    subject.resume()
+    assert subject.closing
