@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hostler.gateway.importing.llama_swap_macros import UnknownMacro, expand
 from hostler.gateway.importing.llama_swap_models import SwapModels, filter_values
-from hostler.gateway.importing.llama_swap_sets import InvalidExpression, SwapGroup, rules_of, written_out
+from hostler.gateway.importing.llama_swap_sets import InvalidExpression, SwapGroup, kept_loaded, rules_of, written_out
 from hostler.gateway.importing.report import FactsOf, Imported, ImportReport, has_reference, plain_name
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
@@ -127,7 +127,9 @@ class _Translation:
 
     def _groups(self) -> None:
         groups: dict[str, SwapGroup] = {}
+        labels: dict[str, str] = {}
         for name in self._source.mapping("groups"):
+            labels[plain_name(name)] = name
             given = self._source.mapping("groups", name)
             members = [str(each) for each in self._source.items("groups", name, "members")]
             known = tuple(self.models.names[each] for each in members if each in self.models.names)
@@ -146,7 +148,10 @@ class _Translation:
                     self._report.taken(line, path)
                 else:
                     self._report.missing(line, path, "is unknown")
-        rules = rules_of(groups, list(self.models.names.values()))
+        models = list(self.models.names.values())
+        for name, text in kept_loaded(groups, models):
+            self._report.changed(self._source.line("groups", labels[name]), f"groups.{labels[name]}", text)
+        rules = rules_of(groups, models)
         if rules.groups:
             self._report.set("supervisor", "groups", value={name: list(each) for name, each in rules.groups.items()})
         self._set_sets(rules.sets)

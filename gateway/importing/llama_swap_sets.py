@@ -60,6 +60,24 @@ def rules_of(groups: Mapping[str, SwapGroup], models: Sequence[str]) -> Together
     return TogetherRules(groups=swapping, sets=tuple(sets))
 
 
+def kept_loaded(groups: Mapping[str, SwapGroup], models: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The groups that `rules_of` keeps loaded where llama-swap unloads models, each with what is different."""
+    grouped = {member for group in groups.values() for member in group.members}
+    has_rest = not grouped.issuperset(models)  # exclusive, as a group
+    found: list[tuple[str, str]] = []
+    for name, group in groups.items():
+        others = [each for other, each in groups.items() if other != name and each.members]
+        if not group.members or group.persistent != group.exclusive:
+            continue
+        if group.persistent and (has_rest or not all(each.persistent for each in others)):
+            found.append((name, "its models do not unload those of other groups"))
+        elif not group.persistent and (has_rest or any(each.exclusive for each in others)):
+            found.append(
+                (name, "its models stay loaded beside those of exclusive groups, and are not unloaded for them")
+            )
+    return tuple(found)
+
+
 def written_out(expressions: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
     """The sets that the expressions stand for: `(a | b) & c` is `a` with `c`, and `b` with `c`. Raises
     `InvalidExpression`."""

@@ -210,6 +210,23 @@ def test_groups_become_sets() -> None:
 
 
 @pytest.mark.parametrize(
+    ("groups", "note"),
+    [
+        ("{e: {members: [a]}, n: {exclusive: false, members: [b, c]}}", "groups.n: its models stay loaded beside"),
+        ("{n: {exclusive: false, members: [a, b]}}", "groups.n: its models stay loaded beside"),  # c is in no group
+        ("{p: {persistent: true, members: [a]}}", "groups.p: its models do not unload those of other groups"),
+        ("{n: {exclusive: false, members: [a, b, c]}}", ""),
+        ("{e: {members: [a]}, p: {persistent: true, exclusive: false, members: [b, c]}}", ""),
+    ],
+)
+def test_what_stays_loaded_beside_an_exclusive_group_is_reported(groups: str, note: str) -> None:
+    models = "".join(f"  {name}: {{cmd: 'llama-server -m {name}.gguf'}}\n" for name in "abc")
+    imported = translate(f"models:\n{models}groups: {groups}\n")
+    changed = [each for each in texts(imported, "changed") if "groups." in each]
+    assert [note in each for each in changed] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
     ("macros", "reason"),
     [("a: ${b}\n  b: ${a}", "contain themselves"), ("c: 1", "the macro a is not defined")],
 )
