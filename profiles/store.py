@@ -333,7 +333,7 @@ def _with_absolute_paths(
 
 
 class Written(str):
-    """A text as it stands in a file already: `${env:NAME}` in it is a variable, `$$` a dollar sign."""
+    """Text that is already escaped for a file: `${env:NAME}` in it is a variable, `$$` a dollar sign."""
 
     __slots__ = ()
 
