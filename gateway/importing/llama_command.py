@@ -80,6 +80,15 @@ def read_arguments(
     return reader.command({name: value for name, value in env.items() if name not in _ENVIRONMENT})
 
 
+def without_ours(words: Sequence[str]) -> list[str]:
+    """The arguments without those that the supervisor sets."""
+    kept: list[str] = []
+    for flag, value in _pairs(words):
+        if (_FLAGS.get(flag) if value is None else _VALUES[flag]) != "ours":
+            kept += [flag] if value is None else [flag, value]
+    return kept
+
+
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Each argument that a profile knows with its value; others as they are, word by word."""
     position = 0

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hostler.gateway.importing.llama_command import LlamaCommand, read_arguments
+from hostler.gateway.importing.llama_command import read_arguments, without_ours
 from hostler.gateway.importing.report import (
     FactsOf,
     Imported,
@@ -82,77 +82,81 @@ def import_llama_server(
         else:
             report.missing(value.line, key, "belongs to no model")
     names = ProfileNames(report)
+    presets = _Presets(report, path_of, facts_of)
     for section, own in sections.items():
         line = min((value.line for value in own.values()), default=2) - 1
         profile_name = names.claim(line, f"[{section}]", section)
-        _add(report, section, profile_name, {**shared, **own}, path_of, facts_of)
+        presets.add(section, profile_name, {**shared, **own})
     if not sections:
         report.missing(None, "[...]", "there is no section of a model")
     return report.result()
 
 
-def _add(
-    report: ImportReport,
-    section: str,
-    name: str,
-    values: Mapping[str, IniValue],
-    path_of: Callable[[str], str],
-    facts_of: FactsOf,
-) -> None:
-    words: list[str] = []
-    profile: dict[str, Any] = {}
-    env: dict[str, str] = {}
-    for key, value in values.items():
-        where = f"[{section}].{key}"
-        if key == "load-on-startup":
-            profile["preload"] = value.text.lower() in _ON
-            report.taken(value.line, where, "preload")
-        elif key == "stop-timeout":
-            _stop_timeout(report, where, value, profile)
-        elif key.startswith("LLAMA_"):
-            words += _option(key.removeprefix("LLAMA_ARG_").lower().replace("_", "-"), value.text, env, key)
-            report.taken(value.line, where)
+class _Presets:
+    """Adds presets to the report's profiles and engines."""
+
+    def __init__(self, report: ImportReport, path_of: Callable[[str], str], facts_of: FactsOf) -> None:
+        self._report = report
+        self._path_of = path_of
+        self._facts_of = facts_of
+
+    def add(self, section: str, name: str, values: Mapping[str, IniValue]) -> None:
+        """Add a preset as the profile `name`; one that cannot be translated is noted."""
+        profile: dict[str, Any] = {}
+        env: dict[str, str] = {}
+        words = self._read(section, values, profile, env)
+        line = min((value.line for value in values.values()), default=None)
+        command = read_arguments(words, env, path_of=self._path_of, facts_of=self._facts_of)
+        for change in command.changes:
+            self._report.changed(line, f"[{section}]", change)
+        if command.env:
+            profile["env"] = dict(command.env)
+        if "model" in command.profile:
+            self._report.set("profiles", name, value={**command.profile, **profile})
+        elif repository := command.repository or _repository(section):
+            engine = self._repository_engine(name, repository, words)
+            self._report.set("profiles", name, value={"engine": engine, **profile})
+            text = f"llama-server downloads {repository} itself; `hostler get {repository}` makes it a profile"
+            self._report.changed(line, f"[{section}]", text)
         else:
-            words += _option(key, value.text, env, "")
-            report.taken(value.line, where)
-    command = read_arguments(words, env, path_of=path_of, facts_of=facts_of)
-    line = min((value.line for value in values.values()), default=None)
-    for change in command.changes:
-        report.changed(line, f"[{section}]", change)
-    if "model" not in command.profile and not command.repository:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", section) is None:
-            report.missing(line, f"[{section}]", "names no model; the preset is not taken over")
-            return
-        command = msgspec.structs.replace(command, repository=section)
-    if "model" not in command.profile:
-        _add_repository(report, line, section, name, command, words, profile)
-        return
-    profile = {**command.profile, **profile}
-    if command.env:
-        profile["env"] = dict(command.env)
-    report.set("profiles", name, value=profile)
+            self._report.missing(line, f"[{section}]", "names no model; the preset is not taken over")
+
+    def _read(
+        self, section: str, values: Mapping[str, IniValue], profile: dict[str, Any], env: dict[str, str]
+    ) -> list[str]:
+        """The words of the command line; adds to `profile` and `env` what is none."""
+        words: list[str] = []
+        for key, value in values.items():
+            where = f"[{section}].{key}"
+            if key == "load-on-startup":
+                profile["preload"] = value.text.lower() in _ON
+                self._report.taken(value.line, where, "preload")
+            elif key == "stop-timeout":
+                _stop_timeout(self._report, where, value, profile)
+            elif key.startswith("LLAMA_"):
+                words += _option(key.removeprefix("LLAMA_ARG_").lower().replace("_", "-"), value.text, env, key)
+                self._report.taken(value.line, where)
+            else:
+                words += _option(key, value.text, env, "")
+                self._report.taken(value.line, where)
+        return words
+
+    def _repository_engine(self, name: str, repository: str, words: list[str]) -> str:
+        """An engine of this profile's own, in which llama-server chooses the file of a repository itself."""
+        words = without_ours(words)
+        if not {"-hf", "-hfr", "--hf-repo"} & {*words}:
+            words = ["-hf", repository, *words]
+        engine = re.sub(r"[/:@]", "-", plain_name(name))
+        engine = f"{engine}-imported" if engine == "llama-server" else engine
+        address = ["--host", as_template("${host}"), "--port", as_template("${port}")]
+        value: dict[str, Any] = {"command": ["llama-server", *words, *address], "protocol": "openai", "key": "none"}
+        self._report.set("engines", engine, value={**value, "ready": "/health"})
+        return engine
 
 
-def _add_repository(
-    report: ImportReport,
-    line: int | None,
-    section: str,
-    name: str,
-    command: LlamaCommand,
-    words: list[str],
-    profile: dict[str, Any],
-) -> None:
-    """llama-server chooses the file of a repository itself, in an engine of this model's own."""
-    if not {"-hf", "-hfr", "--hf-repo"} & {*words}:
-        words = ["-hf", command.repository, *words]
-    engine = re.sub(r"[/:@]", "-", plain_name(name))
-    engine = f"{engine}-imported" if engine == "llama-server" else engine
-    address = ["--host", as_template("${host}"), "--port", as_template("${port}")]
-    value: dict[str, Any] = {"command": ["llama-server", *words, *address], "protocol": "openai", "key": "none"}
-    report.set("engines", engine, value={**value, "ready": "/health"})
-    report.set("profiles", name, value={"engine": engine, **profile})
-    text = f"llama-server downloads {command.repository} itself; `hostler get {command.repository}` makes it a profile"
-    report.changed(line, f"[{section}]", text)
+def _repository(section: str) -> str:
+    """The repository that a section is named for; empty if it is another name."""
+    return section if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", section) else ""
 
 
 def _option(key: str, text: str, env: dict[str, str], variable: str) -> list[str]:

@@ -51,6 +51,15 @@ def test_a_repository_is_loaded_by_llama_server_itself() -> None:
     assert '{"reasoning_effort": "high"}' in command
 
 
+def test_the_engine_of_a_repository_has_what_the_report_says() -> None:
+    imported = translate("[org/repo]\nhost = 0.0.0.0\napi-key = secret\ntemp = 0.7\nLLAMA_CACHE = /srv/cache\n")
+    command = imported.sections["engines"]["org-repo"]["command"]
+    assert command == [
+        "llama-server", "-hf", "org/repo", "--temp", "0.7", "--host", "${host}", "--port", "${port}",
+    ]  # fmt: skip
+    assert imported.sections["profiles"]["org/repo"] == {"engine": "org-repo", "env": {"LLAMA_CACHE": "/srv/cache"}}
+
+
 def test_every_key_is_reported_with_its_line() -> None:
     notes = {(note.key, note.line) for note in translate(PRESETS).notes}
     assert {("[chat].c", 11), ("[chat].jinja", 5), ("version", 1), ("[chat].stop-timeout", 16)} <= notes
