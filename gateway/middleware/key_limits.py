@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from hostler.adapters.canonical import CountRequest, LoadRequest
-from hostler.adapters.errors import Forbidden
+from hostler.adapters.canonical import CountRequest, LoadRequest, WebSocketRequest
+from hostler.adapters.errors import Forbidden, UpgradeRequired
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate
@@ -16,7 +16,8 @@ from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
 class KeyLimitsMiddleware(RequestMiddleware):
-    """Keeps requests within the rules of their keys, and counts what they use. Raises `Forbidden` and `RateLimited`.
+    """Keeps requests within the rules of their keys, and counts what they use. Raises `Forbidden`, `RateLimited`, and
+    `UpgradeRequired` for a WebSocket connection whose tokens or costs the rules limit: they are not counted there.
 
     Requests without rules pass. Beyond the day's dollars a request still goes to the local backends among its candidates.
     """
@@ -39,6 +40,8 @@ class KeyLimitsMiddleware(RequestMiddleware):
         assert rules is not None, "requests without rules pass"
         if rules.backends:
             _keep_allowed_backends(context, rules)
+        if isinstance(context.request, WebSocketRequest):
+            self._keep_uncounted(context, rules)
         if not rules.counts or isinstance(context.request, LoadRequest):
             return call_next()
         return self._counted(context, rules, call_next)
@@ -59,6 +62,20 @@ class KeyLimitsMiddleware(RequestMiddleware):
             await call_next()
         finally:
             self._settle(context, reservation)
+
+    def _keep_uncounted(self, context: RequestContext, rules: KeyRules) -> None:
+        """Keep the candidates at which a WebSocket connection uses nothing that the key has a limit of."""
+        limited = ""
+        if rules.tokens_per_minute is not None or rules.tokens_per_day is not None:
+            limited = "tokens"
+        elif rules.dollars_per_day is not None and context.candidates:
+            context.candidates = tuple(each for each in context.candidates if self._hops[each.backend].local)
+            limited = "" if context.candidates else "costs"
+        if limited:
+            raise UpgradeRequired(
+                f"this API key has a limit on {limited}, which are not counted on WebSocket connections; "
+                "send plain HTTP requests"
+            )
 
     def _dollars(self, context: RequestContext) -> float:
         """What the request may cost at the dearest backend that may answer it."""

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from fakes.requests import chat, make_context, target
 
-from hostler.adapters.canonical import LoadRequest, Origin, Usage
-from hostler.adapters.errors import BackendUnavailable, Forbidden, RateLimited
+from hostler.adapters.canonical import LoadRequest, Origin, Usage, WebSocketRequest
+from hostler.adapters.errors import BackendUnavailable, Forbidden, RateLimited, UpgradeRequired
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
@@ -131,6 +131,28 @@ async def test_beyond_the_days_dollars_only_local_backends_are_used(limits: Limi
     context = await limits(rules, answering("pc"))
     assert [each.backend for each in context.candidates] == ["pc"]
     assert limits.figures.dollars == 0.5
+
+
+WEBSOCKET = WebSocketRequest(origin=Origin(wire="llamacpp", operation="websocket"), model="m")
+
+
+@pytest.mark.parametrize("rules", [KeyRules(tokens_per_minute=9), KeyRules(tokens_per_day=9)])
+async def test_a_connection_on_which_nothing_is_counted_does_not_evade_a_limit_on_tokens(
+    limits: Limits, rules: KeyRules
+) -> None:
+    with pytest.raises(UpgradeRequired, match="limit on tokens"):
+        await limits(rules, answering(), request=WEBSOCKET)
+
+
+async def test_a_connection_on_which_nothing_is_counted_goes_to_local_backends_within_a_limit_on_costs(
+    limits: Limits,
+) -> None:
+    context = await limits(KeyRules(dollars_per_day=1), request=WEBSOCKET)
+    assert [each.backend for each in context.candidates] == ["pc"]
+    with pytest.raises(UpgradeRequired, match="limit on costs"):
+        await limits(KeyRules(dollars_per_day=1, backends=("cloud",)), request=WEBSOCKET)
+    context = await limits(KeyRules(requests_per_minute=5, models=("m",)), request=WEBSOCKET)
+    assert len(context.candidates) == 2
 
 
 async def test_an_answer_that_broke_off_costs_what_was_reserved(limits: Limits) -> None:
