@@ -175,7 +175,9 @@ class DeploymentReader:
             self._note("taken", index, "litellm_params.extra_body", "request.default of the backend")
         dropped = given.get("additional_drop_params")
         drop = [str(each) for each in dropped] if isinstance(dropped, list) else []
-        rules, _ = as_rules(default=default, drop=drop)
+        rules, refused = as_rules(default=default, drop=drop)
+        for each in refused:
+            self._note("missing", index, "litellm_params", f"{each} cannot be changed by a rule")
         if rules:
             backend["request"] = rules
         for key in given:

@@ -18,6 +18,7 @@ from hostler.gateway.importing.report import (
     as_template,
     plain_name,
 )
+from hostler.profiles.templates import variables
 
 _MAX_LINES: Final = 50_000
 #: The section of settings for all models.
@@ -106,6 +107,10 @@ class _Presets:
         env: dict[str, str] = {}
         words = self._read(section, values, profile, env)
         line = min((value.line for value in values.values()), default=None)
+        if unknown := variables((*words, *env.values())):
+            text = f"${{{min(unknown)}}} would be a variable of a command here; the preset is not taken over"
+            self._report.missing(line, f"[{section}]", text)
+            return
         command = read_arguments(words, env, path_of=self._path_of, facts_of=self._facts_of)
         for change in command.changes:
             self._report.changed(line, f"[{section}]", change)

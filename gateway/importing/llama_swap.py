@@ -191,6 +191,9 @@ class _Translation:
         except InvalidExpression as error:
             self._report.missing(self._source.line("matrix", "sets"), "matrix.sets", str(error))
             return
+        if unknown := dict.fromkeys(each for one in found for each in one if each not in names):
+            text = f"not taken over: {', '.join(unknown)}"
+            self._report.missing(self._source.line("matrix", "sets"), "matrix.sets", text)
         known = [tuple(names[each] for each in one if each in names) for one in found]
         self._set_sets(tuple(dict.fromkeys(each for each in known if each)))
         for key in expressions:
@@ -238,7 +241,9 @@ class _Translation:
                 self._peer_note("changed", name, "apiKey", f"is in the file {backend['api_key_file']}")
         if isinstance(filters := given.get("filters"), dict):
             dropped, forced = filter_values(filters)
-            rules, _ = as_rules(drop=dropped, force=forced)
+            rules, refused = as_rules(drop=dropped, force=forced)
+            for each in refused:
+                self._peer_note("missing", name, "filters", f"{each} cannot be changed by a rule")
             if rules:
                 backend["request"] = rules
             for each in filters:

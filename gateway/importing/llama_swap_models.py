@@ -14,6 +14,7 @@ from hostler.gateway.importing.llama_swap_macros import UnknownMacro, expand
 from hostler.gateway.importing.report import FactsOf, ImportReport, ProfileNames, as_template, plain_name
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
+from hostler.profiles.templates import variables
 
 _PORT: Final = "${port}"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", ""})
@@ -74,6 +75,7 @@ class SwapModels:
             if isinstance(given.get(key), str):
                 given[key] = _without_comments(given[key])
         given = expand({key: value for key, value in given.items() if key != "macros"}, macros)
+        _check_variables([given.get("cmd"), given.get("cmdStop"), *_entries(given.get("env"))])
         profile = self._command(name, given)
         if profile is None:
             del self.names[name]
@@ -106,7 +108,7 @@ class SwapModels:
 
     def _environment(self, name: str, given: Any) -> dict[str, str]:
         found: dict[str, str] = {}
-        for index, entry in enumerate(given if isinstance(given, list) else []):
+        for index, entry in enumerate(_entries(given)):
             variable, equals, value = str(entry).partition("=")
             if equals and re.fullmatch(r"[A-Za-z_]\w*", variable):
                 found[variable] = value
@@ -296,7 +298,8 @@ class SwapModels:
             elif target == name:
                 forced = {**forced, **params}
             elif alias := self._variant_name(name, target, profile):
-                rules, _ = as_rules(force=params)
+                rules, refused = as_rules(force=params)
+                self._refused(name, refused)
                 self._report.set("variants", alias, value={"model": self.names[name], "request": rules})
         rules, refused = as_rules(drop=dropped, force=forced)
         if rules:
@@ -305,7 +308,10 @@ class SwapModels:
             known = key in ("stripParams", "setParams", "setParamsByID")
             text = "variants" if key == "setParamsByID" else "request"
             self._note("taken" if known else "missing", name, f"filters.{key}", text if known else "is unknown")
-        for each in refused:
+        self._refused(name, refused)
+
+    def _refused(self, name: str, parameters: list[str]) -> None:
+        for each in parameters:
             self._note("missing", name, "filters", f"{each} cannot be changed by a rule")
 
     def _variant_name(self, name: str, target: str, profile: dict[str, Any]) -> str | None:
@@ -343,6 +349,16 @@ def filter_values(filters: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]
     stripped, params = filters.get("stripParams"), filters.get("setParams")
     names = [each.strip() for each in str(stripped or "").split(",") if each.strip()]
     return names, dict(params) if isinstance(params, dict) else {}
+
+
+def _entries(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _check_variables(texts: list[Any]) -> None:
+    """Raises `UnknownMacro` for what a shell would replace and a command here cannot contain, such as `${NAME:-x}`."""
+    for unknown in sorted(variables([str(each) for each in texts]) - {"port", "pid"}):
+        raise UnknownMacro(f"${{{unknown}}} is no macro; if a shell is to replace it, put it into a script")
 
 
 def _words(command: str) -> list[str]:

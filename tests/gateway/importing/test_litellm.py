@@ -146,6 +146,15 @@ def test_the_provider_decides_kind_and_address(parameters: str, kind: str, url: 
     assert (backend["kind"], backend["url"], backend["models"]["m"]) == (kind, url, there)
 
 
+def test_parameters_that_no_rule_can_change_are_reported() -> None:
+    given = "{model: openai/x, additional_drop_params: [messages], extra_body: {stream: true, top_k: 2}}"
+    imported = translate(f"model_list: [{{model_name: m, litellm_params: {given}}}]")
+    assert imported.sections["backends"]["openai"]["request"] == {"default": {"top_k": 2}}
+    assert [note.text for note in imported.notes if note.kind == "missing"] == [
+        "messages cannot be changed by a rule", "stream cannot be changed by a rule",
+    ]  # fmt: skip
+
+
 def test_a_provider_with_a_protocol_of_its_own_is_reported() -> None:
     imported = translate("model_list: [{model_name: m, litellm_params: {model: bedrock/x}}]")
     assert "backends" not in imported.sections

@@ -60,6 +60,12 @@ def test_the_engine_of_a_repository_has_what_the_report_says() -> None:
     assert imported.sections["profiles"]["org/repo"] == {"engine": "org-repo", "env": {"LLAMA_CACHE": "/srv/cache"}}
 
 
+def test_a_preset_with_variables_is_not_taken_over() -> None:
+    imported = translate("[a]\nmodel = a.gguf\nchat-template-file = ${HOME}/a.jinja\n")
+    assert "profiles" not in imported.sections
+    assert any(note.kind == "missing" and "${HOME}" in note.text for note in imported.notes)
+
+
 def test_every_key_is_reported_with_its_line() -> None:
     notes = {(note.key, note.line) for note in translate(PRESETS).notes}
     assert {("[chat].c", 11), ("[chat].jinja", 5), ("version", 1), ("[chat].stop-timeout", 16)} <= notes

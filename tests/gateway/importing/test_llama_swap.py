@@ -11,6 +11,7 @@ from hostler.gateway.importing.llama_swap import import_llama_swap
 from hostler.gateway.importing.report import Imported, ImportFailed
 from hostler.profiles.profile_edits import sections_text
 from hostler.profiles.schema import ModelFacts
+from hostler.profiles.yaml_config import parse
 
 #: Every key of llama-swap's documentation.
 EVERYTHING = """\
@@ -193,6 +194,23 @@ def test_the_documented_keys_that_have_no_counterpart_are_these() -> None:
     assert len(missing) / len(kinds) < 0.18
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "models: {m: {cmd: 'llama-server -m x.gguf', filters: {setParamsByID: {'m:x': {stream: true}}}}}",
+        "peers: {p: {proxy: 'https://p.example', filters: {setParams: {stream: true}}}}",
+    ],
+)
+def test_a_parameter_that_no_rule_can_set_is_reported(settings: str) -> None:
+    assert "stream cannot be changed by a rule" in "\n".join(texts(translate(settings), "missing"))
+
+
+def test_an_unknown_model_of_a_set_is_reported() -> None:
+    imported = translate("models: {a: {cmd: llama-server -m a.gguf}}\nmatrix: {sets: {s: a & gone}}")
+    assert imported.sections["supervisor"]["sets"] == [["a"]]
+    assert texts(imported, "missing") == ["config.yaml:2: matrix.sets: not taken over: gone"]
+
+
 def test_every_note_has_a_line() -> None:
     assert all(note.line for note in translate(EVERYTHING).notes)
 
@@ -233,6 +251,28 @@ def test_what_stays_loaded_beside_an_exclusive_group_is_reported(groups: str, no
 def test_a_model_with_bad_macros_is_not_taken_over(macros: str, reason: str) -> None:
     imported = translate(f"macros:\n  {macros}\nmodels:\n  m: {{cmd: '${{a}} -m x.gguf'}}\n")
     assert "profiles" not in imported.sections and reason in "\n".join(texts(imported, "missing"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{cmd: \"sh -c 'exec serve --port ${PORT} --name ${NAME:-x}'\"}",
+        "{cmd: 'llama-server -m x.gguf --chat-template ${a b}'}",
+        "{cmd: 'llama-server -m x.gguf', env: ['A=${#B}']}",
+    ],
+)
+def test_a_command_with_variables_of_a_shell_is_not_taken_over(model: str) -> None:
+    imported = translate(f"models: {{m: {model}}}")
+    assert "profiles" not in imported.sections and "engines" not in imported.sections
+    assert "put it into a script" in "\n".join(texts(imported, "missing"))
+
+
+def test_words_that_a_shell_would_understand_stay_words() -> None:
+    command = "serve --port ${PORT} a;b 'x | y' $HOME `id` $(id) > log"
+    text = sections_text(translate(f'models: {{m: {{cmd: "{command}"}}}}').sections)
+    assert parse(text, "x", env={}).value["engines"]["m"]["command"] == [
+        "serve", "--port", "${port}", "a;b", "x | y", "$HOME", "`id`", "$(id)", ">", "log",
+    ]  # fmt: skip
 
 
 def test_a_macro_in_a_comment_is_none() -> None:
