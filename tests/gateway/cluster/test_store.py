@@ -117,13 +117,14 @@ async def test_an_answer_that_came_in_time_counts_although_the_loop_was_busy(ser
         await until(lambda: store.connected)
 
         async def block() -> None:
-            for _ in range(10):  # the command is sent in between, however many steps the library takes
+            while "blocked_clients:1" not in server("INFO", "clients"):  # noqa: ASYNC110 - until the command has arrived
                 await asyncio.sleep(0)
-            time.sleep(0.2)  # noqa: ASYNC251 - the point of the test
+            server("RPUSH", "list", "there")  # the answer to it
+            time.sleep(0.5)  # noqa: ASYNC251 - the point of the test
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(block)
-            assert await store.execute("ECHO", "there", limit_s=0.1) == b"there"
+            assert list(await store.execute("BLPOP", "list", 0, limit_s=0.4)) == [b"list", b"there"]
         assert store.connected
 
 
