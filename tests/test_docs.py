@@ -62,9 +62,15 @@ def rows() -> dict[str, Row]:
     return found
 
 
+def fields_of(shape: Any) -> tuple[inspect.Field, ...]:
+    kind = inspect.type_info(shape)
+    assert isinstance(kind, inspect.StructType)
+    return kind.fields
+
+
 def keys(shape: Any = Settings, prefix: str = "") -> Iterator[tuple[str, Any, inspect.Field]]:
     """Every key that a file can have, with the type that holds it; `NAME` stands for names that people choose."""
-    for field in inspect.type_info(shape).fields:  # type: ignore[attr-defined]
+    for field in fields_of(shape):
         key = prefix + field.encode_name
         match _given(field.type):
             case [inspect.StructType(cls=inner)] if inner is RequestRules:
@@ -121,10 +127,10 @@ def _word(kind: inspect.Type) -> str:
 def default_of(shape: Any, field: inspect.Field) -> Any:
     """What holds when the key is left out: of a profile's entry, what the profile itself says."""
     if shape is ProfileEntry:
-        complete = {each.name: each for each in inspect.type_info(Profile).fields}  # type: ignore[attr-defined]
+        complete = {each.name: each for each in fields_of(Profile)}
         field = complete[field.name]
     elif shape is EngineEntry and field.name not in ("base", "macros"):
-        complete = {each.name: each for each in inspect.type_info(Engine).fields}  # type: ignore[attr-defined]
+        complete = {each.name: each for each in fields_of(Engine)}
         field = complete[field.name]
     if field.default_factory is not msgspec.NODEFAULT:
         return field.default_factory()

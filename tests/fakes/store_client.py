@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
@@ -17,11 +18,11 @@ def make_store(url: str, scripts: Sequence[Script] = (), name: str = "home") -> 
 
 
 @asynccontextmanager
-async def running(*runs: Callable[[], object]) -> AsyncIterator[None]:
+async def running(*runs: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[None]:
     """Run what is given until the context ends."""
     async with anyio.create_task_group() as tasks:
         for run in runs:
-            tasks.start_soon(run)  # type: ignore[arg-type]
+            tasks.start_soon(run)
         yield
         tasks.cancel_scope.cancel()
 
