@@ -54,7 +54,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signer:
-    """Signs the records of members, so that whoever can write to the store cannot join without the token.
+    """Signs the records of members: joining takes the cluster's token, not only write access to the store.
 
     Without a token records carry no signature, and those that carry one are not accepted.
     """
