@@ -115,7 +115,7 @@ class OpenAIBatches:
 
     async def _delete_file(self, request: Request) -> Response:
         record = await self._file(request)
-        await self._store.delete_file(record.id)
+        await self._store.delete_file(record)
         return reply({"id": record.id, "object": "file", "deleted": True})
 
     async def _content(self, request: Request) -> Response:

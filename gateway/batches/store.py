@@ -92,9 +92,9 @@ class BatchStore:
         rows = await self._run(lambda database: database.execute(query, (file_id,)).fetchall())
         return bytes(rows[0][0] or b"") if rows else b""
 
-    async def delete_file(self, file_id: str) -> None:
-        """Delete a file. Results of a batch go with it if no other file shows them."""
-        await self._run(lambda database: database.execute("DELETE FROM files WHERE id = ?", (file_id,)))
+    async def delete_file(self, record: StoredFile) -> None:
+        """Delete a file, and the results that it shows."""
+        await self._run(lambda database: self._delete_file(database, record))
 
     # Batches
 
@@ -243,6 +243,14 @@ class BatchStore:
         database.execute(
             "INSERT INTO files (id, owner, record, expires_at, size, content) VALUES (?, ?, ?, ?, ?, ?)", row
         )
+
+    def _delete_file(self, database: sqlite3.Connection, record: StoredFile) -> None:
+        database.execute("DELETE FROM files WHERE id = ?", (record.id,))
+        if record.source is not None:
+            marks = ", ".join("?" * len(record.outcomes))
+            query = f"UPDATE items SET result = NULL, size = 0 WHERE batch = ? AND outcome IN ({marks})"
+            database.execute(query, (record.source, *record.outcomes))
+        self._used = _used(database)
 
     def _add_batch(self, database: sqlite3.Connection, batch: Batch, items: Sequence[BatchItem]) -> None:
         row = (batch.id, batch.owner, batch.protocol, batch.active, _encode(batch))

@@ -122,8 +122,31 @@ async def test_bounds_what_is_stored(tmp_path: Path) -> None:
         assert await store.finish((await store.next_items("a", 1))[0], large)
         ((_, _, result),) = await store.results("b1", ("errored",))
         assert result.code == "storage_full"
-        await store.delete_file("f1")
+        await store.delete_file(stored("f1"))
         await store.add_file(stored("f3"), b"x" * 100)
+
+
+async def test_the_results_of_a_deleted_file_take_no_more_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=300) as store:
+        await store.add_batch(BATCH, items("b1", "a", "a"))
+        large = ItemResult(outcome="succeeded", status=200, body=msgspec.Raw(b'"' + b"x" * 100 + b'"'))
+        await store.finish((await store.next_items("a", 1))[0], large)
+        await store.end_pending("b1", "cancelled")
+        await store.update(
+            "b1",
+            lambda batch: msgspec.structs.replace(
+                batch, status="cancelled", ended_at=100.0, output_file="out", error_file="err"
+            ),
+        )
+        with pytest.raises(RequestTooLarge):
+            await store.add_file(stored("f1"), b"x" * 290)
+        output = await store.find_file("ann", "out")
+        assert output is not None
+        await store.delete_file(output)
+        await store.add_file(stored("f1"), b"x" * 290)
+        assert b"xxx" not in b"".join(bytes(each.body) for *_, each in await store.results("b1", ("succeeded",)))
+        assert await store.counts("b1") == Counts(succeeded=1, cancelled=1)
+        assert [each.id for each in await store.files("ann")] == ["f1", "err"]
 
 
 async def test_old_files_and_batches_are_deleted_with_their_results(tmp_path: Path) -> None:
