@@ -45,7 +45,6 @@ TESTED_ELSEWHERE = {
     "gateway/importing/yaml_source.py": ["gateway/importing/test_llama_swap.py"],
     "gateway/asgi.py": ["gateway/test_app_servers.py"],
     "gateway/batches/anthropic_api.py": ["system/test_batches.py"],
-    "gateway/batches/http.py": ["system/test_batches.py"],
     "gateway/batches/openai_api.py": ["system/test_batches.py"],
     "gateway/batches/records.py": ["gateway/batches/test_store.py"],
     "gateway/batches/service.py": ["system/test_batches.py", "system/test_batches_restart.py"],

@@ -34,7 +34,7 @@ _Entry = TypeVar("_Entry", bound=Identified)
 
 
 class PassOn(Exception):
-    """The request is not for this gateway: a backend may know what it names. `body` is set if it has been read."""
+    """The request is not for this gateway: a backend may know what it names. `body` is set, decompressed, if it has been read."""
 
     def __init__(self, body: bytes | None = None) -> None:
         super().__init__()
@@ -61,6 +61,11 @@ class PassOnRoutes:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
             return await receive()
 
+        if body is not None:
+            scope["headers"] = [
+                *(each for each in scope["headers"] if each[0] not in (b"content-encoding", b"content-length")),
+                (b"content-length", str(len(body)).encode()),
+            ]
         scope[ROUTE_KEY], scope["path_params"] = route, {"rest": scope["path"].lstrip("/")}
         await route.app(scope, replay, send)
         return True
