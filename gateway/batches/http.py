@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 BatchHandler = Callable[[Request], Awaitable[Response]]
 
 #: Entries of a page, at most.
-_LONGEST_PAGE = 100
+_LONGEST_PAGE = 10_000
 
 
 class Identified(Protocol):
@@ -136,7 +136,7 @@ def page(
 ) -> tuple[list[_Entry], bool]:
     """The part of a list that a request asks for, and whether there is more. `after` and `before` name its parameters."""
     try:
-        limit = max(1, min(_LONGEST_PAGE * 100, int(request.query_params.get("limit", default))))
+        limit = max(1, min(_LONGEST_PAGE, int(request.query_params.get("limit", default))))
     except ValueError:
         raise BadRequest("limit must be an integer", param="limit") from None
     ids = [entry.id for entry in entries]
