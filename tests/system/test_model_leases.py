@@ -35,11 +35,13 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 async def take(gateway: RunningGateway, **body: Any) -> dict[str, Any]:
     answer = await gateway.http.post("/admin/leases", json=body)
     assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
+    lease: dict[str, Any] = answer.json()
+    return lease
 
 
 async def listed(gateway: RunningGateway) -> list[dict[str, Any]]:
-    return (await gateway.http.get("/admin/leases")).json()["leases"]  # type: ignore[no-any-return]
+    leases: list[dict[str, Any]] = (await gateway.http.get("/admin/leases")).json()["leases"]
+    return leases
 
 
 def message(body: dict[str, Any]) -> str:
