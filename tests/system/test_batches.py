@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ import anyio
 import openai
 import pytest
 from system.running_gateway import RunningGateway, StartGateway, write_keys
+
+from hostler.gateway.auth import keys
+from hostler.gateway.batches.records import Batch, BatchItem
+from hostler.gateway.batches.store import BatchStore
+from hostler.gateway.context import KeyRules
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +109,7 @@ async def test_anthropic_creates_follows_and_reads_a_batch(start_gateway: StartG
         assert (counts.succeeded, counts.errored, counts.processing, counts.canceled) == (1, 1, 0, 0)
         results = {each.custom_id: each.result async for each in await client.messages.batches.results(batch.id)}
         one, two = results["one"], results["two"]
-        assert one.type == "succeeded" and one.message.content[0].text  # type: ignore[union-attr]
+        assert one.type == "succeeded" and one.message.content[0].type == "text" and one.message.content[0].text
         assert two.type == "errored" and two.error.error.type == "not_found_error"
         assert [each.id async for each in client.messages.batches.list()] == [batch.id]
         await client.messages.batches.delete(batch.id)
@@ -145,12 +151,12 @@ async def test_models_are_switched_once_for_each_and_not_while_others_are_in_use
 
 
 async def test_a_key_sees_its_own_files_and_batches_only(start_gateway: StartGateway, tmp_path: Path) -> None:
-    path, keys = write_keys(tmp_path, ann=0, bob=0)
+    path, named = write_keys(tmp_path, ann=0, bob=0)
     sections = {"gateway": {"api_keys_file": path, **batches(tmp_path)}}
     async with (
         start_gateway({"a": {}}, **sections) as gateway,
-        openai_client(gateway, keys["ann"]) as ann,
-        openai_client(gateway, keys["bob"]) as bob,
+        openai_client(gateway, named["ann"]) as ann,
+        openai_client(gateway, named["bob"]) as bob,
     ):
         batch = await create(ann, lines(("one", "a")))
         done = await ended(ann, batch.id)
@@ -165,6 +171,49 @@ async def test_a_key_sees_its_own_files_and_batches_only(start_gateway: StartGat
                 input_file_id=done.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
             )
         assert [each async for each in bob.batches.list()] == [each async for each in bob.files.list()] == []
+
+
+async def test_requests_of_a_batch_count_against_the_limits_of_its_key(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    rules = KeyRules(requests_per_minute=1)
+    key = keys.add(tmp_path / "keys", "ann", ["infer", "read", "operate"], rules=rules)
+    sections = {"api_keys_file": str(tmp_path / "keys"), "key_usage_file": str(tmp_path / "usage.json")}
+    async with (
+        start_gateway({"a": {}}, gateway={**sections, **batches(tmp_path, concurrency=1)}) as gateway,
+        openai_client(gateway, key) as client,
+    ):
+        batch = await create(client, lines(("one", "a"), ("two", "a")))
+        with anyio.fail_after(60):
+            while True:
+                counts = (await client.batches.retrieve(batch.id)).request_counts
+                if counts is not None and counts.completed:
+                    break
+                await anyio.sleep(0.05)
+        assert (await gateway.chat("a", key=key)).status_code == 429
+        await client.batches.cancel(batch.id)
+        done = await ended(client, batch.id)
+        assert (done.status, done.request_counts.completed) == ("cancelled", 1)
+        assert len(gateway.requests("a")) == 1
+
+
+async def test_a_batch_expires_after_24_hours(start_gateway: StartGateway, tmp_path: Path) -> None:
+    created_at = time.time() - 86_400
+    batch = Batch(
+        id="batch_hst_old", owner="127.0.0.1", client="127.0.0.1", protocol="openai", endpoint="/v1/chat/completions",
+        created_at=created_at, expires_at=created_at + 86_400, status="in_progress", total=1,
+    )  # fmt: skip
+    item = BatchItem(batch=batch.id, number=1, custom_id="one", model="a", body=b'{"model":"a"}')
+    store = BatchStore(tmp_path / "batches.sqlite3", max_bytes=10**6, max_age_s=10**6, wall=time.time)
+    await store.add_batch(batch, [item])
+    await store.aclose()
+    async with start_gateway({"a": {}}, gateway=batches(tmp_path)) as gateway, openai_client(gateway) as client:
+        done = await ended(client, batch.id)
+        assert (done.status, done.expired_at is not None, done.output_file_id) == ("expired", True, None)
+        assert (done.request_counts.completed, done.request_counts.failed) == (0, 1)
+        (failed,) = await content(client, done.error_file_id)
+        assert (failed["custom_id"], failed["error"]["code"]) == ("one", "batch_expired")
+        assert gateway.starts() == []
 
 
 async def test_mistakes_of_a_file_are_listed_with_their_lines(start_gateway: StartGateway, tmp_path: Path) -> None:
