@@ -148,6 +148,10 @@ class Store:
         """Go on without the store, at once."""
         if self.connected:
             logger.warning("the store cannot be used (%s); going on with local values", reason)
+        self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        if self.connected:
             self.state = StoreState(connected=False, reason=reason, since=round(self._wall(), 3))
         elif self.state.reason != reason:
             self.state = msgspec.structs.replace(self.state, reason=reason)
@@ -181,7 +185,7 @@ class Store:
                 await anyio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
         finally:
-            self._fail("the gateway stops")
+            self._leave("the gateway stops")
 
     async def _use(self, client: Redis, messages: PubSub) -> None:
         """Send commands and pass on messages until either fails."""

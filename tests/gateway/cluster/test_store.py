@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -101,6 +102,14 @@ async def test_the_store_is_left_out_after_its_first_failure_and_used_again_once
         mend_it()
         await until(lambda: store.connected)
         assert await store.run_script(script, ["x"], limit_s=5.0) == 1
+
+
+async def test_a_gateway_that_stops_warns_of_nothing(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store(server.url)
+    async with running(store.run):
+        await until(lambda: store.connected)
+    assert store.state.reason == "the gateway stops"
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_a_slow_store_is_not_used(server: RedisServer) -> None:
