@@ -69,7 +69,8 @@ def create_app(
     """The gateway as an ASGI application with a lifespan, for any server: `uvicorn --factory hostler.gateway.app:create_app`.
 
     Without a `configuration` it is read from its usual locations. Like `hostler up`, it runs the supervisor of this machine:
-    `manager`, or a new one with `supervise`, and looks for models in folders with `finder`. The default of `supervise` is true if profiles are configured, or nothing is.
+    `manager`, or a new one with `supervise`, and looks for models in folders with `finder`. The default of `supervise` is
+    true if profiles are configured, or nothing is.
     `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be created.
     """
     if finder is None and supervise is not False:

@@ -132,9 +132,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
     are the limits of a host's queue and switches that the file sets, without defaults. `scan` are the folders in which
-    models are looked for. `texts` are the files that were
-    read with their contents, `None` for one that does not exist. `errors`: the files have mistakes, and this is their
-    last good state.
+    models are looked for. `texts` are the files that were read with their contents, `None` for one that does not exist.
+    `errors`: the files have mistakes, and this is their last good state.
     """
 
     path: Path | None
@@ -159,7 +158,8 @@ def read(
 ) -> Configuration:
     """Read the file at `path` with its manifest and library; defaults without a file. Relative paths start at the file.
 
-    `texts` replace the contents of files. Without `find_models`, folders are not scanned. Raises `ConfigError` with all mistakes.
+    `texts` replace the contents of files. Without `find_models`, folders are not scanned. Raises `ConfigError` with all
+    mistakes.
     """
     files = _Files(texts or {})
     errors: list[DocumentError] = []
