@@ -54,14 +54,15 @@ class PartialFile:
         """Note what is about to arrive. Returns where it starts in the file; `None`, and forgets what is there, if it is the
         rest of another file."""
         checksum = checksum if _SHA256.fullmatch(checksum) else ""
+        etag = headers.get("ETag", "")
         before, start = self._origin, 0
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         if status == 206:
-            start = int(match[1]) if match is not None else 0
-            if start and (before is None or start > self.size or before.checksum != checksum):
+            if match is not None:
+                start = int(match[1])
+            if (self.size and match is None) or (start and not self._is_rest(before, start, checksum, etag)):
                 self.discard()
                 return None
-        etag = headers.get("ETag", "")
         origin = _Origin(checksum, "" if etag[:2] == "W/" else etag)
         continues = status == 206 or headers.get("Accept-Ranges", "").lower() == "bytes"
         self._origin = origin if continues and origin != _Origin() else None
@@ -71,6 +72,12 @@ class PartialFile:
             else:
                 self._note.write_bytes(msgspec.json.encode(self._origin))
         return start
+
+    def _is_rest(self, before: _Origin | None, start: int, checksum: str, etag: str) -> bool:
+        """Whether what starts there belongs to the file that was begun. Servers may not know `If-Range`."""
+        if before is None or start > self.size or before.checksum != checksum:
+            return False
+        return bool(checksum) or not etag or not before.etag or etag == before.etag
 
     def discard(self) -> None:
         """Forget what has arrived."""

@@ -47,3 +47,17 @@ def test_a_server_without_ranges_or_tags_is_not_continued(tmp_path: Path, header
     partial.begin(200, headers, "")
     (tmp_path / "file").write_bytes(b"x")
     assert not PartialFile(tmp_path / "file").can_continue
+
+
+def test_without_a_checksum_the_rest_has_the_same_tag(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for etag, start in (('"1"', 10), ("", 10), ('"2"', None)):
+        PartialFile(file).begin(200, RANGES, "")
+        file.write_bytes(b"0123456789")
+        headers = {"Content-Range": "bytes 10-19/20", "ETag": etag}
+        assert PartialFile(file).begin(206, headers, "") == start
+
+
+def test_the_rest_says_where_it_starts(begun: Path) -> None:
+    assert PartialFile(begun).begin(206, {"ETag": '"1"'}, SHA) is None
+    assert not begun.exists()
