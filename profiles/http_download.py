@@ -157,7 +157,7 @@ def _follow(
     """
     # The system's certificates, which may include a company's own, instead of httpx's bundle.
     certificates = ssl.create_default_context()
-    for _ in range(_MAX_WAITS):
+    for waits in range(_MAX_WAITS + 1):
         address, sent, announced, pause_s = url, {**headers, **credentials}, "", 0.0
         for _ in range(_MAX_REDIRECTS + 1):
             with _response(address, sent, certificates, cancellation) as response:
@@ -172,6 +172,8 @@ def _follow(
                 sent = dict(headers)
         else:
             raise SourceError(f"{httpx.URL(url).host} redirects more than {_MAX_REDIRECTS} times")
+        if waits == _MAX_WAITS:
+            break
         if report is not None:
             report("waiting", 0, None)
         cancellation.wait(pause_s)

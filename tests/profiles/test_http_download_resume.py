@@ -89,9 +89,10 @@ def test_a_server_that_asks_to_wait_for_long_or_for_ever_is_an_error(origin: Scr
     origin.refusals = [(429, {"Retry-After": "86400"})]
     with pytest.raises(SourceError, match="asks to wait 86400 s before the next request"):
         get(tmp_path)
-    origin.refusals = [(429, {"Retry-After": "0"})] * 9
+    origin.refusals, phases = [(429, {"Retry-After": "0"})] * 9, list[FetchProgress]()
     with pytest.raises(SourceError, match="allows no more requests for now"):
-        get(tmp_path)
+        get(tmp_path, phases)
+    assert len(origin.requests) == 1 + len(phases) + 1  # each wait is followed by a request
 
 
 def test_a_gated_repository_needs_the_token_of_the_usual_places(origin: ScriptedHub, tmp_path: Path) -> None:
