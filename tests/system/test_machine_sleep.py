@@ -62,16 +62,16 @@ class SleepingMachine:
 
 
 @asynccontextmanager
-async def sleeping_machine(folder: Path, after_s: float, **supervisor: Any) -> AsyncIterator[SleepingMachine]:
+async def sleeping_machine(folder: Path, after_s: float, **script: Any) -> AsyncIterator[SleepingMachine]:
+    """A machine whose engine follows `script`; it may sleep once its file exists."""
     model, port = folder / "model.gguf", free_port()
     model.write_bytes(b"not read by the scripted engine")
-    script = {"log": str(folder / "engines.log")}
+    script = {"log": str(folder / "engines.log"), **script}
     document = {
         "supervisor": {
             "listen": f"127.0.0.1:{port}",
             "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
             "sleep": {"after_s": after_s, "command": STOP % (folder / "may-sleep")},
-            **supervisor,
         },
         "profiles": {"m": {"model": str(model), "env": {"FAKE_ENGINE": json.dumps(script)}}},
     }
@@ -97,6 +97,18 @@ async def sleeping_machine(folder: Path, after_s: float, **supervisor: Any) -> A
             await anyio.to_thread.run_sync(partial(running.__exit__, None, None, None))
 
 
+@asynccontextmanager
+async def waking_gateway(
+    start_gateway: StartGateway, folder: Path, after_s: float, **script: Any
+) -> AsyncIterator[tuple[SleepingMachine, RunningGateway]]:
+    """A sleeping machine, and a gateway that wakes it."""
+    async with (
+        sleeping_machine(folder, after_s, **script) as machine,
+        start_gateway({}, backends={"pc": machine.backend}) as gateway,
+    ):
+        yield machine, gateway
+
+
 async def models(gateway: RunningGateway) -> list[str]:
     return [each["id"] for each in (await gateway.http.get("/v1/models")).json()["data"]]
 
@@ -104,10 +116,7 @@ async def models(gateway: RunningGateway) -> list[str]:
 async def test_an_idle_machine_sleeps_keeps_its_models_and_is_woken_by_a_request(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
-    async with (
-        sleeping_machine(tmp_path, 0.5) as machine,
-        start_gateway({}, backends={"pc": machine.backend}) as gateway,
-    ):
+    async with waking_gateway(start_gateway, tmp_path, 0.5) as (machine, gateway):
         assert (await gateway.chat("m")).status_code == 200
         machine.may_sleep.touch()
         for _ in range(2):
@@ -125,10 +134,7 @@ async def test_an_idle_machine_sleeps_keeps_its_models_and_is_woken_by_a_request
 async def test_requests_at_the_moment_of_falling_asleep_are_answered(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
-    async with (
-        sleeping_machine(tmp_path, 0.3) as machine,
-        start_gateway({}, backends={"pc": machine.backend}) as gateway,
-    ):
+    async with waking_gateway(start_gateway, tmp_path, 0.3) as (machine, gateway):
         await gateway.chat("m")
         machine.may_sleep.touch()
         for number in range(4):
@@ -137,30 +143,40 @@ async def test_requests_at_the_moment_of_falling_asleep_are_answered(
             assert answer.status_code == 200, (number, answer.text)
 
 
-async def test_a_leased_model_and_a_long_answer_keep_the_machine_awake(
-    start_gateway: StartGateway, tmp_path: Path
-) -> None:
-    async with (
-        sleeping_machine(tmp_path, 0.2) as machine,
-        start_gateway({}, backends={"pc": machine.backend}) as gateway,
-    ):
+async def stays_awake(machine: SleepingMachine) -> bool:
+    """Whether it does not fall asleep within several times its idle time."""
+    with anyio.move_on_after(1.5):
+        await machine.until_asleep()
+    return not machine.asleep
+
+
+async def test_a_leased_model_keeps_the_machine_awake(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with waking_gateway(start_gateway, tmp_path, 0.2) as (machine, gateway):
         lease = await gateway.http.post("/admin/leases", json={"model": "m", "for": "1h", "holder": "ann"})
         assert lease.status_code == 200
         machine.may_sleep.touch()
-        with anyio.move_on_after(1.5):
-            await machine.until_asleep()
-        assert not machine.asleep
+        assert await stays_awake(machine)
         await gateway.http.delete(f"/admin/leases/{lease.json()['id']}")
+        await machine.until_asleep()
+
+
+async def test_a_long_answer_keeps_the_machine_awake(start_gateway: StartGateway, tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    async with waking_gateway(start_gateway, tmp_path, 0.2, last_when=str(end)) as (machine, gateway):
+        async with gateway.stream("m") as answer:
+            chunks = answer.aiter_text()
+            await anext(chunks)
+            machine.may_sleep.touch()
+            assert await stays_awake(machine)
+            end.touch()
+            assert "[DONE]" in "".join([chunk async for chunk in chunks])
         await machine.until_asleep()
 
 
 async def test_a_machine_suspended_by_its_system_is_woken_and_answers(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
-    async with (
-        sleeping_machine(tmp_path, 3600) as machine,
-        start_gateway({}, backends={"pc": machine.backend}) as gateway,
-    ):
+    async with waking_gateway(start_gateway, tmp_path, 3600) as (machine, gateway):
         await gateway.chat("m")
         os.kill(machine.process.process.pid, signal.SIGSTOP)
         await gateway.until_status(lambda hosts: not hosts["pc"]["reachable"])
