@@ -39,7 +39,7 @@ async def stop_engine(current: Generation, grace_s: float, log: AddLine) -> None
 async def clean_up(command: EngineCommand, log: AddLine) -> None:
     """Run the engine's `cleanup`, if it has one. It may fail: most often nothing is left."""
     if command.cleanup:
-        await _run(command.cleanup, command.environment, CLEAN_UP_S, log, quiet=True)
+        await run_cleanup(command.cleanup, command.environment, log)
 
 
 async def run_cleanup(arguments: tuple[str, ...], environment: Mapping[str, str], log: AddLine) -> None:

@@ -298,8 +298,12 @@ class Orchestrator(DecisionExecutor):
         try:
             return await self._supervisor.pin(model, pinned)
         except (UnknownProfile, SupervisorUnreachable) as error:
-            gone = self._order_failed(error) == "host_gone"
-            raise supervisor_unreachable(self.name) if gone else profile_removed(model, self.name) from None
+            raise self._order_error(error, model) from None
+
+    def _order_error(self, error: UnknownProfile | SupervisorUnreachable, model: str) -> GatewayError:
+        if self._order_failed(error) == "host_gone":
+            return supervisor_unreachable(self.name)
+        return profile_removed(model, self.name)
 
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `Host`."""
@@ -353,8 +357,7 @@ class Orchestrator(DecisionExecutor):
         except SupervisorError as error:
             raise ModelUnavailable(error.failure.message, model=model, final=True) from None
         except (UnknownProfile, SupervisorUnreachable) as error:
-            gone = self._order_failed(error) == "host_gone"
-            raise supervisor_unreachable(self.name) if gone else profile_removed(model, self.name) from None
+            raise self._order_error(error, model) from None
         self._apply_leases((*(each for each in self.model_leases if each.id != lease.id), lease))
         return lease
 
@@ -414,9 +417,8 @@ class Orchestrator(DecisionExecutor):
                 self._rearm()
         elif status.state != "starting" and (known is None or known.generation <= status.generation):
             self._addresses.remove(status.model)
-            if (
-                status.model not in self._stops
-            ):  # stops that this orchestrator requested are reported when they are complete
+            # Stops that this orchestrator requested are reported when they are complete.
+            if status.model not in self._stops:
                 failed = status.state == "failed"
                 self._carry_out(self._scheduler.process_ended(status.model, now, failed=failed), now)
 
