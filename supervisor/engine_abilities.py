@@ -74,9 +74,9 @@ def _is_installed(name: str) -> bool:
 
 
 def read_abilities(engine: str | None) -> EngineAbilities:
-    """The abilities of an engine, given like `supervisor.engine`. Not for a thread with an event loop. Raises `SupervisorError` if it is not installed.
+    """The abilities of an engine, given like `supervisor.engine`. Not for a thread with an event loop.
 
-    A program that does not answer, or is not llama.cpp's, has none.
+    Raises `SupervisorError` if it is not installed. A program that does not answer, or is not llama.cpp's, has none.
     """
     preset = engine_preset(engine)
     if preset is not None and not preset.llama_server:

@@ -124,7 +124,8 @@ class LeaseServer:
         self._broadcast(ClosingFrame())
 
     def resume(self) -> None:
-        """Grant again, unless the supervisor stops. Connections begin anew: they may have been lost, and gateways ask again for what waits."""
+        """Grant again, unless the supervisor stops. Connections begin anew: they may have been lost, and gateways ask again
+        for what waits."""
         self._paused = False
         for session in list(self._open):
             session.close("the machine was put to sleep")

@@ -33,7 +33,7 @@ class QueueingMiddleware(RequestMiddleware):
 
     Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it
     refuses. A request whose engine was lost before anything was sent is queued again, as is background work
-    that made room for other requests.
+    that was cut off by other requests.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class QueueingMiddleware(RequestMiddleware):
                     return
                 if context.writer.committed:
                     raise Preempted(
-                        f"background work for {lease.model} made room for other requests", model=lease.model
+                        f"background work for {lease.model} was cut off by other requests", model=lease.model
                     )
             except EngineLost:
                 pass

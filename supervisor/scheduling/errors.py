@@ -64,7 +64,7 @@ class EngineLost(BackendUnavailable):
 
 
 class Preempted(ModelUnavailable):
-    """Background work made room for other requests."""
+    """Background work was cut off by other requests."""
 
     code = "preempted"
 
@@ -124,7 +124,7 @@ def revocation_error(model: str, reason: RevokeReason) -> GatewayError:
             model=model,
         )
     if reason == "preempted":
-        return Preempted(f"background work for {model} made room for other requests; send it again", model=model)
+        return Preempted(f"background work for {model} was cut off by other requests; send it again", model=model)
     return _unloaded(model)
 
 
