@@ -22,6 +22,8 @@ from hostler.gateway.app import Gateway
 from hostler.gateway.backends.failure_policy import AttemptResult, SkipReason
 from hostler.gateway.cli.keys import keys_app
 from hostler.gateway.cli.main import app
+from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S
+from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
@@ -386,6 +388,15 @@ def test_the_frames_between_gateways_and_supervisors_are_documented() -> None:
             shown[name] = len(each.split(",")) if each else 0
     frames = {*get_args(RequestFrame), *get_args(EventFrame)}
     assert shown == {frame.__struct_config__.tag: len(frame.__struct_fields__) for frame in frames}
+
+
+def test_the_times_of_a_cluster_are_documented() -> None:
+    text = " ".join((ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").split())
+    assert f"every {HEARTBEAT_S:g} seconds" in text
+    assert f"after {LIFETIME_S:g} seconds of silence" in text
+    request_ms, background_ms = 1000 * REQUEST_LIMIT_S, 1000 * BACKGROUND_LIMIT_S
+    assert f"{request_ms:g} ms within a request, {background_ms:g} ms in the background" in text
+    assert f"writes in a row within {request_ms:g} ms each" in text
 
 
 def test_the_options_of_keys_are_documented() -> None:
