@@ -439,7 +439,7 @@ def _check_units(session: nox.Session, folder: Path) -> None:
     """systemd accepts the units, and reports no higher exposure level than allowed."""
     with _folder(session) as room:
         for unit in sorted([*folder.glob("*.service"), *folder.glob("*.socket")]):
-            # Nothing is installed in /opt here: this session's program stands in.
+            # Nothing is installed in /opt here: this session's program is used.
             program = str(Path(session.bin) / "hostler")
             text = unit.read_text(encoding="utf-8").replace("/opt/hostler/bin/hostler", program)
             (room / unit.name).write_text(text, encoding="utf-8")
