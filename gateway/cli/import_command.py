@@ -62,7 +62,7 @@ def import_configuration(
     except ImportFailed as error:
         fail(str(error), FAILED)
     text = sections_text(imported.sections)
-    files = {target: (text, 0o644)}
+    files = {target: (text, _mode(where))}
     files |= {target.parent / name: (content, 0o600) for name, content in imported.secret_files.items()}
     if not dry_run:
         _write(files, where, replace=force)
@@ -125,6 +125,11 @@ def _write(files: Mapping[Path, tuple[str, int]], source: Path, *, replace: bool
             fail(str(error), FAILED)
         except OSError as error:
             cannot_write(path, error)
+
+
+def _mode(source: Path) -> int:
+    """The permissions of the result: a file that others may not read can have secrets in commands and variables."""
+    return 0o600 if source.is_file() and not source.stat().st_mode & 0o004 else 0o644
 
 
 def _is_source(path: Path, source: Path) -> bool:

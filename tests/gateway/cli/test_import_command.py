@@ -101,6 +101,12 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+def test_the_result_is_as_private_as_its_source(folder: Path) -> None:
+    (folder / "swap.yaml").chmod(0o640)
+    assert run("llama-swap", "swap.yaml").exit_code == 0
+    assert stat.S_IMODE((folder / "hostler.yaml").stat().st_mode) == 0o600
+
+
 def test_secrets_are_in_files_that_only_their_owner_may_read(folder: Path) -> None:
     result = run("llama-swap", "swap.yaml")
     assert "secret-key" not in result.output and "secret-key" not in (folder / "hostler.yaml").read_text()
