@@ -228,9 +228,11 @@ class Components:
                 tasks.cancel_scope.cancel()
 
     def shut_down(self) -> None:
-        """End event streams, refuse waiting requests, and wake those that pause between attempts."""
+        """End event streams and answers that no client reads, refuse waiting requests, and wake those that pause between attempts."""
         self.bus.close()
         self.admin.close()
+        if self.streams is not None:
+            self.streams.stop()
         for host in self.hosts.values():
             host.stop(partial(ShuttingDown, SHUTTING_DOWN))
         self.sleeps.stop()

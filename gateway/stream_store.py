@@ -87,6 +87,11 @@ class ResumableStream:
             completed_at=int(self.completed_at),
         )
 
+    @property
+    def is_unwatched(self) -> bool:
+        """Whether it goes on, and has no client."""
+        return self._send is None and not self._followers and not self.completed_at
+
     async def send(self, message: Message) -> None:
         """Keep a message of the answer, and pass it on to the client unless that has disconnected."""
         if message["type"] == "http.response.start":
@@ -106,7 +111,7 @@ class ResumableStream:
 
     def detach(self) -> bool:
         """The client has disconnected; returns whether the stream goes on without it."""
-        if self.completed_at or not self._store.has(self):
+        if self.completed_at or self._store.stopping or not self._store.has(self):
             return False
         self._send = None
         self._watch()
@@ -153,8 +158,10 @@ class ResumableStream:
         self._notify()
 
     def _watch(self) -> None:
-        """Stop the request after a while if it has no client any more."""
-        if self._send is None and not self._followers and not self.completed_at and self._timer is None:
+        """Stop the request after a while if it has no client any more, and at once while the gateway stops."""
+        if self._store.stopping and self.is_unwatched:
+            self.cancel()
+        elif self._timer is None and self.is_unwatched:
             self._timer = self._store.later(self._store.limits.detached_s, self._expire)
 
     def _expire(self) -> None:
@@ -182,6 +189,7 @@ class StreamStore:
         self.limits = limits
         self._wall = wall
         self._later = later
+        self.stopping = False
         self._streams: dict[tuple[str, str], ResumableStream] = {}
         self._size = 0
 
@@ -208,6 +216,13 @@ class StreamStore:
             for (whose, name), stream in self._streams.items()
             if whose == owner and (name in wanted or name.partition("::")[0] in wanted)
         ]
+
+    def stop(self) -> None:
+        """The gateway stops: streams end with their clients, since no other can come back to them."""
+        self.stopping = True
+        for stream in list(self._streams.values()):
+            if stream.is_unwatched:
+                stream.cancel()
 
     def has(self, stream: ResumableStream) -> bool:
         """Whether the stream can still be found."""

@@ -201,6 +201,27 @@ async def test_a_stream_without_any_client_is_stopped_after_a_while() -> None:
     assert cancelled == ["c"]
 
 
+async def test_a_stop_ends_streams_without_any_client_and_no_others() -> None:
+    clients = Clients()
+    cancelled: list[str] = []
+
+    async def start(name: str) -> ResumableStream:
+        stream = await clients.start(name)
+        stream.cancel = lambda: cancelled.append(name)
+        await write(stream, b"x")
+        return stream
+
+    connected, left, followed = [await start(name) for name in ("connected", "left", "followed")]
+    assert left.detach() and followed.detach()
+    follower = followed.follow(0)
+    await anext(follower)
+    clients.store.stop()
+    assert cancelled == ["left"]
+    await follower.aclose()
+    assert cancelled == ["left", "followed"]
+    assert not connected.detach(), "it ends as without a conversation"
+
+
 async def test_a_conversation_has_one_stream_and_each_client_its_own() -> None:
     clients = Clients()
     first, other = await clients.start("c"), await clients.start("c", BEN)

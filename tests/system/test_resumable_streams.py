@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fakes.flag_file import FlagFile
@@ -88,6 +89,14 @@ async def test_a_stop_ends_the_request_and_forgets_its_stream(start_gateway: Sta
         await gateway.until_counts(0, 0)
         assert await lookup(gateway, "c 1") == []
         assert (await gateway.http.get("/v1/stream", params={"conv_id": "c 1"})).status_code == 404
+
+
+async def test_a_gateway_that_stops_does_not_wait_for_streams_without_any_client(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"chunks": 50_000, "chunk_delay": 0.02}}}) as gateway:
+        await start_and_leave(gateway)
+        gateway.app.stop()
+        with anyio.fail_after(10):  # `drain_s` is 30
+            await gateway.until(lambda: gateway.events("gone"))
 
 
 async def test_a_new_stream_of_a_conversation_takes_the_place_of_the_last(
