@@ -253,12 +253,13 @@ class BatchStore:
         self._used = _used(database)
 
     def _add_batch(self, database: sqlite3.Connection, batch: Batch, items: Sequence[BatchItem]) -> None:
-        row = (batch.id, batch.owner, batch.protocol, batch.active, _encode(batch))
+        record = _encode(batch)
+        self._check_room(database, len(record) + sum(len(item.body) for item in items))
+        row = (batch.id, batch.owner, batch.protocol, batch.active, record)
         database.execute("INSERT INTO batches (id, owner, protocol, active, record) VALUES (?, ?, ?, ?, ?)", row)
         self._add_items(database, items)
 
     def _add_items(self, database: sqlite3.Connection, items: Sequence[BatchItem]) -> None:
-        self._check_room(database, sum(len(item.body) for item in items))
         rows = ((each.batch, each.number, each.custom_id, each.model, each.body, len(each.body)) for each in items)
         query = "INSERT INTO items (batch, number, custom_id, model, body, size) VALUES (?, ?, ?, ?, ?, ?)"
         database.executemany(query, rows)
@@ -267,6 +268,7 @@ class BatchStore:
         updated = self._update(database, batch.id, lambda now: batch if now.status == "validating" else None)
         if updated != batch:
             return False
+        self._check_room(database, sum(len(item.body) for item in items))
         self._add_items(database, items)
         return True
 
@@ -336,6 +338,7 @@ def _delete_batch(database: sqlite3.Connection, batch_id: str) -> None:
 
 
 def _used(database: sqlite3.Connection) -> int:
-    query = "SELECT (SELECT coalesce(sum(size), 0) FROM files) + (SELECT coalesce(sum(size), 0) FROM items)"
+    sizes = ("sum(size) FROM files", "sum(length(record)) FROM batches", "sum(size) FROM items")
+    query = "SELECT " + " + ".join(f"coalesce((SELECT {each}), 0)" for each in sizes)
     (size,) = database.execute(query).fetchone()
     return int(size)

@@ -113,10 +113,10 @@ async def test_ended_batches_have_nothing_pending(tmp_path: Path) -> None:
 
 
 async def test_bounds_what_is_stored(tmp_path: Path) -> None:
-    async with opened(tmp_path, max_bytes=300) as store:
-        await store.add_file(stored("f1"), b"x" * 200)
+    async with opened(tmp_path, max_bytes=1000) as store:
+        await store.add_file(stored("f1"), b"x" * 510)
         with pytest.raises(RequestTooLarge, match=r"gateway\.batches\.max_size"):
-            await store.add_file(stored("f2"), b"x" * 200)
+            await store.add_file(stored("f2"), b"x" * 510)
         await store.add_batch(BATCH, items("b1", "a"))
         large = ItemResult(outcome="succeeded", status=200, body=msgspec.Raw(b'"' + b"x" * 500 + b'"'))
         assert await store.finish((await store.next_items("a", 1))[0], large)
@@ -126,10 +126,18 @@ async def test_bounds_what_is_stored(tmp_path: Path) -> None:
         await store.add_file(stored("f3"), b"x" * 100)
 
 
+async def test_bounds_what_batches_say_of_themselves(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=1000) as store:
+        await store.add_batch(msgspec.structs.replace(BATCH, metadata={"a": "x" * 500}))
+        with pytest.raises(RequestTooLarge, match=r"gateway\.batches\.max_size"):
+            await store.add_batch(msgspec.structs.replace(OTHER, metadata={"a": "x" * 500}))
+        assert await store.find_batch("bob", "b2") is None
+
+
 async def test_the_results_of_a_deleted_file_take_no_more_room(tmp_path: Path) -> None:
-    async with opened(tmp_path, max_bytes=300) as store:
+    async with opened(tmp_path, max_bytes=1000) as store:
         await store.add_batch(BATCH, items("b1", "a", "a"))
-        large = ItemResult(outcome="succeeded", status=200, body=msgspec.Raw(b'"' + b"x" * 100 + b'"'))
+        large = ItemResult(outcome="succeeded", status=200, body=msgspec.Raw(b'"' + b"x" * 200 + b'"'))
         await store.finish((await store.next_items("a", 1))[0], large)
         await store.end_pending("b1", "cancelled")
         await store.update(
@@ -139,11 +147,11 @@ async def test_the_results_of_a_deleted_file_take_no_more_room(tmp_path: Path) -
             ),
         )
         with pytest.raises(RequestTooLarge):
-            await store.add_file(stored("f1"), b"x" * 290)
+            await store.add_file(stored("f1"), b"x" * 500)
         output = await store.find_file("ann", "out")
         assert output is not None
         await store.delete_file(output)
-        await store.add_file(stored("f1"), b"x" * 290)
+        await store.add_file(stored("f1"), b"x" * 500)
         assert b"xxx" not in b"".join(bytes(each.body) for *_, each in await store.results("b1", ("succeeded",)))
         assert await store.counts("b1") == Counts(succeeded=1, cancelled=1)
         assert [each.id for each in await store.files("ann")] == ["f1", "err"]
