@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
+import anyio
 import anyio.to_thread
 import msgspec
 
@@ -59,14 +59,15 @@ class BatchStore:
         self.wall = wall
         self.max_bytes = max_bytes
         self.max_age_s = max_age_s
-        self._lock = threading.Lock()
+        #: One thread at a time; calls that wait for it hold no thread that the rest of the gateway needs.
+        self._limiter = anyio.CapacityLimiter(1)
         self._database: sqlite3.Connection | None = None
         #: As of the last look, and what was written since then: a sum over all results takes too long for each.
         self._used = 0
 
     async def aclose(self) -> None:
         """Close the database."""
-        await anyio.to_thread.run_sync(self._close)
+        await anyio.to_thread.run_sync(self._close, limiter=self._limiter)
 
     # Files
 
@@ -190,10 +191,10 @@ class BatchStore:
     # In a thread
 
     async def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await anyio.to_thread.run_sync(lambda: self._locked(work))
+        return await anyio.to_thread.run_sync(lambda: self._in_transaction(work), limiter=self._limiter)
 
-    def _locked(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        with self._lock, self._transaction() as database:
+    def _in_transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        with self._transaction() as database:
             return work(database)
 
     @contextmanager
@@ -224,10 +225,9 @@ class BatchStore:
         return database
 
     def _close(self) -> None:
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     def _check_room(self, database: sqlite3.Connection, size: int) -> None:
         used = self._used = _used(database)

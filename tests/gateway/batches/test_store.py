@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -179,3 +182,22 @@ async def test_a_broken_disk_is_an_error_that_clients_may_retry(tmp_path: Path) 
     async with opened(tmp_path) as store:
         with pytest.raises(StorageFailed, match=r"gateway\.batches\.file"):
             await store.files("ann")
+
+
+async def test_calls_that_wait_for_the_disk_hold_no_threads(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.add_batch(BATCH)
+        entered, leave = threading.Event(), threading.Event()
+
+        def slow(batch: Batch) -> None:
+            entered.set()
+            assert leave.wait(20)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.update, "b1", slow)
+            with anyio.fail_after(20):
+                await anyio.to_thread.run_sync(entered.wait)
+                for _ in range(50):
+                    tasks.start_soon(store.files, "ann")
+                await anyio.wait_all_tasks_blocked()
+                await anyio.to_thread.run_sync(leave.set)
