@@ -107,24 +107,23 @@ class _StoredModel:
             return
         blob = self._folder / "blobs" / layer.digest.replace(":", "-")
         match kind:
+            case "model" | "projector" | "adapter" if not blob.is_file():
+                self._missing(kind, f"{blob.name} is not there")
             case "model" | "projector":
-                if not blob.is_file():
-                    self._missing(kind, f"{blob.name} is not there")
-                elif (
-                    kind in ("model", "projector")
-                    and (key := "model" if kind == "model" else "mmproj") in self._profile
-                ):
+                key = "model" if kind == "model" else "mmproj"
+                if key in self._profile:
                     self._missing(kind, f"a second {key} is not loaded")
                 else:
-                    self._profile["model" if kind == "model" else "mmproj"] = str(blob)
+                    self._profile[key] = str(blob)
             case "adapter":
                 self._profile.setdefault("args", []).extend(["--lora", str(blob)])
                 self._taken(kind, "the argument --lora")
             case "params":
                 self._parameters(self._text(blob, kind))
             case "system":
-                self._system = self._text(blob, kind) or ""
-                self._changed(kind, "is added to the system prompt, also where a client has one")
+                if text := self._text(blob, kind):
+                    self._system = text
+                    self._changed(kind, "is added to the system prompt, also where a client has one")
             case "template":
                 self._has_template = True
             case "license":

@@ -98,3 +98,13 @@ def test_a_broken_manifest_is_reported(tmp_path: Path, content: bytes) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportFailed, match="is no store of Ollama"):
         translate(tmp_path)
+
+
+def test_files_that_are_not_there_are_reported(tmp_path: Path, model: str) -> None:
+    gone = f"sha256:{'0' * 64}"
+    manifest(tmp_path, MANIFEST, model=model, adapter=gone, system=gone)
+    imported = translate(tmp_path)
+    assert "args" not in imported.sections["profiles"]["tiny:latest"]
+    notes = {note.key: note.kind for note in imported.notes if note.key.endswith(("adapter", "system"))}
+    assert notes == {"tiny:latest: adapter": "missing", "tiny:latest: system": "missing"}
+    assert sum(note.key.endswith("system") for note in imported.notes) == 1
