@@ -14,7 +14,7 @@ import msgspec
 
 from hostler.profiles.downloads import Cancellation
 from hostler.profiles.gguf import facts_of_start
-from hostler.profiles.hub_access import hub_credentials, hub_endpoint
+from hostler.profiles.hub_access import hub_address, hub_credentials, hub_endpoint
 from hostler.profiles.hub_reference import HubReference
 from hostler.profiles.schema import ModelFacts
 from hostler.profiles.sources import SourceError, part_paths
@@ -209,7 +209,7 @@ def _explained(answer: Exception, reference: HubReference) -> SourceError:
 
     assert isinstance(answer, WebAnswer)
     if answer.status == 404:
-        return SourceError(f"there is no repository {reference.repository} at {hub_endpoint()}")
+        return SourceError(f"there is no repository {reference.repository} at {hub_address()}")
     return SourceError(f"{reference.repository}: {answer.error}")
 
 
@@ -248,4 +248,4 @@ def _get(url: str, shape: type[_T], cancellation: Cancellation) -> tuple[_T, str
     try:
         return msgspec.json.decode(body, type=shape), following
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SourceError(f"{hub_endpoint()} answers, but not like the Hugging Face Hub: {error}") from None
+        raise SourceError(f"{hub_address()} answers, but not like the Hugging Face Hub: {error}") from None

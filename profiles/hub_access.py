@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,11 @@ _MAX_TOKEN: Final = 4096
 def hub_endpoint(environ: Mapping[str, str] = os.environ) -> str:
     """The hub's address, or a mirror's: `HF_ENDPOINT`, else huggingface.co."""
     return (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_address(environ: Mapping[str, str] = os.environ) -> str:
+    """The endpoint without credentials, for messages."""
+    return re.sub(r"//[^/]*@", "//", hub_endpoint(environ))
 
 
 def hub_home(environ: Mapping[str, str] = os.environ) -> Path:

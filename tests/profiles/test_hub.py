@@ -138,3 +138,10 @@ def test_the_start_of_a_file_says_how_it_runs(hub: ScriptedHub, tmp_path: Path) 
 )
 def test_names_say_how_a_file_is_stored(path: str, quantization: str) -> None:
     assert quantization_of(path) == quantization
+
+
+def test_an_error_does_not_show_the_credentials_of_a_mirror(hub: ScriptedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("://", "://user:secret@"))
+    with pytest.raises(SourceError, match=r"there is no repository org/none at http://127\.0\.0\.1") as caught:
+        read("org/none")
+    assert "secret" not in str(caught.value)
