@@ -30,10 +30,10 @@ class FirstStarts:
         them."""
         async with anyio.create_task_group() as starts:
             for model in self._models():
-                if model.pinned or model.leased:
+                if model.kept:
                     starts.start_soon(self.start_kept, model)
         for model in list(self._models()):
-            if model.profile.preload and not (model.pinned or model.leased) and not model.retired:
+            if model.profile.preload and not model.kept and not model.retired:
                 await self._preload(model)
 
     async def start_kept(self, model: ManagedModel) -> None:

@@ -340,7 +340,7 @@ class EngineManager:
         """Apply an operator's choice, a lease, or a new profile."""
         model.pinned = self._pins.get(model.name, model.profile.pinned)
         model.leased = self._leases.is_leased(model.name)
-        model.process.limits = limits_of(model.profile, self._settings, keep=model.pinned or model.leased)
+        model.process.limits = limits_of(model.profile, self._settings, keep=model.kept)
 
     async def _start_first(self) -> None:
         # Which GPUs an engine sees depends on the first reading.
@@ -349,7 +349,7 @@ class EngineManager:
         await self._starts.run()
 
     def _start_again(self, model: ManagedModel) -> None:
-        if model.pinned and self._tasks is not None:
+        if model.kept and self._tasks is not None:
             self._tasks.start_soon(self._starts.start_kept, model)
 
     async def _drain_and_stop(self, model: ManagedModel) -> None:

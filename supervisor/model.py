@@ -71,6 +71,11 @@ class ManagedModel:
         """The cost of unloading it, in seconds: the profile's, else the duration of a load."""
         return (self.load_s or 0.0) if self.profile.evict_cost is None else self.profile.evict_cost
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is kept loaded without requests."""
+        return self.pinned or self.leased
+
     def mark_used(self, now: float) -> None:
         """Record that a request needs it now."""
         self._last_used = now

@@ -172,6 +172,26 @@ async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, 
         assert states(manager)["b"] == "ready"
 
 
+@pytest.mark.parametrize("leased", [False, True])
+async def test_a_model_that_is_kept_loaded_is_started_once_its_file_is_there(
+    scripted: Scripted, running: Running, tmp_path: Path, leased: bool
+) -> None:
+    late = tmp_path / "late.gguf"
+    missing = Failure(kind="file_missing", message="it does not exist")
+    manager = EngineManager(
+        [scripted("a"), scripted("b", profile={"preload": True})], SHARED,
+        describe=lambda each: FileDescription(failure=missing if each.name == "a" and not late.exists() else None),
+    )  # fmt: skip
+    async with running(manager):
+        await until(manager, "b", "ready")  # the last of the first starts
+        if leased:
+            await manager.add_lease("a", holder="ann", seconds=3600)
+        else:
+            await manager.pin("a", True)
+        late.write_bytes(b"GGUF")
+        await until(manager, "a", "ready")
+
+
 async def test_a_cancelled_caller_leaves_the_switch_running(
     scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
