@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from hostler.adapters.errors import BadRequest, GatewayError, RequestTooLarge, UnsupportedMediaType
+from starlette.requests import ClientDisconnect, Request
+
+from hostler.adapters.errors import (
+    BadRequest,
+    ClientDisconnected,
+    GatewayError,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from hostler.gateway.backends.content_coding import CODINGS, Decompressor, UnknownCoding
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -25,24 +33,42 @@ def codings(header: str) -> tuple[str, ...]:
     return names
 
 
-async def decompress(body: bytes, names: tuple[str, ...], limit: int) -> bytes:
-    """The body before it was compressed. Raises `RequestTooLarge` beyond `limit` bytes, `BadRequest` if it is damaged."""
-    return await asyncio.to_thread(_decompress, body, names, limit)
+async def read_body(request: Request, limit: int, setting: str = "") -> bytes:
+    """The whole body, decompressed. Raises `RequestTooLarge` with the `setting` of the limit as soon as it exceeds `limit`
+    bytes, and `ClientDisconnected`."""
+    compressed = codings(",".join(request.headers.getlist("content-encoding")))
+    refusal = RequestTooLarge(f"the body exceeds the limit of {limit} bytes{setting and f' ({setting})'}")
+    content = bytearray()
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > limit:
+                raise refusal
+    except ClientDisconnect as error:
+        raise ClientDisconnected("the client disconnected before its request was complete") from error
+    body = bytes(content)
+    return await decompress(body, compressed, limit, refusal) if compressed else body
 
 
-def _decompress(body: bytes, names: tuple[str, ...], limit: int) -> bytes:
+async def decompress(body: bytes, names: tuple[str, ...], limit: int, refusal: GatewayError | None = None) -> bytes:
+    """The body before it was compressed. Raises `refusal` beyond `limit` bytes, `BadRequest` if it is damaged. Without a
+    `refusal`, the limit is `gateway.max_body`."""
+    return await asyncio.to_thread(_decompress, body, names, limit, refusal or too_large(limit))
+
+
+def _decompress(body: bytes, names: tuple[str, ...], limit: int, refusal: GatewayError) -> bytes:
     for name in reversed(names):
-        body = _decompress_one(body, name, limit)
+        body = _decompress_one(body, name, limit, refusal)
     return body
 
 
-def _decompress_one(body: bytes, name: str, limit: int) -> bytes:
+def _decompress_one(body: bytes, name: str, limit: int, refusal: GatewayError) -> bytes:
     decompressor, content = Decompressor(name), bytearray()
     try:
         for step in decompressor.steps(body):
             content += step
             if len(content) > limit:
-                raise too_large(limit)
+                raise refusal
     except UnknownCoding:
         raise BadRequest(f"the body is not valid {name}, which its Content-Encoding names") from None
     if not decompressor.complete:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import request_response
 
@@ -16,14 +16,13 @@ from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
     GatewayError,
-    RequestTooLarge,
     ShuttingDown,
     error_headers,
 )
 from hostler.adapters.json_body import check_surrogates
 from hostler.gateway.asgi import ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import DRAIN_EXPIRED
-from hostler.gateway.request_body import codings, decompress, without_mark
+from hostler.gateway.request_body import read_body, without_mark
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -36,24 +35,9 @@ _LAST_ERROR_S = 1.0
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-async def read_body(request: Request, *, limit: int) -> bytes:
-    """The whole body, decompressed. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes, and `ClientDisconnected`."""
-    compressed = codings(",".join(request.headers.getlist("content-encoding")))
-    content = bytearray()
-    try:
-        async for part in request.stream():
-            content += part
-            if len(content) > limit:
-                raise RequestTooLarge(f"the body exceeds the limit of {limit} bytes")
-    except ClientDisconnect as error:
-        raise ClientDisconnected("the client disconnected before its request was complete") from error
-    body = bytes(content)
-    return without_mark(await decompress(body, compressed, limit) if compressed else body)
-
-
 async def decode_body(request: Request, kind: type[_Body]) -> _Body:
     """The JSON body as `kind`. Raises `BadRequest` with the accepted fields, `RequestTooLarge`, `ClientDisconnected`."""
-    content = await read_body(request, limit=_MAX_ACTION_BODY)
+    content = without_mark(await read_body(request, _MAX_ACTION_BODY))
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -14,9 +14,10 @@ from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, UnsupportedMediaType
-from hostler.gateway.admin.http import error_response, json_endpoint, json_response, page_url, read_body
+from hostler.gateway.admin.http import error_response, json_endpoint, json_response, page_url
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.auth.sessions import LASTS_S, Sessions, cookie_name, session_cookie
+from hostler.gateway.request_body import read_body, without_mark
 from hostler.gateway.routing import gateway_route
 
 _MAX_FORM = 4096
@@ -111,7 +112,7 @@ async def _key_of(request: Request, *, required: bool = True) -> tuple[bool, str
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/x-www-form-urlencoded", "application/json", "" if not required else "-"):
         raise UnsupportedMediaType("expected a form or Content-Type: application/json")
-    content = await read_body(request, limit=_MAX_FORM)
+    content = without_mark(await read_body(request, _MAX_FORM))
     if not required:
         return True, ""
     if kind == "application/json":

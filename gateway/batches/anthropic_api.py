@@ -15,12 +15,13 @@ from starlette.responses import Response, StreamingResponse
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
-from hostler.gateway.batches.http import BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, read_all, reply
+from hostler.gateway.batches.http import MAX_FILE, BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, reply
 from hostler.gateway.batches.input_file import read_requests
 from hostler.gateway.batches.openai_api import WINDOW_S
 from hostler.gateway.batches.records import Batch, Counts, ItemResult
 from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
+from hostler.gateway.request_body import read_body
 
 BATCH_PREFIX: Final = "msgbatch_hst_"
 _ENDPOINT: Final = "/v1/messages"
@@ -60,7 +61,7 @@ class AnthropicBatches:
         return found
 
     async def _create(self, request: Request) -> Response:
-        content = await read_all(request, self._max_file)
+        content = await read_body(request, self._max_file, MAX_FILE)
         batch_id = BATCH_PREFIX + secrets.token_hex(12)
         items = await anyio.to_thread.run_sync(
             lambda: read_requests(content, batch=batch_id, max_requests=self._max_requests)
@@ -121,7 +122,7 @@ class AnthropicBatches:
     async def _find(self, request: Request) -> Batch:
         batch_id = request.path_params["id"]
         if not batch_id.startswith(BATCH_PREFIX):
-            raise PassOn(await read_all(request, self._max_file))
+            raise PassOn(await read_body(request, self._max_file, MAX_FILE))
         batch = await self._store.find_batch(owner_of(request), batch_id)
         if batch is None:
             raise NotFound(f"no such batch: {printable(batch_id, 80)}")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.base import Adapter, Operation
-from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge
+from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError
 from hostler.adapters.requested_model import HEADERS, PARAMETER
 from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
 from hostler.gateway.context import Client
-from hostler.gateway.request_body import codings, decompress
 
 logger = logging.getLogger(__name__)
 
 BatchHandler = Callable[[Request], Awaitable[Response]]
+
+#: The setting that bounds uploads, for errors.
+MAX_FILE: Final = "gateway.batches.max_file"
 
 #: Entries of a page, at most.
 _LONGEST_PAGE = 10_000
@@ -110,20 +112,6 @@ def owner_of(request: Request) -> str:
     """Whose files and batches the client may see: a new key does not inherit those of an earlier one of its name."""
     client: Client = request.scope[CLIENT_KEY]
     return f"{client.name} {client.identity}" if client.identity else client.name
-
-
-async def read_all(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes."""
-    compressed = codings(",".join(request.headers.getlist("content-encoding")))
-    content = bytearray()
-    try:
-        async for part in request.stream():
-            content += part
-            if len(content) > limit:
-                raise RequestTooLarge(f"the upload exceeds the limit of {limit} bytes (gateway.batches.max_file)")
-    except ClientDisconnect as error:
-        raise ClientDisconnected("the client disconnected before its request was complete") from error
-    return await decompress(bytes(content), compressed, limit) if compressed else bytes(content)
 
 
 def reply(value: object, status: int = 200) -> Response:

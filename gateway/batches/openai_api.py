@@ -14,11 +14,12 @@ from hostler.adapters import multipart
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
-from hostler.gateway.batches.http import BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, read_all, reply
+from hostler.gateway.batches.http import MAX_FILE, BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, reply
 from hostler.gateway.batches.input_file import ENDPOINTS
 from hostler.gateway.batches.records import Batch, Counts, ItemResult, StoredFile
 from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
+from hostler.gateway.request_body import read_body
 
 #: What the ids of this gateway begin with; others are a backend's.
 FILE_PREFIX: Final = "file-hst-"
@@ -74,7 +75,7 @@ class OpenAIBatches:
     # Files
 
     async def _upload(self, request: Request) -> Response:
-        body = await read_all(request, self._max_file)
+        body = await read_body(request, self._max_file, MAX_FILE)
         media_type = request.headers.get("content-type", "")
         purpose = multipart.field(body, media_type, "purpose")
         if purpose != _PURPOSE:
@@ -142,7 +143,7 @@ class OpenAIBatches:
     # Batches
 
     async def _create(self, request: Request) -> Response:
-        body = await read_all(request, _MAX_BODY)
+        body = await read_body(request, _MAX_BODY)
         try:
             wanted = msgspec.json.decode(body, type=_Create)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -18,9 +18,9 @@ from hostler.gateway.admin.http import (
     int_param,
     json_endpoint,
     json_response,
-    read_body,
     run_while_connected,
 )
+from hostler.gateway.request_body import read_body
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from hostler.adapters.base import Operation
 from hostler.adapters.errors import RequestTooLarge
 from hostler.gateway.asgi import Receive, RouteMatch, Scope, Send
-from hostler.gateway.batches.http import PassOnRoutes, read_all
+from hostler.gateway.batches.http import MAX_FILE, PassOnRoutes
+from hostler.gateway.request_body import read_body
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +33,9 @@ def request(body: bytes, *headers: tuple[bytes, bytes]) -> Request:
 
 async def test_a_compressed_upload_is_bounded_by_what_it_expands_to() -> None:
     body = gzip.compress(b"x" * 100)
-    assert await read_all(request(body, *COMPRESSED), 100) == b"x" * 100
-    with pytest.raises(RequestTooLarge):
-        await read_all(request(body, *COMPRESSED), 99)
+    assert await read_body(request(body, *COMPRESSED), 100) == b"x" * 100
+    with pytest.raises(RequestTooLarge, match=r"99 bytes \(gateway\.batches\.max_file\)"):
+        await read_body(request(body, *COMPRESSED), 99, MAX_FILE)
 
 
 async def test_a_request_is_passed_on_with_the_headers_of_the_body_that_was_read() -> None:
