@@ -184,7 +184,9 @@ def digest(key: str) -> str:
 
 
 class KeyRing:
-    """The current keys: those of the file, and `plain` ones, which have all scopes. A changed file is read again within a second; an invalid one is logged and the old keys stay.
+    """The current keys: those of the file, and `plain` ones, which have all scopes.
+
+    A changed file is read again within a second; an invalid one is logged and the old keys stay.
 
     Without any key left every request is refused: whether keys are needed was decided at the start.
     """

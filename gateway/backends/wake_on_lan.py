@@ -25,8 +25,8 @@ class StillAsleep(BackendUnavailable):
 
 
 class WakeOnLan:
-    """Wakes one machine; `packets` counts the attempts. `set_reachable` reports whether its supervisor or server answers; `awake` is false once it did
-    not."""
+    """Wakes one machine; `packets` counts the attempts. `set_reachable` reports whether its supervisor or server answers;
+    `awake` is false once it did not."""
 
     def __init__(self, name: str, settings: WakeSettings, clock: Callable[[], float]) -> None:
         self._name = name

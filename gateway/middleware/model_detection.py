@@ -32,7 +32,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
 
     `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
     was asked. `without_model` finds backends for requests that name no model and that any backend may understand,
-    `chat_default` the model of chats that name none while the active one cannot chat, or `None` while it can. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
+    `chat_default` the model of chats that name none while the active one cannot chat, or `None` while it can. `Forbidden`
+    is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
     """
 
     def __init__(

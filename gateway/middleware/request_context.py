@@ -106,8 +106,7 @@ class RequestContextMiddleware:
     signs of life from here until its first token.
 
     A request is cancelled as soon as its client disconnects, unless it is a stream that names its conversation, which
-    `streams` keeps. Any other cancellation is the end of the drain time, which the
-    client gets as an error.
+    `streams` keeps. Any other cancellation is the end of the drain time, which the client gets as an error.
     """
 
     def __init__(

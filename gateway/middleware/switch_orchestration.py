@@ -61,9 +61,8 @@ class SwitchingMiddleware(RequestMiddleware):
                 await call_next()
             else:
                 await _within(limits.max_answer_s, lease.model, call_next)
-            if not isinstance(
-                context.request, WebSocketRequest
-            ):  # the time of a connection says nothing about that of answers
+            # The time of a connection says nothing about that of answers.
+            if not isinstance(context.request, WebSocketRequest):
                 lease.report_answer(attempt.usage)
         except BackendError as error:
             if lease.revoked is not None:

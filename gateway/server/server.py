@@ -144,8 +144,8 @@ class Server(uvicorn.Server):
     `started_callback` is called once the sockets accept connections. After `stop`, requests in progress have `drain_s`
     seconds to finish; then they are cancelled, with a moment to send an error. No request outlives `serve`, which closes
     the sockets and raises the error that ended the application's lifespan, if any. With `lifespan`, the application starts
-    before the first request and ends after the last one. With a `certificate` it serves TLS, but on Unix sockets. `shared` sockets stay open in another process, which accepts new
-    connections after `stop`.
+    before the first request and ends after the last one. With a `certificate` it serves TLS, but on Unix sockets. `shared`
+    sockets stay open in another process, which accepts new connections after `stop`.
     """
 
     def __init__(

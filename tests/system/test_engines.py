@@ -171,7 +171,7 @@ async def test_any_path_of_an_engine_is_reached_by_the_name_of_its_model(
         assert form.json()["path"] == "/api/upload?x=1"
         state = await gateway.http.get("/upstream/org%2Ftool/slots")
         assert state.status_code == 404
-        unknown = await gateway.http.get("/upstream/nobody/version")
+        unknown = await gateway.http.get("/upstream/unknown/version")
         assert unknown.status_code == 404
         for path in ("/upstream/org%2Ftool", "/upstream//version", "/upstream/org%2Ftool/../admin"):
             assert (await gateway.http.get(path)).status_code == 404
