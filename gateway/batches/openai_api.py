@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
+import anyio.to_thread
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -77,19 +78,24 @@ class OpenAIBatches:
     async def _upload(self, request: Request) -> Response:
         body = await read_body(request, self._max_file, MAX_FILE)
         media_type = request.headers.get("content-type", "")
-        purpose = multipart.field(body, media_type, "purpose")
-        if purpose != _PURPOSE:
+        # Large files are searched for boundaries.
+        filename, content, expiry_s = await anyio.to_thread.run_sync(self._form, body, media_type)
+        now = self._store.wall()
+        record = StoredFile(
+            id=FILE_PREFIX + secrets.token_hex(12), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
+            bytes=len(content), created_at=now, expires_at=now + expiry_s,
+        )  # fmt: skip
+        await self._store.add_file(record, content)
+        return reply(_file(record))
+
+    def _form(self, body: bytes, media_type: str) -> tuple[str, bytes, float]:
+        """The name and content of the uploaded file, and how long it is kept."""
+        if multipart.field(body, media_type, "purpose") != _PURPOSE:
             raise PassOn(body)
         upload = multipart.file(body, media_type, "file")
         if upload is None:
             raise BadRequest("the form has no file", param="file")
-        now = self._store.wall()
-        record = StoredFile(
-            id=FILE_PREFIX + secrets.token_hex(12), owner=owner_of(request), filename=upload[0], purpose=_PURPOSE,
-            bytes=len(upload[1]), created_at=now, expires_at=now + self._expiry_s(body, media_type),
-        )  # fmt: skip
-        await self._store.add_file(record, upload[1])
-        return reply(_file(record))
+        return *upload, self._expiry_s(body, media_type)
 
     def _expiry_s(self, body: bytes, media_type: str) -> float:
         """How long the file is kept: as long as the client says, but not longer than anything."""
