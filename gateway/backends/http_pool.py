@@ -21,6 +21,8 @@ from hostler.gateway.backends.tls import certificate_reason
 
 SWEEP_S = 0.5
 STAGGER_S = 0.25  # the delay before the next address of a name is tried (RFC 8305)
+#: A time limit that ends so much later than it should, as a factor, ended while the process was suspended.
+_SUSPENDED = 1.25
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 ResolvedAddress = tuple[socket.AddressFamily, SocketAddress]
@@ -82,6 +84,16 @@ class Pool:
 
     async def connect(self, backend: str, connect_s: float) -> BackendConnection:
         """Open a connection. Raises `BackendUnavailable`."""
+        started = self._loop.time()
+        try:
+            return await self._connect(backend, connect_s)
+        except BackendUnavailable as error:
+            # The time of a process that was suspended is over when it continues, whatever the backend did meanwhile.
+            if not error.timed_out or self._loop.time() - started < _SUSPENDED * connect_s:
+                raise
+        return await self._connect(backend, connect_s)
+
+    async def _connect(self, backend: str, connect_s: float) -> BackendConnection:
         connection = BackendConnection(self._loop, backend, self._lost, far=self._far)
         self.connections.add(connection)
         try:

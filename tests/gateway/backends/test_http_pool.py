@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -196,6 +197,22 @@ async def test_a_connection_that_is_not_accepted_is_unavailable_in_time(transpor
                 ASK, Endpoint(host="127.0.0.1", port=full.getsockname()[1], name="box"), Timeouts(connect_s=0.1)
             ):
                 pass
+
+
+async def test_a_connection_counts_although_its_time_was_over_while_the_process_was_suspended(
+    transport: LanTransport,
+) -> None:
+    seen, serve = answering(WHOLE)
+    async with backend(serve) as box, anyio.create_task_group() as tasks:
+
+        async def suspend() -> None:
+            await anyio.lowlevel.checkpoint()
+            time.sleep(0.5)  # noqa: ASYNC251 - the point of the test
+
+        tasks.start_soon(suspend)
+        async with transport.send(ASK, box, Timeouts(connect_s=0.2)) as answer:
+            assert await answer.read(100) == b"body"
+    assert len(seen) == 1
 
 
 async def test_a_name_that_does_not_exist_is_unavailable(transport: LanTransport) -> None:
