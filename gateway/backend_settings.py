@@ -26,8 +26,11 @@ class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How a sleeping machine is woken by Wake-on-LAN, and how long requests wait for it."""
 
     mac: str
+    """MAC address of the machine's network card."""
     broadcast: str = "255.255.255.255"
+    """Destination of the packet: the broadcast address of the machine's network, with a port if it is not 9."""
     wait_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """How long a request waits for the machine to wake up."""
 
 
 #: Larger numbers from a backend are no token counts.
@@ -39,8 +42,11 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     others."""
 
     input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Price of a million prompt tokens."""
     output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Price of a million completion tokens."""
     cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Price of a million prompt tokens that are read from the server's cache. Default: as `input`."""
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
         """The cost of an answer in US dollars. Cached tokens are part of the prompt's."""
@@ -56,9 +62,13 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """What is known about a backend's model, where the backend does not report it, or reports it wrong."""
 
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """The context of one request to the model, prompt and answer together."""
     capabilities: tuple[Capability, ...] | None = None
+    """What the model can do."""
     quantization: str | None = None
+    """How the weights of the model are stored."""
     description: str | None = None
+    """Description of the model in lists of models."""
 
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,44 +80,67 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     kind: Literal["supervisor", "openai", "llamacpp", "ollama", "lmstudio", "anthropic"]
+    """`supervisor`: a Hostler supervisor on another machine; it reports its models, and they are switched on demand.
+    `llamacpp`: a `llama-server` that runs elsewhere. `ollama`: an Ollama server. `lmstudio`: LM Studio. `anthropic`:
+    Anthropic's Messages API. `openai`: anything else with OpenAI's protocol, for example vLLM or OpenRouter."""
     url: str
+    """Its address, `http://` or `https://`, of a supervisor also `unix:/run/hostler/supervisor.sock`. For `openai` the
+    path in front of `/chat/completions`, as the server's documentation gives it; without a path `/v1` is tried, then
+    none. For the others a `/v1` at the end makes no difference. A query goes with every request; `user:password@` is
+    sent as HTTP Basic."""
     token: str | None = None
+    """Supervisors: the value of `supervisor.token` there."""
     token_file: str | None = None
-    certificate: (
-        Annotated[str, msgspec.Meta(description="The only certificate that the supervisor may have.")] | None
-    ) = None
+    """Supervisors: file that contains the token."""
+    certificate: str | None = None
+    """Supervisors with an `https://` URL: file with the certificate that they must have, whatever names are in it.
+    Default: what the system trusts."""
     api_key: str | None = None
+    """All kinds but `supervisor`: the API key to send. Clients' own keys are never passed on."""
     api_key_file: str | None = None
-    headers: Annotated[Mapping[str, str], msgspec.Meta(description="Further headers for every request.")] = {}
-    query: Annotated[
-        Mapping[str, str], msgspec.Meta(description="Parameters that are added to the query of every request.")
-    ] = {}
-    ca_file: Annotated[str, msgspec.Meta(description="The certificates to trust, as PEM.")] | None = None
-    insecure: Annotated[bool, msgspec.Meta(description="Do not verify the server's certificate.")] = False
-    client_cert_file: (
-        Annotated[str, msgspec.Meta(description="The certificate to show to the server, as PEM.")] | None
-    ) = None
-    client_key_file: (
-        Annotated[str, msgspec.Meta(description="The key of that certificate, if it is in a file of its own.")] | None
-    ) = None
-    proxy: Annotated[str, msgspec.Meta(description="environment, none, or the URL of a proxy.")] | None = None
-    models: Annotated[
-        Mapping[str, str | tuple[str, ...]],
-        msgspec.Meta(
-            description="Which models it serves, under which names; lists under include and exclude are filters."
-        ),
-    ] = {}
+    """All kinds but `supervisor`: file that contains the API key."""
+    headers: Mapping[str, str] = {}
+    """All kinds but `supervisor`: further headers for every request; they replace those of the same name, the API key's
+    as well."""
+    query: Mapping[str, str] = {}
+    """All kinds but `supervisor`: parameters that are added to the query of every request."""
+    ca_file: str | None = None
+    """All kinds but `supervisor`: the certificates to trust instead of the system's and those of `SSL_CERT_FILE`, as
+    PEM."""
+    insecure: bool = False
+    """All kinds but `supervisor`: do not verify the server's certificate."""
+    client_cert_file: str | None = None
+    """All kinds but `supervisor`: the certificate to show to the server, as PEM, perhaps with its key."""
+    client_key_file: str | None = None
+    """All kinds but `supervisor`: the key of that certificate, if it is in a file of its own; without a passphrase."""
+    proxy: str | None = None
+    """All kinds but `supervisor`: `environment` heeds `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, `none`
+    ignores them; or the URL of a proxy, `http://`, `https://` or (with `pip install socksio`) `socks5://`. Default:
+    `none` for local backends, `environment` for others."""
+    models: Mapping[str, str | tuple[str, ...]] = {}
+    """Which models it serves: our names with those on the server, and `include` and `exclude` with lists of names that
+    filter its own. Default: all that it has."""
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    describe: Annotated[
-        Mapping[str, ModelDescription],
-        msgspec.Meta(description="What the backend does not report of models, by name or pattern."),
-    ] = {}
+    """All kinds but `supervisor`: the context of its models, instead of what it reports. A prompt that cannot fit goes
+    to the next backend of the chain."""
+    describe: Mapping[str, ModelDescription] = {}
+    """What the server does not report of its models, or reports wrong, by their names or patterns."""
     local: bool | None = None
+    """Whether it is local, so that `local_only` requests may go there. Default: supervisors are; addresses of loopback,
+    of private networks (10/8, 172.16/12, 192.168/16, fc00::/7) and link-local ones are; names without a dot and those
+    that end in `.lan`, `.local`, `.home.arpa`, `.internal` or `.localhost` are; everything else, including VPN
+    addresses (100.64/10), needs `local: true`."""
     referer: str | None = None
+    """All kinds but `supervisor`: the `HTTP-Referer` to send, by which OpenRouter identifies an application. Clients'
+    own headers are never passed on."""
     title: str | None = None
+    """All kinds but `supervisor`: the `X-Title` to send with it."""
     prices: Mapping[str, PriceSettings] = {}
+    """What its models cost, by their names or patterns, where answers do not report their cost."""
     wake: WakeSettings | None = None
+    """How the machine is woken by Wake-on-LAN when a request needs it. Left out: it is not."""
     request: RequestRules | None = None
+    """Changes of all requests to this backend."""
 
     @property
     def is_local(self) -> bool:

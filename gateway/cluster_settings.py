@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Set
-from typing import Annotated
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -23,11 +22,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the gateways and hosts of an installation have in common: its name, the store, and the token of its members."""
 
-    store: Annotated[str, msgspec.Meta(description="URL of a Valkey or Redis server, or of its sentinels.")]
-    name: Annotated[str, msgspec.Meta(description="The installation's name; several can share a store.")] = "hostler"
+    store: str
+    """The Valkey or Redis server: `redis://`, `rediss://` (TLS), `unix://`, or its sentinels,
+    `redis+sentinel://HOST,HOST/SERVICE`."""
+    name: str = "hostler"
+    """The installation's name. Several installations can share a store under different names."""
     token: str | None = None
+    """The token of all members. Gateways with another one, or none, do not belong to the cluster."""
     token_file: str | None = None
-    member: Annotated[str, msgspec.Meta(description="This member's name. Default: the host's name.")] | None = None
+    """File that contains the token of all members."""
+    member: str | None = None
+    """This gateway's name, as the others show it. Default: the host's name."""
 
     @property
     def shown_store(self) -> str:

@@ -32,8 +32,11 @@ class VariantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Another name for a model, with changes of its requests."""
 
     model: str
+    """The model that the variant stands for: a profile, an alias, or a model of a backend."""
     description: str | None = None
+    """Description of the variant in lists of models. Default: the model's."""
     request: RequestRules = RequestRules()
+    """Changes of all requests that use this name."""
 
 
 _SCAN_SCHEMA: Mapping[str, Any] = {
@@ -47,17 +50,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The whole file. All sections are optional."""
 
     gateway: GatewaySettings = GatewaySettings()
+    """The server for clients: where it listens, who may use it, and how it queues, retries and logs."""
     backends: Mapping[str, BackendSettings] = {}
+    """What answers besides the models of this machine, by names of your choice: supervisors on other machines, and
+    servers that speak a protocol."""
     breaker: BreakerSettings = BreakerSettings()
+    """When a failing backend is left out, and for how long."""
     supervisor: SupervisorSettings = SupervisorSettings()
+    """How engines are run on this machine."""
     engines: Mapping[str, EngineEntry] = {}
+    """Programs that run models, besides the presets, by names of your choice."""
     macros: Mapping[str, Macro] = {}
+    """Macros for all engines and profiles: what `${name}` stands for, a text or several words."""
     profiles: Annotated[
         Mapping[str, ProfileEntry], msgspec.Meta(extra_json_schema={"properties": {"scan": _SCAN_SCHEMA}})
     ] = {}
+    """The models of this machine and how they are run, by the names that clients use. `scan` lists folders whose models
+    are profiles, too."""
     variants: Mapping[str, VariantSettings] = {}
+    """Further names for models, whose requests are changed."""
     manifest: str | None = None
+    """A file with further profiles, with or without a `profiles:` key. A relative path starts at the configuration
+    file. `base` may name a profile of the other file."""
     cluster: ClusterSettings | None = None
+    """The store that this gateway shares with others. Left out: it works by itself."""
 
 
 class ConfigError(Exception):

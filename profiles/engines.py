@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -58,17 +58,23 @@ VARIABLES: Mapping[str, str] = {
 class ReadyRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """When an engine is ready to serve: as soon as everything that is given holds."""
 
-    path: Annotated[str | None, Meta(description="A path that answers.")] = None
-    status: Annotated[int | None, Meta(description="The path's status when ready. Default: any 2xx.")] = None
-    log: Annotated[str | None, Meta(description="A regular expression that a line of its output matches.")] = None
-    port: Annotated[bool, Meta(description="Whether it is enough that the port accepts connections.")] = False
+    path: str | None = None
+    """A path that answers when the engine is ready."""
+    status: int | None = None
+    """The status of `path` when the engine is ready. Default: any from 200 to 299."""
+    log: str | None = None
+    """A regular expression that a line of the engine's output matches when it is ready."""
+    port: bool = False
+    """Whether it is enough that the engine's port accepts connections."""
 
 
 class StopRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How an engine is asked to exit: by a signal, or by a command."""
 
-    signal: Annotated[StopSignal, Meta(description="The signal that its process group gets.")] = "TERM"
-    command: Annotated[CommandTemplate, Meta(description="A command that stops it, run instead of the signal.")] = ()
+    signal: StopSignal = "TERM"
+    """The signal that stops the engine; `stop_grace_s` later it is killed."""
+    command: CommandTemplate = ()
+    """A command that stops the engine, instead of the signal."""
 
 
 class EngineEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,37 +83,43 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Without `base` and `command` the base is the preset of the same name.
     """
 
-    base: Annotated[str | UnsetType, Meta(description="An engine or preset to inherit from.")] = UNSET
-    command: Annotated[
-        CommandTemplate | UnsetType,
-        Meta(description="Program and arguments: a list, or one string split as a shell would. A list in the list is left "
-        "out where one of its variables is empty."),
-    ] = UNSET  # fmt: skip
-    macros: Annotated[Mapping[str, Macro] | UnsetType, Meta(description="Macros of this engine.")] = UNSET
-    env: Annotated[Mapping[str, str] | UnsetType, Meta(description="Environment variables.")] = UNSET
-    cwd: Annotated[str | UnsetType | None, Meta(description="The working folder.")] = UNSET
-    ready: Annotated[str | ReadyRules | UnsetType, Meta(description="When it is ready: a path, or rules.")] = UNSET
-    protocol: Annotated[EngineProtocol | UnsetType, Meta(description="The protocol that it speaks.")] = UNSET
-    prefix: Annotated[str | UnsetType, Meta(description="What its paths start with, before `/v1`.")] = UNSET
-    key: Annotated[KeyHeader | UnsetType, Meta(description="How requests carry `${key}`.")] = UNSET
-    serves: Annotated[tuple[Service, ...] | UnsetType, Meta(description="The kinds of requests it serves.")] = UNSET
-    capabilities: Annotated[
-        tuple[EngineCapability, ...] | UnsetType,
-        Meta(description="What its models can do, where no model file says so."),
-    ] = UNSET
-    listens: Annotated[
-        Literal["child", "anywhere"] | UnsetType,
-        Meta(description="Whether the listener must be our child. That of a container is not."),
-    ] = UNSET
-    stop: Annotated[StopRules | UnsetType, Meta(description="How it is stopped.")] = UNSET
-    cleanup: Annotated[
-        CommandTemplate | UnsetType,
-        Meta(description="A command that removes what an earlier start may have left behind."),
-    ] = UNSET
-    model_name: Annotated[str | UnsetType, Meta(description="The model's name in requests to the engine.")] = UNSET
-    watchdog_s: Annotated[
-        float | UnsetType | None, Meta(description="Overrides `supervisor.watchdog_s`; 0 for no limit.")
-    ] = UNSET
+    base: str | UnsetType = UNSET
+    """An engine or preset to inherit from; `macros` and `env` are merged. Left out: the preset of this name, unless
+    there is a `command`."""
+    command: CommandTemplate | UnsetType = UNSET
+    """Program and arguments, with variables: a list, or one text that is split as a shell would. A list within the list
+    is left out if one of its variables is empty. With `base: llama-server` a program without `${port}` gets
+    llama-server's arguments."""
+    macros: Mapping[str, Macro] | UnsetType = UNSET
+    """Macros for this engine and its profiles."""
+    env: Mapping[str, str] | UnsetType = UNSET
+    """Environment variables of the engine, with variables and macros in their values."""
+    cwd: str | UnsetType | None = UNSET
+    """Working folder of the engine. Default: that of the supervisor."""
+    ready: str | ReadyRules | UnsetType = UNSET
+    """When the engine is ready: a path that answers with a status of success, or rules, all of which must hold."""
+    protocol: EngineProtocol | UnsetType = UNSET
+    """The protocol that the engine speaks. Requests in other protocols are translated."""
+    prefix: str | UnsetType = UNSET
+    """What the paths of the engine start with, before `/v1`."""
+    key: KeyHeader | UnsetType = UNSET
+    """How requests carry `${key}`, which is new for each start."""
+    serves: tuple[Service, ...] | UnsetType = UNSET
+    """The kinds of requests that the engine serves. A chat for an engine without chat is refused before anything is
+    loaded."""
+    capabilities: tuple[EngineCapability, ...] | UnsetType = UNSET
+    """What the models of the engine can do, where no GGUF file says so."""
+    listens: Literal["child", "anywhere"] | UnsetType = UNSET
+    """Whether the listener must be a child of the supervisor. That of a container is not."""
+    stop: StopRules | UnsetType = UNSET
+    """How the engine is stopped. Left out: by SIGTERM."""
+    cleanup: CommandTemplate | UnsetType = UNSET
+    """A command that removes what an earlier start left behind: run when the supervisor starts, before each start and
+    after each end. It may fail."""
+    model_name: str | UnsetType = UNSET
+    """The model's name in requests to the engine."""
+    watchdog_s: float | UnsetType | None = UNSET
+    """Overrides `supervisor.watchdog_s`; `0` for programs that answer nothing while they work."""
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):

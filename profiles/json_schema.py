@@ -1,12 +1,17 @@
 """Generates the JSON Schema of settings types, which editors use for completion.
 
-msgspec's own generator rejects defaults of custom types such as `Size`, and `${env:NAME}` in place of a number.
+msgspec's own generator rejects defaults of custom types such as `Size`, and `${env:NAME}` in place of a number. The
+description of a key is the docstring below it in its struct, which `docs/configuration.md` repeats.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect as python_inspect
+import itertools
 import math
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -16,7 +21,6 @@ from hostler.profiles.yaml_config import Size
 
 _VARIABLE = {"type": "string", "pattern": r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}"}
 _SIZE = {
-    "description": "Bytes: a plain number, or with a unit such as 9GiB or 512MB.",
     "anyOf": [
         {"type": "integer", "minimum": 0},
         {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]([iI]?[bB])?|[bB])?\s*$"},
@@ -36,8 +40,7 @@ def json_schema(shape: Any) -> dict[str, Any]:
 def _schema(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     match info:
         case inspect.Metadata():
-            extra = {key: value for key, value in (info.extra_json_schema or {}).items() if key != "description"}
-            return _schema(info.type, definitions) | extra
+            return _schema(info.type, definitions) | (info.extra_json_schema or {})
         case inspect.AnyType():
             return {}
         case inspect.NoneType():
@@ -90,10 +93,12 @@ def _struct(info: inspect.StructType, definitions: dict[str, Any]) -> dict[str, 
     schema["properties"] = properties = {}
     if info.tag_field is not None:
         properties[info.tag_field] = {"enum": [info.tag]}
+    descriptions = field_descriptions(info.cls)
     for field in info.fields:
-        properties[field.encode_name] = (
-            _schema(field.type, definitions) | _field_description(field.type) | _default(field)
-        )
+        property_ = _schema(field.type, definitions) | _default(field)
+        if field.name in descriptions:
+            property_["description"] = " ".join((descriptions[field.name], *_unit(field)))
+        properties[field.encode_name] = property_
     schema["required"] = [field.encode_name for field in info.fields if field.required]
     if info.tag_field is not None:
         schema["required"].append(info.tag_field)
@@ -107,12 +112,41 @@ def _description(cls: Any) -> str:
     return python_inspect.cleandoc(cls.__doc__) if cls.__doc__ and cls.__doc__ != msgspec.Struct.__doc__ else ""
 
 
-def _field_description(info: Any) -> dict[str, Any]:
-    """The description of a field, or of one of its alternatives: editors show those of alternatives badly."""
-    for member in info.types if isinstance(info, inspect.UnionType) else (info,):
-        if isinstance(member, inspect.Metadata) and (text := (member.extra_json_schema or {}).get("description")):
-            return {"description": text}
-    return {}
+def field_descriptions(cls: Any) -> dict[str, str]:
+    """The docstring below each field of a struct and its bases, by the field's name, as one line."""
+    found: dict[str, str] = {}
+    for each in cls.__mro__:
+        if issubclass(each, msgspec.Struct) and each is not msgspec.Struct:
+            (definition,) = ast.parse(textwrap.dedent(python_inspect.getsource(each))).body
+            assert isinstance(definition, ast.ClassDef)
+            found = {**dict(_attribute_docstrings(definition)), **found}
+    return found
+
+
+def _attribute_docstrings(definition: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for statement, following in itertools.pairwise(definition.body):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, " ".join(text.split())
+
+
+def _unit(field: inspect.Field) -> Iterator[str]:
+    """What `docs/configuration.md` has in the column "unit", where name or type say it."""
+    if field.encode_name.endswith("_s"):
+        yield "In seconds."
+    elif any(isinstance(each, inspect.CustomType) and each.cls is Size for each in _alternatives(field.type)):
+        yield "In bytes, or with a unit, such as 9GiB or 512MB."
+
+
+def _alternatives(info: Any) -> Iterator[Any]:
+    match info:
+        case inspect.Metadata():
+            yield from _alternatives(info.type)
+        case inspect.UnionType():
+            for each in info.types:
+                yield from _alternatives(each)
+        case _:
+            yield info
 
 
 def _default(field: inspect.Field) -> dict[str, Any]:

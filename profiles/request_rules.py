@@ -24,11 +24,18 @@ class RequestChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     rename: Mapping[str, str] = {}
+    """Members of a request that get another name: the name, and the new one."""
     drop: tuple[str, ...] = ()
+    """Members that are removed from a request."""
     default: Mapping[str, Any] = {}
+    """Members that are added to a request where the client gave none."""
     limits: Mapping[str, int | float] = {}
+    """The largest values of members of a request. A limit of `max_tokens` holds under all of its names, and is set
+    where the client gave none."""
     force: Mapping[str, Any] = {}
+    """Members that are set in a request whatever the client gave."""
     system: str = ""
+    """A text that is added at the end of the system prompt."""
 
     @property
     def changes_anything(self) -> bool:
@@ -40,7 +47,9 @@ class ConditionalChanges(RequestChanges, frozen=True, kw_only=True, forbid_unkno
     needed, one of `clients`. Both are shell patterns, `clients` also networks."""
 
     keys: tuple[str, ...] = ()
+    """Whose requests are changed: names of API keys, or patterns of names."""
     clients: tuple[str, ...] = ()
+    """Whose requests are changed where no keys are needed: addresses, patterns or networks."""
 
     def applies_to(self, client: str) -> bool:
         """`client` is the name of a key, or an address."""
@@ -52,6 +61,7 @@ class RequestRules(RequestChanges, frozen=True, kw_only=True, forbid_unknown_fie
     only."""
 
     when: Mapping[str, ConditionalChanges] = {}
+    """Changes for certain clients only, by names of your choice, made after those for all, in the order of the file."""
 
     def for_client(self, client: str) -> Iterator[RequestChanges]:
         """The changes for a client, in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -99,11 +99,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     request: RequestRules | None = None
 
 
-_FILE = msgspec.Meta(description="Projector file of a model that reads images or sound.")
-_DRAFT = msgspec.Meta(description="Draft model for speculative decoding.")
-_ENGINE = msgspec.Meta(description="An engine of `engines`, a preset, or a command line of llama-server.")
-
-
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A profile as written in a file. What is left out comes from `base`, else from the defaults of `Profile`.
 
@@ -112,82 +107,85 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     model: str | UnsetType = UNSET
+    """The model: a file, for some engines a folder or a name, in one of these forms. Required unless `base` is set, or
+    the engine takes none."""
     base: str | UnsetType = UNSET
+    """A profile to inherit every key from that is not set here, except `aliases`, `description` and `default`."""
     sha256: str | UnsetType | None = UNSET
-    mmproj: Annotated[str | UnsetType | None, _FILE] = UNSET
-    draft: Annotated[str | UnsetType | None, _DRAFT] = UNSET
+    """SHA-256 of the file, 64 hexadecimal digits. Required for web addresses."""
+    mmproj: str | UnsetType | None = UNSET
+    """Projector file of a model that reads images or sound."""
+    draft: str | UnsetType | None = UNSET
+    """Draft model for speculative decoding, which answers faster with the same result."""
     aliases: tuple[str, ...] | UnsetType = UNSET
+    """Other names for the model."""
     description: str | UnsetType = UNSET
+    """Description of the model in lists of models."""
     context: int | UnsetType = UNSET
+    """Context length per conversation."""
     parallel: int | UnsetType = UNSET
+    """Conversations served at the same time, each with the full context."""
     batch: int | UnsetType = UNSET
+    """Prompt tokens processed at once. With `embeddings` this limits the length of a text and is at least the context,
+    or 2048 if that is less."""
     threads: int | UnsetType | None = UNSET
+    """CPU threads. Default: chosen by the engine."""
     gpu_layers: int | Literal["all", "auto"] | UnsetType | None = UNSET
+    """Layers to run on the GPU. Default: chosen by the engine."""
     cache_ram_mib: int | UnsetType = UNSET
+    """Memory for cached prompts; `0` means none, `-1` unlimited."""
     embeddings: bool | UnsetType = UNSET
+    """Serve embeddings instead of chat. Works with any model; one whose file names no pooling uses the mean over the
+    text, unless `args` set another (`[--pooling, last]`)."""
     args: tuple[str, ...] | UnsetType = UNSET
+    """Further arguments of the engine, with `~`, variables and macros. Those of `llama-server` that have a key of their
+    own, or that the supervisor sets, are rejected."""
     env: Mapping[str, str] | UnsetType = UNSET
+    """Environment variables of the engine."""
     ttl_s: float | UnsetType | None = UNSET
+    """Idle time after which the model is unloaded. Default: never."""
     start_timeout_s: float | UnsetType | None = UNSET
+    """Overrides `supervisor.start_timeout_s` for this model."""
     drain_s: float | UnsetType | None = UNSET
+    """Overrides `supervisor.drain_s` for this model."""
     stop_grace_s: float | UnsetType | None = UNSET
+    """Overrides `supervisor.stop_grace_s` for this model."""
     memory: Size | UnsetType | None = UNSET
-    devices: (
-        Annotated[
-            tuple[str, ...],
-            msgspec.Meta(description="GPUs the model is split over, such as [gpu0]; an empty list: none."),
-        ]
-        | UnsetType
-        | None
-    ) = UNSET
+    """Memory the model needs, for the budgets. Default: estimated from the file."""
+    devices: tuple[str, ...] | UnsetType | None = UNSET
+    """GPUs that the engine sees; it is split over several. An empty list: none. Default: all."""
     pinned: bool | UnsetType = UNSET
-    preload: (
-        Annotated[
-            bool,
-            msgspec.Meta(
-                description="Load the model when the supervisor starts, unless another would have to be unloaded; it is not pinned."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-    evict_cost: (
-        Annotated[
-            float, msgspec.Meta(description="Seconds that unloading it counts when one of several sets is chosen.")
-        ]
-        | UnsetType
-        | None
-    ) = UNSET
-    max_concurrent: (
-        Annotated[int, msgspec.Meta(description="Requests that its engine gets at a time, instead of parallel.")]
-        | UnsetType
-        | None
-    ) = UNSET
-    max_waiting: (
-        Annotated[int, msgspec.Meta(description="Requests that may wait for this model; further ones are refused.")]
-        | UnsetType
-        | None
-    ) = UNSET
-    first_byte_s: (
-        Annotated[float, msgspec.Meta(description="Overrides gateway.timeouts.first_byte_s for this model.")]
-        | UnsetType
-        | None
-    ) = UNSET
-    between_bytes_s: (
-        Annotated[float, msgspec.Meta(description="Overrides gateway.timeouts.between_bytes_s for this model.")]
-        | UnsetType
-        | None
-    ) = UNSET
-    max_answer_s: (
-        Annotated[float, msgspec.Meta(description="Seconds that one answer may take from the start to its end.")]
-        | UnsetType
-        | None
-    ) = UNSET
+    """Start with the supervisor, restart after a crash, and never evict. Operators can override this at run time."""
+    preload: bool | UnsetType = UNSET
+    """Load the model when the supervisor starts, unless another one would have to be unloaded for it. Unlike a pinned
+    one it may be evicted."""
+    evict_cost: float | UnsetType | None = UNSET
+    """What unloading it counts when one of several `supervisor.sets` is chosen. Default: the time its last loads took.
+    """
+    max_concurrent: int | UnsetType | None = UNSET
+    """Requests that the engine gets at a time, for engines that queue or batch by themselves. Default: `parallel`."""
+    max_waiting: int | UnsetType | None = UNSET
+    """Requests that may wait for this model, within `gateway.queue.max_waiting`. Further ones are refused with status
+    429."""
+    first_byte_s: float | UnsetType | None = UNSET
+    """Overrides `gateway.timeouts.first_byte_s` for this model."""
+    between_bytes_s: float | UnsetType | None = UNSET
+    """Overrides `gateway.timeouts.between_bytes_s` for this model."""
+    max_answer_s: float | UnsetType | None = UNSET
+    """Time that one answer may take from its start to its end; then it is cut off with status 504, so that a model that
+    never stops cannot keep others out. Default: no limit."""
     listed: bool | UnsetType = UNSET
+    """List the model to clients; it can be used either way."""
     default: bool | UnsetType = UNSET
-    engine: Annotated[str | UnsetType | None, _ENGINE] = UNSET
+    """Serve requests that name no model while none is running. At most one profile."""
+    engine: str | UnsetType | None = UNSET
+    """Overrides `supervisor.engine`: a name of `engines`, a preset, or a command line of `llama-server`."""
     chain: tuple[str, ...] | UnsetType | None = UNSET
+    """Backends that may serve the model, in order, instead of `gateway.chain`."""
     local_only: bool | UnsetType = UNSET
+    """Use local backends only (`backends.NAME.local`), so that no prompt leaves the local network."""
     request: RequestRules | UnsetType | None = UNSET
+    """Changes of all requests to this model."""
 
 
 class ProfileError(Exception):

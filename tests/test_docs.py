@@ -29,6 +29,7 @@ from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.routing import Router
 from hostler.profiles.engines import Engine, EngineEntry
+from hostler.profiles.json_schema import field_descriptions
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
@@ -185,6 +186,13 @@ def test_the_unit_of_a_key_is_documented(key: str) -> None:
 
 
 @each_key
+def test_the_meaning_of_a_key_is_the_description_of_its_field(key: str) -> None:
+    shape, field = KEYS[key]
+    text = re.sub(r"\[((?:[^\]`]|`[^`]*`)*)\]\([^)]*\)", r"\1", ROWS[key].meaning)  # without links
+    assert text == field_descriptions(shape)[field.name]
+
+
+@each_key
 def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     *sections, name = key.split(".")
     lines = {f"{name}: {ROWS[key].example.strip('`')}"}
@@ -215,7 +223,7 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     elif sections == ["cluster"]:
         lines |= {line for line in ("store: redis://h",) if not line.startswith(f"{name}:")}
     elif sections and sections[0] == "backends":
-        if "supervisor" not in ROWS[key].meaning.lower() or ROWS[key].meaning.startswith("Others"):
+        if "supervisor" not in ROWS[key].meaning.lower() or ROWS[key].meaning.startswith("All kinds but"):
             beside = {line.replace("supervisor", "openai") for line in beside}
         if name == "client_key_file":
             beside.add("client_cert_file: /etc/hostler/client.pem")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 
+from hostler.gateway.config import Settings
+from hostler.profiles.json_schema import field_descriptions
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.yaml_config import Size, schema
 from hostler.supervisor.config import SupervisorSettings
@@ -48,6 +52,54 @@ def test_describes_every_key_of_the_real_settings(settings: type[msgspec.Struct]
     assert msgspec.json.encode(document)
 
 
+def nodes(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections and keys of a schema, each with where it is."""
+    for section, definition in document["$defs"].items():
+        yield section, definition
+        for key, node in definition["properties"].items():
+            yield f"{section}.{key}", node
+            for name, inner in node.get("properties", {}).items():
+                yield f"{section}.{key}.{name}", inner
+
+
+NODES = dict(nodes(schema(Settings)))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_section_and_key_of_a_file_has_a_description(node: str) -> None:
+    text = NODES[node].get("description", "")
+    assert len(text.split()) >= 4, "needs a docstring below it that says what the name does not"
+    assert text.endswith("."), text
+    assert not re.search(r"\]\(|\b(?:as|see) (?:above|below)\b", text), "editors show it alone, without links"
+
+
+def test_descriptions_contain_the_unit() -> None:
+    assert "In seconds." in NODES["QueueSettings.max_wait_s"]["description"]
+    for key in ("GatewaySettings.max_body", "SupervisorSettings.memory_budget"):
+        assert "In bytes, or with a unit, such as 9GiB" in NODES[key]["description"]
+
+
+class Base(msgspec.Struct):
+    inherited: int = 1
+    """Of the base."""
+    replaced: int = 1
+    """Is not seen."""
+
+
+class Described(Base):
+    replaced: int = 2
+    """Of the struct itself,
+    in two lines."""
+    bare: int = 3
+
+
+def test_the_description_of_a_field_is_the_docstring_below_it() -> None:
+    assert field_descriptions(Described) == {
+        "inherited": "Of the base.",
+        "replaced": "Of the struct itself, in two lines.",
+    }
+
+
 class Level(enum.Enum):
     LOW = "low"
     HIGH = "high"
@@ -56,7 +108,7 @@ class Level(enum.Enum):
 class Tagged(msgspec.Struct, frozen=True, kw_only=True, tag="tagged"):
     level: Level = Level.LOW
     pair: tuple[int, str] = (1, "a")
-    count: Annotated[int, msgspec.Meta(ge=1, description="how many")] = 1
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
     name: Annotated[str, msgspec.Meta(pattern="^x")] = "x"
     anything: Any = None
     names: list[str] = []
