@@ -18,6 +18,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
+from hostler.gateway import model_pipeline
 from hostler.gateway.admin.login import login_form
 from hostler.gateway.admin.status import StatusView
 from hostler.gateway.asgi import ASGIApp
@@ -31,18 +32,11 @@ from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, f
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import Bus
 from hostler.gateway.last_good import load
-from hostler.gateway.middleware.access_log import AccessLogMiddleware
-from hostler.gateway.middleware.fallback import FallbackMiddleware
-from hostler.gateway.middleware.key_limits import KeyLimitsMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
-from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware
-from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
-from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.middleware.resumable_streams import ResumableStreamsMiddleware
 from hostler.gateway.middleware.stored_responses import StoredResponsesMiddleware
-from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
 from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
@@ -120,64 +114,38 @@ def create_app(
 def model_middleware(parts: Components, *, stores: bool = False, resumes: bool = False) -> list[Middleware]:
     """The middleware of requests for models, outermost first, around `Proxy`. `stores`: of routes that use stored
     responses, `resumes`: of those about streams."""
-    settings, clock = parts.settings.gateway, parts.clock
+    serving = parts.serving
     recording = []
     if parts.transcripts is not None:
         recording.append(Middleware(RecordingMiddleware, parts.transcripts.add))
-    tracing = []
-    if (tracer := parts.tracer) is not None:
-        from hostler.gateway.middleware.tracing import TracingMiddleware
-
-        tracing.append(Middleware(TracingMiddleware, record=tracer.record, should_sample=tracer.should_sample))
     storing = []
     if stores:
         pass_on = any(backend.kind == "openai" for backend in parts.settings.backends.values())
         storing.append(Middleware(StoredResponsesMiddleware, store=parts.responses, pass_on=pass_on))
     if resumes:
         storing.append(Middleware(ResumableStreamsMiddleware, store=parts.streams))
-    key_limits = []
-    if parts.key_usage is not None:
-        key_limits.append(Middleware(KeyLimitsMiddleware, hops=parts.chain.hops, usage=parts.key_usage))
     return [
         *recording,
-        Middleware(
-            RequestContextMiddleware,
-            max_body=settings.max_body,
-            switching=settings.switching,
-            in_progress=parts.in_flight,
-            clock=clock,
-            streams=parts.streams,
-        ),
-        *tracing,
-        Middleware(AccessLogMiddleware, bus=parts.bus, log=parts.access_log.add, clock=clock),
-        *storing,
-        Middleware(ModelInfoMiddleware, listing=parts.model_list, refresh=parts.discovery.refresh, bus=parts.bus),
-        Middleware(ModelAdminMiddleware, model_admin=parts.model_admin),
-        Middleware(
-            ModelDetectionMiddleware,
-            find=parts.catalog.find,
-            without_model=parts.catalog.without_model,
-            order=lambda targets: nearest_first(targets, parts.hosts),
+        *model_pipeline.model_middleware(
+            serving,
+            log=parts.access_log.add,
             refresh=parts.discovery.refresh,
-            chat_default=parts.catalog.chat_default,
+            key_usage=parts.key_usage,
+            streams=parts.streams,
+            answering=[
+                *storing,
+                Middleware(
+                    ModelInfoMiddleware, listing=parts.model_list, refresh=parts.discovery.refresh, bus=serving.bus
+                ),
+                Middleware(ModelAdminMiddleware, model_admin=parts.model_admin),
+            ],
         ),
-        *key_limits,
-        Middleware(
-            FallbackMiddleware,
-            hops=parts.chain.hops,
-            budget=parts.retry_budget,
-            sleeps=parts.sleeps,
-            max_wait_s=settings.queue.max_wait_s,
-            clock=clock,
-        ),
-        Middleware(QueueingMiddleware, hosts=parts.hosts, clock=clock),
-        Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=parts.catalog.set_active),
     ]
 
 
 def router(parts: Components) -> Router:
     """Every path the gateway answers: those of the adapters, and its own."""
-    proxy = Proxy(parts.backends, speeds=PromptSpeeds(), clock=parts.clock)
+    proxy = Proxy(parts.serving.backends, speeds=PromptSpeeds(), clock=parts.serving.clock)
     models = wrap(proxy, model_middleware(parts))
     stored = wrap(proxy, model_middleware(parts, stores=True))
     streams = wrap(proxy, model_middleware(parts, resumes=True))
@@ -212,7 +180,7 @@ def entrance_middleware(parts: Components, routes: Router) -> list[Middleware]:
             AuthMiddleware,
             router=routes,
             fallback=OpenAIAdapter(),
-            keys=parts.keys,
+            keys=parts.serving.keys,
             rules=rules,
             throttle=parts.admin.throttle,
             sessions=parts.admin.sessions,
@@ -265,7 +233,7 @@ class Gateway:
     @property
     def bus(self) -> Bus:
         """Where events are published."""
-        return self._parts.bus
+        return self._parts.serving.bus
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -283,7 +251,7 @@ class Gateway:
 
         `shared` sockets stay open in another process. Raises `ConfigError` for a socket beyond loopback without a key.
         """
-        if self._parts.keys is None:
+        if self._parts.serving.keys is None:
             refuse_beyond_loopback(bound_addresses(sockets), key_file.default_file())
         settings = self._parts.settings.gateway
         self._server = Server(
@@ -311,11 +279,11 @@ class Gateway:
 
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
         """Replace the models that clients created from others."""
-        self._parts.catalog.set_presets(presets)
+        self._parts.serving.catalog.set_presets(presets)
 
     async def drained(self, models: Sequence[str]) -> None:
         """Wait until this process's own supervisor serves none of the models, at most `gateway.drain_s`."""
-        host = self._parts.hosts.get(LOCAL)
+        host = self._parts.serving.hosts.get(LOCAL)
         if host is None:
             return
         with anyio.move_on_after(self._parts.settings.gateway.drain_s):

@@ -30,9 +30,9 @@ def components(tmp_path: Path, text: str, **more: Any) -> Components:
 
 def test_each_supervisor_is_a_host_and_each_backend_a_hop(tmp_path: Path) -> None:
     parts = components(tmp_path, TWO_BACKENDS)
-    assert list(parts.hosts) == ["pc"]
-    assert sorted(parts.chain.hops) == ["cloud", "pc"]
-    assert sorted(parts.backends) == ["cloud", "pc"]
+    assert list(parts.serving.hosts) == ["pc"]
+    assert sorted(parts.serving.chain.hops) == ["cloud", "pc"]
+    assert sorted(parts.serving.backends) == ["cloud", "pc"]
 
 
 def test_models_of_configured_backends_are_listed_before_anything_runs(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_models_of_configured_backends_are_listed_before_anything_runs(tmp_path:
 
 def test_transcripts_and_traces_are_off_by_default(tmp_path: Path) -> None:
     parts = components(tmp_path, TWO_BACKENDS)
-    assert (parts.transcripts, parts.tracer) == (None, None)
+    assert (parts.transcripts, parts.serving.tracer) == (None, None)
 
 
 def test_an_address_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_an_address_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_running_starts_without_unreachable_hosts_and_ends_with_its_body(tmp_path: Path) -> None:
     parts = components(tmp_path, TWO_BACKENDS)
-    subscription = parts.bus.subscribe()
+    subscription = parts.serving.bus.subscribe()
     async with parts.running():
-        assert not parts.hosts["pc"].reachable
+        assert not parts.serving.hosts["pc"].reachable
         assert not subscription.closed
     assert subscription.closed

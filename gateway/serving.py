@@ -1,0 +1,208 @@
+"""What serving requests for models takes: the catalog, connections to backends, their hosts, and the chain."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from anyio.abc import TaskGroup
+
+from hostler import __version__
+from hostler.adapters.errors import ShuttingDown
+from hostler.gateway.auth.bind_policy import keys_in_force
+from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
+from hostler.gateway.backends.chain import Chain
+from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
+from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
+from hostler.gateway.backends.transport import Backend, Endpoint, Transport
+from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
+from hostler.gateway.context import SHUTTING_DOWN
+from hostler.gateway.events import Bus
+from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.request_stores import tracer
+from hostler.profiles.presets import Preset
+from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+from hostler.supervisor.scheduling.host import Host
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.types import SchedulerSettings
+from hostler.supervisor.tls import CertificateError, pinned_context
+
+if TYPE_CHECKING:
+    from hostler.supervisor.client import SupervisorClient
+
+#: The longest pause between two calls to a supervisor that does not answer, in seconds.
+_MAX_RETRY_S = 2.0
+
+
+class ServingComponents:
+    """The parts that serve requests for models, built from the settings and connected. Nothing runs before `start`.
+
+    `local` is this process's own supervisor, and `presets` are the models that clients created. `on_status` receives
+    what the supervisors of other machines report, `on_return` a backend without a supervisor that responds again. Raises
+    `ConfigError` for settings that contradict each other, and for an address beyond loopback without a key.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        local: Supervisor | None,
+        presets: Mapping[str, Preset],
+        on_status: Callable[[str, HostStatus], None],
+        on_return: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.keys = keys_in_force(settings)
+        self.bus = Bus()
+        self.in_flight = InFlightRequests()
+        self.sleeps = CancellableSleeps()
+        self.retry_budget = RetryBudget(RetryRules())
+        self._on_status = on_status
+        self._tokens: dict[str, str | None] = {}
+        self._tls: dict[str, ssl.SSLContext | None] = {}
+        self._clients = self._find_clients()
+        self.supervisors: dict[str, object] = {**({} if local is None else {LOCAL: local}), **self._clients}
+        self.chain_order = chain_order(settings, local)
+        self.catalog = Catalog(
+            settings.backends,
+            self.chain_order,
+            version=__version__,
+            presets=presets,
+            variants=settings.variants,
+            since=time.time(),
+        )
+        self.tracer = tracer(settings.gateway.tracing, clock)
+        self._lan: Transport = LanTransport()
+        self._remote = remote_transport(self._lan, settings)
+        self.backends = self._build_backends()
+        self.hosts: dict[str, Host] = {} if local is None else {LOCAL: self._local_host(local)}
+        self.hosts |= {name: self._remote_host(name, client) for name, client in self._clients.items()}
+        self.chain = Chain(
+            settings,
+            supervisors=self.supervisors,
+            backends={name: each for name, each in self.backends.items() if each.endpoint is not None},
+            reachable=lambda name: self.hosts[name].reachable,
+            returning=lambda name: self.hosts[name].returning,
+            drop_requests=self._drop_requests,
+            on_return=on_return,
+            bus=self.bus,
+            clock=clock,
+        )
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Run the background tasks in the group, until it is cancelled."""
+        for host in self.hosts.values():
+            tasks.start_soon(host.run)
+        tasks.start_soon(self.chain.run)
+
+    async def synced(self) -> None:
+        """Wait until every supervisor has been reached."""
+        for host in self.hosts.values():
+            await host.synced.wait()
+
+    def shut_down(self) -> None:
+        """Refuse waiting requests, and wake those that pause between attempts."""
+        for host in self.hosts.values():
+            host.stop(partial(ShuttingDown, SHUTTING_DOWN))
+        self.sleeps.stop()
+
+    async def aclose(self) -> None:
+        """Close all connections, once the last request has ended."""
+        await self._lan.aclose()
+        await self._remote.aclose()
+        if self.tracer is not None:
+            await self.tracer.aclose()
+        await self.chain.aclose()
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _find_clients(self) -> dict[str, SupervisorClient]:
+        """A client for each supervisor of another machine."""
+        clients: dict[str, SupervisorClient] = {}
+        for name, backend in self.settings.backends.items():
+            if backend.kind == "supervisor":
+                from hostler.supervisor.client import ClientLimits, SupervisorClient
+
+                token = self._tokens[name] = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
+                tls = self._tls[name] = _pinned(backend.certificate, f"backends.{name}.certificate")
+                limits = ClientLimits(max_retry_s=_MAX_RETRY_S)
+                clients[name] = SupervisorClient(backend.url, token, limits=limits, tls=tls)
+        return clients
+
+    def _build_backends(self) -> dict[str, Backend]:
+        near, far = self._lan, self._remote
+        if self.tracer is not None:
+            from hostler.gateway.telemetry.tracing import TracedTransport
+
+            near = TracedTransport(near, self.clock, propagate=True)
+            far = TracedTransport(far, self.clock, propagate=self.settings.gateway.tracing.to_clouds)
+        return build_backends(self.settings, self.supervisors, near, far)
+
+    def _update_host(self, name: str, status: HostStatus) -> None:
+        self.catalog.update_host(name, status)
+        if name != LOCAL:
+            self._on_status(name, status)
+
+    def _drop_requests(self, endpoint: Endpoint) -> None:
+        """Nothing responds at this endpoint any more: fail its requests over."""
+        if endpoint.name in self.hosts:
+            self.hosts[endpoint.name].set_reachable(False)
+        self.backends[endpoint.name].transport.close_all(endpoint)
+
+    def _close_connections(self, name: str, address: EngineAddress) -> None:
+        self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
+
+    @property
+    def _scheduler_settings(self) -> SchedulerSettings:
+        queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
+        return SchedulerSettings(
+            patience_s=switching.patience_s,
+            min_residency_s=switching.min_residency_s,
+            max_waiting=queue.max_waiting,
+            max_wait_s=queue.max_wait_s,
+            idle_s=self.settings.gateway.batches.idle_s,
+        ).clamped()
+
+    def _local_host(self, supervisor: Supervisor) -> Orchestrator:
+        return Orchestrator(
+            LOCAL,
+            supervisor,
+            settings=self._scheduler_settings,
+            publish=self.bus.publish,
+            on_status=partial(self._update_host, LOCAL),
+            on_stopping=partial(self._close_connections, LOCAL),
+            clock=self.clock,
+        )
+
+    def _remote_host(self, name: str, client: SupervisorClient) -> Host:
+        from hostler.supervisor.remote_host import RemoteHost
+
+        return RemoteHost(
+            name,
+            client.url,
+            self._tokens[name],
+            client=client,
+            limits=self._scheduler_settings,
+            publish=self.bus.publish,
+            on_status=partial(self._update_host, name),
+            on_stopping=partial(self._close_connections, name),
+            clock=self.clock,
+            connect_s=self.settings.gateway.timeouts.connect_s,
+            tls=self._tls[name],
+        )
+
+
+def _pinned(certificate: str | None, where: str) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    try:
+        return pinned_context(certificate)
+    except CertificateError as error:
+        raise ConfigError(f"{where}: {error}") from error
