@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -49,12 +51,42 @@ class KeyFigures(msgspec.Struct, frozen=True, kw_only=True):
     answer: float = _FIRST_ANSWER_TOKENS
 
 
-class KeyReservation(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+class KeyReservation(msgspec.Struct, frozen=True, kw_only=True):
     """What a request may use, set aside until it is known what it has used."""
 
+    id: int
     key: str
     tokens: int
     dollars: float
+
+
+class KeyAdmission(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a request fits the limits of its key: without a `reservation`, `refused` says why not, and `retry_after_s`
+    when it may.
+
+    `local_only`: only local backends, which cost nothing. `limits` is what is left of the key's limits.
+    """
+
+    limits: tuple[RateLimit, ...] = ()
+    reservation: KeyReservation | None = None
+    local_only: bool = False
+    refused: str = ""
+    retry_after_s: float = 0.0
+
+
+class KeyAccounts(Protocol):
+    """Where requests of keys with limits are counted: in this process, or in another one."""
+
+    async def admit(
+        self, key: str, rules: KeyRules, *, prompt_tokens: int, dollars: float, has_local: bool
+    ) -> KeyAdmission:
+        """Count a request, and set aside what it may use. `dollars` is what it may cost at the dearest backend,
+        `has_local` whether a local one could answer it, which is then left when the money does not suffice."""
+        ...
+
+    def settle(self, reservation: KeyReservation, *, prompt_tokens: int, answer_tokens: int, dollars: float) -> None:
+        """The request has ended, and has used so much. Only the first call for a reservation counts."""
+        ...
 
 
 def usage_file(settings: GatewaySettings, environ: Mapping[str, str] = os.environ) -> Path:
@@ -81,7 +113,8 @@ class KeyUsage:
         self._wall = wall
         self._store = JsonStore(file, dict[str, KeyFigures], contents="the usage of keys")
         self._keys = {name: _after_crash(each) for name, each in (self._store.read() or {}).items()}
-        self._open: set[KeyReservation] = set()
+        self._open: set[int] = set()
+        self._ids = itertools.count(1)
         self._changed = False
 
     async def run(self) -> None:
@@ -102,6 +135,19 @@ class KeyUsage:
         """Today's figures by the names of keys."""
         return {name: self._current(name) for name in self._keys}
 
+    async def admit(
+        self, key: str, rules: KeyRules, *, prompt_tokens: int, dollars: float, has_local: bool
+    ) -> KeyAdmission:
+        """See `KeyAccounts`."""
+        local_only = has_local and not self.allows_cost(key, rules, dollars)
+        try:
+            reservation = self.reserve(key, rules, prompt_tokens=prompt_tokens, dollars=0.0 if local_only else dollars)
+        except RateLimited as error:
+            return KeyAdmission(
+                limits=self.limits(key, rules), refused=error.message, retry_after_s=error.retry_after_s or 0.0
+            )
+        return KeyAdmission(limits=self.limits(key, rules), reservation=reservation, local_only=local_only)
+
     def reserve(self, key: str, rules: KeyRules, *, prompt_tokens: int, dollars: float) -> KeyReservation:
         """Count a request, and set aside what it may use. Raises `RateLimited`."""
         now, used = self._wall(), self._current(key)
@@ -117,8 +163,8 @@ class KeyUsage:
             tokens = min(tokens, left)
         if not self.allows_cost(key, rules, dollars):
             raise _refusal(f"{rules.dollars_per_day:g} US dollars per day", self._wait_for_money(used, rules, now))
-        reservation = KeyReservation(key=key, tokens=tokens, dollars=dollars)
-        self._open.add(reservation)
+        reservation = KeyReservation(id=next(self._ids), key=key, tokens=tokens, dollars=dollars)
+        self._open.add(reservation.id)
         self._keys[key] = msgspec.structs.replace(
             used,
             requests=used.requests + 1,
@@ -139,10 +185,10 @@ class KeyUsage:
         return spent + dollars <= rules.dollars_per_day + _ROUNDING or (spent <= 0 and rules.dollars_per_day > 0)
 
     def settle(self, reservation: KeyReservation, *, prompt_tokens: int, answer_tokens: int, dollars: float) -> None:
-        """The request has ended, and has used so much. Only the first call for a reservation counts."""
-        if reservation not in self._open:
+        """See `KeyAccounts`."""
+        if reservation.id not in self._open:
             return
-        self._open.discard(reservation)
+        self._open.discard(reservation.id)
         used = self._current(reservation.key)
         prompt, answer = (min(max(0, tokens), _MOST_TOKENS) for tokens in (prompt_tokens, answer_tokens))
         self._keys[reservation.key] = msgspec.structs.replace(
@@ -156,7 +202,7 @@ class KeyUsage:
         )
         self._changed = True
 
-    def limits(self, key: str, rules: KeyRules) -> list[RateLimit]:
+    def limits(self, key: str, rules: KeyRules) -> tuple[RateLimit, ...]:
         """What is left of the key's limits on requests and on tokens. Of two on tokens it is the one that ends first."""
         now, used = self._wall(), self._current(key)
         found = []
@@ -176,7 +222,7 @@ class KeyUsage:
             tokens.append(RateLimit(kind="tokens", limit=limit, remaining=max(0, left), reset_s=_until_midnight(now)))
         if tokens:
             found.append(min(tokens, key=lambda each: each.remaining))
-        return found
+        return tuple(found)
 
     def _token_limits(self, used: KeyFigures, rules: KeyRules, now: float) -> list[tuple[int, str, float]]:
         """For each limit on tokens what is left of it, its words, and the seconds until there is more."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from starlette.middleware import Middleware
 
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.key_usage import KeyUsage
+from hostler.gateway.key_usage import KeyAccounts
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 from hostler.gateway.middleware.key_limits import KeyLimitsMiddleware
@@ -24,7 +24,7 @@ def model_middleware(
     *,
     log: Callable[[RequestFinished], None],
     refresh: Callable[[], Awaitable[bool]],
-    key_usage: KeyUsage | None,
+    key_usage: KeyAccounts | None,
     streams: StreamStore | None = None,
     answering: Sequence[Middleware] = (),
 ) -> list[Middleware]:

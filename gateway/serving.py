@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from anyio.abc import TaskGroup
 
@@ -15,6 +15,7 @@ from hostler.adapters.errors import ShuttingDown
 from hostler.gateway.auth.bind_policy import keys_in_force
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
+from hostler.gateway.backends.cost import SpendingTracker
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
@@ -27,6 +28,7 @@ from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.request_stores import tracer
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+from hostler.supervisor.scheduling.events import HostEvent
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
@@ -39,12 +41,29 @@ if TYPE_CHECKING:
 _MAX_RETRY_S = 2.0
 
 
+class OpenHost(Protocol):
+    """Makes a host of this machine's supervisor; see `Orchestrator`."""
+
+    def __call__(
+        self,
+        name: str,
+        supervisor: Supervisor,
+        *,
+        settings: SchedulerSettings,
+        publish: Callable[[HostEvent], None],
+        on_status: Callable[[HostStatus], None],
+        on_stopping: Callable[[EngineAddress], None],
+        clock: Callable[[], float],
+    ) -> Host: ...
+
+
 class ServingComponents:
     """The parts that serve requests for models, built from the settings and connected. Nothing runs before `start`.
 
-    `local` is this process's own supervisor, and `presets` are the models that clients created. `on_status` receives
-    what the supervisors of other machines report, `on_return` a backend without a supervisor that responds again. Raises
-    `ConfigError` for settings that contradict each other, and for an address beyond loopback without a key.
+    `local` is this machine's supervisor, which `open_local` makes a host of, and `presets` are the models that clients
+    created. `on_status` receives what the supervisors of other machines report, `on_return` a backend without a
+    supervisor that responds again. `spending` counts costs, in the file of the settings by default. Raises `ConfigError`
+    for settings that contradict each other, and for an address beyond loopback without a key.
     """
 
     def __init__(
@@ -56,6 +75,8 @@ class ServingComponents:
         on_status: Callable[[str, HostStatus], None],
         on_return: Callable[[str], None],
         clock: Callable[[], float],
+        open_local: OpenHost = Orchestrator,
+        spending: SpendingTracker | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
@@ -65,6 +86,7 @@ class ServingComponents:
         self.sleeps = CancellableSleeps()
         self.retry_budget = RetryBudget(RetryRules())
         self._on_status = on_status
+        self._open_local = open_local
         self._tokens: dict[str, str | None] = {}
         self._tls: dict[str, ssl.SSLContext | None] = {}
         self._clients = self._find_clients()
@@ -94,6 +116,7 @@ class ServingComponents:
             on_return=on_return,
             bus=self.bus,
             clock=clock,
+            spending=spending,
         )
 
     def start(self, tasks: TaskGroup) -> None:
@@ -170,8 +193,8 @@ class ServingComponents:
             idle_s=self.settings.gateway.batches.idle_s,
         ).clamped()
 
-    def _local_host(self, supervisor: Supervisor) -> Orchestrator:
-        return Orchestrator(
+    def _local_host(self, supervisor: Supervisor) -> Host:
+        return self._open_local(
             LOCAL,
             supervisor,
             settings=self._scheduler_settings,

@@ -52,9 +52,9 @@ class Child:
     @classmethod
     def start(
         cls, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bool, str], None],
-        cwd: str | None = None,
+        cwd: str | None = None, pass_fds: Sequence[int] = (),
     ) -> Child:  # fmt: skip
-        """Start a child in the folder `cwd`. `on_line(from_stdout, line)` gets each line that it writes.
+        """Start a child in the folder `cwd`, which inherits `pass_fds`. `on_line(from_stdout, line)` gets each line that it writes.
 
         Raises `OSError` if it cannot run. Linux kills the child with the thread that called this.
         """
@@ -62,6 +62,7 @@ class Child:
         popen = subprocess.Popen(
             [*launcher, *arguments], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, bufsize=0, start_new_session=True, cwd=cwd,
+            pass_fds=pass_fds,
             preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
         process_reaper().watch(popen.pid)

@@ -12,7 +12,7 @@ import msgspec
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.supervisor.config import HostLimits
-from hostler.supervisor.contract import EngineAddress, Supervisor
+from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 from hostler.supervisor.engine_client import refuses_connections
 from hostler.supervisor.lease_frames import (
     MAX_LISTED,
@@ -53,11 +53,18 @@ _DRAIN_TICK_S = 0.02
 logger = logging.getLogger(__name__)
 
 
+def _ignore(_: object) -> None:
+    """No gateway in this process receives what happens on the host."""
+
+
 class LeaseServer:
     """One host with its scheduler (`host`), and the gateways that are connected to it.
 
     A gateway that disconnects, falls silent or does not read leaves the queue at once. Its granted leases keep their slots
     until the engine is done with them: see `AbandonedLeases`. It gets them back if it returns before.
+
+    `limits` are the host's own. A gateway in this process uses `host` itself, under the `name` it has there: its
+    `settings` apply until other gateways connect, and it receives what happens on the host as well.
     """
 
     def __init__(
@@ -65,19 +72,26 @@ class LeaseServer:
         supervisor: Supervisor,
         *,
         limits: HostLimits | None = None,
+        settings: SchedulerSettings | None = None,
+        name: str = "this host",
+        publish: Callable[[HostEvent], None] = _ignore,
+        on_status: Callable[[HostStatus], None] = _ignore,
+        on_stopping: Callable[[EngineAddress], None] = _ignore,
         clock: Callable[[], float] = time.monotonic,
         is_refusing: Callable[[str, int], bool] = refuses_connections,
     ) -> None:
         self._limits = limits or HostLimits()
         self.clock = clock
         self._is_refusing = is_refusing
-        self._settings = combine_limits(self._limits, (), SchedulerSettings())
+        self._settings = combine_limits(self._limits, (), settings or SchedulerSettings())
+        self._publish = publish
+        self._notify_stopping = on_stopping
         self.host = Orchestrator(
-            "this host",
+            name,
             supervisor,
             settings=self._settings,
             publish=self._on_event,
-            on_status=lambda status: None,
+            on_status=on_status,
             on_stopping=self._on_stopping,
             clock=clock,
         )
@@ -91,6 +105,11 @@ class LeaseServer:
         """Schedule and keep gateways up to date until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.host.run)
+            tasks.start_soon(self.serve)
+
+    async def serve(self) -> None:
+        """Keep gateways up to date until cancelled, while `host` runs elsewhere."""
+        async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._send_views)
             tasks.start_soon(self._tick)
 
@@ -214,6 +233,7 @@ class LeaseServer:
     # To gateways.
 
     def _on_event(self, event: HostEvent) -> None:
+        self._publish(event)
         if isinstance(event, HostChanged):
             if event.host is not None and event.reachable:
                 self._broadcast(HostFrame(event.host))
@@ -227,6 +247,7 @@ class LeaseServer:
 
     def _on_stopping(self, address: EngineAddress) -> None:
         self._broadcast(EngineStoppingFrame(address))
+        self._notify_stopping(address)
 
     def _broadcast(self, *frames: msgspec.Struct) -> None:
         """Encoded once for all gateways."""

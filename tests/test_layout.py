@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "gateway/admin/dry_run.py": ["system/test_chain.py"],
     "gateway/admin/key_list.py": ["system/test_key_limits.py", "gateway/cli/test_keys.py"],
     "gateway/admin/logs.py": ["system/test_admin_events.py"],
+    "gateway/in_flight.py": ["gateway/admin/test_status.py", "system/test_admin_routes.py"],
     "gateway/target_request.py": ["gateway/test_proxy.py", "system/test_request_rewriting.py"],
     "gateway/middleware/resumable_streams.py": ["system/test_resumable_streams.py"],
     "gateway/admin/internal_call.py": ["system/test_mcp.py"],

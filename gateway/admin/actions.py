@@ -12,6 +12,7 @@ from hostler.adapters.errors import ModelNotFound, NotFound
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.events import printable
+from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
@@ -54,10 +55,17 @@ class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
 class ActionRoutes:
     """Load, unload, pin and cancel, and the forecast of a load. Delegates to the hosts; holds no state."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Host], in_progress: InFlightRequests) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        hosts: Mapping[str, Host],
+        in_progress: InFlightRequests,
+        others: OtherRequests | None = None,
+    ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._in_progress = in_progress
+        self._others = others
 
     def routes(self) -> list[RouteMatch]:
         return [
@@ -121,6 +129,8 @@ class ActionRoutes:
     async def _cancel(self, request: Request) -> Response:
         cancel = await decode_body(request, CancelBody)
         cancelled = self._in_progress.cancel(cancel.id)
+        if self._others is not None:
+            cancelled += await self._others.cancel(cancel.id)
         if not cancelled:
             raise NotFound("no request with this id is in progress; GET /admin/status lists those that are")
         return json_response({"id": cancel.id, "cancelled": cancelled})

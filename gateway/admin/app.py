@@ -30,6 +30,7 @@ from hostler.gateway.backends.chain import Chain
 from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
+from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -68,7 +69,7 @@ class AdminApp:
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
     `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models of
     its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file, `cluster` the state of
-    the cluster, if there is one.
+    the cluster, if there is one. `others` are requests that other processes of this gateway serve.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class AdminApp:
         preview: Preview,
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
+        others: OtherRequests | None = None,
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -96,6 +98,7 @@ class AdminApp:
             catalog,
             hosts,
             contexts=in_progress.contexts,
+            others=others,
             chain=chain_view,
             config_errors=config_errors,
             cluster=cluster,
@@ -128,7 +131,7 @@ class AdminApp:
         self._parts = (
             self._status_routes,
             self._mcp,
-            ActionRoutes(catalog, hosts, in_progress),
+            ActionRoutes(catalog, hosts, in_progress, others),
             ModelLeaseRoutes(catalog, hosts),
             DryRunRoutes(catalog.find, chain, preview),
             BackendRoutes(backend_models),

@@ -82,6 +82,7 @@ class StatusRoutes:
         last = b""
         while True:
             await self._stream.wait_for_reader()
+            await self._status.refresh()
             update = frame("update", self._status.update())
             if update != last:
                 last = update
@@ -125,6 +126,7 @@ class StatusRoutes:
         return Response(self._openapi_json, media_type="application/json")
 
     async def _get_status(self, request: Request) -> Response:
+        await self._status.refresh()
         return json_response(self._status.view())
 
     async def _get_history(self, request: Request) -> Response:
@@ -149,6 +151,7 @@ class StatusRoutes:
 
         async def stream() -> AsyncIterator[bytes]:
             with self._stream.reader() as chunks:
+                await self._status.refresh()
                 yield frame("snapshot", self._status.view())
                 async for chunk in chunks:
                     yield frame("snapshot", self._status.view()) if chunk is None else chunk

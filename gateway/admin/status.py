@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.model_list import CardState, ModelCard
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS
@@ -17,13 +16,11 @@ from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
+from hostler.gateway.in_flight import MAX_LISTED, OtherRequests, RequestView, request_views
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
 from hostler.supervisor.scheduling.host import Host
-
-#: Requests in flight that a status lists at most.
-_MAX_IN_FLIGHT = 200
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,25 +94,6 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
         return self.limit is not None and self.cost >= self.limit
 
 
-class RequestView(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in flight; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`."""
-
-    id: str
-    at: float
-    protocol: str
-    operation: str
-    client: str
-    phase: str
-    requested_model: str | None = None
-    model: str | None = None
-    backend: str | None = None
-    hop: int = 0
-    reason: str = ""
-    queue_s: float = 0.0
-    switch_s: float = 0.0
-    first_token_s: float | None = None
-
-
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the gateway. `recording`: prompts and answers are recorded. `config_errors`: the configuration file has
     mistakes, and its last good state is in use."""
@@ -154,6 +132,7 @@ class StatusBuilder:
         hosts: Mapping[str, Host],
         *,
         contexts: Callable[[], Iterable[RequestContext]],
+        others: OtherRequests | None = None,
         chain: Callable[[], ChainView],
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -165,6 +144,7 @@ class StatusBuilder:
         self._catalog = catalog
         self._hosts = hosts
         self._contexts = contexts
+        self._others = others
         self._chain = chain
         self.config_errors = config_errors
         self._cluster = cluster
@@ -222,41 +202,15 @@ class StatusBuilder:
 
     def in_flight(self) -> tuple[RequestView, ...]:
         """Requests in flight, the oldest first, without model lists and health checks."""
-        offset = self._wall() - self._clock()
-        views: list[RequestView] = []
-        for context in self._contexts():
-            if len(views) == _MAX_IN_FLIGHT:
-                break
-            if not isinstance(context.request, ModelInfoRequest):
-                views.append(self._request(context, offset))
-        return tuple(views)
+        own = request_views(self._contexts(), self._hosts, offset=self._wall() - self._clock())
+        if self._others is None or not (others := self._others.views()):
+            return own
+        return tuple(sorted((*own, *others), key=lambda view: view.at)[:MAX_LISTED])
 
-    def _request(self, context: RequestContext, offset: float) -> RequestView:
-        attempt = context.attempt
-        first = None if attempt is None else attempt.first_token_at
-        if first is not None:
-            phase = "generating"
-        elif attempt is None or (attempt.target.backend in self._hosts and attempt.address is None):
-            phase = "waiting"
-        else:
-            phase = "prefill"
-        queue_s, switch_s = context.waits
-        return RequestView(
-            id=context.id,
-            at=round(context.started_at + offset, 2),
-            protocol=context.adapter.name,
-            operation=context.operation.name,
-            client=context.client.name,
-            phase=phase,
-            requested_model=context.requested_model,
-            model=context.model,
-            backend=None if attempt is None else attempt.target.backend,
-            hop=context.hop,
-            reason=context.reason,
-            queue_s=round(queue_s, 3),
-            switch_s=round(switch_s, 3),
-            first_token_s=None if first is None else round(first - context.started_at, 3),
-        )
+    async def refresh(self) -> None:
+        """Bring the state up to date, as far as other processes have it."""
+        if self._others is not None:
+            await self._others.refresh()
 
     def _host(self, host: Host, *, whole: bool) -> HostView:
         # Rounded, so that an unchanged state encodes to the same bytes.

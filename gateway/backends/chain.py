@@ -54,7 +54,7 @@ class Chain:
 
     `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
     whether it will be soon; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
-    a supervisor that responds again.
+    a supervisor that responds again. `spending` counts costs, in the file of the settings by default.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Chain:
         bus: Bus,
         clock: Callable[[], float],
         random: Callable[[], float] = chance.random,
+        spending: SpendingTracker | None = None,
     ) -> None:
         self._settings = settings
         self._bus = bus
@@ -80,9 +81,7 @@ class Chain:
         self._connect_s = settings.gateway.timeouts.connect_s
         self._stall_detectors: list[StallDetector] = []
         self._http_checks: list[HttpCheck] = []
-        limits = settings.gateway.spending
-        file = Path(limits.file).expanduser() if limits.file else default_file()
-        self.spending = SpendingTracker(file, limits.daily_limit, time.time)
+        self.spending = _spending(settings) if spending is None else spending
         self.hops: dict[str, Hop] = {}
         breakers = {name: self._breakers(name) for name in (*supervisors, *backends)}
         checked = [self._checked_supervisor(name, breakers[name]) for name in supervisors]
@@ -336,6 +335,12 @@ class Chain:
         """Open the circuit of a backend that is gone, until a health check passes."""
         breakers.check_failed(self._clock(), self._connect_s + CHECK_TIMEOUT_S, confirms=True)
         self._health.of(name).check_now()
+
+
+def _spending(settings: Settings) -> SpendingTracker:
+    limits = settings.gateway.spending
+    file = Path(limits.file).expanduser() if limits.file else default_file()
+    return SpendingTracker(file, limits.daily_limit, time.time)
 
 
 def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:

@@ -281,6 +281,15 @@ class CircuitBreakers:
         self.recovered()
         self._of(model).close()
 
+    def follow(self, model: str | None, state: BreakerState, now: float, for_s: float) -> None:
+        """Another process of this gateway has opened the breaker of `model` (`None`: the host's) for so long, or has
+        closed it. A trial is its own affair."""
+        breaker = self._host if model is None else self._of(model)
+        if state == "open" and breaker.is_closed:
+            breaker.trip(now, for_s)
+        elif state == "closed" and not breaker.is_closed:
+            breaker.close()
+
     def check_failed(self, now: float, for_s: float, *, confirms: bool = False) -> None:
         """A health check failed. The host stays open for `for_s`, until the next check's result is known, so that no
         request has to find out. `confirms`: an attempt could not reach it either."""

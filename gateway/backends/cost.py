@@ -123,6 +123,10 @@ class SpendingTracker:
             return Reservation(backend, model, max(highest, prompt))
         return Reservation(backend, model, (price or _ASSUMED).cost(size // 4, 0, _ASSUMED_ANSWER), lone=True)
 
+    async def try_reserve(self, wanted: Reservation) -> bool:
+        """As `reserve`, which is a call to another process where that counts the costs."""
+        return self.reserve(wanted)
+
     def reserve(self, wanted: Reservation) -> bool:
         """Set the money aside, if the limit allows it together with all that is spent and set aside already."""
         if not self.allows(wanted):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,6 +21,7 @@ from hostler.gateway.events import SwitchChanged
 from hostler.gateway.preflight import without_token
 from hostler.gateway.server import systemd
 from hostler.gateway.server.event_loop import Loop
+from hostler.gateway.server.process_memory import freeze_garbage_collector, return_large_buffers
 from hostler.gateway.server.server import ListenError, Server, bind, server_certificate
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
@@ -46,10 +44,6 @@ _REPEAT_WITH_VIEW_S = 0.2
 _THIS_HOST = "here"
 
 _STDOUT = 1
-
-#: `mallopt`'s parameter for the size, in bytes, from which buffers are mapped one by one, and the value for it.
-_M_MMAP_THRESHOLD = -3
-_LARGE_BUFFER = 1024 * 1024
 
 
 class CannotRun(Exception):
@@ -272,7 +266,7 @@ def _or_cannot_run(make: Callable[[], T]) -> T:
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> int:
-    _return_large_buffers()
+    return_large_buffers()
     anyio.run(main, backend_options={"loop_factory": Loop})
     return 0
 
@@ -338,24 +332,4 @@ def _announce(
         urls = list(dict.fromkeys(local_url(*place, secure=secure) for place in bound_addresses(sockets)))
         view.begin(text, f"hostler {__version__}", [*urls, f"{urls[0]}/ui/"])
     systemd.notify("READY=1")
-    _freeze_garbage_collector()
-
-
-def _return_large_buffers() -> None:
-    """Have the C library return the memory of large bodies to the system once they are freed.
-
-    glibc raises its own limit after the first large buffer, and then keeps most of what follows.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries do not have the call, nor the fault
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER)
-
-
-def _freeze_garbage_collector() -> None:
-    """Exempt the objects that exist now from garbage collection, since they live until the end."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    freeze_garbage_collector()

@@ -184,7 +184,7 @@ class FallbackMiddleware(RequestMiddleware):
         woken = False
         while True:
             reserved = estimate(context, hop, target)
-            if reserved is not None and hop.spending is not None and not hop.spending.reserve(reserved):
+            if reserved is not None and hop.spending is not None and not await hop.spending.try_reserve(reserved):
                 return FailedHop(hop=hop, reason="budget_reserved")
             # Load requests call no model, and a request that names its backend may try one whose circuit is open.
             permit = (

@@ -6,12 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.canonical import CountRequest, LoadRequest, WebSocketRequest
-from hostler.adapters.errors import Forbidden, UpgradeRequired
+from hostler.adapters.errors import Forbidden, RateLimited, UpgradeRequired
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate
 from hostler.gateway.context import Attempt, KeyRules, RequestContext
-from hostler.gateway.key_usage import KeyReservation, KeyUsage
+from hostler.gateway.key_usage import KeyAccounts, KeyReservation
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
@@ -23,7 +23,7 @@ class KeyLimitsMiddleware(RequestMiddleware):
     """
 
     def __init__(
-        self, app: ASGIApp, *, hops: Mapping[str, Hop], usage: KeyUsage, wall: Callable[[], float] = time.time
+        self, app: ASGIApp, *, hops: Mapping[str, Hop], usage: KeyAccounts, wall: Callable[[], float] = time.time
     ) -> None:
         super().__init__(app)
         self._hops = hops
@@ -47,21 +47,24 @@ class KeyLimitsMiddleware(RequestMiddleware):
         return self._counted(context, rules, call_next)
 
     async def _counted(self, context: RequestContext, rules: KeyRules, call_next: CallNext) -> None:
-        key, prompt_tokens = context.client.name, _prompt_tokens(context)
-        dollars = self._dollars(context)
-        if not self._usage.allows_cost(key, rules, dollars):
-            local = tuple(target for target in context.candidates if self._hops[target.backend].local)
-            if local:
-                context.candidates, dollars = local, 0.0
-        try:
-            reservation = self._usage.reserve(key, rules, prompt_tokens=prompt_tokens, dollars=dollars)
-        finally:
-            headers = context.adapter.rate_limit_headers(self._usage.limits(key, rules), self._wall())
-            context.limit_headers = tuple((name.encode(), value.encode()) for name, value in headers)
+        local = tuple(target for target in context.candidates if self._hops[target.backend].local)
+        admission = await self._usage.admit(
+            context.client.name,
+            rules,
+            prompt_tokens=_prompt_tokens(context),
+            dollars=self._dollars(context),
+            has_local=bool(local),
+        )
+        headers = context.adapter.rate_limit_headers(admission.limits, self._wall())
+        context.limit_headers = tuple((name.encode(), value.encode()) for name, value in headers)
+        if admission.reservation is None:
+            raise RateLimited(admission.refused, retry_after_s=admission.retry_after_s)
+        if admission.local_only:
+            context.candidates = local
         try:
             await call_next()
         finally:
-            self._settle(context, reservation)
+            self._settle(context, admission.reservation)
 
     def _keep_uncounted(self, context: RequestContext, rules: KeyRules) -> None:
         """Keep the candidates at which a WebSocket connection uses nothing that the key has a limit of."""

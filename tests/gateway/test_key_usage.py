@@ -185,10 +185,34 @@ def test_limits_say_what_is_left_and_when_all_of_it_is_back(file: Path, clock: C
     assert usage.limits("bob", rules)[1].limit == 100
     clock.now += 61
     assert usage.limits("bob", rules)[1].remaining == 50
-    assert usage.limits("bob", KeyRules(dollars_per_day=1)) == []
+    assert usage.limits("bob", KeyRules(dollars_per_day=1)) == ()
 
 
 def test_the_file_is_where_state_is_kept(tmp_path: Path) -> None:
     assert usage_file(GatewaySettings(key_usage_file="/a/b.json")) == Path("/a/b.json")
     assert usage_file(GatewaySettings(), {"STATE_DIRECTORY": "/var/lib/h:/x"}) == Path("/var/lib/h/key-usage.json")
     assert usage_file(GatewaySettings(), {"XDG_STATE_HOME": "/s"}) == Path("/s/hostler/key-usage.json")
+
+
+@pytest.mark.anyio
+async def test_an_admission_says_what_is_left_and_why_a_request_is_refused(file: Path, clock: Clock) -> None:
+    usage, rules = KeyUsage(file, clock), KeyRules(requests_per_minute=1)
+    first = await usage.admit("bob", rules, prompt_tokens=10, dollars=0.0, has_local=True)
+    second = await usage.admit("bob", rules, prompt_tokens=10, dollars=0.0, has_local=True)
+    assert first.reservation is not None
+    assert [limit.remaining for limit in first.limits] == [0]
+    assert (second.reservation, second.refused) == (
+        None,
+        "this API key has reached its limit of 1 requests per minute",
+    )
+    assert second.retry_after_s >= 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("has_local", [True, False])
+async def test_beyond_the_money_only_local_backends_are_left(file: Path, clock: Clock, has_local: bool) -> None:
+    usage, rules = KeyUsage(file, clock), KeyRules(dollars_per_day=1.0)
+    use(usage, rules, dollars=1.0)
+    admission = await usage.admit("bob", rules, prompt_tokens=10, dollars=0.5, has_local=has_local)
+    assert admission.local_only is has_local
+    assert (admission.reservation is not None) is has_local

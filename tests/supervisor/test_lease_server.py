@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+import anyio
 import pytest
 
 from hostler.supervisor.config import HostLimits
+from hostler.supervisor.contract import HostStatus
 from hostler.supervisor.lease_frames import HelloFrame, InvalidFrame
 from hostler.supervisor.lease_server import MAX_GATEWAYS, LeaseServer, combine_limits
+from hostler.supervisor.scheduling.events import HostChanged
 from hostler.supervisor.scheduling.types import MAX_SECONDS, SchedulerSettings
 
 BEFORE = SchedulerSettings(max_waiting=3)
@@ -78,3 +81,21 @@ async def test_a_supervisor_that_stops_grants_nothing_again_when_its_machine_wak
     subject.close()
     subject.resume()
     assert subject.closing
+
+
+@pytest.mark.anyio
+async def test_a_gateway_in_this_process_learns_what_happens_on_its_host(fake_supervisor: Any) -> None:
+    events: list[Any] = []
+    statuses: list[HostStatus] = []
+    subject = LeaseServer(
+        fake_supervisor, settings=SchedulerSettings(max_waiting=3), name="local", publish=events.append,
+        on_status=statuses.append,
+    )  # fmt: skip
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(subject.host.run)
+        tasks.start_soon(subject.serve)
+        await subject.host.synced.wait()
+        tasks.cancel_scope.cancel()
+    assert subject.host.name == "local"
+    assert statuses
+    assert [event.backend for event in events if isinstance(event, HostChanged)][:1] == ["local"]

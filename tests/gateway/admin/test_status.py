@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.admin.status import BackendView, BreakerView, ChainView, with_availability
-from hostler.gateway.model_catalog import CatalogBackend, Placement
+from hostler.gateway.admin.status import BackendView, BreakerView, ChainView, StatusBuilder, with_availability
+from hostler.gateway.in_flight import RequestView
+from hostler.gateway.model_catalog import Catalog, CatalogBackend, Placement
 
 CARD = ModelCard(name="m", state="loaded", memory_bytes=7)
 CLOSED = BreakerView(model=None, state="closed")
@@ -69,3 +70,31 @@ def test_a_model_without_backends_is_unavailable() -> None:
 @pytest.mark.parametrize(("cost", "limit", "exhausted"), [(1.0, None, False), (0.9, 1.0, False), (1.0, 1.0, True)])
 def test_the_budget_is_exhausted_at_the_limit(cost: float, limit: float | None, exhausted: bool) -> None:
     assert ChainView(cost=cost, limit=limit).budget_exhausted is exhausted
+
+
+class OtherProcess:
+    """Requests that another process of the gateway serves."""
+
+    def __init__(self) -> None:
+        self.known: tuple[RequestView, ...] = ()
+
+    def views(self) -> tuple[RequestView, ...]:
+        return self.known
+
+    async def refresh(self) -> None:
+        view = RequestView(id="there", at=1.0, protocol="openai", operation="chat", client="laptop", phase="prefill")
+        self.known = (view,)
+
+    async def cancel(self, request_id: str) -> int:
+        return 0
+
+
+@pytest.mark.anyio
+async def test_requests_of_other_processes_are_in_flight_as_well() -> None:
+    status = StatusBuilder(
+        Catalog({}, (), version="0"), {}, contexts=list, others=OtherProcess(), chain=ChainView, version="0",
+        clock=lambda: 0.0,
+    )  # fmt: skip
+    assert status.in_flight() == ()
+    await status.refresh()
+    assert [view.id for view in status.in_flight()] == ["there"]

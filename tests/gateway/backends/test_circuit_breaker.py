@@ -334,3 +334,23 @@ def test_a_reset_model_is_used_at_once() -> None:
     report(subject, "m", "payment_required", 0.0)
     subject.reset("m")
     assert subject.acquire("m", 0.1) is not None
+
+
+def test_what_another_process_has_found_out_opens_and_closes_a_breaker() -> None:
+    subject = CircuitBreakers(BreakerRules(), lambda: 0.0)
+    subject.follow("m", "open", 0.0, 5.0)
+    assert (subject.state("m", 1.0), subject.state("other", 1.0)) == ("open", "closed")
+    assert subject.retry_in("m", 1.0) == 4.0
+    subject.follow("m", "half_open", 1.0, 0.0)
+    assert subject.state("m", 1.0) == "open"
+    subject.follow("m", "closed", 1.0, 0.0)
+    subject.follow(None, "open", 1.0, 5.0)
+    assert subject.host.state(1.0) == "open"
+    assert subject.models["m"].state(1.0) == "closed"
+
+
+def test_a_breaker_that_is_open_stays_open_for_as_long_as_it_was() -> None:
+    subject = CircuitBreakers(BreakerRules(), lambda: 0.0)
+    subject.host.trip(0.0, 10.0)
+    subject.follow(None, "open", 1.0, 1.0)
+    assert subject.host.retry_in(1.0) == 9.0

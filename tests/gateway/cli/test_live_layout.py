@@ -12,9 +12,10 @@ from rich.cells import cell_len
 from rich.console import Console, Group
 
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.admin.status import EngineView, HostView, RequestView, StatusView
+from hostler.gateway.admin.status import EngineView, HostView, StatusView
 from hostler.gateway.cli.live_layout import LiveState, log_lines, view_parts
 from hostler.gateway.events import RequestFinished, Waiting
+from hostler.gateway.in_flight import RequestView
 from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 

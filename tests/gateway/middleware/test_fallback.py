@@ -376,7 +376,7 @@ async def test_a_trial_returns_its_permit_even_if_recording_costs_fails() -> Non
         def allows(self, wanted: Reservation) -> bool:
             return True
 
-        def reserve(self, wanted: Reservation) -> bool:
+        async def try_reserve(self, wanted: Reservation) -> bool:
             return True
 
         def settle(self, reserved: Reservation, cost: float | None, *, answered: bool) -> None:
