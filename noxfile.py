@@ -26,7 +26,7 @@ nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = [
-    *("lint", "types", "imports", "workflows", "audit"),
+    *("lint", "types", "imports", "workflows", "docs", "audit"),
     *("tests", "versions(lowest)", "clients", "browser", "package", "deploy"),
 ]
 
@@ -94,6 +94,21 @@ def workflows(session: nox.Session) -> None:
     session.run("shellcheck", ".ci/run")
     session.run("zizmor", "--offline", "--no-progress", "--quiet", "--min-severity", "medium", ".github")
     session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site; every warning is an error, links and anchors that lead nowhere too.
+
+    `nox -s docs -- FOLDER` keeps it. Nothing is fetched.
+    """
+    _install(session, "docs")
+    with _folder(session) as folder:
+        site = Path(session.posargs[0]).resolve() if session.posargs else folder / "site"
+        strict = ("--fail-on-warning", "--keep-going", "--nitpicky", "--quiet")
+        session.run(
+            "sphinx-build", *strict, "--builder", "dirhtml", "--doctree-dir", str(folder / "trees"), "docs", str(site)
+        )
 
 
 #: Licences that a runtime dependency may have, as SPDX identifiers.
@@ -511,7 +526,8 @@ paths = {str(path) for path in files("hostler")}
 wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/app.py", "hostler/gateway/admin/static/app.js", "hostler/supervisor/manager.py",
           "hostler/adapters/openai/adapter.py", "hostler/gateway/middleware/base.py", "hostler/gateway/backends/transport.py"}
 missing = wanted - paths
-strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
+own = ("hostler/", "hostler-", "../../../bin/hostler", "../../../share/man/man1/hostler.1")
+strange = {path for path in paths if not path.startswith(own)}
 if missing or strange:
     sys.exit(f"missing from the wheel: {sorted(missing)}; outside the package: {sorted(strange)}")
 """

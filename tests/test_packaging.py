@@ -76,7 +76,9 @@ def test_the_wheel_is_marked_as_typed(names: set[str]) -> None:
 
 
 def test_the_wheel_takes_no_name_that_belongs_to_others(names: set[str]) -> None:
-    assert {name.partition("/")[0] for name in names} == {"hostler", f"hostler-{__version__}.dist-info"}
+    data = f"hostler-{__version__}.data"
+    assert {name.partition("/")[0] for name in names} == {"hostler", f"hostler-{__version__}.dist-info", data}
+    assert {name for name in names if name.startswith(data)} == {f"{data}/data/share/man/man1/hostler.1"}
 
 
 def test_the_wheel_holds_no_tests(names: set[str]) -> None:
