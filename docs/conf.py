@@ -20,7 +20,10 @@ REPOSITORY = "https://github.com/hostler-gateway/hostler"
 
 #: The pages, by what a reader wants.
 NAVIGATION: Mapping[str, tuple[str, ...]] = {
-    "Running it": ("operations", "clusters-behind", "cluster", "security"),
+    "Start": ("quick-start-one-pc", "quick-start-home-lab", "quick-start-team"),
+    "Recipes": ("recipes", "clients"),
+    "Coming from": ("from-llama-swap", "from-ollama", "from-lm-studio", "from-litellm"),
+    "Running it": ("troubleshooting", "faq", "upgrading", "operations", "clusters-behind", "cluster", "security"),
     "Reference": ("configuration", "engines", "compatibility", "performance"),
     "Developing it": ("architecture",),
 }

@@ -76,6 +76,8 @@ def in_text(text: str) -> Iterator[str]:
 
 def own_words(line: str) -> list[str] | None:
     """What follows `hostler` in a command line, perhaps behind variables and other programs; `None` if it is none."""
+    if not re.search(r"(^|[\s/])hostler(\s|$)", line):
+        return None
     words = shlex.split(
         re.sub(r"\s\d?>{1,2}\s*\S+", "", line.replace("\\|", "|")), comments=True
     )  # without redirections
