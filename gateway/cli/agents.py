@@ -37,6 +37,15 @@ NO_KEY = "unused"
 #: An answer is no longer than this, and no longer than a quarter of the context, in tokens.
 _MAX_ANSWER = 32_000
 
+#: With these, Claude Code would send another service's key, or ask another service.
+_FOREIGN_TO_CLAUDE = (
+    "ANTHROPIC_API_KEY",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_VERTEX",
+    "CLAUDE_CODE_USE_FOUNDRY",
+)
+
 
 class AgentProgram(StrEnum):
     claude = "claude"
@@ -136,25 +145,24 @@ def agent_launch(
 def _claude(model: GatewayModel, path: str | None) -> AgentLaunch:
     tiers = ["ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL", "CLAUDE_CODE_SUBAGENT_MODEL"]
     tiers += [f"ANTHROPIC_DEFAULT_{tier}_MODEL" for tier in ("OPUS", "SONNET", "HAIKU")]
+    public = {
+        "ANTHROPIC_BASE_URL": model.url,
+        **dict.fromkeys(tiers, model.name),
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(model.answer),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        # A line at the start of each prompt that changes between requests, so that engines could not reuse anything.
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+    }
+    # Variables in the user's settings would replace those of the environment; these settings come before them. The key
+    # is not among the arguments, which other users of the machine can see: a command prints it.
+    settings = {
+        "apiKeyHelper": f'printf %s "${KEY_VARIABLE}"',
+        "env": public | dict.fromkeys(("ANTHROPIC_AUTH_TOKEN", *_FOREIGN_TO_CLAUDE), ""),
+    }
     return AgentLaunch(
-        command=("claude",),
-        environment={
-            "ANTHROPIC_BASE_URL": model.url,
-            "ANTHROPIC_AUTH_TOKEN": model.key,
-            **dict.fromkeys(tiers, model.name),
-            "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(model.answer),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            # A line at the start of each prompt that changes between requests, so that engines could not reuse anything.
-            "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
-        },
-        # A key of Anthropic's would be sent instead, and the others lead to other services.
-        unset=(
-            "ANTHROPIC_API_KEY",
-            "CLAUDE_CODE_OAUTH_TOKEN",
-            "CLAUDE_CODE_USE_BEDROCK",
-            "CLAUDE_CODE_USE_VERTEX",
-            "CLAUDE_CODE_USE_FOUNDRY",
-        ),
+        command=("claude", "--settings", json.dumps(settings)),
+        environment={**public, KEY_VARIABLE: model.key, "ANTHROPIC_AUTH_TOKEN": model.key},
+        unset=_FOREIGN_TO_CLAUDE,
     )
 
 
@@ -178,8 +186,10 @@ def _opencode(model: GatewayModel, path: str | None) -> AgentLaunch:
     if model.context:
         entry["limit"] = {"context": model.context, "output": model.answer}
     settings: dict[str, Any] = {"$schema": "https://opencode.ai/config.json", "model": f"hostler/{model.name}"}
-    if _major_version(path) == 1:
+    if (_major_version(path) or 1) == 1:
         settings["small_model"] = f"hostler/{model.name}"
+        # The user's settings may name the only providers, or those that must not be used.
+        settings |= {"enabled_providers": ["hostler"], "disabled_providers": []}
         settings["provider"] = {
             "hostler": {
                 "npm": "@ai-sdk/openai-compatible",
@@ -205,9 +215,10 @@ def _opencode(model: GatewayModel, path: str | None) -> AgentLaunch:
 
 
 def _hermes(model: GatewayModel, path: str | None) -> AgentLaunch:
+    # Of the providers with any address, only LM Studio's takes address and key from the environment.
     return AgentLaunch(
-        command=("hermes", "chat", "--provider", "custom", "--model", model.name),
-        environment={"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": model.key, "HERMES_MODEL": model.name},
+        command=("hermes", "chat", "--provider", "lmstudio", "--model", model.name),
+        environment={"LM_BASE_URL": f"{model.url}/v1", "LM_API_KEY": model.key},
     )
 
 
@@ -215,7 +226,8 @@ def _aider(model: GatewayModel, path: str | None) -> AgentLaunch:
     name = f"openai/{model.name}"
     return AgentLaunch(
         command=("aider", "--model", name, "--weak-model", name, "--no-show-model-warnings"),
-        environment={"OPENAI_API_BASE": f"{model.url}/v1", "OPENAI_API_KEY": model.key},
+        # Without the prefix, a `.env` file of the project would replace them.
+        environment={"AIDER_OPENAI_API_BASE": f"{model.url}/v1", "AIDER_OPENAI_API_KEY": model.key},
     )
 
 

@@ -1,7 +1,7 @@
 """Other people's clients, unmodified, each in an environment of its own, against the whole product.
 
 They are many and heavy, so that the folder with their environments is made elsewhere and named by
-`HOSTLER_TEST_CLIENTS`: `langchain`, `litellm`, `llm` and `hermes` for Python, `js` with its `node_modules`.
+`HOSTLER_TEST_CLIENTS`: `langchain`, `litellm`, `llm`, `hermes` and `aider` for Python, `js` with its `node_modules`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import anyio
 import pytest
 from fakes.scripted_server import ScriptedAnswer, start_scripted_server
 from system.fallback_chain import start_chain
-from system.running_gateway import RunningGateway, StartGateway
+from system.hostler_process import run_hostler, write_shipped_model_config
+from system.running_gateway import RunningGateway, StartGateway, write_keys
 
 INSTALLED = os.environ.get("HOSTLER_TEST_CLIENTS")
 PROGRAMS = Path(__file__).parent / "programs"
@@ -60,12 +61,12 @@ async def python(client: str, gateway: RunningGateway, folder: Path, **environ: 
     return json.loads((await run(command, folder, **environ)).splitlines()[-1])
 
 
-async def node(client: str, gateway: RunningGateway, folder: Path) -> Any:
+async def node(client: str, url: str, folder: Path, *models: str) -> Any:
     """The JSON that the program of a JavaScript client prints. Packages are resolved from the program's folder."""
     program = folder / f"{client}_client.mjs"
     program.write_text((PROGRAMS / program.name).read_text())
     (folder / "node_modules").symlink_to(f"{INSTALLED}/js/node_modules")
-    return json.loads(await run(["node", str(program), gateway.url, "a", "org/b"], folder))
+    return json.loads(await run(["node", str(program), url, *(models or ("a", "org/b"))], folder))
 
 
 @in_every_form
@@ -107,7 +108,7 @@ async def test_llm_with_its_plugin_for_ollama_lists_models_and_chats(
 
 async def test_ollamas_package_for_javascript(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        printed = await node("ollama", gateway, tmp_path)
+        printed = await node("ollama", gateway.url, tmp_path)
     assert printed == {
         "models": ["a:latest", "alpha:latest", "org/b:latest"],
         "capabilities": ["completion"],
@@ -125,7 +126,7 @@ async def test_openais_package_for_javascript_reads_a_stream_with_progress_in_it
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        printed = await node("openai", gateway, tmp_path)
+        printed = await node("openai", gateway.url, tmp_path)
     waited = printed.pop("waited")
     assert waited >= 3 if progress in ("thinking", "quiet") else waited == 0
     models = ["org/b", "a", "alpha"]
@@ -136,7 +137,7 @@ async def test_anthropics_package_for_javascript_reads_a_stream_with_progress_in
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        printed = await node("anthropic", gateway, tmp_path)
+        printed = await node("anthropic", gateway.url, tmp_path)
     models = ["org/b", "a", "alpha"]
     assert printed == {"words": WORDS, "finish": "end_turn", "usage": 5, "whole": WORDS, "models": models}
 
@@ -146,14 +147,14 @@ async def test_vercels_package_reads_a_stream_with_progress_in_it(
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        printed = await node("ai", gateway, tmp_path)
+        printed = await node("ai", gateway.url, tmp_path)
     answer = {"words": WORDS, "errors": [], "finish": "stop", "usage": 5, "whole": WORDS}
     assert printed == {"openai": answer, "compatible": answer}
 
 
 async def test_the_ai_sdk_refers_to_earlier_items_by_their_ids(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        assert await node("ai_default", gateway, tmp_path) == {
+        assert await node("ai_default", gateway.url, tmp_path) == {
             "first": WORDS,
             "second": WORDS,
             "ollama": [WORDS, WORDS],
@@ -263,21 +264,50 @@ async def test_codex_ends_when_the_model_cannot_start(
     assert "exit code 7" in printed and "Reconnecting" not in printed
 
 
-@pytest.mark.parametrize(
-    ("program", "arguments"), [("codex", ("exec", "--skip-git-repo-check", "Hello")), ("claude", ("-p", "Hello"))]
-)
-async def test_a_launched_program_gets_an_answer_and_writes_no_settings(
-    start_gateway: StartGateway, tmp_path: Path, program: str, arguments: tuple[str, ...]
+#: Settings that lead a program elsewhere, as its users may have them: a file in the home folder, and what is in it.
+ELSEWHERE = "http://127.0.0.1:9/v1"
+CONTRARY = {
+    ".claude/settings.json": json.dumps(
+        {"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "ANTHROPIC_AUTH_TOKEN": "other", "ANTHROPIC_MODEL": "x"}}
+    ),
+    ".codex/config.toml": f'model = "x"\nmodel_provider = "o"\n[model_providers.o]\nname = "o"\nbase_url = "{ELSEWHERE}"\n',
+    ".config/opencode/opencode.json": json.dumps(
+        {"$schema": "https://opencode.ai/config.json", "model": "openai/x", "enabled_providers": ["openai"]}
+    ),
+    ".hermes/config.yaml": json.dumps({"model": {"provider": "lmstudio", "base_url": ELSEWHERE, "default": "x"}}),
+    ".env": f"OPENAI_API_BASE={ELSEWHERE}\nOPENAI_API_KEY=other\n",
+}
+LAUNCHED = {
+    "claude": ("js/node_modules/.bin", ("-p", "Hello")),
+    "codex": ("js/node_modules/.bin", ("exec", "--skip-git-repo-check", "Hello")),
+    "opencode": ("js/node_modules/.bin", ("run", "Hello")),
+    "hermes": ("hermes/bin", ("-Q", "-q", "Hello")),
+    "aider": (
+        "aider/bin",
+        ("--message", "Hello", "--yes-always", "--no-git", "--no-check-update", "--analytics-disable"),
+    ),
+}
+
+
+@pytest.mark.parametrize("program", LAUNCHED)
+async def test_a_launched_program_gets_an_answer_whatever_its_users_settings_say(
+    start_gateway: StartGateway, tmp_path: Path, program: str
 ) -> None:
-    path = f"{INSTALLED}/js/node_modules/.bin{os.pathsep}{os.environ['PATH']}"
-    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+    folder, arguments = LAUNCHED[program]
+    home = tmp_path / "home"
+    for name, content in CONTRARY.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+    keys, of = write_keys(tmp_path, agent=0)
+    environ = {"PATH": f"{INSTALLED}/{folder}{os.pathsep}{os.environ['PATH']}", "HOSTLER_API_KEY": of["agent"]}
+    async with start_gateway(PROFILES, gateway={**EAGER, "api_keys_file": keys}) as gateway:
         command = [f"{Path(sys.executable).parent}/hostler", "launch", program, "--url", gateway.url]
-        answer = await run([*command, "a", "--", *arguments], tmp_path, PATH=path, HOSTLER_API_KEY="unused")
-        shown = await run([*command, "--print", "a"], tmp_path, PATH=path, HOSTLER_API_KEY="unused")
+        answer = await run([*command, "a", "--", *arguments], home, **environ)
+        shown = await run([*command, "--print", "a"], home, **environ)
+        assert gateway.starts() == ["a"]
     assert WORDS.strip() in answer
-    assert gateway.url in shown
-    settings = (".codex/config.toml", ".claude/settings.json", ".claude/settings.local.json")
-    assert not any((tmp_path / name).exists() for name in settings)
+    assert gateway.url in shown and of["agent"] not in shown
+    assert {name: (home / name).read_text() for name in CONTRARY} == CONTRARY
 
 
 def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str) -> str:
@@ -320,3 +350,23 @@ async def test_hermes_chats_with_one_model_then_with_the_other(
         asked = [json.loads(note["body"]) for note in gateway.requests()]
         assert [body["model"] for body in asked] == ["a", "org/b"]
         assert all(body["tools"] for body in asked)
+
+
+ENGINE = """
+gateway: {listen: ["127.0.0.1:0"], queue: {max_wait_s: 100}}
+profiles:
+  smollm2: {model: "%s", sha256: %s, threads: 1, default: true}
+"""
+
+
+@pytest.mark.engine
+async def test_packages_for_javascript_with_a_real_engine(tmp_path: Path, real_model: Path) -> None:
+    with run_hostler("up", "--config", write_shipped_model_config(tmp_path, ENGINE), errors=tmp_path / "log") as up:
+        found = await node("engine", up.address, tmp_path, "smollm2")
+    assert len(found) == 6
+    for kind, answer in found.items():
+        assert answer["whole"].strip() == answer["streamed"].strip() != "", kind
+        assert answer.get("object", {"n": 7}) == {"n": 7}, kind
+        assert 1 < answer["usage"] <= 12, kind
+    # The same model, prompt and temperature: only who asks differs.
+    assert len({answer["whole"].strip() for answer in found.values()}) == 1, found

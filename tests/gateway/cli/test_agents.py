@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -32,13 +31,26 @@ def program(folder: Path, name: str, script: str) -> str:
 
 def test_claude_gets_every_tier_and_no_key_of_another_service() -> None:
     plan = agent_launch(AgentProgram.claude, MODEL, ["--resume"])
-    assert plan.command == ("claude", "--resume")
+    assert (plan.command[:2], plan.command[3:]) == (("claude", "--settings"), ("--resume",))
     assert plan.environment["ANTHROPIC_BASE_URL"] == "http://10.0.0.5:8000"
     assert plan.environment["ANTHROPIC_AUTH_TOKEN"] == "hst-secret"
     models = [name for name, value in plan.environment.items() if value == MODEL.name]
     assert {"ANTHROPIC_MODEL", "ANTHROPIC_DEFAULT_HAIKU_MODEL", "ANTHROPIC_DEFAULT_OPUS_MODEL"} <= set(models)
     assert plan.environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == "10000"
     assert "ANTHROPIC_API_KEY" in plan.unset
+
+
+def test_claudes_settings_replace_those_of_the_user_and_do_not_show_the_key() -> None:
+    plan = agent_launch(AgentProgram.claude, MODEL, [])
+    settings = json.loads(plan.command[2])
+    assert settings["env"] == {
+        **{name: value for name, value in plan.environment.items() if value != "hst-secret"},
+        **dict.fromkeys(("ANTHROPIC_AUTH_TOKEN", *plan.unset), ""),
+    }
+    helper = ["sh", "-c", settings["apiKeyHelper"]]
+    done = subprocess.run(helper, capture_output=True, text=True, env=dict(plan.environment), check=True)
+    assert done.stdout == "hst-secret"
+    assert "hst-secret" not in " ".join(plan.command)
 
 
 def test_codex_gets_a_provider_as_toml_and_the_name_of_the_keys_variable() -> None:
@@ -60,7 +72,7 @@ def test_codex_gets_a_provider_as_toml_and_the_name_of_the_keys_variable() -> No
     [
         ("echo 1.18.16", "provider", ("options", "baseURL")),
         ("echo opencode v2.0.3", "providers", ("settings", "baseURL")),
-        ("exit 1", "providers", ("settings", "baseURL")),
+        ("exit 1", "provider", ("options", "baseURL")),
     ],
 )
 def test_opencode_gets_the_settings_of_its_release(
@@ -70,6 +82,7 @@ def test_opencode_gets_the_settings_of_its_release(
     plan = agent_launch(AgentProgram.opencode, MODEL, ["run", "hi"], program_path=path)
     settings = json.loads(plan.environment["OPENCODE_CONFIG_CONTENT"])
     assert settings["model"] == f"hostler/{MODEL.name}"
+    assert settings.get("enabled_providers") == (["hostler"] if section == "provider" else None)
     entry = settings[section]["hostler"]
     assert entry[url[0]][url[1]] == "http://10.0.0.5:8000/v1"
     assert entry["models"][MODEL.name]["limit"] == {"context": 40_000, "output": 10_000}
@@ -77,11 +90,14 @@ def test_opencode_gets_the_settings_of_its_release(
     assert (plan.command, plan.environment["HOSTLER_API_KEY"]) == (("opencode", "run", "hi"), "hst-secret")
 
 
-@pytest.mark.parametrize(("name", "url"), [("hermes", "OPENAI_BASE_URL"), ("aider", "OPENAI_API_BASE")])
-def test_programs_with_openais_protocol_get_its_variables(name: str, url: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "url", "key"),
+    [("hermes", "LM_BASE_URL", "LM_API_KEY"), ("aider", "AIDER_OPENAI_API_BASE", "AIDER_OPENAI_API_KEY")],
+)
+def test_programs_with_openais_protocol_get_its_variables(name: str, url: str, key: str) -> None:
     plan = agent_launch(AgentProgram(name), MODEL, [], certificate="/etc/llm.crt")
     assert plan.environment[url] == "http://10.0.0.5:8000/v1"
-    assert plan.environment["OPENAI_API_KEY"] == "hst-secret"
+    assert plan.environment[key] == "hst-secret"
     assert plan.environment["NODE_EXTRA_CA_CERTS"] == "/etc/llm.crt"
     assert any(MODEL.name in part for part in plan.command)
 
@@ -150,19 +166,29 @@ def test_a_unix_socket_is_no_address_for_programs(tmp_path: Path) -> None:
     assert (result.exit_code, "cannot use a Unix socket" in result.output) == (2, True)
 
 
-def test_the_program_replaces_this_one_with_its_arguments(gateway: str, tmp_path: Path) -> None:
-    bin_folder = tmp_path / "bin"
+@pytest.mark.parametrize("name", [each.value for each in AgentProgram])
+def test_the_program_replaces_this_one_and_nothing_is_written(gateway: str, tmp_path: Path, name: str) -> None:
+    bin_folder, home = tmp_path / "bin", tmp_path / "home"
     bin_folder.mkdir()
-    program(
-        bin_folder, "claude", 'echo "$@"; echo "$ANTHROPIC_MODEL $ANTHROPIC_AUTH_TOKEN [$ANTHROPIC_API_KEY]"; exit 7'
+    home.mkdir()
+    recorder = f'case $1 in --version) echo 1.18.16; exit;; esac; exec {sys.executable} {bin_folder}/record.py "$@"'
+    program(bin_folder, name, recorder)
+    (bin_folder / "record.py").write_text(
+        "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)])); sys.exit(7)"
     )
     environ = {
-        **os.environ,
-        "PATH": f"{bin_folder}:/usr/bin:/bin",
-        "ANTHROPIC_API_KEY": "sk-ant",
-        "HOSTLER_API_KEY": "",
-    }
-    command = [sys.executable, "-m", "hostler.gateway", "launch", "claude", "phi", "--url", gateway, "--", "-p", "hi"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, check=False)
-    assert (done.returncode, done.stdout) == (7, "-p hi\nphi unused []\n"), done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+        "PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(home), "ANTHROPIC_API_KEY": "sk-ant", "OTHER": "kept",
+        "HOSTLER_API_KEY": "hst-secret", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "hostler.gateway", "launch", name, "phi", "--url", gateway, "--", "-p", "hi"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=environ, check=False)
+    assert done.returncode == 7, done.stderr
+    arguments, variables = json.loads(done.stdout)
+    model = GatewayModel(url=gateway, key="hst-secret", name="phi")
+    plan = agent_launch(AgentProgram(name), model, ["-p", "hi"], program_path=str(bin_folder / name))
+    assert tuple(arguments) == plan.command[1:]
+    assert plan.environment.items() <= variables.items()
+    assert set(plan.unset).isdisjoint(variables)
+    assert variables["OTHER"] == "kept"
+    assert "hst-secret" not in done.stdout.partition("], {")[0]
+    assert list(home.rglob("*")) == []
