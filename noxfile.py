@@ -323,21 +323,35 @@ def _llama_ui(session: nox.Session) -> Path:
     return dist
 
 
+#: The official packages of OpenAI, Anthropic and Ollama, which are in the `clients` group, with real and scripted engines.
+OFFICIAL_CLIENTS = [
+    *("tests/adapters/openai/test_sdk.py", "tests/adapters/anthropic/test_sdk.py", "tests/system/test_engine.py"),
+    *("tests/system/test_clients_engine.py", "tests/system/test_clients_progress.py"),
+    "tests/system/test_clients_responses.py",
+]
+
 #: Clients that get an environment of their own.
 CLIENTS = {"langchain": ["langchain-openai", "langchain-ollama"], "litellm": ["litellm"], "llm": ["llm", "llm-ollama"]}
 
-#: Larger ones, for `nox -s clients -- all`, which also needs node and npm.
-LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"]}
+#: These need node and npm.
 NODE_CLIENTS = [
-    *("ollama", "openai", "@anthropic-ai/sdk", "@anthropic-ai/claude-code", "@openai/codex"),
-    *("ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2", "ollama-ai-provider-v2"),
+    *("ollama", "openai", "@anthropic-ai/sdk"),
+    *("ai@7", "@ai-sdk/openai@4", "@ai-sdk/openai-compatible@3", "ollama-ai-provider-v2@4"),
 ]
+
+#: Large ones, for `nox -s clients -- all`.
+LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"], "aider": ["aider-chat==0.86.2"]}
+NODE_AGENTS = ["@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"]
 
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Run third-party clients, unmodified, against a running Hostler."""
-    _install(session, "tests", "-e", ".")
+    """Run third-party clients, unmodified, against a running Hostler, also with the embedded engine.
+
+    `nox -s clients -- all` adds coding agents, which are large.
+    """
+    _install(session, "tests", "-e", ".[embedded]")
+    _pull(session, Path(session.bin) / "hostler")
     every = "all" in session.posargs
     folder = Path(session.create_tmp()).resolve() / "clients"
     for name, packages in (CLIENTS | LARGE_CLIENTS if every else CLIENTS).items():
@@ -345,11 +359,29 @@ def clients(session: nox.Session) -> None:
         if not (room / "bin" / "pip").exists():
             session.run("python", "-m", "venv", str(room), silent=True)
         _fill(session, room, *packages)
-    if every:
-        session.run("npm", "install", "--silent", "--prefix", str(folder / "js"), *NODE_CLIENTS, external=True)
-    chosen = [] if every else ["-k", " or ".join(CLIENTS)]
-    environment = {**CLEAN, "HOSTLER_TEST_CLIENTS": str(folder)}
-    session.run("pytest", "tests/system/test_clients_installed.py", "-n", str(WORKERS), *chosen, env=environment)
+    with_node = shutil.which("npm") is not None
+    if with_node:
+        _fill_node_modules(session, folder / "js", [*NODE_CLIENTS, *(NODE_AGENTS if every else [])])
+    else:
+        session.warn("npm not found: clients for JavaScript are left out")
+    chosen = [
+        *CLIENTS,
+        *(["javascript", "vercels", "ai_sdk"] if with_node else []),
+        *(["hermes", "aider"] if every else []),
+    ]
+    words = [] if every and with_node else ["-k", " or ".join(chosen)]
+    environment = {**_test_environment(), "HOSTLER_TEST_CLIENTS": str(folder)}
+    session.run("pytest", *SIDE_BY_SIDE, *OFFICIAL_CLIENTS, env=environment)
+    session.run("pytest", "-n", str(WORKERS), "tests/system/test_clients_installed.py", *words, env=environment)
+
+
+def _fill_node_modules(session: nox.Session, folder: Path, packages: list[str]) -> None:
+    """Install npm packages in the folder. Those of the agents fetch nothing but link a program, for which npm asks leave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "package.json").write_text(
+        json.dumps({"private": True, "allowScripts": dict.fromkeys(NODE_AGENTS, True)})
+    )
+    session.run("npm", "install", "--silent", "--prefix", str(folder), *packages, external=True)
 
 
 @nox.session(default=False)
