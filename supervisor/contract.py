@@ -394,6 +394,19 @@ class SupportsModelLeases(Protocol):
 
 
 @runtime_checkable
+class SupportsPreparing(Protocol):
+    """A supervisor that prepares the next load while other models finish their answers."""
+
+    async def prepare_next(self, model: str | None, *, start: bool) -> None:
+        """Fetch the file of `model` and read it ahead; with `start`, start its engine, if its memory is free. Returns
+        when that is done, or at the next call, which replaces it; `None`: nothing is to be prepared any more.
+
+        Raises `UnknownProfile`, and `SupervisorError` if the model cannot be loaded.
+        """
+        ...
+
+
+@runtime_checkable
 class SupportsSlots(Protocol):
     """A supervisor that knows which conversation is in which slot of its engines."""
 

@@ -186,10 +186,15 @@ class EngineLifecycle:
         if command:
             await run_cleanup(command, inherited, log)
 
-    def read_ahead(self) -> None:
-        """Load the model file into the page cache in the background, if it is on disk."""
+    async def read_ahead(self, limit: int) -> None:
+        """Load the model file into the page cache, if it is on disk and takes no more than `limit`."""
         if self.path is not None:
-            self._services.files.read_ahead(self.path)
+            await self._services.files.read_ahead(self.path, limit)
+
+    def begin_read_ahead(self, limit: int) -> None:
+        """`read_ahead` in the background."""
+        if self.path is not None:
+            self._services.files.begin_read_ahead(self.path, limit)
 
     async def prepare(self) -> CommandFactory:
         """Make the model file available, then return what builds the engine's command. Raises `SupervisorError`."""

@@ -142,6 +142,13 @@ class ManagedProcess:
 
     async def stop(self) -> None:
         """Stop the current process and return when its whole group is gone. Callers waiting for it get `cancelled`."""
+        current = self._current
+        self.request_stop()
+        if current is not None:
+            await current.ended.wait()
+
+    def request_stop(self) -> None:
+        """Begin to stop the current process. Callers waiting for it get `cancelled`."""
         cancelled = Failure(kind="cancelled", message=f'model "{self.model}" was unloaded')
         if self._next is not None:
             self._next.settle(cancelled)
@@ -150,7 +157,6 @@ class ManagedProcess:
         if current is not None:
             current.result.settle(cancelled)
             current.cancel()
-            await current.ended.wait()
 
     async def wait_ended(self) -> None:
         """Wait until the current process has ended, for whatever reason."""

@@ -42,6 +42,7 @@ from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.first_starts import FirstStarts
 from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.machine import available_memory
 from hostler.supervisor.memory import MemoryHistory, MemoryUsage
 from hostler.supervisor.memory_meter import MemoryMeter, Meter
 from hostler.supervisor.metrics import SupervisorMetrics
@@ -56,6 +57,7 @@ from hostler.supervisor.model_files import (
     local_path,
 )
 from hostler.supervisor.model_leases import ModelLeases
+from hostler.supervisor.next_model import NextModel
 from hostler.supervisor.placement import PlacementPolicy, capacity_of
 from hostler.supervisor.process_limits import limits_of
 from hostler.supervisor.slot_cache import SlotCache
@@ -81,6 +83,7 @@ class EngineManager:
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
         prepare: PrepareFile = local_path, describe: DescribeFile = describe_file,
         slots: SlotCache | None = None, state: StateFiles | None = None, meter: Meter | None = None,
+        free_memory: Callable[[], int] = available_memory,
     ) -> None:  # fmt: skip
         state = state or StateFiles()
         self._settings = settings
@@ -121,6 +124,10 @@ class EngineManager:
             self._policy, self._usage, self._load_times, others=self._others, describe=self._descriptions.describe_shared_file,
             publish=self._subscriptions.publish,
         )  # fmt: skip
+        self._next = NextModel(
+            settings.prepare_next, self._switches, self._policy, others=self._others,
+            devices=lambda: self._devices.statuses, free_memory=free_memory,
+        )  # fmt: skip
         self._models = {profile.name: self._add(profile) for profile in profiles}
 
     # The contract.
@@ -157,6 +164,10 @@ class EngineManager:
             return 0
         activity = await engine_activity(address)
         return None if activity is None else activity.requests
+
+    async def prepare_next(self, model: str | None, *, start: bool) -> None:
+        """See `contract.SupportsPreparing`."""
+        await self._next.prepare(None if model is None else self._model(model), start=start)
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `contract.SupportsPulling`."""

@@ -57,6 +57,19 @@ class MemoryMeter:
         self._devices.close()
 
 
+def mapped_memory(pids: Collection[int]) -> int:
+    """The bytes of files that these processes and their descendants have in memory, such as the weights of models: the
+    system counts them as available, but they are in use. Where that is not known, 0. Takes a moment."""
+    mapped = 0
+    for pid in pids:
+        for each in _with_descendants(pid):
+            try:
+                mapped += getattr(psutil.Process(each).memory_info(), "shared", 0)
+            except psutil.Error:
+                continue
+    return mapped
+
+
 def _on_devices(pids: Collection[int], devices: Collection[DeviceReading]) -> dict[str, int]:
     """The memory that processes take on each device whose driver reports it; devices without any are left out."""
     found = {}

@@ -19,14 +19,15 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.profiles.fetch import cached, fetch
-from hostler.profiles.gguf import FactsCache, GGUFError, digest
-from hostler.profiles.model_folder import folder_facts
+from hostler.profiles.gguf import FactsCache, GGUFError, digest, shard_paths
+from hostler.profiles.model_folder import folder_facts, weight_files
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError, source_of
 from hostler.supervisor.contract import Failure, SupervisorError
 
-#: Read-ahead is requested in pieces, so that it can be cancelled in between.
-_PIECE: Final = 64 * 1024 * 1024
+#: Read-ahead is requested in pieces: Linux reads no more of each than a device's read-ahead, at least 128 KiB, and it can be
+#: cancelled in between.
+_PIECE: Final = 128 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +150,18 @@ class ModelFiles:
             logger.exception("profile %s: cannot describe the model file", profile.name)
             return FileDescription()
 
-    def read_ahead(self, path: Path) -> None:
-        """Load a file into the page cache in the background."""
+    async def read_ahead(self, path: Path, limit: int) -> None:
+        """Load a model's files into the page cache, unless they are larger than `limit`; cancellable."""
+        cancelled = threading.Event()
+        try:
+            await anyio.to_thread.run_sync(read_ahead, path, limit, cancelled, abandon_on_cancel=True)
+        finally:
+            cancelled.set()
+
+    def begin_read_ahead(self, path: Path, limit: int) -> None:
+        """`read_ahead` in the background."""
         if self.tasks is not None:
-            self.tasks.start_soon(_read_ahead, path)
+            self.tasks.start_soon(self.read_ahead, path, limit)
 
     async def _shared_download(self, profile: Profile, report: ReportProgress) -> Path:
         if self.tasks is None:
@@ -213,31 +222,25 @@ class _Download:
                 self.scope.cancel()
 
 
-def read_ahead(path: Path, cancelled: threading.Event) -> None:
-    """Start reading a file into the page cache. Blocks as long as the disk does; errors are ignored."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
+def read_ahead(path: Path, limit: int, cancelled: threading.Event) -> None:
+    """Start reading a model's files into the page cache, unless they are larger than `limit` together: they would push
+    out of it what is in use. Blocks as long as the disk does; errors are ignored."""
+    with contextlib.suppress(OSError, GGUFError):
+        files = weight_files(path) if path.is_dir() else shard_paths(path)
+        if hasattr(os, "posix_fadvise") and sum(each.stat().st_size for each in files) <= limit:
+            for each in files:
+                _read_file_ahead(each, cancelled)
+
+
+def _read_file_ahead(path: Path, cancelled: threading.Event) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         for offset in range(0, os.fstat(descriptor).st_size, _PIECE):
             if cancelled.is_set():
                 return
             os.posix_fadvise(descriptor, offset, _PIECE, os.POSIX_FADV_WILLNEED)
-    except OSError:
-        return
     finally:
         os.close(descriptor)
-
-
-async def _read_ahead(path: Path) -> None:
-    cancelled = threading.Event()
-    try:
-        await anyio.to_thread.run_sync(read_ahead, path, cancelled, abandon_on_cancel=True)
-    finally:
-        cancelled.set()
 
 
 def _path(profile: Profile) -> Path:

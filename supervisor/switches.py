@@ -17,6 +17,7 @@ from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, FirstAnswer, SupervisorError, SwitchMoved, SwitchPhase
 from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase
 from hostler.supervisor.generation import StartResult
+from hostler.supervisor.machine import available_memory
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy
 from hostler.supervisor.scheduling.estimates import is_overdue
@@ -41,12 +42,18 @@ logger = logging.getLogger(__name__)
 
 
 class SwitchOperation:
-    """A switch in progress. Phases only go forward; each is published once, a load's progress every half second."""
+    """A switch in progress. Phases only go forward; each is published once, a load's progress every half second.
+
+    With `overlap` no model stops for it: those that will have not finished their answers yet.
+    """
 
     def __init__(
         self, number: str, model: str, evict: Collection[str], *, expected_s: float | None,
-        publish: Callable[[SwitchMoved], None], clock: Callable[[], float] = time.monotonic,
+        publish: Callable[[SwitchMoved], None], overlap: bool = False, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        self.overlap = overlap
+        #: Whether the engine was being started already.
+        self.joined = False
         self.number = number
         self.model = model
         self.evict = frozenset(evict)
@@ -204,6 +211,11 @@ class SwitchCoordinator:
             switch = self._begin(model, evict)
         return switch
 
+    def begin_overlap(self, model: ManagedModel) -> SwitchOperation:
+        """Start `model` beside those that will stop for it, or join the switch to it. Raises as `request` does."""
+        current = self._latest.get(model.name)
+        return self._begin(model, (), overlap=True) if current is None or current.result.settled else current
+
     def current(self, model: str) -> SwitchOperation | None:
         """The latest switch to `model` that is in progress."""
         return self._latest.get(model)
@@ -225,11 +237,13 @@ class SwitchCoordinator:
         for switch in list(self._running):
             switch.on_process_change(process)
 
-    def _begin(self, model: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
+    def _begin(self, model: ManagedModel, evict: Sequence[str], *, overlap: bool = False) -> SwitchOperation:
         if self.tasks is None or model.retired:
             raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
         expected_s = self._load_times.get(model.name)
-        switch = SwitchOperation(secrets.token_hex(6), model.name, evict, expected_s=expected_s, publish=self._publish)
+        switch = SwitchOperation(
+            secrets.token_hex(6), model.name, evict, expected_s=expected_s, publish=self._publish, overlap=overlap
+        )
         self._latest[model.name] = switch
         self._running.add(switch)
         self.tasks.start_soon(self._run, model, switch)
@@ -247,7 +261,7 @@ class SwitchCoordinator:
             if self._latest.get(model.name) is switch:
                 del self._latest[model.name]
             switch.result.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
-        if switch.load_s > 0:
+        if switch.load_s > 0 and not switch.joined:
             self._load_times.record(model.name, switch.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
 
@@ -276,8 +290,11 @@ class SwitchCoordinator:
         # The header of a file that was just downloaded replaces the description without it.
         if description.facts is None and (self._policy.needs_sizes or not description.modified_at):
             await self._describe(model)
+        if switch.overlap:
+            return await model.process.request_start().wait()
         async with self._eviction:
             await self._evict(model, switch)
+            switch.joined = model.process.staying
             result = model.process.request_start()
             if self._policy.capacity.exclusive:
                 return await result.wait()
@@ -296,7 +313,7 @@ class SwitchCoordinator:
         # A file that was damaged since the last look must not cost the models that run now.
         await model.lifecycle.check_file()
         if not model.process.staying:
-            model.lifecycle.read_ahead()
+            model.lifecycle.begin_read_ahead(available_memory())
         await self._usage.drain(_undrained(victims, switch), lambda: switch.enter("draining"))
         switch.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
         async with anyio.create_task_group() as stops:

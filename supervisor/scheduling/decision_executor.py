@@ -18,6 +18,7 @@ from hostler.supervisor.contract import (
     Supervisor,
     SupervisorError,
     SupervisorUnreachable,
+    SupportsPreparing,
     SupportsSlots,
     UnknownProfile,
 )
@@ -30,6 +31,7 @@ from hostler.supervisor.scheduling.scheduled_host import ScheduledHost
 from hostler.supervisor.scheduling.types import (
     Decision,
     Grant,
+    PrepareNext,
     RefusalReason,
     Refuse,
     Revoke,
@@ -57,6 +59,7 @@ class DecisionExecutor(ScheduledHost):
         super().__init__(name, supervisor, settings, clock)
         self._supervisor = supervisor
         self._slots = supervisor if isinstance(supervisor, SupportsSlots) else None
+        self._preparing = supervisor if isinstance(supervisor, SupportsPreparing) else None
         self._publish = publish
         self._on_stopping = on_stopping
         self._stops: dict[str, anyio.Event] = {}
@@ -110,6 +113,8 @@ class DecisionExecutor(ScheduledHost):
                 raise RuntimeError("the orchestrator is not running")
             elif isinstance(decision, StartSwitch):
                 self._tasks.start_soon(self._switch, decision)
+            elif isinstance(decision, PrepareNext):
+                self._tasks.start_soon(self._prepare_next, decision)
             else:
                 self._stops.setdefault(decision.model, anyio.Event())
                 self._tasks.start_soon(self._unload, decision)
@@ -158,6 +163,19 @@ class DecisionExecutor(ScheduledHost):
             logger.warning("%s: loading %s failed: %s", self.name, order.model, failure.message)
             self._carry_out(self._scheduler.load_failed(order.id, order.model, now, failure), now, load_error)
         self._rearm()
+
+    async def _prepare_next(self, order: PrepareNext) -> None:
+        if self._preparing is None:
+            return
+        try:
+            await self._preparing.prepare_next(order.model, start=order.start)
+        except SupervisorError as error:
+            if order.model is not None:
+                now = self._clock()
+                self._carry_out(self._scheduler.prepare_failed(order.model, now, error.failure), now)
+                self._rearm()
+        except (UnknownProfile, SupervisorUnreachable):
+            return  # the switch reports it
 
     def _order_failed(self, error: UnknownProfile | SupervisorUnreachable) -> RefusalReason:
         """Why an order was refused or not received."""

@@ -27,10 +27,15 @@ class PlannedLoad(msgspec.Struct, eq=False):
 
     def next_check(self, settings: SchedulerSettings, now: float) -> float:
         """When time alone can change this plan next; infinite if it cannot."""
-        dues = [self.due] if self.victims else []
+        dues = [self.due, self.may_overlap_at(settings)] if self.victims else []
         for victim in self.victims:
             dues += [victim.since + settings.patience_s, victim.since + settings.min_residency_s]
         return min((due for due in dues if due > now), default=math.inf)
+
+    def may_overlap_at(self, settings: SchedulerSettings) -> float:
+        """From when on it may be started before the victims have finished: it is ready when patience ends, at the earliest."""
+        stay = max((victim.since for victim in self.victims), default=-math.inf) + settings.min_residency_s
+        return max(self.due - self.model.load_s, stay)
 
     def can_start(
         self, models: Collection[ScheduledModel], capacity: HostCapacity, settings: SchedulerSettings, now: float

@@ -24,6 +24,7 @@ from hostler.supervisor.scheduling.queue import ModelQueue, Ticket
 from hostler.supervisor.scheduling.steps import SchedulerSteps
 from hostler.supervisor.scheduling.types import (
     Decision,
+    PrepareNext,
     RefusalReason,
     Revoke,
     SchedulerSettings,
@@ -154,6 +155,15 @@ class Scheduler(SchedulerSteps):
             state.record_load(now - state.since)
         state.become_ready(now, parallel)
         return self._settle(now)
+
+    def prepare_failed(self, model: str, now: float, failure: Failure) -> list[Decision]:
+        """What the next load needs cannot be had: its queue is refused, and no other model has to stop for it."""
+        state = self._models.get(model)
+        if state is None or state.phase != "cold" or self._next is None or self._next.model != model:
+            return []
+        if failure.retry_after_s:
+            state.failure, state.failed_until = failure, now + failure.retry_after_s
+        return [*self._refuse_queue(state, "load_failed", now, failure), *self._settle(now)]
 
     def load_failed(self, switch_id: int, model: str, now: float, failure: Failure | None = None) -> list[Decision]:
         """The switch failed: the model's queue is refused, and the previous model is loaded again.
@@ -325,7 +335,7 @@ class Scheduler(SchedulerSteps):
 
     def _settle(self, now: float) -> list[Decision]:
         """Decide whatever can be decided now: barriers, grants, then switches for which there is memory."""
-        decisions: list[Decision] = []
+        decisions = self._end_overlaps() if self._overlapping else []
         plans = self._plan(now, decisions) if self._waiting else self._no_plan()
         for state in self._models.values():
             if state.phase == "ready" and state.queue:
@@ -333,6 +343,8 @@ class Scheduler(SchedulerSteps):
         for each in plans:
             if each.can_start(self._models.values(), self._capacity, self._settings, now):
                 decisions.append(self._start_switch(each.model, each.victims, now))
+        if plans or self._next is not None:
+            decisions += self._prepare_next(plans, now)
         for state in self._models.values():
             if state.phase == "ready" and not state.running:
                 expired = state.idle_until is not None and now >= state.idle_until
@@ -341,6 +353,35 @@ class Scheduler(SchedulerSteps):
         if self._background:
             self._serve_background(now, decisions)
         return decisions or self._return_to_default(now)
+
+    def _prepare_next(self, plans: Sequence[PlannedLoad], now: float) -> list[Decision]:
+        """Have the first load prepared that waits for running answers."""
+        load = next((each for each in plans if each.victims and each.model.phase == "cold"), None)
+        if load is None:
+            before, self._next = self._next, None
+            return [] if before is None else [PrepareNext(model=None)]
+        model, start = load.model.name, now >= load.may_overlap_at(self._settings)
+        if self._next is not None and self._next.model == model and (self._next.start or not start):
+            return []
+        self._next = PrepareNext(model=model, start=start)
+        if start:
+            self._overlapping.add(model)
+        return [self._next]
+
+    def _end_overlaps(self) -> list[Decision]:
+        """Models that were started while others finished their answers are ready: the others stop when they have, or the
+        new one at once if nothing waits for it any more."""
+        decisions: list[Decision] = []
+        for loaded in [state for state in self._loaded() if state.phase == "ready" and state.name in self._overlapping]:
+            self._overlapping.discard(loaded.name)
+            others = [state for state in self._loaded() if state is not loaded and state.phase == "ready"]
+            names = models_to_evict(loaded.footprint(), (state.footprint() for state in others), self._capacity)
+            if names and not loaded.queue and not loaded.pinned and loaded.model_lease is None:
+                decisions.append(self._stop(loaded))
+            for state in others:
+                if names and loaded.phase == "ready" and state.name in names:
+                    state.unloading = state.displaced = True
+        return decisions
 
     def _serve_background(self, now: float, decisions: list[Decision]) -> None:
         """Grant background work of loaded models, else load the model of the oldest, if nothing else is to be done."""

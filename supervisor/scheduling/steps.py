@@ -11,7 +11,15 @@ from hostler.supervisor.scheduling.estimates import queue_slots
 from hostler.supervisor.scheduling.model import ScheduledModel
 from hostler.supervisor.scheduling.queue import FairQueue, QueueEntry, Ticket
 from hostler.supervisor.scheduling.schedule import GrantedTicket, HostSchedule
-from hostler.supervisor.scheduling.types import Grant, RefusalReason, Refuse, SchedulerSettings, StartSwitch, Unload
+from hostler.supervisor.scheduling.types import (
+    Grant,
+    PrepareNext,
+    RefusalReason,
+    Refuse,
+    SchedulerSettings,
+    StartSwitch,
+    Unload,
+)
 
 
 class _Switch(msgspec.Struct, eq=False):
@@ -31,6 +39,10 @@ class SchedulerSteps(HostSchedule):
         self._queue = FairQueue()
         self._admission = AdmissionControl(settings.max_waiting)
         self._background = BackgroundWork()
+        #: What is being prepared for the next load.
+        self._next: PrepareNext | None = None
+        #: Models that may have been started beside those that will stop for them.
+        self._overlapping: set[str] = set()
 
     @property
     def used_at(self) -> float:
@@ -83,6 +95,10 @@ class SchedulerSteps(HostSchedule):
         for victim in victims:
             victim.become_stopping()
             victim.displaced = True
+        if self._next is not None and self._next.model == state.name:
+            self._next = None  # the switch takes over
+        if victims:
+            self._overlapping.discard(state.name)
         self._switch_count += 1
         state.become_loading(now, self._switch_count)
         self._switches[self._switch_count] = _Switch(state, victims)

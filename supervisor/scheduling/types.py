@@ -97,4 +97,12 @@ class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: str
 
 
-Decision = Grant | Refuse | Revoke | StartSwitch | Unload
+class PrepareNext(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`model` is loaded as soon as answers of other models have ended: do for it what can be done before. With `start`
+    it may be started beside them, if its memory is free. Replaces the last one; `None`: nothing is planned any more."""
+
+    model: str | None
+    start: bool = False
+
+
+Decision = Grant | Refuse | Revoke | StartSwitch | Unload | PrepareNext

@@ -11,7 +11,15 @@ import msgspec
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.scheduler import Scheduler
-from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, Revoke, SchedulerSettings, StartSwitch
+from hostler.supervisor.scheduling.types import (
+    Decision,
+    Grant,
+    PrepareNext,
+    Refuse,
+    Revoke,
+    SchedulerSettings,
+    StartSwitch,
+)
 
 SETTINGS = SchedulerSettings()
 
@@ -46,6 +54,7 @@ class SchedulerHost:
         self.switches: list[StartSwitch] = []
         self.unloads: list[str] = []
         self.revoked: list[int] = []
+        self.prepared: list[PrepareNext] = []
         self.using: dict[int, str] = {}
         self.waiting: set[int] = set()
         self._ids = itertools.count(1)
@@ -68,6 +77,9 @@ class SchedulerHost:
             elif isinstance(decision, Revoke):
                 assert decision.ticket in self.using
                 self.revoked.append(decision.ticket)
+            elif isinstance(decision, PrepareNext):
+                assert decision.model not in self.using.values(), "prepared what is loaded"
+                self.prepared.append(decision)
             else:
                 self.unloads.append(decision.model)
         return decisions

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
+from fakes.page_cache import cached_share, uncached_file, until_cached
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.model_files import DownloadedFiles, ModelFiles
+from hostler.supervisor.model_files import DownloadedFiles, ModelFiles, read_ahead
 
 pytestmark = pytest.mark.anyio
 FILE = Path("/somewhere/m.gguf")
@@ -149,3 +151,35 @@ def test_weights_in_a_folder_count_together(tmp_path: Path) -> None:
     for name, size in (("model-1.safetensors", 50_000), ("model-2.safetensors", 20_000), ("README.md", 9_000)):
         (tmp_path / name).write_bytes(bytes(size))
     assert DownloadedFiles().describe(Profile(name="qwen", model=str(tmp_path))).size == 70_000
+
+
+async def test_reading_ahead_brings_all_shards_into_memory(tmp_path: Path) -> None:
+    shards = [uncached_file(tmp_path / f"m-0000{number}-of-00002.gguf", 24 * 1024 * 1024) for number in (1, 2)]
+    await ModelFiles().read_ahead(shards[0], 48 * 1024 * 1024)
+    for shard in shards:
+        await until_cached(shard)
+
+
+async def test_weights_in_a_folder_are_read_ahead_too(tmp_path: Path) -> None:
+    weights = uncached_file(tmp_path / "model.safetensors", 1024 * 1024)
+    await ModelFiles().read_ahead(tmp_path, 1024 * 1024)
+    await until_cached(weights)
+
+
+async def test_a_model_larger_than_the_free_memory_is_not_read_ahead(tmp_path: Path) -> None:
+    file = uncached_file(tmp_path / "model.gguf", 8 * 1024 * 1024)
+    await ModelFiles().read_ahead(file, 8 * 1024 * 1024 - 1)
+    assert cached_share(file) < 0.1
+
+
+async def test_reading_ahead_ends_when_it_is_cancelled(tmp_path: Path) -> None:
+    file = uncached_file(tmp_path / "model.gguf", 64 * 1024 * 1024)
+    cancelled = threading.Event()
+    cancelled.set()
+    read_ahead(file, 64 * 1024 * 1024, cancelled)
+    assert cached_share(file) < 0.1
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "m-00001-of-00002.gguf", "m-00001-of-99999.gguf"])
+async def test_what_cannot_be_read_ahead_is_no_error(tmp_path: Path, name: str) -> None:
+    await ModelFiles().read_ahead(tmp_path / name, 10**9)

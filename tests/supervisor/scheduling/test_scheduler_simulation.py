@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.scheduling.queue import Ticket
-from hostler.supervisor.scheduling.types import Decision, Grant, StartSwitch, Unload
+from hostler.supervisor.scheduling.types import Decision, Grant, PrepareNext, StartSwitch, Unload
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -35,8 +35,10 @@ class Simulation(SchedulerHost):
 
     def __init__(
         self, *profiles: ProfileInfo, budget: int | None = None, failing: frozenset[int] = frozenset(),
-        limits: Mapping[str, Any] | None = None, may_run: Callable[[set[str]], bool] | None = None, **rules: float,
+        limits: Mapping[str, Any] | None = None, may_run: Callable[[set[str]], bool] | None = None,
+        overlaps: bool = False, **rules: float,
     ) -> None:  # fmt: skip
+        self._overlaps = overlaps
         self._happens: list[tuple[float, int, str, object]] = []
         self._order = itertools.count()
         self._failing = failing
@@ -46,6 +48,7 @@ class Simulation(SchedulerHost):
         self._client: dict[int, str] = {}
         self.first_in_turn: set[int] = set()
         self._up: set[str] = set()  # what takes room on the host
+        self._ordered: set[str] = set()  # what is being switched to
         self.started: dict[int, float] = {}
         self.ended: dict[int, float] = {}
         self._may_run = may_run
@@ -62,6 +65,7 @@ class Simulation(SchedulerHost):
                 self.started[decision.ticket] = self.now
                 self.soon(self._takes[decision.ticket], "end", decision.ticket)
             elif isinstance(decision, StartSwitch):
+                self._ordered.add(decision.model)
                 for victim in decision.evict:
                     self.soon(STOP_S, "gone", victim)
                 stop_s = STOP_S if set(decision.evict) & self._up else 0.0
@@ -70,6 +74,9 @@ class Simulation(SchedulerHost):
             elif isinstance(decision, Unload):
                 assert decision.model not in self.using.values()
                 self.soon(STOP_S, "gone", decision.model)
+            elif isinstance(decision, PrepareNext):
+                if decision.start and self._overlaps:
+                    self.soon(LOAD_S, "overlapped", decision)
             else:
                 self.ended[decision.ticket] = self.now
         return decisions
@@ -124,7 +131,14 @@ class Simulation(SchedulerHost):
         else:
             assert sum(self._size[name] for name in self._up) <= self._budget, f"{self._up} do not fit"
 
+    def _overlapped(self, order: PrepareNext) -> None:
+        """A model that was started beside others is ready, unless the order was replaced or a switch has taken over."""
+        if order is self.prepared[-1] and order.model is not None and order.model not in self._ordered:
+            self._up.add(order.model)
+            self.note(self.scheduler.loaded(None, order.model, self.now))
+
     def _switched(self, order: StartSwitch) -> None:
+        self._ordered.discard(order.model)
         if order.id in self._failing:
             self._up.discard(order.model)
             self.note(self.scheduler.load_failed(order.id, order.model, self.now))
@@ -180,6 +194,20 @@ def test_no_ticket_is_lost_and_all_comes_to_rest(
     assert set(host.ended) == set(range(1, len(jobs) + 1))
     assert not host.waiting and not host.using
     assert all(model.running == model.waiting == 0 for model in host.scheduler.view().models)
+
+
+@given(JOBS, PARALLEL, PATIENCE, st.sampled_from([0.0, 3.0]), st.sampled_from([None, 2.0]))
+@settings(deadline=None, max_examples=500)
+def test_models_that_start_while_others_finish_lose_no_ticket_and_leave_one_model(
+    jobs: list[Job], parallel: int, patience_s: float, residency_s: float, ttl_s: float | None
+) -> None:
+    host = Simulation(
+        *(profile(name, parallel, ttl_s=ttl_s) for name in MODELS), patience_s=patience_s,
+        min_residency_s=residency_s, max_waiting=20, max_wait_s=1000.0, overlaps=True, may_run=lambda up: True,
+    )  # fmt: skip
+    host.run(jobs)
+    assert set(host.ended) == set(range(1, len(jobs) + 1)) and not host.refused
+    assert sum(model.phase != "cold" for model in host.scheduler.view().models) <= 1
 
 
 @given(JOBS, PARALLEL, PATIENCE, st.lists(st.integers(1, 10), min_size=3, max_size=3), st.sampled_from([None, 2.0]))

@@ -1,0 +1,196 @@
+"""The next model, prepared while others finish their answers: read ahead, or started beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from fakes.flag_file import FlagFile
+from fakes.page_cache import cached_share, uncached_file, until_cached
+from system.running_gateway import first_token, gateway_starter
+
+from hostler.profiles.schema import Profile
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.manager import EngineManager
+from hostler.supervisor.memory import GIB
+from hostler.supervisor.model_files import FileDescription
+
+pytestmark = pytest.mark.anyio
+Scripted = Callable[..., Profile]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
+Flags = Callable[[str], FlagFile]
+START = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, prepare_next="start")
+MIB = 1024 * 1024
+
+
+def states(manager: EngineManager) -> dict[str, str]:
+    return {status.model: status.state for status in manager.status_now().models}
+
+
+def manager_of(*profiles: Profile, settings: SupervisorSettings = START, free: int = 100 * GIB) -> EngineManager:
+    return EngineManager(profiles, settings, free_memory=lambda: free)
+
+
+def sized(scripted: Scripted, name: str, gib: int = 4, **script: Any) -> Profile:
+    return scripted(name, profile={"memory": gib * GIB}, **script)
+
+
+async def test_its_file_is_read_ahead(scripted: Scripted, running: Running, tmp_path: Path) -> None:
+    file = uncached_file(tmp_path / "other.gguf", 32 * MIB)
+    profiles = [scripted("a"), msgspec.structs.replace(scripted("b"), model=str(file))]
+    async with running(EngineManager(profiles, SupervisorSettings())) as manager:
+        await manager.prepare_next("b", start=True)
+        await until_cached(file)
+        assert states(manager) == {"a": "stopped", "b": "stopped"}
+
+
+@pytest.mark.parametrize(("prepare_next", "free"), [("off", 100 * GIB), ("read", 16 * MIB)])
+async def test_its_file_is_not_read_ahead(
+    scripted: Scripted, running: Running, tmp_path: Path, prepare_next: Any, free: int
+) -> None:
+    file = uncached_file(tmp_path / "other.gguf", 32 * MIB)
+    profile = msgspec.structs.replace(scripted("b"), model=str(file))
+    settings = SupervisorSettings(prepare_next=prepare_next)
+    async with running(manager_of(profile, settings=settings, free=free)) as manager:
+        await manager.prepare_next("b", start=False)
+        assert cached_share(file) < 0.1
+
+
+async def test_what_running_engines_have_mapped_is_not_free(
+    scripted: Scripted, running: Running, tmp_path: Path
+) -> None:
+    file = uncached_file(tmp_path / "other.gguf", 4 * MIB)
+    profiles = [scripted("a"), msgspec.structs.replace(scripted("b"), model=str(file))]
+    # An engine's own program is mapped as well, and is larger than the rest.
+    async with running(manager_of(*profiles, settings=SupervisorSettings(), free=5 * MIB)) as manager:
+        await manager.switch("a")
+        await manager.prepare_next("b", start=False)
+        assert cached_share(file) < 0.1
+        await manager.unload("a")
+        await manager.prepare_next("b", start=False)
+        await until_cached(file)
+
+
+async def test_it_starts_beside_the_one_that_will_stop(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(manager_of(sized(scripted, "a"), sized(scripted, "b"))) as manager:
+        await manager.switch("a")
+        await manager.prepare_next("b", start=True)
+        assert states(manager) == {"a": "ready", "b": "ready"}
+        await manager.switch("b", evict=["a"])
+        assert states(manager) == {"a": "stopped", "b": "ready"}
+    assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "free"),
+    [
+        (START, 4 * GIB - 1),
+        (msgspec.structs.replace(START, exclusive=True, memory_budget=Size(7 * GIB)), 100 * GIB),
+        (msgspec.structs.replace(START, prepare_next="read"), 100 * GIB),
+    ],
+    ids=["memory", "budget", "setting"],
+)
+async def test_it_does_not_start_without_room(
+    scripted: Scripted, running: Running, journal: Any, settings: SupervisorSettings, free: int
+) -> None:
+    profiles = [sized(scripted, "a"), sized(scripted, "b")]
+    async with running(manager_of(*profiles, settings=settings, free=free)) as manager:
+        await manager.switch("a")
+        await manager.prepare_next("b", start=True)
+        assert states(manager) == {"a": "ready", "b": "stopped"}
+
+
+async def test_a_model_of_unknown_size_does_not_start_early(scripted: Scripted, running: Running, journal: Any) -> None:
+    profiles = [sized(scripted, "a"), scripted("b")]
+    async with running(EngineManager(profiles, START, describe=lambda _: FileDescription())) as manager:
+        await manager.switch("a")
+        await manager.prepare_next("b", start=True)
+        assert states(manager)["b"] == "stopped"
+
+
+async def test_it_stops_if_it_is_not_needed_any_more(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
+) -> None:
+    loaded = flags("loaded")
+    profiles = [sized(scripted, "a"), sized(scripted, "b", ready_when=loaded.path)]
+    async with running(manager_of(*profiles)) as manager, anyio.create_task_group() as tasks:
+        await manager.switch("a")
+        tasks.start_soon(lambda: manager.prepare_next("b", start=True))
+        await journal.until("start", 2)
+        await manager.prepare_next(None, start=False)
+        await journal.until("stop")
+        assert (await manager.switch("a")).model == "a"
+    assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "b")]
+
+
+async def test_a_switch_takes_over_what_was_begun(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
+) -> None:
+    loaded = flags("loaded")
+    profiles = [sized(scripted, "a"), sized(scripted, "b", ready_when=loaded.path)]
+    async with running(manager_of(*profiles)) as manager, anyio.create_task_group() as tasks:
+        await manager.switch("a")
+        tasks.start_soon(lambda: manager.prepare_next("b", start=True))
+        await journal.until("start", 2)
+        tasks.start_soon(lambda: manager.switch("b", evict=["a"]))
+        await journal.until("stop")
+        await manager.prepare_next(None, start=False)
+        loaded.set()
+        assert (await manager.switch("b")).model == "b"
+    assert len(journal.events("start", "b")) == 1
+
+
+async def test_its_failure_is_known_before_another_model_stops(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(manager_of(sized(scripted, "a"), sized(scripted, "b", exit_code=3))) as manager:
+        await manager.switch("a")
+        with pytest.raises(SupervisorError, match="exit code 3"):
+            await manager.prepare_next("b", start=True)
+        assert states(manager)["a"] == "ready"
+
+
+async def test_a_start_that_lacked_memory_is_not_repeated_beside_others(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    crowded = sized(scripted, "b", exit_code=1, exit_times=2, stderr="failed to allocate buffer")
+    async with running(manager_of(sized(scripted, "a"), crowded)) as manager:
+        await manager.switch("a")
+        for _ in range(2):
+            await manager.prepare_next("b", start=True)
+        assert len(journal.events("start", "b")) == 2, "a start without memory is tried twice"
+        await manager.switch("b", evict=["a"])
+        assert states(manager) == {"a": "stopped", "b": "ready"}
+
+
+async def test_clients_get_the_next_model_while_the_last_answer_of_the_other_runs(tmp_path: Path, flags: Flags) -> None:
+    last = flags("last")
+    profiles = {"a": {"memory": "1MiB", "script": {"last_when": last.path}}, "b": {"memory": "1MiB"}}
+    async with gateway_starter(tmp_path)(
+        profiles, supervisor={"prepare_next": "start"}, gateway={"switching": {"patience_s": 0}}
+    ) as gateway:
+        async with gateway.stream("a") as answer:
+            lines = await first_token(answer)
+            assert (await gateway.chat("b")).status_code == 200
+            assert not gateway.events("stop")
+            last.set()
+            assert "data: [DONE]" in [line async for line in lines]
+        await gateway.until(lambda: [note["model"] for note in gateway.events("stop")] == ["a"])
+
+
+async def test_a_missing_file_is_reported_while_another_model_still_answers(tmp_path: Path, flags: Flags) -> None:
+    last = flags("last")
+    profiles = {"a": {"script": {"last_when": last.path}}, "b": {"model": str(tmp_path / "gone.gguf")}}
+    async with gateway_starter(tmp_path)(profiles) as gateway, gateway.stream("a") as answer:
+        lines = await first_token(answer)
+        assert (await gateway.chat("b")).status_code >= 400
+        last.set()
+        assert "data: [DONE]" in [line async for line in lines]
+        assert not gateway.events("stop")
