@@ -123,6 +123,7 @@ class Components:
             bus=serving.bus,
             catalog=serving.catalog,
             hosts=serving.hosts,
+            host_choice=serving.host_choice,
             supervisors=serving.supervisors,
             chain=serving.chain,
             chain_view=self._chain_view,

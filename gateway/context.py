@@ -16,7 +16,7 @@ from hostler.adapters.canonical import Progress, PromptStatus, Request, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.asgi import CONTEXT_KEY, AcceptUpgrade
 from hostler.profiles.request_rules import RequestRules
-from hostler.supervisor.contract import AnswerLimits, EngineAddress
+from hostler.supervisor.contract import AnswerLimits, EngineAddress, PromptIdentity
 from hostler.supervisor.scheduling.lease import Lease
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     the prompt. `segments` counts the pieces received from it. `on_first_token` is called when the first token
     arrives. `restarts` is how often a dead engine was started afresh. `queue_s` and `switch_s` are the parts of
     `seconds` spent waiting in the queue and for a switch. `cost` is in US dollars, `None` if unknown. `outcome` is
-    empty until the attempt has ended, then `answered`, the kind of failure, or what ended it from outside
-    (`client_disconnected`, `cancelled`, `stopped`).
+    empty until the attempt has ended, then `answered`, the kind of failure, `moved` to another host while it was queued, or
+    what ended it from outside (`client_disconnected`, `cancelled`, `stopped`).
     """
 
     target: Target
@@ -154,12 +154,15 @@ class RequestContext:
     `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
     `limit_headers` describe the limits of the client's key. `accept_upgrade` is set for a request that asks for WebSocket.
     `background`: it is served while its host has nothing else to do,
-    without a deadline.
+    without a deadline. `prompt` identifies its conversation once that was looked for. `alternatives` are the
+    candidates that could answer instead of the current one, `granted` is a lease that one of them granted before its
+    attempt began.
     """
 
     __slots__ = (
         "accept_upgrade",
         "adapter",
+        "alternatives",
         "attempt",
         "attempts",
         "background",
@@ -169,6 +172,7 @@ class RequestContext:
         "client_port",
         "deadline",
         "failed_hops",
+        "granted",
         "hasten",
         "headers",
         "id",
@@ -178,6 +182,7 @@ class RequestContext:
         "only",
         "operation",
         "outcome",
+        "prompt",
         "reason",
         "request",
         "requested_model",
@@ -220,6 +225,9 @@ class RequestContext:
         self.requested_model: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()
+        self.alternatives: tuple[Target, ...] = ()
+        self.granted: Lease | None = None
+        self.prompt: PromptIdentity | None = None
         self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
         self.failed_hops: tuple[tuple[str, str], ...] = ()

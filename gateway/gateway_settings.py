@@ -52,6 +52,16 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Another `progress` for clients of some protocols: `anthropic`, `llamacpp`, `lmstudio`, `ollama`, `openai`."""
 
 
+class PlacementSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When another host loads a model that one has already, a replica, and how long that stays after its last request."""
+
+    replica_wait_s: Seconds = 2.0
+    """Time that a request would wait at the hosts which have its model loaded, beyond which another host loads it as
+    well."""
+    replica_idle_s: Seconds = 300.0
+    """Time without requests after which such a replica is unloaded again; less if its profile says so."""
+
+
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Time limits of a backend: to accept a connection, to its first byte, and between two bytes.
 
@@ -252,6 +262,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How many requests may wait for a host, and how long."""
     switching: SwitchingSettings = SwitchingSettings()
     """When a host switches between models, and what waiting clients see of it."""
+    placement: PlacementSettings = PlacementSettings()
+    """When another host loads a model that one has loaded already."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """How long backends may take to answer."""
     probing: ProbingSettings = ProbingSettings()

@@ -11,7 +11,7 @@ from hostler.gateway.key_usage import KeyAccounts
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 from hostler.gateway.middleware.key_limits import KeyLimitsMiddleware
-from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
+from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
@@ -57,7 +57,8 @@ def model_middleware(
             ModelDetectionMiddleware,
             find=parts.catalog.find,
             without_model=parts.catalog.without_model,
-            order=lambda targets: nearest_first(targets, parts.hosts),
+            order=parts.host_choice.ordered,
+            hosts=parts.hosts,
             refresh=refresh,
             chat_default=parts.catalog.chat_default,
         ),
@@ -70,6 +71,6 @@ def model_middleware(
             max_wait_s=settings.queue.max_wait_s,
             clock=clock,
         ),
-        Middleware(QueueingMiddleware, hosts=parts.hosts, clock=clock),
+        Middleware(QueueingMiddleware, hosts=parts.hosts, moves=parts.lease_moves, clock=clock),
         Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=parts.catalog.set_active),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -39,6 +40,9 @@ _LAST_MARKS: Final = 62
 #: Plain prompts have a mark after each so many bytes.
 _PART: Final = 2048
 
+#: The prompts of larger bodies, in bytes, are read in a thread.
+_LARGE: Final = 256 * 1024
+
 # Clients move it from message to message; it is no part of the prompt.
 _CACHE_CONTROL: Final = re.compile(rb',?\s*"cache_control"\s*:\s*\{[^{}]*\}')
 
@@ -66,6 +70,18 @@ def prompt_identity(request: Request, headers: Mapping[str, str]) -> PromptIdent
         return PromptIdentity(_client_id(members, headers), tuple(_marks(members)))
     except NOT_JSON:
         return None
+
+
+async def identify_prompt(request: Request, headers: Mapping[str, str]) -> PromptIdentity | None:
+    """The same, in a thread for large bodies."""
+    if not is_large(request):
+        return prompt_identity(request, headers)
+    return await asyncio.to_thread(prompt_identity, request, headers)
+
+
+def is_large(request: Request) -> bool:
+    """Whether reading the request's prompt would hold up others."""
+    return len(request.origin.body) >= _LARGE
 
 
 def _client_id(members: Mapping[str, msgspec.Raw], headers: Mapping[str, str]) -> str:

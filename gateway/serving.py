@@ -23,6 +23,8 @@ from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
+from hostler.gateway.host_choice import HostChoice
+from hostler.gateway.lease_moves import LeaseMoves
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.request_stores import tracer
@@ -106,6 +108,8 @@ class ServingComponents:
         self.backends = self._build_backends()
         self.hosts: dict[str, Host] = {} if local is None else {LOCAL: self._local_host(local)}
         self.hosts |= {name: self._remote_host(name, client) for name, client in self._clients.items()}
+        self.host_choice = HostChoice(self.hosts, settings.gateway.placement)
+        self.lease_moves = LeaseMoves(self.hosts, settings.gateway.placement, clock)
         self.chain = Chain(
             settings,
             supervisors=self.supervisors,
@@ -123,6 +127,7 @@ class ServingComponents:
         """Run the background tasks in the group, until it is cancelled."""
         for host in self.hosts.values():
             tasks.start_soon(host.run)
+        tasks.start_soon(self.lease_moves.run)
         tasks.start_soon(self.chain.run)
 
     async def synced(self) -> None:

@@ -221,10 +221,12 @@ class QueueFrame(msgspec.Struct, frozen=True, array_like=True, tag="queue"):
 
 
 class ViewFrame(msgspec.Struct, frozen=True, array_like=True, tag="view"):
-    """The models as the scheduler sees them; `idle_until` counts from now."""
+    """The models as the scheduler sees them; `idle_until` counts from now. `conversations` as in
+    `AnsweredConversations`."""
 
     models: tuple[ModelView, ...]
     outlooks: dict[str, ServiceOutlook]
+    conversations: dict[str, tuple[int, ...]] = {}
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, array_like=True, tag="error"):

@@ -264,7 +264,7 @@ class LeaseServer:
         )
         return (
             QueueFrame(waiting[:MAX_LISTED], len(waiting), self.host.serving),
-            ViewFrame(models, self.host.outlooks()),
+            ViewFrame(models, self.host.outlooks(), self.host.conversations()),
         )
 
     async def _send_views(self) -> None:

@@ -76,7 +76,7 @@ from hostler.supervisor.scheduling.events import (
 from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.types import Refuse, SchedulerSettings
-from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+from hostler.supervisor.scheduling.views import HostOffer, ModelView, ServiceDistance
 from hostler.supervisor.socket_url import socket_path
 
 #: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
@@ -358,6 +358,10 @@ class RemoteHost:
         """See `Host`. By the supervisor's last view, and what was requested from here since then."""
         return self._view.distance(model, available=self.reachable and not self._closing)
 
+    def offer(self, model: str, prompt: PromptIdentity | None = None) -> HostOffer:
+        """See `Host`."""
+        return self._view.offer(model, prompt, available=self.reachable and not self._closing)
+
     def estimate_s(self, lease: Lease) -> float:
         """See `Lease.estimate_s`."""
         return self._view.estimate_s(lease.id, self._clock())
@@ -390,7 +394,9 @@ class RemoteHost:
                 self._view.apply_queue(frame, waiting=self._own_waiting(), serving=self._own_serving())
                 self._publish(QueueChanged(backend=self.name, waiting=frame.waiting, serving=frame.serving))
             case ViewFrame():
-                self._view.apply_models(frame, self._clock())
+                # The supervisor answers each request for a lease, so one without an answer is not in the view.
+                unseen = (each.model for each in self._leases.values() if not (each.settled or each.acknowledged))
+                self._view.apply_models(frame, self._clock(), unseen)
             case SwitchFrame():
                 self._on_switch(frame.switch)
             case ModelFrame():

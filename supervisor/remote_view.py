@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 import msgspec
 
-from hostler.supervisor.contract import ModelStatus, SwitchMoved
+from hostler.supervisor.contract import ModelStatus, PromptIdentity, State, SwitchMoved
 from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
+from hostler.supervisor.scheduling.conversations import as_sets, read_before
 from hostler.supervisor.scheduling.events import Waiting
+from hostler.supervisor.scheduling.model import ModelPhase
 from hostler.supervisor.scheduling.progress import ENDED, KnownSwitch, SwitchSpan
 from hostler.supervisor.scheduling.views import (
     NO_OUTLOOK,
     UNAVAILABLE,
+    HostOffer,
     ModelView,
     ServiceDistance,
     ServiceOutlook,
     distance_by,
+    offer_by,
 )
+
+_PHASES: Mapping[State, ModelPhase] = {"ready": "ready", "starting": "loading", "stopping": "stopping"}
 
 
 class RemoteView:
@@ -36,6 +45,7 @@ class RemoteView:
         self.switches: dict[str, KnownSwitch] = {}
         self._by_name: dict[str, ModelView] = {}
         self._outlooks: dict[str, ServiceOutlook] = {}
+        self._conversations: dict[str, frozenset[int]] = {}
         self._since_view: dict[str, int] = {}
         self._host_load = 0
         self._places: dict[int, tuple[QueuePlace, float]] = {}
@@ -65,18 +75,23 @@ class RemoteView:
         self.others_waiting = max(0, frame.total - waiting)
         self.others_serving = max(0, frame.serving - serving)
 
-    def apply_models(self, frame: ViewFrame, now: float) -> None:
+    def apply_models(self, frame: ViewFrame, now: float, unseen: Iterable[str] = ()) -> None:
+        """`unseen` are the models of leases that were requested from here, and that the supervisor did not know of yet."""
         self.models = tuple(
             each if each.idle_until is None else msgspec.structs.replace(each, idle_until=now + each.idle_until)
             for each in frame.models
         )
         self._by_name = {each.model: each for each in self.models}
         self._outlooks = dict(frame.outlooks)
-        self._since_view = {}
-        self._host_load = sum(each.running + each.waiting for each in self.models)
+        self._conversations = as_sets(frame.conversations)
+        self._since_view = dict(Counter(unseen))
+        self._host_load = sum(each.running + each.waiting for each in self.models) + sum(self._since_view.values())
 
     def apply_state(self, status: ModelStatus) -> None:
         """A model's process changed; the view that follows says the rest."""
+        if (known := self._by_name.get(status.model)) is not None:
+            phase = _PHASES.get(status.state, "cold")
+            self._by_name[status.model] = msgspec.structs.replace(known, phase=phase)
         before = self._outlooks.get(status.model, NO_OUTLOOK)
         if status.state in ("ready", "starting"):
             steps = 0 if status.state == "ready" else 1
@@ -125,6 +140,11 @@ class RemoteView:
         requests = max(0, before + self._since_view.get(model, 0))
         outlook = self._outlooks.get(model, NO_OUTLOOK)
         return distance_by(outlook, requests, parallel, max(0, self._host_load), before=before)
+
+    def offer(self, model: str, prompt: PromptIdentity | None, *, available: bool) -> HostOffer:
+        """See `Host.offer`."""
+        read = read_before(prompt, self._conversations.get(model, ()))
+        return offer_by(self._by_name.get(model), self.distance(model, available=available), read)
 
     def place(self, number: int, now: float) -> tuple[int | None, float | None]:
         """A queued lease's position, and its estimated wait if that rests on measurements."""

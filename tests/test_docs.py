@@ -356,7 +356,7 @@ def words_of(kind: str) -> set[str]:
     ("kind", "words"),
     [
         ("request", set(get_args(RequestOutcome))),
-        ("attempt", {*get_args(AttemptResult), "cancelled", "stopped", "gateway_failed"}),
+        ("attempt", {*get_args(AttemptResult), "moved", "cancelled", "stopped", "gateway_failed"}),
         ("skipped", set(get_args(SkipReason))),
     ],
 )

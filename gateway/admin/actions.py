@@ -12,6 +12,7 @@ from hostler.adapters.errors import ModelNotFound, NotFound
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.events import printable
+from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -59,11 +60,13 @@ class ActionRoutes:
         self,
         catalog: Catalog,
         hosts: Mapping[str, Host],
+        choice: HostChoice,
         in_progress: InFlightRequests,
         others: OtherRequests | None = None,
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
+        self._choice = choice
         self._in_progress = in_progress
         self._others = others
 
@@ -86,7 +89,8 @@ class ActionRoutes:
 
     async def _load(self, request: Request) -> Response:
         model, hosts = self._hosts_of((await decode_body(request, LoadBody)).model)
-        lease = min(hosts, key=lambda host: host.distance(model)).lease(model, client="operator")
+        (nearest, *_) = self._choice.hosts([host.name for host in hosts], model)
+        lease = nearest.lease(model, client="operator")
 
         async def loaded() -> None:
             while not await lease.wait(60.0):
@@ -138,7 +142,7 @@ class ActionRoutes:
     async def _forecast(self, request: Request) -> Response:
         """The effects of a load: which models are unloaded, which requests wait, and for how long."""
         model, hosts = self._hosts_of(request.query_params.get("model", ""))
-        nearest = sorted(hosts, key=lambda host: host.distance(model))
+        nearest = self._choice.hosts([host.name for host in hosts], model)
         forecasts = {host.name: view for host in nearest if (view := await host.estimate_switch(model)) is not None}
         return json_response(ForecastView(model=model, hosts=forecasts))
 

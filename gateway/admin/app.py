@@ -30,6 +30,7 @@ from hostler.gateway.backends.chain import Chain
 from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
+from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
@@ -78,6 +79,7 @@ class AdminApp:
         bus: Bus,
         catalog: Catalog,
         hosts: Mapping[str, Host],
+        host_choice: HostChoice,
         supervisors: Mapping[str, object],
         chain: Chain,
         chain_view: Callable[[], ChainView],
@@ -131,9 +133,9 @@ class AdminApp:
         self._parts = (
             self._status_routes,
             self._mcp,
-            ActionRoutes(catalog, hosts, in_progress, others),
-            ModelLeaseRoutes(catalog, hosts),
-            DryRunRoutes(catalog.find, chain, preview),
+            ActionRoutes(catalog, hosts, host_choice, in_progress, others),
+            ModelLeaseRoutes(catalog, hosts, host_choice),
+            DryRunRoutes(catalog.find, chain, host_choice, preview),
             BackendRoutes(backend_models),
             self._log_routes,
             TranscriptRoutes(transcripts),

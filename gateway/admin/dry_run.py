@@ -13,6 +13,7 @@ from hostler.gateway.admin.http import json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.hop import RouteHop
+from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.model_catalog import Placement, rules_of
 from hostler.gateway.plain_models import CatalogBackend
 from hostler.gateway.routing import gateway_route
@@ -35,9 +36,12 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 class DryRunRoutes:
     """`find` is the catalog's; `preview` returns what is changed in a client's request, as the lines of a diff."""
 
-    def __init__(self, find: Callable[[str | None], Placement], chain: Chain, preview: Preview) -> None:
+    def __init__(
+        self, find: Callable[[str | None], Placement], chain: Chain, choice: HostChoice, preview: Preview
+    ) -> None:
         self._find = find
         self._chain = chain
+        self._choice = choice
         self._preview = preview
 
     def routes(self) -> list[RouteMatch]:
@@ -47,12 +51,15 @@ class DryRunRoutes:
         placement = self._find(request.query_params.get("model"))
         local_only = placement.local_only or request.query_params.get("local_only", "").lower() in ("true", "1")
         client = request.query_params.get("client", "")
+        places = {place.backend: place for place in placement.places}
+        reasons = {each.backend: each.reasons for each in self._choice.ranked(places, placement.model)}
         hops = tuple(
             msgspec.structs.replace(
                 self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only),
                 changes=self._preview(place, rules_of(placement, place), client, placement.card.kind),
+                reasons=reasons.get(place.backend, ()),
             )
-            for place in placement.places
+            for place in (places[name] for name in self._choice.names(places, placement.model))
         )
         return json_response(
             DryRun(

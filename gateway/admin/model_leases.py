@@ -14,6 +14,7 @@ from hostler.adapters.errors import BadRequest, GatewayError, ModelNotFound, Not
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
 from hostler.gateway.context import Client
+from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
 from hostler.supervisor.contract import ModelLease
@@ -57,9 +58,10 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 class ModelLeaseRoutes:
     """`/admin/leases`. Delegates to the hosts; holds no state."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Host]) -> None:
+    def __init__(self, catalog: Catalog, hosts: Mapping[str, Host], choice: HostChoice) -> None:
         self._catalog = catalog
         self._hosts = hosts
+        self._choice = choice
 
     def routes(self) -> list[RouteMatch]:
         one = "/admin/leases/{id}"
@@ -130,7 +132,8 @@ class ModelLeaseRoutes:
             hosts = [host for host in hosts if host.name == body.backend]
             if not hosts:
                 raise NotFound(f"no host of that name has {placement.model}; hosts that have it: {names}")
-        return min(hosts, key=lambda host: host.distance(placement.model)), placement.model
+        (nearest, *_) = self._choice.hosts([host.name for host in hosts], placement.model)
+        return nearest, placement.model
 
 
 async def _while_connected(request: Request, host: Host, model: str, holder: str, seconds: float) -> ModelLease:

@@ -24,7 +24,8 @@ from hostler.supervisor.scheduling.host import Host
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on a host. `idle_until` is when it will be unloaded for idleness, in seconds since the epoch."""
+    """A model on a host. `idle_until` is when it will be unloaded for idleness, in seconds since the epoch, `tokens_per_s`
+    the measured speed of an answer."""
 
     model: str
     phase: str
@@ -34,6 +35,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     load_s: float
     idle_until: float | None = None
+    tokens_per_s: float | None = None
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +234,7 @@ class StatusBuilder:
                     draining=each.draining,
                     load_s=round(each.load_s, 2),
                     idle_until=_at(each.idle_until, offset),
+                    tokens_per_s=None if each.tokens_per_s is None else round(each.tokens_per_s, 1),
                 )
                 for each in host.models()
             ),

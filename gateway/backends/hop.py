@@ -77,7 +77,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
     """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same as text.
 
-    `changes` is what the settings change in a request for it, as the lines of a diff (`+ `, `- `).
+    `changes` is what the settings change in a request for it, as the lines of a diff (`+ `, `- `). `reasons` are why a host
+    stands at this place among others.
     """
 
     backend: str
@@ -91,3 +92,4 @@ class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     words: str
     changes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()

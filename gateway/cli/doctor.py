@@ -172,10 +172,17 @@ def route_rows(route: Mapping[str, Any]) -> list[tuple[str, ...]]:
             hop["backend"],
             hop["name_there"],
             "local" if hop["local"] else "external",
-            _skipped(hop) or ("would answer" if hop["backend"] == route["first"] else "standby"),
+            _hop_state(hop, route["first"]),
         )
         for position, hop in enumerate(route["hops"])
     ]
+
+
+def _hop_state(hop: Mapping[str, Any], first: str | None) -> str:
+    """Whether a hop would answer; of a host also why it stands at its place."""
+    state = _skipped(hop) or ("would answer" if hop["backend"] == first else "standby")
+    reasons = ", ".join(hop.get("reasons", ()))  # older gateways give none
+    return f"{state}: {reasons}" if reasons and not hop["words"] else state
 
 
 def change_lines(route: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import takewhile
 
 import anyio
 import msgspec
@@ -41,8 +42,9 @@ from hostler.gateway.backends.reservation import estimate, refusal, settle
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
 from hostler.gateway.backends.wake_on_lan import StillAsleep
-from hostler.gateway.context import Attempt, RequestContext
+from hostler.gateway.context import Attempt, RequestContext, Target
 from hostler.gateway.events import printable
+from hostler.gateway.lease_moves import MovedElsewhere
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 logger = logging.getLogger(__name__)
@@ -99,14 +101,29 @@ class FallbackMiddleware(RequestMiddleware):
         context.deadline = None if context.background else now + self._max_wait_s
         self._budget.count_request(now)
         failed: list[FailedHop] = []
-        for index, target in enumerate(targets):
-            candidate = Candidate(index, self._hops[target.backend], target, targets[index + 1 :])
-            failure = self._skipped(context, candidate, failed)
-            if failure is None:
-                failure = await self._try(context, candidate, failed, call_next)
+        ahead = list(enumerate(targets))
+        try:
+            while ahead:
+                index, target = ahead.pop(0)
+                later = tuple(each for _, each in ahead)
+                candidate = Candidate(index, self._hops[target.backend], target, later)
+                failure = self._skipped(context, candidate, failed)
                 if failure is None:
-                    return
-            failed.append(failure)
+                    context.alternatives = self._alternatives(context, candidate, failed)
+                    try:
+                        failure = await self._try(context, candidate, failed, call_next)
+                    except MovedElsewhere as moved:
+                        context.granted = moved.lease
+                        place = targets.index(moved.target)
+                        ahead = [(place, moved.target), (index, target), *(each for each in ahead if each[0] != place)]
+                        continue
+                    if failure is None:
+                        return
+                _withdraw_granted(context)
+                failed.append(failure)
+        finally:
+            context.alternatives = ()
+            _withdraw_granted(context)
         rests_since = self._clock()
         while (paused := await self._rested(context, failed, rests_since)) is not None:
             if await self._try_again(context, paused, failed, call_next):
@@ -128,6 +145,18 @@ class FallbackMiddleware(RequestMiddleware):
         if failure is not None:
             failed.append(failure)
         return failure is None
+
+    def _alternatives(
+        self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]
+    ) -> tuple[Target, ...]:
+        """The hosts that come next, and could answer instead of this one: what the chain names before another host is tried
+        before it."""
+        next_hosts = takewhile(lambda target: self._hops[target.backend].supervised, candidate.later)
+        return tuple(
+            target
+            for target in next_hosts
+            if self._skip_reason(context, Candidate(0, self._hops[target.backend], target, ()), failed) is None
+        )
 
     # Hops that are skipped
 
@@ -243,6 +272,9 @@ class FallbackMiddleware(RequestMiddleware):
             return None
         except asyncio.CancelledError:
             ended_as = _ended_by(context.cancel_reason)
+            raise
+        except MovedElsewhere:
+            ended_as = "moved"
             raise
         except GatewayError as caught:
             error, ended_as = caught, _ended_by(caught)
@@ -377,6 +409,13 @@ class FallbackMiddleware(RequestMiddleware):
             return False
         finally:
             context.waits_for = before
+
+
+def _withdraw_granted(context: RequestContext) -> None:
+    """Give a lease back that was granted for an attempt which was not made."""
+    lease, context.granted = context.granted, None
+    if lease is not None:
+        lease.release()
 
 
 def _note(context: RequestContext, failed: list[FailedHop]) -> None:

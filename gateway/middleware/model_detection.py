@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from itertools import groupby
+from collections.abc import Awaitable, Callable, Container
 from typing import Protocol
 
 from hostler.adapters.canonical import ChatRequest, CompletionRequest, Passthrough
@@ -12,7 +11,8 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.model_catalog import Placement, rules_of
-from hostler.supervisor.scheduling.host import Host
+from hostler.gateway.prompt_identity import identify_prompt, is_large, prompt_identity
+from hostler.supervisor.contract import PromptIdentity
 
 #: Models whose targets are kept, at most.
 _MAX_KEPT = 10_000
@@ -24,7 +24,7 @@ class FindAny(Protocol):
     def __call__(self, *, sends: bool) -> Placement | None: ...
 
 
-OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
+OrderTargets = Callable[[tuple[Target, ...], PromptIdentity | None], tuple[Target, ...]]
 
 
 class ModelDetectionMiddleware(RequestMiddleware):
@@ -33,7 +33,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
     `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
     was asked. `without_model` finds backends for requests that name no model and that any backend may understand,
     `chat_default` the model of chats that name none while the active one cannot chat, or `None` while it can. `Forbidden`
-    is raised for a model that the client's key may not use. `order` may reorder targets that are equally good.
+    is raised for a model that the client's key may not use. `order` may reorder targets that are equally good for a prompt;
+    it is read only if several of them are `hosts`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         find: FindModel,
         without_model: FindAny,
         order: OrderTargets,
+        hosts: Container[str],
         refresh: Callable[[], Awaitable[bool]],
         chat_default: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -50,6 +52,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         self._find = find
         self._without_model = without_model
         self._order = order
+        self._hosts = hosts
         self._refresh = refresh
         self._chat_default = chat_default
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
@@ -77,9 +80,19 @@ class ModelDetectionMiddleware(RequestMiddleware):
             context.request = adapter.apply_preset(context.request, placement.preset)
         context.request = adapter.validate(context.request, placement.card)
         context.writer.encoder.bind_model(placement.card)
-        candidates = self._targets_of(placement)
-        context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
+        context.candidates = self._targets_of(placement)
+        if len(context.candidates) < 2 or sum(each.backend in self._hosts for each in context.candidates) < 2:
+            return call_next()
+        if is_large(context.request):
+            return self._dispatch_ordered(context, call_next)
+        context.prompt = prompt_identity(context.request, context.headers)
+        context.candidates = self._order(context.candidates, context.prompt)
         return call_next()
+
+    async def _dispatch_ordered(self, context: RequestContext, call_next: CallNext) -> None:
+        context.prompt = await identify_prompt(context.request, context.headers)
+        context.candidates = self._order(context.candidates, context.prompt)
+        await call_next()
 
     def _find_any(self, request: Passthrough) -> Placement:
         """Where a request goes that names no model, and that any backend may understand."""
@@ -124,17 +137,3 @@ class ModelDetectionMiddleware(RequestMiddleware):
                 self._targets.clear()
             known = self._targets[placement.card.name] = (placement, targets)
         return known[1]
-
-
-def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Host]) -> tuple[Target, ...]:
-    """The targets, with hosts that are neighbours in the chain sorted by their distance from serving the model.
-
-    Everything else keeps its place: a cloud between two hosts stays between them.
-    """
-    ordered: list[Target] = []
-    for supervised, group in groupby(targets, key=lambda target: target.backend in hosts):
-        run = list(group)
-        if supervised and len(run) > 1:
-            run.sort(key=lambda target: hosts[target.backend].distance(target.model))
-        ordered += run
-    return tuple(ordered)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
 
 import anyio
 
 from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import WaitTimeout
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import RequestContext
+from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.lease_moves import LeaseMoves, QueuedLease
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.prompt_identity import prompt_identity
-from hostler.supervisor.contract import PromptIdentity
+from hostler.gateway.prompt_identity import identify_prompt
 from hostler.supervisor.scheduling.errors import EngineLost, Preempted
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
 
 #: How often a request that has nearly used up its time looks whether the switch to its model goes on, in seconds.
 _LOOK_AGAIN_S = 0.1
-#: The prompts of larger bodies, in bytes, are read in a thread.
-_LARGE: Final = 256 * 1024
 
 
 class QueueingMiddleware(RequestMiddleware):
@@ -33,7 +29,7 @@ class QueueingMiddleware(RequestMiddleware):
 
     Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it
     refuses. A request whose engine was lost before anything was sent is queued again, as is background work
-    that was cut off by other requests.
+    that was cut off by other requests. `MovedElsewhere` is raised for a request that another host serves sooner.
     """
 
     def __init__(
@@ -41,10 +37,12 @@ class QueueingMiddleware(RequestMiddleware):
         app: ASGIApp,
         *,
         hosts: Mapping[str, Host],
+        moves: LeaseMoves,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(app)
         self._hosts = hosts
+        self._moves = moves
         self._clock = clock
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
@@ -57,11 +55,11 @@ class QueueingMiddleware(RequestMiddleware):
         return self._queue(context, host, call_next)
 
     async def _queue(self, context: RequestContext, host: Host, call_next: CallNext) -> None:
-        request = context.request
-        identify = partial(prompt_identity, request, context.headers)
-        prompt = identify() if len(request.origin.body) < _LARGE else await asyncio.to_thread(identify)
+        if context.prompt is None:
+            context.prompt = await identify_prompt(context.request, context.headers)
         while True:
-            lease = context.current.lease = self._join(context, host, prompt)
+            lease, context.granted = context.granted or self._ask(context, host, context.current.target), None
+            context.current.lease = lease
             try:
                 if not lease.settled:
                     await self._wait(context, lease)
@@ -80,23 +78,26 @@ class QueueingMiddleware(RequestMiddleware):
             finally:
                 lease.release()
 
-    @staticmethod
-    def _join(context: RequestContext, host: Host, prompt: PromptIdentity | None) -> Lease:
+    def _ask(self, context: RequestContext, host: Host, target: Target) -> Lease:
+        keep_alive_s = getattr(context.request, "keep_alive_s", None)
+        if keep_alive_s is None:
+            keep_alive_s = self._moves.replica_keep_alive_s(target.backend, context.candidates)
         return host.lease(
-            context.current.target.model,
+            target.model,
             client=context.client.name,
             request_id=context.id,
-            keep_alive_s=getattr(context.request, "keep_alive_s", None),
+            keep_alive_s=keep_alive_s,
             priority=context.client.priority,
             client_port=context.client_port,
-            prompt=prompt,
+            prompt=context.prompt,
             background=context.background,
         )
 
     async def _wait(self, context: RequestContext, lease: Lease) -> None:
         """Wait until the lease is granted or refused. Its time counts in the attempt, however waiting ends."""
         try:
-            await self._settled(context, lease)
+            with self._moves.queued(context, lease, partial(self._ask, context)) as queued:
+                await self._settled(context, lease, queued)
         finally:
             if not lease.settled:
                 lease.release()
@@ -106,9 +107,10 @@ class QueueingMiddleware(RequestMiddleware):
             if context.deadline is not None:
                 context.deadline += lease.switch_s
 
-    async def _settled(self, context: RequestContext, lease: Lease) -> None:
+    async def _settled(self, context: RequestContext, lease: Lease, queued: QueuedLease) -> None:
         context.waits_for = lambda _: lease.progress()
         while not await lease.wait(self._left_s(context, lease)):
+            queued.check_moved()
             if lease.take_notification():
                 context.hasten()
             if self._left_s(context, lease) <= 0:

@@ -188,7 +188,7 @@ def _attempt_spans(
         "hostler.backend": attempt.target.backend,
         "gen_ai.request.model": attempt.target.model,
     }
-    succeeded = attempt.outcome in ("answered", "client_disconnected", "cancelled", "stopped")
+    succeeded = attempt.outcome in ("answered", "moved", "client_disconnected", "cancelled", "stopped")
     spans = [
         Span(
             name=f"attempt {number} {attempt.target.backend}", span_id=span_id, parent_id=trace.span_id, start=start, end=end,

@@ -31,6 +31,13 @@ def seconds_until_served(model: ScheduledModel, ahead: int, models: Collection[S
     return _until_memory_is_free(model, models, now) + model.load_s + ahead * served
 
 
+def seconds_until_idle(model: ScheduledModel, now: float) -> float:
+    """Until what runs and waits for a model is done, as far as that is known."""
+    if not (model.running or model.queue):
+        return 0.0
+    return _rest_of_answers(model, now) + len(model.queue) * model.service_s / model.parallel
+
+
 def is_measured(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel], now: float) -> bool:
     """Whether `seconds_until_served` rests on measurements alone: every load and answer in it was seen before, and none takes
     longer than usual."""

@@ -12,7 +12,7 @@ from hostler.supervisor.contract import EngineAddress, HostStatus, ModelLease, P
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+from hostler.supervisor.scheduling.views import HostOffer, ModelView, ServiceDistance
 
 
 class Host(Protocol):
@@ -127,4 +127,8 @@ class Host(Protocol):
 
     def distance(self, model: str) -> ServiceDistance:
         """How far a request for `model` is from being served here."""
+        ...
+
+    def offer(self, model: str, prompt: PromptIdentity | None = None) -> HostOffer:
+        """What a request for `model` with this prompt is offered here."""
         ...

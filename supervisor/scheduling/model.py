@@ -12,6 +12,7 @@ from hostler.supervisor.contract import Failure, ModelLease, ModelStatus, Profil
 from hostler.supervisor.scheduling.admission import AdmissionControl
 from hostler.supervisor.scheduling.eviction import Activity, ModelFootprint
 from hostler.supervisor.scheduling.queue import ModelQueue, QueueEntry
+from hostler.supervisor.scheduling.speed import ModelSpeed
 
 ModelPhase = Literal["cold", "loading", "ready", "stopping"]
 
@@ -66,6 +67,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
     serving_since: float | None = None
     measured_load_s: float | None = None
     measured_service_s: float | None = None
+    speed: ModelSpeed = msgspec.field(default_factory=ModelSpeed)
     failure: Failure | None = None
     failed_until: float = -math.inf
 

@@ -161,6 +161,10 @@ class Orchestrator(DecisionExecutor):
         if lease.answered:
             self._first_answers.report(lease, self._tasks)
             self._timeouts.pop(lease.model, None)
+            if lease.usage is not None:
+                self._scheduler.answered(lease.id, lease.usage, now)
+            if lease.prompt is not None:
+                self._conversations.add(lease.model, lease.prompt)
         elif lease.timed_out:
             self._count_timeout(lease)
         if lease.settled:

@@ -14,9 +14,11 @@ from hostler.supervisor.scheduling.types import SchedulerSettings
 from hostler.supervisor.scheduling.views import (
     NO_OUTLOOK,
     UNAVAILABLE,
+    HostOffer,
     SchedulerView,
     ServiceDistance,
     ServiceOutlook,
+    offer_by,
     service_distance,
     service_outlook,
     view_of,
@@ -60,6 +62,11 @@ class HostSchedule:
         if state is None or not state.known or (state.phase != "ready" and not self._connected):
             return UNAVAILABLE
         return service_distance(state, self._models.values(), self._capacity, now)
+
+    def offer(self, model: str, read_before: int, now: float) -> HostOffer:
+        """What a request for `model` is offered here."""
+        state = self._models.get(model)
+        return offer_by(None if state is None else view_of(state), self.distance(model, now), read_before)
 
     def outlooks(self, now: float) -> dict[str, ServiceOutlook]:
         """What every model's `distance` follows from."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import anyio
 
 from hostler.adapters.canonical import Progress
-from hostler.supervisor.contract import HostStatus, ModelLease, Supervisor, SwitchMoved
+from hostler.supervisor.contract import HostStatus, ModelLease, PromptIdentity, Supervisor, SwitchMoved
+from hostler.supervisor.scheduling.conversations import AnsweredConversations, read_before
 from hostler.supervisor.scheduling.engines import EngineAddresses
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import Waiting
@@ -15,7 +16,7 @@ from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import QueueProgress, SwitchSpan
 from hostler.supervisor.scheduling.scheduler import Scheduler
 from hostler.supervisor.scheduling.types import SchedulerSettings
-from hostler.supervisor.scheduling.views import ModelView, ServiceDistance, ServiceOutlook
+from hostler.supervisor.scheduling.views import HostOffer, ModelView, ServiceDistance, ServiceOutlook
 
 
 class ScheduledHost:
@@ -31,6 +32,7 @@ class ScheduledHost:
         self._addresses = EngineAddresses(supervisor)
         self._switch_spans: dict[str, SwitchSpan] = {}
         self._progress = QueueProgress(self._scheduler, self._leases)
+        self._conversations = AnsweredConversations()
         self.status: HostStatus | None = None
         self.reachable = self.returning = False
         self.synced = anyio.Event()
@@ -76,6 +78,15 @@ class ScheduledHost:
     def distance(self, model: str) -> ServiceDistance:
         """How far a request for `model` is from being served here."""
         return self._scheduler.distance(model, self._clock())
+
+    def offer(self, model: str, prompt: PromptIdentity | None = None) -> HostOffer:
+        """See `Host`."""
+        read = read_before(prompt, self._conversations.ends(model))
+        return self._scheduler.offer(model, read, self._clock())
+
+    def conversations(self) -> dict[str, tuple[int, ...]]:
+        """See `AnsweredConversations.published`."""
+        return self._conversations.published()
 
     def estimate_s(self, lease: Lease) -> float:
         """See `Lease.estimate_s`."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from hostler.adapters.canonical import Usage
 from hostler.supervisor.contract import DeviceStatus, Failure, HostStatus, ModelLease
 from hostler.supervisor.scheduling.eviction import (
     capacity_of,
@@ -129,6 +130,11 @@ class Scheduler(SchedulerSteps):
         ):
             return []
         return self._settle(now)
+
+    def answered(self, ticket_id: int, usage: Usage, now: float) -> None:
+        """A lease, which is still held, has brought an answer with this usage."""
+        if (lease := self._leases.get(ticket_id)) is not None:
+            lease.model.speed.record(usage, now - lease.since)
 
     def cancel(self, ticket_id: int, now: float) -> list[Decision]:
         """Drop the ticket, whether it is queued, was granted a moment ago, or is gone already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import anyio
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import EngineAddress, HostStatus, PromptIdentity
 from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.views import HostOffer, ServiceDistance
 
 
 def engine(port: int = 1) -> EngineAddress:
@@ -21,7 +23,8 @@ def engine(port: int = 1) -> EngineAddress:
 class FakeHost:
     """As much of an orchestrator as the middleware use. Without `grants` and `refuses` leases stay queued.
 
-    `waited` is how long each lease waits in all, and in a switch, as the orchestrator would note it.
+    `waited` is how long each lease waits in all, and in a switch, as the orchestrator would note it. `offered` is what it
+    offers to whatever request.
     """
 
     def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None) -> None:
@@ -29,6 +32,7 @@ class FakeHost:
         self._refuses = refuses
         self.asked = anyio.Event()
         self.estimate = 7.0
+        self.position: int | None = 1
         self.waited = (0.0, 0.0)
         self.switching_s: Callable[[], float] = lambda: 0.0
         self.requested: list[dict[str, Any]] = []
@@ -36,6 +40,9 @@ class FakeHost:
         self.released: list[Lease] = []
         self.unloaded: list[str] = []
         self.lost: list[EngineAddress] = []
+        self.offered = HostOffer(distance=ServiceDistance(steps=2, wait_s=math.inf, load=1.0), phase="ready")
+        self.status: HostStatus | None = None
+        self.prompts: list[PromptIdentity | None] = []
         self.answers: list[tuple[EngineAddress, Usage | None]] = []
 
     def lease(self, model: str, **fields: Any) -> Lease:
@@ -49,9 +56,13 @@ class FakeHost:
             lease.refuse(self._refuses)
         return lease
 
+    def offer(self, model: str, prompt: PromptIdentity | None = None) -> HostOffer:
+        self.prompts.append(prompt)
+        return self.offered
+
     def progress(self, lease: Lease) -> Progress:
         lease.waited_s, lease.switch_s = self.waited
-        return Progress(phase="queued", model=lease.model)
+        return Progress(phase="queued", model=lease.model, position=self.position)
 
     def estimate_s(self, lease: Lease) -> float:
         return self.estimate

@@ -33,6 +33,15 @@ def test_the_distance_counts_what_was_requested_since_the_last_view() -> None:
     assert subject.distance("a", available=True).load == 0.0
 
 
+def test_a_view_from_before_a_request_does_not_hide_it() -> None:
+    subject = view(model("a"), a=0)
+    subject.asked("a")
+    subject.apply_models(ViewFrame((model("a"),), {"a": ServiceOutlook(0)}), 10.0, ["a"])
+    assert subject.distance("a", available=True) == ServiceDistance(steps=0, load=0.5, host_load=1)
+    subject.apply_models(ViewFrame((model("a", running=1),), {"a": ServiceOutlook(0)}), 10.1)
+    assert subject.distance("a", available=True) == ServiceDistance(steps=0, load=0.5, host_load=1)
+
+
 def test_the_wait_for_a_slot_counts_what_was_requested_since_the_last_view() -> None:
     models = (model("a", running=2, waiting=1), model("b", running=1))
     subject = RemoteView()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from fakes.requests import FakeWriter, chat, make_context, target
+from fakes.requests import FakeWriter, chat, make_context
 
 from hostler.adapters.canonical import EmbedRequest
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
-from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
+from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware
 from hostler.gateway.model_catalog import Placement
 from hostler.gateway.plain_models import CatalogBackend
 from hostler.profiles.presets import Preset
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
-from hostler.supervisor.scheduling.views import ServiceDistance
+from hostler.supervisor.contract import PromptIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +37,9 @@ def placement(**fields: Any) -> Placement:
     return Placement(**{"model": "m", "card": ModelCard(name="m"), "places": TWO_PLACES, **fields})
 
 
-async def detect(found: Placement, context: RequestContext, order: Any = lambda targets: targets) -> list[str | None]:
+async def detect(
+    found: Placement, context: RequestContext, order: Any = lambda targets, prompt: targets, hosts: Any = ()
+) -> list[str | None]:
     """Dispatch; returns the names that were looked up."""
     asked: list[str | None] = []
 
@@ -52,7 +52,9 @@ async def detect(found: Placement, context: RequestContext, order: Any = lambda 
     async def call_next() -> None:
         called.append(context.candidates)
 
-    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, without_model=nowhere, order=order, refresh=never)
+    middleware = ModelDetectionMiddleware(
+        cast(Any, None), find=find, without_model=nowhere, order=order, hosts=hosts, refresh=never
+    )
     await middleware.dispatch(context, call_next)
     assert called == [context.candidates]
     return asked
@@ -86,12 +88,34 @@ async def test_a_preset_is_applied_to_the_request() -> None:
     assert b"Be brief." in context.request.origin.body
 
 
-async def test_candidates_are_reordered_only_where_there_is_a_choice() -> None:
-    context = make_context()
-    await detect(placement(), context, order=lambda targets: tuple(reversed(targets)))
+async def test_candidates_are_reordered_only_where_there_is_a_choice_between_hosts() -> None:
+    prompts: list[PromptIdentity | None] = []
+
+    def reverse(targets: tuple[Target, ...], prompt: PromptIdentity | None) -> tuple[Target, ...]:
+        prompts.append(prompt)
+        return tuple(reversed(targets))
+
+    context = make_context(chat(body=b'{"messages": [{"role": "user", "content": "Hello"}]}'))
+    await detect(placement(), context, reverse, hosts={"pc"})
+    assert [each.backend for each in context.candidates] == ["pc", "cloud"]
+    assert (prompts, context.prompt) == ([], None)
+    await detect(placement(), context, reverse, hosts={"pc", "cloud"})
     assert [each.backend for each in context.candidates] == ["cloud", "pc"]
-    await detect(placement(places=TWO_PLACES[:1]), context, order=lambda targets: ())
-    assert [each.backend for each in context.candidates] == ["pc"]
+    assert context.prompt is not None
+    assert prompts == [context.prompt]
+
+
+async def test_the_prompt_of_a_large_body_is_read_in_a_thread() -> None:
+    body = b'{"messages": [{"role": "user", "content": "' + b"x" * 300_000 + b'"}]}'
+    threads: list[bool] = []
+
+    def order(targets: tuple[Target, ...], prompt: PromptIdentity | None) -> tuple[Target, ...]:
+        assert prompt is not None
+        threads.append(bool(prompt.marks))
+        return targets
+
+    await detect(placement(), make_context(chat(body=body)), order, hosts={"pc", "cloud"})
+    assert threads == [True]
 
 
 async def test_an_unknown_model_reaches_no_backend() -> None:
@@ -108,7 +132,12 @@ async def test_an_unknown_model_reaches_no_backend() -> None:
         raise AssertionError("must not be called")
 
     middleware = ModelDetectionMiddleware(
-        cast(Any, None), find=find, without_model=nowhere, order=lambda targets: targets, refresh=refresh
+        cast(Any, None),
+        find=find,
+        without_model=nowhere,
+        order=lambda targets, prompt: targets,
+        hosts=(),
+        refresh=refresh,
     )
     with pytest.raises(ModelNotFound):
         await middleware.dispatch(make_context(), call_next)
@@ -132,19 +161,15 @@ async def test_a_model_that_a_server_has_since_a_moment_ago_is_found() -> None:
 
     context = make_context()
     middleware = ModelDetectionMiddleware(
-        cast(Any, None), find=find, without_model=nowhere, order=lambda targets: targets, refresh=refresh
+        cast(Any, None),
+        find=find,
+        without_model=nowhere,
+        order=lambda targets, prompt: targets,
+        hosts=(),
+        refresh=refresh,
     )
     await middleware.dispatch(context, call_next)
     assert context.model == "m"
-
-
-def test_neighbouring_hosts_are_sorted_by_distance_and_nothing_else_moves() -> None:
-    def host(steps: int) -> Orchestrator:
-        return cast(Orchestrator, SimpleNamespace(distance=lambda model: ServiceDistance(steps=steps)))
-
-    hosts = {"far": host(3), "near": host(0), "last": host(1)}
-    chain = [target(name) for name in ("far", "near", "cloud", "last")]
-    assert [each.backend for each in nearest_first(tuple(chain), hosts)] == ["near", "far", "cloud", "last"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +189,8 @@ async def test_a_chat_without_a_model_gets_the_one_that_can_chat(request_: Any, 
         cast(Any, None),
         find=find,
         without_model=nowhere,
-        order=lambda targets: targets,
+        order=lambda targets, prompt: targets,
+        hosts=(),
         refresh=never,
         chat_default=lambda: "other",
     )

@@ -13,6 +13,8 @@ from fakes.requests import FakeWriter, chat, make_context, signs_of_life, target
 from hostler.adapters.canonical import LoadRequest, Origin
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
 from hostler.gateway.context import Client, RequestContext
+from hostler.gateway.gateway_settings import PlacementSettings
+from hostler.gateway.lease_moves import LeaseMoves
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.supervisor.contract import PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost
@@ -21,7 +23,9 @@ pytestmark = pytest.mark.anyio
 
 
 def queueing(host: FakeHost) -> QueueingMiddleware:
-    return QueueingMiddleware(cast(Any, None), hosts=cast(Any, {"pc": host}), clock=anyio.current_time)
+    hosts = cast(Any, {"pc": host})
+    moves = LeaseMoves(hosts, PlacementSettings(), anyio.current_time)
+    return QueueingMiddleware(cast(Any, None), hosts=hosts, moves=moves, clock=anyio.current_time)
 
 
 def begun(backend: str = "pc", **fields: Any) -> RequestContext:
