@@ -77,6 +77,7 @@ class Components:
         self.settings = settings
         self._library = library
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
+        self.cluster = _cluster(settings, clock)
         serving = self.serving = ServingComponents(
             settings,
             local=local,
@@ -84,6 +85,7 @@ class Components:
             on_status=lambda name, status: self._host_cache.update(name, status.profiles),
             on_return=lambda name: self.discovery.request(name),
             clock=clock,
+            spending=None if self.cluster is None else self.cluster.spending(settings.gateway),
         )
         for name in serving.supervisors:
             serving.catalog.restore_host(name, self._host_cache.profiles(name))
@@ -117,8 +119,7 @@ class Components:
             if view.models:
                 serving.catalog.update_models(name, view.models)
         self.access_log = AccessLog()
-        self.key_usage = None if serving.keys is None else KeyUsage(usage_file(settings.gateway), time.time)
-        self.cluster = _cluster(settings, clock)
+        self.key_usage = None if serving.keys is None else self._key_usage()
         self.admin = AdminApp(
             bus=serving.bus,
             catalog=serving.catalog,
@@ -198,6 +199,10 @@ class Components:
             return listing
         return with_unknown_states(listing, _unreachable_models(serving.hosts))
 
+    def _key_usage(self) -> KeyUsage:
+        settings = self.settings.gateway
+        return KeyUsage(usage_file(settings), time.time) if self.cluster is None else self.cluster.key_usage(settings)
+
     def _client_of_batch(self, batch: Batch) -> Client | None:
         """Whose requests those of a batch are; `None` if the key is no longer valid."""
         keys = self.serving.keys
@@ -274,7 +279,7 @@ def _cluster(settings: Settings, clock: Callable[[], float]) -> Cluster | None:
         settings.cluster,
         token=secret(settings.cluster.token, settings.cluster.token_file, "cluster.token_file"),
         listen=settings.gateway.listen,
-        file=state_file("cluster-member"),
+        state=state_file,
         clock=clock,
         wall=time.time,
     )

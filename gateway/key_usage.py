@@ -150,25 +150,38 @@ class KeyUsage:
 
     def reserve(self, key: str, rules: KeyRules, *, prompt_tokens: int, dollars: float) -> KeyReservation:
         """Count a request, and set aside what it may use. Raises `RateLimited`."""
-        now, used = self._wall(), self._current(key)
+        tokens = self._check(key, rules, prompt_tokens=prompt_tokens, dollars=dollars)
+        return self._set_aside(key, tokens, dollars)
+
+    def _check(self, key: str, rules: KeyRules, *, prompt_tokens: int, dollars: float) -> int:
+        """The tokens to set aside for a request that fits all limits. Raises `RateLimited`."""
+        now, used = self._wall(), self._total(key, rules)
         if (limit := rules.requests_per_minute) is not None:
             excess = sum(requests for _, requests, _ in used.recent) + 1 - limit
             if excess > 0:
                 wait_s = _until_freed(((at, requests) for at, requests, _ in used.recent), excess, now)
                 raise _refusal(f"{limit} requests per minute", wait_s)
-        tokens = min(_MOST_TOKENS, prompt_tokens + round(used.answer))
+        tokens = self._expected_tokens(used, prompt_tokens)
         for left, text, wait_s in self._token_limits(used, rules, now):
             if left <= 0:
                 raise _refusal(text, _SOON_S if left + used.reserved_tokens > 0 else wait_s)
             tokens = min(tokens, left)
         if not self.allows_cost(key, rules, dollars):
             raise _refusal(f"{rules.dollars_per_day:g} US dollars per day", self._wait_for_money(used, rules, now))
+        return tokens
+
+    @staticmethod
+    def _expected_tokens(used: KeyFigures, prompt_tokens: int) -> int:
+        return min(_MOST_TOKENS, prompt_tokens + round(used.answer))
+
+    def _set_aside(self, key: str, tokens: int, dollars: float) -> KeyReservation:
+        used = self._current(key)
         reservation = KeyReservation(id=next(self._ids), key=key, tokens=tokens, dollars=dollars)
         self._open.add(reservation.id)
         self._keys[key] = msgspec.structs.replace(
             used,
             requests=used.requests + 1,
-            recent=_with_entry(used.recent, now, 1, 0),
+            recent=_with_entry(used.recent, self._wall(), 1, 0),
             reserved_tokens=used.reserved_tokens + tokens,
             reserved_dollars=used.reserved_dollars + dollars,
         )
@@ -180,7 +193,7 @@ class KeyUsage:
         """Whether a request that may cost so much fits the day's limit. The first one of a day does, if it is alone."""
         if rules.dollars_per_day is None or dollars <= 0:
             return True
-        used = self._current(key)
+        used = self._total(key, rules)
         spent = used.dollars + used.reserved_dollars
         return spent + dollars <= rules.dollars_per_day + _ROUNDING or (spent <= 0 and rules.dollars_per_day > 0)
 
@@ -204,7 +217,7 @@ class KeyUsage:
 
     def limits(self, key: str, rules: KeyRules) -> tuple[RateLimit, ...]:
         """What is left of the key's limits on requests and on tokens. Of two on tokens it is the one that ends first."""
-        now, used = self._wall(), self._current(key)
+        now, used = self._wall(), self._total(key, rules)
         found = []
         if (limit := rules.requests_per_minute) is not None:
             left = limit - sum(requests for _, requests, _ in used.recent)
@@ -242,6 +255,13 @@ class KeyUsage:
             if used.reserved_dollars > 0 and used.dollars < (rules.dollars_per_day or 0)
             else _until_midnight(now)
         )
+
+    def _total(self, key: str, rules: KeyRules) -> KeyFigures:
+        """What counts against the key's limits."""
+        return self._current(key)
+
+    def _today(self) -> str:
+        return _day(self._wall())
 
     def _current(self, key: str) -> KeyFigures:
         """The key's figures of today and of the last minute."""

@@ -22,6 +22,7 @@ from hostler.gateway.app import Gateway
 from hostler.gateway.backends.failure_policy import AttemptResult, SkipReason
 from hostler.gateway.cli.keys import keys_app
 from hostler.gateway.cli.main import app
+from hostler.gateway.cluster.ledger_scripts import GONE_S, SILENT_S
 from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S
 from hostler.gateway.config import Settings
@@ -405,6 +406,8 @@ def test_the_times_of_a_cluster_are_documented() -> None:
     request_ms, background_ms = 1000 * REQUEST_LIMIT_S, 1000 * BACKGROUND_LIMIT_S
     assert f"{request_ms:g} ms within a request, {background_ms:g} ms in the background" in text
     assert f"writes in a row within {request_ms:g} ms each" in text
+    assert f"not heard of for {SILENT_S:g} seconds" in text
+    assert f"or for {GONE_S:g} seconds" in text
 
 
 def test_the_options_of_keys_are_documented() -> None:

@@ -37,6 +37,8 @@ TESTED_ELSEWHERE = {
     "gateway/admin/routes.py": ["system/test_admin_routes.py", "system/test_admin_events.py"],
     "gateway/admin/transcripts.py": ["system/test_recording.py"],
     "gateway/cluster/cluster.py": ["system/test_cluster.py"],
+    "gateway/cluster/budget_books.py": ["gateway/cluster/test_key_budgets.py"],
+    "gateway/cluster/ledger.py": ["gateway/cluster/test_key_budgets.py", "gateway/cluster/test_spending.py"],
     "gateway/importing/litellm_models.py": ["gateway/importing/test_litellm.py"],
     "gateway/importing/litellm_providers.py": ["gateway/importing/test_litellm.py"],
     "gateway/importing/llama_swap_macros.py": ["gateway/importing/test_llama_swap.py"],

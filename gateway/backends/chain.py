@@ -7,14 +7,13 @@ import random as chance
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
 
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
-from hostler.gateway.backends.cost import SpendingTracker, default_file
+from hostler.gateway.backends.cost import SpendingTracker, spending_file
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS, AttemptResult, SkipReason
 from hostler.gateway.backends.health_checks import (
     CHECK_TIMEOUT_S,
@@ -339,8 +338,7 @@ class Chain:
 
 def _spending(settings: Settings) -> SpendingTracker:
     limits = settings.gateway.spending
-    file = Path(limits.file).expanduser() if limits.file else default_file()
-    return SpendingTracker(file, limits.daily_limit, time.time)
+    return SpendingTracker(spending_file(limits), limits.daily_limit, time.time)
 
 
 def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:

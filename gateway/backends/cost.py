@@ -11,6 +11,7 @@ import msgspec
 
 from hostler.adapters.canonical import Usage
 from hostler.gateway.backend_settings import PriceSettings
+from hostler.gateway.gateway_settings import SpendingSettings
 from hostler.gateway.state_files import state_file
 from hostler.supervisor.state_store import JsonStore
 
@@ -23,7 +24,7 @@ _MOST_DOLLARS = 1000.0
 #: How fast the highest cost seen is forgotten, by each later answer.
 _FADING = 0.95
 #: Sums of decimal fractions are off by less than this, in dollars.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 #: Backends' models whose highest cost is kept.
 _MAX_HIGHEST = 1000
 
@@ -44,12 +45,13 @@ class DailySpending(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reservation(msgspec.Struct, frozen=True, eq=False):
     """Money set aside for one request, until its cost is known. `lone`: what such requests cost is not known at all, so
-    only one is made at a time."""
+    only one is made at a time. `calls`: how often the request has reserved something before."""
 
     backend: str
     model: str
     amount: float
     lone: bool = False
+    calls: int = 0
 
 
 def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | None, segments: int) -> float | None:
@@ -69,9 +71,9 @@ def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | N
     return None if body is None else price.cost(len(body) // 4, 0, segments)
 
 
-def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file where the configuration names none."""
-    return state_file("spending.json", environ)
+def spending_file(settings: SpendingSettings, environ: Mapping[str, str] = os.environ) -> Path:
+    """The file as configured, or where such state is kept."""
+    return Path(settings.file).expanduser() if settings.file else state_file("spending.json", environ)
 
 
 class SpendingTracker:
@@ -115,13 +117,15 @@ class SpendingTracker:
         tomorrow = datetime.datetime.combine(now.date() + datetime.timedelta(days=1), datetime.time()).astimezone()
         return max(1.0, (tomorrow - now).total_seconds())
 
-    def estimate(self, backend: str, model: str, price: PriceSettings | None, size: int) -> Reservation:
+    def estimate(
+        self, backend: str, model: str, price: PriceSettings | None, size: int, *, calls: int = 0
+    ) -> Reservation:
         """What a request of `size` bytes may cost: as much as the highest answer lately, and at least its prompt."""
         highest = self._current().highest.get(_place(backend, model))
         if highest is not None:
             prompt = 0.0 if price is None else price.cost(size // 4, 0, 0)
-            return Reservation(backend, model, max(highest, prompt))
-        return Reservation(backend, model, (price or _ASSUMED).cost(size // 4, 0, _ASSUMED_ANSWER), lone=True)
+            return Reservation(backend, model, max(highest, prompt), calls=calls)
+        return Reservation(backend, model, (price or _ASSUMED).cost(size // 4, 0, _ASSUMED_ANSWER), True, calls)
 
     async def try_reserve(self, wanted: Reservation) -> bool:
         """As `reserve`, which is a call to another process where that counts the costs."""
@@ -131,12 +135,15 @@ class SpendingTracker:
         """Set the money aside, if the limit allows it together with all that is spent and set aside already."""
         if not self.allows(wanted):
             return False
+        self._set_aside(wanted)
+        return True
+
+    def _set_aside(self, wanted: Reservation) -> None:
         day = self._current()
         if self._limit is not None:
             reserved = day.reserved.get(wanted.backend, 0.0) + wanted.amount
             self._save(msgspec.structs.replace(day, reserved={**day.reserved, wanted.backend: reserved}))
         self._open.add(wanted)
-        return True
 
     def allows(self, wanted: Reservation) -> bool:
         """Whether `reserve` would succeed now."""
@@ -145,13 +152,13 @@ class SpendingTracker:
         if wanted.lone:
             return not self._open and not self.limit_reached
         in_progress = sum(each.amount for each in self._open)
-        return self.today + in_progress + wanted.amount <= self._limit + _ROUNDING
+        return self.today + in_progress + wanted.amount <= self._limit + ROUNDING
 
     def exhausted_for(self, wanted: Reservation) -> bool:
         """Whether the limit refuses this request even once all requests in progress have ended at no cost."""
         if self._limit is None or wanted.lone:
             return self.limit_reached
-        return self.today + wanted.amount > self._limit + _ROUNDING
+        return self.today + wanted.amount > self._limit + ROUNDING
 
     def settle(self, reserved: Reservation, cost: float | None, *, answered: bool = True) -> None:
         """The request has ended. An answer of unknown cost (its client disconnected) counts as the day's mean, or as what
@@ -185,6 +192,11 @@ class SpendingTracker:
             answers={**day.answers, backend: answers + 1},
             highest=highest,
         )
+
+    def _add_unknown(self, dollars: float) -> None:
+        """Count what was spent before, at backends that are not known any more."""
+        day = self._current()
+        self._save(msgspec.structs.replace(day, spent={**day.spent, "": day.spent.get("", 0.0) + dollars}))
 
     def _save(self, day: DailySpending) -> None:
         self._day = day

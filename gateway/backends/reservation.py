@@ -14,7 +14,14 @@ def estimate(context: RequestContext, hop: Hop, target: Target) -> Reservation |
     if hop.local or hop.spending is None or isinstance(context.request, LoadRequest):
         return None
     price = hop.price(target.model, target.name_there) if hop.prices else None
-    return hop.spending.estimate(hop.name, target.name_there, price, len(context.request.origin.body))
+    counted = context.client.rules is not None and context.client.rules.counts
+    return hop.spending.estimate(
+        hop.name,
+        target.name_there,
+        price,
+        len(context.request.origin.body),
+        calls=len(context.attempts) + counted,
+    )
 
 
 def refusal(context: RequestContext, hop: Hop, target: Target) -> SkipReason | None:

@@ -9,17 +9,23 @@ from pathlib import Path
 import anyio
 
 from hostler import __version__
+from hostler.gateway.backends.cost import spending_file
 from hostler.gateway.cluster.identity import Identity
+from hostler.gateway.cluster.key_budgets import SharedKeyUsage
+from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.spending import SharedSpending
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
 from hostler.gateway.cluster_view import ClusterMember, ClusterView
+from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.key_usage import usage_file
 
 
 class Cluster:
     """Everything that this gateway shares with others. `run` until cancelled, then `close`.
 
-    `token` is the cluster's, `listen` are this gateway's addresses, `file` keeps its identity.
+    `token` is the cluster's, `listen` are this gateway's addresses, and `state` is where a file of this name is kept.
     """
 
     def __init__(
@@ -28,15 +34,20 @@ class Cluster:
         *,
         token: str | None,
         listen: tuple[str, ...],
-        file: Path,
+        state: Callable[[str], Path],
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self._settings = settings
-        self._identity = Identity(file)
+        self._identity = Identity(state("cluster-member"))
         self.store = Store(
-            store_address(settings.store), name=settings.name, scripts=Membership.scripts, clock=clock, wall=wall
+            store_address(settings.store),
+            name=settings.name,
+            scripts=(*Membership.scripts, *Ledger.scripts),
+            clock=clock,
+            wall=wall,
         )
+        self.ledger = Ledger(self.store, self._identity.id, file=state("cluster-budgets.json"), clock=clock, wall=wall)
         own = Member(
             id=self._identity.id,
             name=settings.member or socket.gethostname(),
@@ -45,6 +56,15 @@ class Cluster:
             since=round(wall(), 3),
         )
         self.membership = Membership(self.store, Signer(token, settings.name), own)
+
+    def spending(self, settings: GatewaySettings) -> SharedSpending:
+        """The daily spending limit of all gateways. To be called once, before `run`."""
+        return SharedSpending(spending_file(settings.spending), settings.spending.daily_limit, self.ledger)
+
+    def key_usage(self, settings: GatewaySettings) -> SharedKeyUsage:
+        """The limits of keys over all gateways. To be called once, before `run`."""
+        has_limit = settings.spending.daily_limit is not None
+        return SharedKeyUsage(usage_file(settings), self.ledger, has_daily_limit=has_limit)
 
     def view(self) -> ClusterView:
         """The cluster as this gateway knows it."""
@@ -75,7 +95,9 @@ class Cluster:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(connect)
             try:
-                await self.membership.run()
+                async with anyio.create_task_group() as parts:
+                    parts.start_soon(self.ledger.run)
+                    parts.start_soon(self.membership.run)
             finally:
                 connection.cancel()  # now, since members leave through it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fakes.ports import free_port
 from hostler.gateway.app import Gateway
 from hostler.gateway.auth.keys import add
 from hostler.gateway.config import Configuration, read
+from hostler.gateway.context import KeyRules
 from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
 from hostler.supervisor.lease_server import LeaseServer
@@ -254,11 +255,16 @@ async def until_hosts_reachable(app: Gateway) -> None:
             await anyio.sleep(0.005)
 
 
-def write_keys(folder: Path, **priorities: int) -> tuple[str, dict[str, str]]:
+def write_keys(
+    folder: Path, rules: Mapping[str, KeyRules] | None = None, **priorities: int
+) -> tuple[str, dict[str, str]]:
     """Write a key file with a key of all scopes for each name; its path and the keys by name."""
     path = folder / "keys"
     scopes = ("infer", "read", "operate")
-    return str(path), {name: add(path, name, scopes, priority=level) for name, level in priorities.items()}
+    return str(path), {
+        name: add(path, name, scopes, priority=level, rules=(rules or {}).get(name))
+        for name, level in priorities.items()
+    }
 
 
 def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tuple[Configuration, EngineManager]:

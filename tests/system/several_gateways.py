@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from fakes.ports import free_port
 from fakes.tcp_proxy import TcpProxy
 from system.hostler_process import HostlerProcess, run_hostler
 from system.running_gateway import FAKE_ENGINE, EngineLog, data_events, write_keys
+
+from hostler.gateway.context import KeyRules
 
 TOKEN = "between-machines"
 
@@ -153,18 +155,20 @@ async def installation(
     settings: dict[str, Any] | None = None,
     backends: dict[str, Any] | None = None,
     cluster: dict[str, Any] | None = None,
+    rules: Mapping[str, KeyRules] | None = None,
 ) -> AsyncIterator[Installation]:
     """Run everything until the context ends.
 
     Through `proxy` the first gateway reaches the supervisor, `host` is the supervisor's `gateway:` section, `settings` that
-    of the gateways, `backends` are their further hops, `cluster` is what they share.
+    of the gateways, `backends` are their further hops, `cluster` is what they share, `rules` are those of
+    the clients' keys.
     """
     port = free_port()
     if proxy is not None:
         proxy.point_to(port)
     entries = _engines_in(folder, profiles)
     environ = {"HOSTLER_CACHE": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "state")}
-    file, keys = write_keys(folder, anna=0, bob=0, carol=0)
+    file, keys = write_keys(folder, rules, anna=0, bob=0, carol=0)
     section = {
         "listen": f"127.0.0.1:{port}", "token": TOKEN, "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
         "stop_grace_s": 1.0, **(supervisor or {}),

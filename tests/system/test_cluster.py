@@ -15,6 +15,8 @@ import pytest
 from fakes.redis_server import RedisServer, needs_redis, redis_server
 from system.several_gateways import GatewayProgram, installation
 
+from hostler.gateway.context import KeyRules
+
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 PROFILES = {"a": {"script": {"chunks": 3}}}
@@ -118,6 +120,33 @@ async def test_a_request_without_limits_makes_no_call_to_the_store(tmp_path: Pat
             assert (await one.chat("a")).status_code == 200
         # The gateway's own reports, one in two seconds, are all there is.
         assert server.count("evalsha") < 50
+
+
+@needs_redis
+async def test_limits_of_keys_hold_for_all_gateways_together(tmp_path: Path, server: RedisServer) -> None:
+    rules = {"bob": KeyRules(requests_per_minute=10), "carol": KeyRules(tokens_per_day=10**6)}
+    async with installation(
+        tmp_path / "host", PROFILES, gateways=3, cluster={"store": server.url}, rules=rules
+    ) as all_of_it:
+        gateways = all_of_it.gateways
+        for gateway in gateways:
+            await until(gateway, lambda found: found["connected"] and len(found["gateways"]) == 3)
+        answers = [(await gateways[number % 3].chat("a", "bob")) for number in range(12)]
+        # A store that was slow for a moment, on a busy machine, has let each gateway use its share.
+        assert 10 <= [each.status_code for each in answers].count(200) <= 12
+        assert answers[-1].status_code == 429
+        server.kill()
+        for gateway in gateways:
+            await until(gateway, lambda found: not found["connected"])
+            assert (await gateway.chat("a", "bob")).status_code == 429
+        server.start()
+        for gateway in gateways:
+            await until(gateway, lambda found: found["connected"])
+            assert (await gateway.chat("a", "bob")).status_code == 429
+        for gateway in gateways:
+            assert (await gateway.chat("a", "carol")).status_code == 200
+        used = [await get(gateway, "/admin/keys") for gateway in gateways]
+        assert [next(key["used"]["requests"] for key in keys if key["name"] == "carol") for keys in used][-1] == 3
 
 
 async def test_gateways_start_without_the_store(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from hostler.adapters.canonical import Usage
 from hostler.gateway.backend_settings import PriceSettings
-from hostler.gateway.backends.cost import SpendingTracker, cost_of, default_file
+from hostler.gateway.backends.cost import SpendingTracker, cost_of, spending_file
+from hostler.gateway.gateway_settings import SpendingSettings
 
 NOON = datetime.datetime(2025, 3, 14, 12).timestamp()
 DAY = 86400.0
@@ -147,8 +148,13 @@ def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: py
 
 
 def test_the_default_file_is_in_the_state_directory() -> None:
-    assert default_file({"STATE_DIRECTORY": "/var/lib/hostler:/x"}) == Path("/var/lib/hostler/spending.json")
-    assert default_file({"XDG_STATE_HOME": "/home/u/.s"}) == Path("/home/u/.s/hostler/spending.json")
+    assert spending_file(SpendingSettings(file="/a/b.json")) == Path("/a/b.json")
+    assert spending_file(SpendingSettings(), {"STATE_DIRECTORY": "/var/lib/hostler:/x"}) == Path(
+        "/var/lib/hostler/spending.json"
+    )
+    assert spending_file(SpendingSettings(), {"XDG_STATE_HOME": "/home/u/.s"}) == Path(
+        "/home/u/.s/hostler/spending.json"
+    )
 
 
 def test_a_binary_file_starts_the_day_at_zero(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreake
 from hostler.gateway.backends.cost import SpendingTracker
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.reservation import estimate, refusal, settle
-from hostler.gateway.context import Attempt, RequestContext, Target
+from hostler.gateway.context import Attempt, Client, KeyRules, RequestContext, Target
 
 TARGET = Target(backend="cloud", model="m", name_there="m")
 ORIGIN = Origin(wire="openai", operation="chat", body=b"8 bytes.", method="POST", path="/", query="", content_type="")
@@ -22,6 +22,8 @@ ORIGIN = Origin(wire="openai", operation="chat", body=b"8 bytes.", method="POST"
 class Context:
     def __init__(self, request: Any) -> None:
         self.request = request
+        self.client = Client(name="bob")
+        self.attempts: list[Attempt] = []
 
 
 CHAT = cast(RequestContext, Context(ChatRequest(origin=ORIGIN)))
@@ -97,3 +99,12 @@ def test_prices_replace_what_is_not_reported(tmp_path: Path) -> None:
     attempt = Attempt(target=TARGET, usage=Usage(prompt_tokens=100_000), outcome="answered", first_token_at=1.0)
     settle(CHAT, attempt, cloud, reserved)
     assert spending.today == pytest.approx(0.1)
+
+
+def test_a_reservation_knows_how_often_its_request_has_reserved_before(tmp_path: Path) -> None:
+    context = Context(ChatRequest(origin=ORIGIN))
+    context.client = Client(name="bob", rules=KeyRules(tokens_per_day=5))
+    context.attempts = [Attempt(target=TARGET)]
+    reserved = estimate(cast(RequestContext, context), hop(tracker(tmp_path)), TARGET)
+    assert reserved is not None
+    assert reserved.calls == 2

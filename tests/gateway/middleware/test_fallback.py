@@ -370,7 +370,9 @@ async def test_a_trial_returns_its_permit_even_if_recording_costs_fails() -> Non
     class Broken:
         limit_reached = False
 
-        def estimate(self, backend: str, model: str, price: PriceSettings | None, size: int) -> Reservation:
+        def estimate(
+            self, backend: str, model: str, price: PriceSettings | None, size: int, *, calls: int
+        ) -> Reservation:
             return Reservation(backend, model, 0.0)
 
         def allows(self, wanted: Reservation) -> bool:

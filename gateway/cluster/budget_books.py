@@ -1,0 +1,92 @@
+"""The books of budgets that gateways share: what is written in them, and what a request is charged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from hostler.gateway.cluster.ledger_scripts import DAY_TTL_S, MINUTE_TTL_S
+
+Pair = tuple[float, float]
+#: How a request has to fit the limit of a measure: with its amount, if anything is left, with its amount or as the first one,
+#: or as the only one; or not at all.
+Rule = Literal["", "fit", "some", "alone", "lone"]
+#: A limit that there is not.
+NO_LIMIT = -1.0
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One gateway's figures of a book, which has two measures. `window` are those of the last minute, each with its moment."""
+
+    sequence: int = 0
+    used_a: float = 0.0
+    used_b: float = 0.0
+    reserved_a: float = 0.0
+    reserved_b: float = 0.0
+    open: int = 0
+    window: tuple[tuple[float, float, float], ...] = ()
+
+    @property
+    def used(self) -> Pair:
+        return self.used_a, self.used_b
+
+    @property
+    def reserved(self) -> Pair:
+        return self.reserved_a, self.reserved_b
+
+
+class Book(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures with the same limits. `by_minute`: its first measure counts when a request begins. `whole` measures have no
+    fractions."""
+
+    name: str
+    limits: Pair
+    whole: tuple[bool, bool]
+    by_minute: bool = False
+
+    @property
+    def ttl(self) -> int:
+        """How long the store keeps it, in seconds."""
+        return MINUTE_TTL_S if self.by_minute else DAY_TTL_S
+
+
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request would use of one book."""
+
+    book: Book
+    rules: tuple[Rule, Rule]
+    amounts: Pair
+
+
+class Others(msgspec.Struct, frozen=True, kw_only=True):
+    """What other gateways have used of a book. `withheld` is what they may use without the store. `away`: this gateway has
+    none, either."""
+
+    used: Pair
+    reserved: Pair
+    open: int
+    window: tuple[tuple[float, float, float], ...]
+    withheld: Pair
+    away: bool
+
+
+class BookKeeper(Protocol):
+    """What knows this gateway's figures of the books whose names begin in one way."""
+
+    def entry(self, book: str) -> Entry:
+        """The figures of a book."""
+        ...
+
+    def books(self) -> Sequence[Book]:
+        """The books in use."""
+        ...
+
+    def is_current(self, book: str) -> bool:
+        """Whether a book still counts."""
+        ...
+
+    def adopt(self, book: str, entry: Entry) -> None:
+        """Count at least what an earlier process of this gateway had reported."""
+        ...

@@ -1,0 +1,73 @@
+"""Gateways' shares in a cluster without the gateways: a connection, a ledger, and the budgets that it adds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from fakes.store_client import make_store, running, until
+
+from hostler.gateway.cluster.key_budgets import SharedKeyUsage
+from hostler.gateway.cluster.ledger import Ledger
+from hostler.gateway.cluster.spending import SharedSpending
+from hostler.gateway.context import KeyRules
+from hostler.gateway.key_usage import KeyReservation
+
+
+class BudgetGateway:
+    """What one gateway knows of budgets. Its files are in `folder`, so that another one there is the same gateway again."""
+
+    def __init__(self, url: str, folder: Path, name: str, *, limit: float | None = None, skew_s: float = 0.0) -> None:
+        folder.mkdir(exist_ok=True)
+        self.store = make_store(url, Ledger.scripts)
+        wall = lambda: time.time() + skew_s  # noqa: E731
+        # A busy machine must not look like a slow store.
+        self.ledger = Ledger(
+            self.store, name, file=folder / f"{name}-ledger.json", clock=time.monotonic, wall=wall, limit_s=0.5
+        )
+        self.spending = SharedSpending(folder / f"{name}-spending.json", limit, self.ledger)
+        self.keys = SharedKeyUsage(folder / f"{name}-keys.json", self.ledger, has_daily_limit=limit is not None)
+
+    async def admit(self, rules: KeyRules, *, key: str = "bob", dollars: float = 0.0) -> KeyReservation | None:
+        """What is reserved for a request; `None` if it is refused."""
+        admission = await self.keys.admit(key, rules, prompt_tokens=0, dollars=dollars, has_local=False)
+        return admission.reservation
+
+    def settle(self, reservation: KeyReservation, tokens: int = 0, dollars: float = 0.0) -> None:
+        self.keys.settle(reservation, prompt_tokens=0, answer_tokens=tokens, dollars=dollars)
+
+    async def use(self, rules: KeyRules, tokens: int = 0, *, dollars: float = 0.0) -> bool:
+        """One request that uses exactly this."""
+        reservation = await self.admit(rules, dollars=dollars)
+        if reservation is not None:
+            self.settle(reservation, tokens, dollars)
+        return reservation is not None
+
+    def known_tokens(self) -> int:
+        """The tokens that all gateways have used today."""
+        figures = self.keys.figures().get("bob")
+        return 0 if figures is None else figures.tokens
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with running(self.store.run), running(self.ledger.run):
+            yield
+
+    async def killed(self, scope: anyio.CancelScope) -> None:
+        """End it without another word to the store."""
+        self.store.state = type(self.store.state)(connected=False, reason="killed", since=0)
+        scope.cancel()
+
+
+@asynccontextmanager
+async def budget_gateways(
+    url: str, folder: Path, count: int = 3, *, limit: float | None = None
+) -> AsyncIterator[list[BudgetGateway]]:
+    """Run gateways that know of each other."""
+    gateways = [BudgetGateway(url, folder, f"gateway{number}", limit=limit) for number in range(count)]
+    async with running(*(each.store.run for each in gateways)), running(*(each.ledger.run for each in gateways)):
+        await until(lambda: all(each.ledger.connected and each.ledger.gateways == count for each in gateways))
+        yield gateways
