@@ -180,13 +180,16 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     """A request that only the engine understands: forwarded as it is, its response returned as it comes.
 
-    `any_backend`: its path is unknown, so that without a model any backend may be the one that understands it.
+    `any_backend`: its path is unknown, so that without a model any backend may be the one that understands it. `has_json`:
+    its route is known to answer in JSON, so that anything else is no response; with `member` if that is not empty.
     """
 
     origin: Origin
     model: str | None = None
     output: Output = Output()
     any_backend: bool = False
+    has_json: bool = False
+    member: str = ""
 
 
 class WebSocketRequest(Passthrough, frozen=True, kw_only=True, tag="websocket"):

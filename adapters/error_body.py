@@ -217,6 +217,15 @@ def error_in_response(data: bytes) -> BackendBroken:
     return reported_error(details.message, backend_status=details.likely_status, body=data)
 
 
+def flat_error(data: bytes) -> BackendBroken | None:
+    """The error for an event that is one as a whole, as vLLM, SGLang and Gemini send it; `None` for any other event."""
+    try:
+        details = error_in(_decode(data))
+    except NOT_JSON:
+        return None
+    return None if details is None else error_in_response(data)
+
+
 def read_error(body: bytes) -> ErrorDetails | None:
     """The error in the body of an answer with an error status; `None` if that is not an error in any known form."""
     try:

@@ -1,7 +1,8 @@
 """Decodes what servers send as typed values even if some of it is of another type than their protocol says.
 
 Numbers come as text or as fractions, token counts as `10**400`, texts as numbers, lists and objects as null. Such a value
-is converted where its meaning is clear, and left out otherwise: the rest of the event still counts.
+is converted where its meaning is clear, and left out otherwise: the rest of the event still counts. Of a vector nothing is
+left out: the rest would be another vector.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 #: A time in milliseconds, or a price in US dollars: not negative, and small enough to be converted and added up.
 Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 
+#: Numbers that are worth nothing unless all of them are kept, as those of a vector are.
+Numbers = Annotated[list[float], msgspec.Meta(extra={"whole": True})]
+#: Lists of numbers of which none is left out.
+Vectors = Annotated[list[Numbers], msgspec.Meta(extra={"whole": True})]
+
 _MAX_DIGITS = 40
 #: Bytes that are converted, at most: that takes many times as long as decoding what fits.
 _MAX_CONVERTED = 4 * 1024 * 1024
@@ -34,7 +40,8 @@ def _float(digits: str) -> float:
     return float(digits)
 
 
-_decode_any = msgspec.json.Decoder(float_hook=_float).decode
+#: Decodes JSON of any shape. Raises one of `NOT_JSON`, or `ValueError` for a number of too many digits.
+decode_any = msgspec.json.Decoder(float_hook=_float).decode
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
@@ -64,7 +71,7 @@ def _convert(data: bytes, kind: Any) -> Any:
     Raises one of `NOT_JSON` for what is no JSON: the strict decoder finds odd values before the end of what is cut off.
     """
     try:
-        value = _decode_any(data)
+        value = decode_any(data)
     except NOT_JSON:
         raise
     except ValueError:
@@ -142,6 +149,12 @@ def _fit_list(value: Any, kind: Any) -> Any:
     return [found for each in value if (found := _fit(each, kind.item_type)) is not _UNFIT]
 
 
+def _fit_whole(value: Any, kind: Any) -> Any:
+    """A list of which nothing may be left out."""
+    found = _fit(value, kind.type)
+    return found if isinstance(value, list) and found is not _UNFIT and len(found) == len(value) else _UNFIT
+
+
 def _fit_int(value: Any, kind: Any) -> Any:
     found = count(value)
     return found if found is not None and _within(found, kind) else _UNFIT
@@ -197,6 +210,7 @@ _FITS: dict[type, Callable[[Any, Any], Any]] = {
     inspect.UnionType: _fit_union,
     inspect.StructType: _fit_struct,
     inspect.ListType: _fit_list,
+    inspect.Metadata: _fit_whole,
     inspect.IntType: _fit_int,
     inspect.FloatType: _fit_float,
     inspect.StrType: _fit_text,

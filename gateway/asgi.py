@@ -51,7 +51,8 @@ class ByteStream(NamedTuple):
 
 
 AcceptUpgrade = Callable[[Iterable[tuple[bytes, bytes]]], ByteStream]
-"""Answers 101 with these headers and returns the connection. Raises `ConnectionError` if the client has disconnected."""
+"""Answers 101 with these headers and returns the connection. Raises `ConnectionError` if the client has disconnected,
+`ConnectionAbortedError` if the server stops."""
 
 
 class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,9 +234,10 @@ class Components:
         return hop is not None and hop.local
 
     async def _aclose(self) -> None:
-        await self.serving.aclose()
-        if self.cluster is not None:
-            self.cluster.close()
+        async with AsyncExitStack() as stack:
+            if self.cluster is not None:
+                stack.callback(self.cluster.close)
+            stack.push_async_callback(self.serving.aclose)
 
     def _on_models(self, name: str, models: tuple[RemoteModel, ...]) -> None:
         self.serving.catalog.update_models(name, models)

@@ -25,9 +25,10 @@ from hostler.adapters.errors import (
     BackendTimeout,
     ClientDisconnected,
     GatewayError,
+    ShuttingDown,
     oversized_response,
 )
-from hostler.adapters.passthrough import ForwardingParser, target_path
+from hostler.adapters.passthrough import forwarding_parser, target_path
 from hostler.adapters.sniffing import JSON, ResponseStart
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.addressing import backend_of, endpoint_of, name_there
@@ -37,7 +38,7 @@ from hostler.gateway.backends.rejection import ERROR_BODY_LIMIT, as_rejection, i
 from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.backends.transport import Backend, BackendResponse, Timeouts
 from hostler.gateway.backends.websocket_tunnel import open_socket
-from hostler.gateway.context import Attempt, RequestContext
+from hostler.gateway.context import SHUTTING_DOWN, Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.target_request import build_request
 
@@ -124,9 +125,12 @@ class Proxy:
         attempt.sent = True
         async with open_socket(endpoint_of(backend, context), target, context.headers, own, backend.timeouts) as there:
             try:
-                client = accept((*context.writer.switch_protocols(), *there.headers))
+                client = accept((*context.writer.serving_headers(), *there.headers))
+            except ConnectionAbortedError:
+                raise ShuttingDown(SHUTTING_DOWN) from None
             except ConnectionError as error:
                 raise ClientDisconnected(str(error)) from None
+            context.writer.switched_protocols()
             await there.relay(client)
 
     async def _ask(self, context: RequestContext, request: Request) -> bytes:
@@ -142,8 +146,8 @@ class Proxy:
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         is_forwarded = isinstance(request, Passthrough) and not same_wire
-        if is_forwarded:
-            parser: Parser = ForwardingParser(request.origin.wire)
+        if isinstance(request, Passthrough) and not same_wire:
+            parser: Parser = forwarding_parser(request)
         else:
             parser = backend.upstream.parser(request, fields=not same_wire)
         limits = attempt.target.limits
@@ -198,7 +202,7 @@ class Proxy:
         held, size, received, turn = list[Chunk](), 0, 0, TURN
         encode = writer.encoder.encode
         began_at, limit = self._clock(), None
-        start = None if isinstance(request, Passthrough) else ResponseStart(answer.head)
+        start = ResponseStart(answer.head) if _is_sniffed(request) else None
         if start is None:
             _begin(answer.head, parser, writer)
         ready: list[bytes] = []
@@ -307,6 +311,11 @@ class Proxy:
             attempt.usage = chunk.usage
         if chunk.finish is not None:
             attempt.finish = chunk.finish
+
+
+def _is_sniffed(request: Request) -> bool:
+    """Whether the first bytes of a response count more than its label. What only the backend understands may be anything."""
+    return not isinstance(request, Passthrough) or request.has_json
 
 
 def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:

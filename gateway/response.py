@@ -123,12 +123,14 @@ class ResponseWriter:
         else:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def switch_protocols(self) -> Headers:
-        """The answer is 101, which does not pass here. Returns the headers that describe how the request was served."""
-        headers = self._facts()
+    def serving_headers(self) -> Headers:
+        """The headers that describe how the request was served."""
+        return self._facts()
+
+    def switched_protocols(self) -> None:
+        """The client has got the answer 101, which does not pass here."""
         self.started = self.committed = self.ended = True
         self.status = 101
-        return headers
 
     async def fail(self, error: GatewayError, response: WireResponse) -> None:
         """Send an error: with its own status if nothing was sent yet, else inside the stream.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -142,14 +143,15 @@ class ServingComponents:
         self.sleeps.stop()
 
     async def aclose(self) -> None:
-        """Close all connections, once the last request has ended."""
-        await self._lan.aclose()
-        await self._remote.aclose()
-        if self.tracer is not None:
-            await self.tracer.aclose()
-        await self.chain.aclose()
-        for client in self._clients.values():
-            await client.aclose()
+        """Close all connections, once the last request has ended: each, whatever fails. The last failure is raised."""
+        async with AsyncExitStack() as stack:
+            for client in self._clients.values():
+                stack.push_async_callback(client.aclose)
+            stack.push_async_callback(self.chain.aclose)
+            if self.tracer is not None:
+                stack.push_async_callback(self.tracer.aclose)
+            stack.push_async_callback(self._remote.aclose)
+            stack.push_async_callback(self._lan.aclose)
 
     def _find_clients(self) -> dict[str, SupervisorClient]:
         """A client for each supervisor of another machine."""

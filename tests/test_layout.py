@@ -55,7 +55,6 @@ TESTED_ELSEWHERE = {
     "gateway/auth/middleware.py": ["system/test_security.py"],
     "gateway/backends/preview.py": ["system/test_request_rewriting.py"],
     "gateway/backends/addressing.py": ["gateway/test_proxy.py", "system/test_engines.py"],
-    "gateway/backends/websocket_tunnel.py": ["system/test_websockets.py"],
     "gateway/server/upgrade.py": ["system/test_websockets.py"],
     "gateway/backends/hop.py": ["gateway/middleware/test_fallback.py", "system/test_discovery.py"],
     "gateway/backends/chain.py": ["gateway/middleware/test_fallback.py", "system/test_chain.py"],

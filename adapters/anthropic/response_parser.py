@@ -16,7 +16,7 @@ from hostler.adapters.anthropic.schema import (
 )
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import error_in_response, is_error
+from hostler.adapters.error_body import error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
     GatewayError,
     empty_response,
@@ -40,6 +40,12 @@ _FINISH = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_EVENTS = frozenset(
+    {
+        *("ping", "message_start", "message_delta", "message_stop"),
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+    }
+)
 # Events that open a response are held back up to this number.
 _MAX_HELD = 16
 _STARTS = frozenset({b"{", b""})
@@ -124,6 +130,11 @@ class AnthropicParser(Parser):
         kind = body.type or name
         if kind == "error" or is_error(body.error):
             raise error_in_response(data)
+        if kind not in _EVENTS and not self._started:
+            # With a type of its own it is an event of a newer version.
+            error = flat_error(data) or (None if kind else invalid_event())
+            if error is not None:
+                raise error
         if kind == "message_stop" and not self._has_stop_reason:
             raise incomplete_response()
         try:
@@ -143,7 +154,8 @@ class AnthropicParser(Parser):
             self._held.add_sign(WIRE, event)
             return []
         forwarded = Chunk(wire=WIRE, raw=event, finish=chunk.finish, usage=chunk.usage)
-        if not self._started and kind == "message_start" and self._held.openings < _MAX_HELD:
+        is_opening = kind == "message_start" or kind not in _EVENTS
+        if not self._started and is_opening and self._held.openings < _MAX_HELD:
             self._held.add([forwarded])
             return []
         self._started = True
@@ -194,7 +206,7 @@ class AnthropicParser(Parser):
             raise invalid_response() from None
         if is_error(body.error):
             raise error_in_response(data)
-        if not body.content and not body.stop_reason and body.input_tokens is None:
+        if body.input_tokens is None and (body.content is None or not (body.content or body.stop_reason)):
             raise invalid_response()
         chunk = Chunk(wire=WIRE, is_body=True)
         if body.input_tokens is not None:

@@ -33,7 +33,15 @@ from hostler.adapters.json_body import JsonBody, check_size
 from hostler.adapters.llamacpp import completion, models, streams
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.errors import error_response
-from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN, UPSTREAM, WEBSOCKET
+from hostler.adapters.llamacpp.operations import (
+    ANSWER_MEMBERS,
+    COMPLETIONS,
+    OPERATIONS,
+    OTHER_GET,
+    UNKNOWN,
+    UPSTREAM,
+    WEBSOCKET,
+)
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
@@ -116,7 +124,7 @@ class LlamaCppAdapter(Adapter):
                 JsonBody(incoming.body)
             else:
                 check_size(incoming.body)
-            return Passthrough(origin=origin, model=outside_body)
+            return Passthrough(origin=origin, model=outside_body, has_json=True)
         body = JsonBody(incoming.body)
         model = body.text("model") or outside_body
         if name == "load" or name == "unload":
@@ -129,7 +137,9 @@ class LlamaCppAdapter(Adapter):
         output = Output(stream=name in COMPLETIONS and body.flag("stream"))
         if name == "completion" and completion.is_portable(body.members):
             return CompletionRequest(origin=origin, model=model, output=output)
-        return Passthrough(origin=origin, model=model, output=output)
+        chosen = completion.has_response_fields(body.members)
+        member = "" if chosen else ANSWER_MEMBERS.get(name, "")
+        return Passthrough(origin=origin, model=model, output=output, has_json=True, member=member)
 
     def _decode_upstream(self, operation: Operation, incoming: Incoming) -> Request:
         """A request for any path of the engine of a model: `/upstream/MODEL/PATH`. Slashes in names are `%2F`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hostler.adapters.base import Operation
 
 # Routes of llama-server also exist with a trailing slash; those that are not supported do not need one.
@@ -86,3 +88,14 @@ OPERATIONS: tuple[Operation, ...] = (
 
 #: Operations whose response is a completion in llama-server's own form.
 COMPLETIONS = frozenset({"completion", "infill"})
+
+#: The member that the response of an operation has, or each response in a list of them.
+ANSWER_MEMBERS: Mapping[str, str] = {
+    "completion": "content",
+    "infill": "content",
+    "embedding": "embedding",
+    "tokenize": "tokens",
+    "detokenize": "content",
+    "apply_template": "prompt",
+    "count": "input_tokens",
+}

@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import error_in_response, is_error
+from hostler.adapters.error_body import error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
     GatewayError,
     empty_response,
@@ -28,6 +28,7 @@ _MAX_KEPT = 256 * 1024
 _STARTS = frozenset({b"{", b"[", b""})
 _ENDS = frozenset({b"}", b"]"})
 _TAIL = 64
+_NOTHING = frozenset({b"", b"null"})
 
 _decode = lenient.decoder(LlamaEvent)
 _decode_list = lenient.decoder(list[LlamaEvent])
@@ -36,7 +37,7 @@ _decode_list = lenient.decoder(list[LlamaEvent])
 class LlamaCppParser(Parser):
     """Parses one response. A stream is complete when `responses` completions in it have stopped: there is no `[DONE]`.
 
-    With 0 nothing is known about the stream, and it ends with the connection. `strips_progress`: the gateway has asked for
+    With 0 the client has chosen the fields, and the end may be left out. `strips_progress`: the gateway has asked for
     the progress of reading the prompt, not the client.
     """
 
@@ -60,7 +61,7 @@ class LlamaCppParser(Parser):
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
-            if self._responses and not self._size and data.lstrip()[:1] not in _STARTS:
+            if not self._size and data.lstrip()[:1] not in _STARTS:
                 raise invalid_response()
             self._size += len(data)
             if self._size <= _MAX_KEPT:
@@ -71,7 +72,7 @@ class LlamaCppParser(Parser):
         block = self._splitter.feed(data)
         if not block:
             return ()
-        return self._read(block) if self._responses else (Chunk(wire=WIRE, raw=block),)
+        return self._read(block)
 
     def take_signs(self) -> bytes:
         return self._held.take_signs()
@@ -82,10 +83,8 @@ class LlamaCppParser(Parser):
         chunks: list[Chunk] = []
         rest = self._splitter.remainder()
         if rest:
-            if not self._responses:
-                return (Chunk(wire=WIRE, raw=rest),)
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
-        if len(self._stopped) < self._responses:
+        if len(self._stopped) < self._responses or not self._started:
             raise incomplete_response()
         return [*chunks, *self._held.take()]
 
@@ -102,6 +101,8 @@ class LlamaCppParser(Parser):
             try:
                 parsed = _decode(data)
             except msgspec.ValidationError:
+                if (error := flat_error(data)) is not None:
+                    return self._raise_after(kept, finish, usage, error)
                 kept.append(event)  # JSON of another shape: forwarded as it is
                 are_signs = False
                 continue
@@ -109,6 +110,8 @@ class LlamaCppParser(Parser):
                 return self._raise_after(kept, finish, usage, invalid_event())
             if is_error(parsed.error):
                 return self._raise_after(kept, finish, usage, error_in_response(data))
+            if b'"error' in data and (error := flat_error(data)) is not None:
+                return self._raise_after(kept, finish, usage, error)
             if (progress := parsed.prompt_progress) is not None:
                 self.prompt = prompt_status(progress)
                 if not self._strips_progress:
@@ -140,8 +143,6 @@ class LlamaCppParser(Parser):
         return raise_after(self._complete(kept, finish, usage), error)
 
     def _finish_body(self) -> Iterable[Chunk]:
-        if not self._responses:
-            return ()
         if self._length is not None and self._size != self._length:
             raise truncated_response(self._size, self._length)
         if self._size > _MAX_KEPT:
@@ -151,6 +152,8 @@ class LlamaCppParser(Parser):
         data = bytes(self._body)
         if not data.strip():
             raise empty_response()
+        if b'"error' in data and (error := flat_error(data)) is not None:
+            raise error
         try:
             completions = _decode_list(data) if data.lstrip().startswith(b"[") else [_decode(data)]
         except NOT_JSON:
@@ -158,7 +161,7 @@ class LlamaCppParser(Parser):
         usage = Usage()
         if any(is_error(completion.error) for completion in completions):
             raise error_in_response(data)
-        if not completions or not all(bytes(completion.content) for completion in completions):
+        if self._responses and (not completions or any(bytes(each.content) in _NOTHING for each in completions)):
             raise invalid_response()
         for completion in completions:
             usage = _add_usage(usage, completion)

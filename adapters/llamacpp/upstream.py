@@ -15,7 +15,7 @@ from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream, asks_progress
-from hostler.adapters.passthrough import forwarded, target_path
+from hostler.adapters.passthrough import forwarded, forwarding_parser, target_path
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
 
@@ -60,7 +60,7 @@ class LlamaCppUpstream(Upstream):
         if origin.wire != WIRE:
             return self._for(origin.wire).parser(request, fields=fields)
         if origin.operation not in COMPLETIONS or not is_object(origin.body):
-            return LlamaCppParser()
+            return forwarding_parser(request)
         members = json_body.members(origin.body)
         # If the client chose the fields, the end of the stream may be left out.
         return LlamaCppParser(

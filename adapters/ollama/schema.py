@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.error_body import NO_ERROR
-from hostler.adapters.lenient import Count
+from hostler.adapters.lenient import Count, Numbers, Vectors
 
 WIRE = "ollama"
 
@@ -54,8 +54,8 @@ class OllamaResponse(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str | None = None
     tool_calls: list[OllamaToolCall] | None = None
     logprobs: list[OllamaLogprob] | None = None
-    embeddings: list[list[float]] | None = None
-    embedding: list[float] | None = None
+    embeddings: Vectors | None = None
+    embedding: Numbers | None = None
     done: bool | None = None
     done_reason: str | None = None
     prompt_eval_count: Count = 0

@@ -33,6 +33,7 @@ from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.schema import RESPONSES, WIRE, StreamOptions
+from hostler.adapters.openai.whole_response import JSON_OPERATIONS
 from hostler.adapters.requested_model import model_outside_body
 from hostler.adapters.stored_response import StoredResponse, StoredResponses
 from hostler.profiles.presets import Preset
@@ -71,7 +72,9 @@ class OpenAIAdapter(Adapter):
         if body is None:
             model = multipart.field(incoming.body, content_type, "model") or model_outside_body(incoming)
             stream = multipart.field(incoming.body, content_type, "stream") == "true"
-            return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+            return Passthrough(
+                origin=origin, model=model, output=Output(stream=stream), has_json=name in JSON_OPERATIONS
+            )
         model = body.text("model") or model_outside_body(incoming)
         if name == "chat":
             if not body.has("messages"):
@@ -88,7 +91,8 @@ class OpenAIAdapter(Adapter):
         if name == "responses":
             origin = msgspec.structs.replace(origin, wire=RESPONSES)
             return ChatRequest(origin=origin, model=model, output=responses.decode_output(body))
-        return Passthrough(origin=origin, model=model, output=Output(stream=body.flag("stream")))
+        output = Output(stream=body.flag("stream"))
+        return Passthrough(origin=origin, model=model, output=output, has_json=name in JSON_OPERATIONS)
 
     def expand(self, request: Request) -> Request:
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":

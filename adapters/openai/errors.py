@@ -84,11 +84,13 @@ def error_body(error: GatewayError) -> dict[str, Any]:
 def client_message(error: GatewayError) -> str:
     """The message for the client: a backend's own where it concerns the request.
 
-    A failure of a backend of another protocol keeps the gateway's message, since clients search its text.
+    A failure of a backend of another protocol keeps the gateway's message, since clients search its text. 501 is none: it
+    says what a model cannot do.
     """
     if not isinstance(error, BackendRejected) or is_account_error(error):
         return error.message
-    if error.wire not in _OPENAI_ERRORS and error.backend_status >= 500 and not error.request_fault:
+    failed = error.backend_status >= 500 and error.backend_status != 501
+    if error.wire not in _OPENAI_ERRORS and failed and not error.request_fault:
         return error.message
     details = read_error(error.body)
     return (details.message if details is not None else "") or error.message

@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
-from hostler.adapters.error_body import NO_ERROR, error_in, error_in_response, is_error
+from hostler.adapters.error_body import NO_ERROR, error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
     BackendBroken,
     GatewayError,
@@ -60,8 +60,8 @@ class OpenAIParser(Parser):
     """Parses one response to a request for `operation` with `choices` alternatives.
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
-    everything else when the connection ends properly. With `fields`, each event is decoded too. `sent` is the body of an
-    embeddings request. `strips_progress`: the gateway has asked for the progress of reading the prompt, not the client.
+    everything else when the connection ends properly. With `fields`, each event is decoded too. `sent` is the body of a
+    request for embeddings or a ranking. `strips_progress`: the gateway has asked for the progress of reading the prompt, not the client.
 
     Until the first token, chunks that only open the response and signs of life are held back; then signs are, when they
     come alone.
@@ -143,6 +143,8 @@ class OpenAIParser(Parser):
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
         if not self._done:
             if self._operation not in _WITH_END_MARK:
+                if self._operation in whole_response.WHOLE_OPERATIONS:
+                    raise incomplete_response()
                 return [*self._held.take(), *chunks]
             if not self._is_finished or len(self._finished) < self._choices:
                 raise incomplete_response()
@@ -176,7 +178,7 @@ class OpenAIParser(Parser):
                     kept.append(event)
                 continue
             if data == _DONE:
-                if not self._is_finished:
+                if not self._is_finished or self._operation in whole_response.WHOLE_OPERATIONS:
                     return self._raise_after(kept, chunks, finish, usage, incomplete_response())
                 self._done = True
                 is_opening = are_signs = False
@@ -187,7 +189,7 @@ class OpenAIParser(Parser):
             try:
                 body = _decode(data) if self._fields else _decode_summary(data)
             except msgspec.ValidationError:
-                error = _flat_error(data)
+                error = flat_error(data)
                 if error is not None:
                     return self._raise_after(kept, chunks, finish, usage, error)
                 # JSON of another shape (llama.cpp sometimes sends a bare `null`): forwarded as it is.
@@ -195,7 +197,7 @@ class OpenAIParser(Parser):
                 is_opening = are_signs = False
                 continue
             except NOT_JSON:
-                if self._operation not in _WITH_END_MARK:
+                if self._operation not in whole_response.JSON_OPERATIONS:
                     kept.append(event)
                     are_signs = False
                     continue
@@ -203,8 +205,9 @@ class OpenAIParser(Parser):
             error = _error_in(body, name, data)
             if error is not None and not (self._started and body.type == "response.failed"):
                 return self._raise_after(kept, chunks, finish, usage, error)
-            if self._operation == "responses" and body.choices is not None:
-                # A chat instead: the server has another API at this path.
+            is_other = self._operation == "responses" and body.choices is not None
+            if is_other or self._operation in whole_response.WHOLE_OPERATIONS:
+                # A chat instead: the server has another API at this path. Or a stream of what is never one.
                 return self._raise_after(kept, chunks, finish, usage, invalid_event())
             if body.prompt_progress is not None:
                 self._notice_progress(body.prompt_progress)
@@ -284,8 +287,8 @@ class OpenAIParser(Parser):
         return raise_after(self._complete(kept, chunks, finish, usage), error)
 
     def _feed_body(self, data: bytes) -> Iterable[Chunk]:
-        if not self._size:
-            whole_response.check_start(self._operation, data)
+        if not self._size and self._head is not None:
+            whole_response.check_start(self._operation, self._head.media_type, data)
         self._size += len(data)
         if self._size > _MAX_KEPT:
             self._tail = data[-_TAIL:].strip()[-1:] or self._tail
@@ -379,15 +382,6 @@ def _error_in(body: OpenAIEvent | EventSummary, name: str, data: bytes) -> Backe
     if body.choices or b'"error' not in data:
         return None
     if body.type is None or not body.type.startswith("response."):
-        return _flat_error(data)
+        return flat_error(data)
     failure = body.response.error if body.type == "response.failed" and body.response is not None else NO_ERROR
     return error_in_response(msgspec.json.encode({"error": failure})) if is_error(failure) else None
-
-
-def _flat_error(data: bytes) -> BackendBroken | None:
-    """An event that is an error as a whole, as vLLM, SGLang and Gemini send it."""
-    try:
-        details = error_in(msgspec.json.decode(data))
-    except NOT_JSON:
-        return None
-    return None if details is None else error_in_response(data)

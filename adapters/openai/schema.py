@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.error_body import NO_ERROR
-from hostler.adapters.lenient import Amount, Count
+from hostler.adapters.lenient import Amount, Count, Numbers
 
 WIRE = "openai"
 #: The wire name of the responses API, which some servers of this protocol have beside chat.
@@ -136,7 +136,7 @@ class OpenAIEmbedding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIVector(msgspec.Struct, frozen=True):
-    numbers: list[float] | str
+    numbers: Numbers | str
 
 
 class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +144,14 @@ class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
 
     data: list[OpenAIEmbedding]
     usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A document in a reranker's response: its place in the request, and its score under either name."""
+
+    index: Any = None
+    relevance_score: Any = None
+    score: Any = None
 
 
 class OpenAITokenCount(msgspec.Struct, frozen=True, kw_only=True):

@@ -298,7 +298,7 @@ class OpenAIUpstream(Upstream):
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         operation = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
-        sent = request.origin.body if operation == "embeddings" else b""
+        sent = request.origin.body if operation in ("embeddings", "rerank") else b""
         return OpenAIParser(
             operation,
             fields=fields,

@@ -24,26 +24,38 @@ from hostler.adapters.openai.schema import (
     FAILED_FINISHES,
     NULL,
     OpenAIDelta,
+    RankedDocument,
     ResponseSummary,
     WholeChoice,
 )
 
 #: Operations whose whole responses are one JSON object; the others may return anything.
-JSON_OPERATIONS = frozenset({"chat", "completions", "embeddings", "rerank", "responses", "count"})
+JSON_OPERATIONS = frozenset(
+    {
+        *("chat", "completions", "embeddings", "rerank", "responses", "count"),
+        *("moderations", "images", "image_edits", "image_variations"),
+    }
+)
+#: Those of them whose responses are never streams.
+WHOLE_OPERATIONS = frozenset({"embeddings", "rerank", "count", "moderations"})
 
 _LONG = 64
 #: Embeddings from this size on, in bytes, are read once only: an error is never so long.
 _LARGE = 256 * 1024
 _BRACKET = ord("[")
+_PAGE = "text/html"
 _CHOICES = frozenset({"chat", "completions"})
 _UNFINISHED = frozenset({"failed", "cancelled", "incomplete"})
 _RUNNING = frozenset({"queued", "in_progress"})
 _NOTHING = frozenset({b"", NULL})
 _EMPTY_TEXTS = _NOTHING | {b'""'}
-_EMPTY_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:null|\[\s*\]|"")')
+_EMPTY_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:null|\[\s*(?:\]|null)|"")')
+#: Numbers, lists of them (of each token), text in base64, or sparse numbers.
+_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:\[\s*[-\d\[]|"[^"]|\{\s*")')
 _SHORT = 1024
 _decode_message = lenient.decoder(OpenAIDelta)
 _decode_summary = lenient.decoder(ResponseSummary)
+_decode_scores = lenient.decoder(list[RankedDocument])
 
 
 def check(operation: str, raw: bytes, sent: bytes = b"") -> tuple[str | None, Usage | None]:
@@ -82,9 +94,13 @@ def _decode_vectors(raw: bytes) -> Iterator[Chunk]:
         raise invalid_response() from None
 
 
-def check_start(operation: str, start: bytes) -> None:
-    """Raise `BackendBroken` if a response cannot be JSON by its first bytes: a login page, for example."""
-    if start.startswith((b"{", b"[")) or operation not in JSON_OPERATIONS:
+def check_start(operation: str, media_type: str, start: bytes) -> None:
+    """Raise `BackendBroken` if the first bytes cannot be those of a response: a login page, for example."""
+    if operation not in JSON_OPERATIONS:
+        if media_type.lower().startswith(_PAGE) and start.lstrip().startswith(b"<"):
+            raise invalid_response()
+        return
+    if start.startswith((b"{", b"[")):
         return
     if start.strip() and not start.lstrip().startswith((b"{", b"[")):
         raise invalid_response()
@@ -106,7 +122,7 @@ def _summary(operation: str, raw: bytes, sent: bytes = b"") -> ResponseSummary |
     try:
         body = _decode_summary(raw)
     except msgspec.ValidationError:
-        if operation == "rerank" and raw.lstrip()[:1] == b"[":
+        if operation == "rerank" and raw.lstrip()[:1] == b"[" and _are_scores(raw):
             return None
         raise (error_in_response(raw) if raw.lstrip()[:1] == b"[" else invalid_response()) from None
     except NOT_JSON:
@@ -114,7 +130,8 @@ def _summary(operation: str, raw: bytes, sent: bytes = b"") -> ResponseSummary |
     error = _error(body, raw)
     if error is not None:
         raise error
-    if not _has_content(operation, body) and not (_is_list(body.data) and _is_without_input(sent)):
+    is_empty = (_is_list(body.data) or _is_list(body.results)) and _is_without_input(sent)
+    if not _has_content(operation, body) and not is_empty:
         raise invalid_response()
     return body
 
@@ -134,14 +151,16 @@ def _has_content(operation: str, body: ResponseSummary) -> bool:
     if operation in _CHOICES:
         return bool(body.choices) and all(map(_is_answer, body.choices or ()))
     if operation == "embeddings":
-        return _has_entries(body.data) and not _has_empty_vector(body.data)
+        return _has_entries(body.data) and _has_vector(body.data)
     if operation == "responses":
         if body.status in _RUNNING:
             return body.background is True  # else it has been cut off
         return _is_list(body.output) or body.status in _UNFINISHED
     if operation == "count":
         return body.input_tokens is not None
-    return _is_list(body.results) or _has_entries(body.data)
+    if operation == "rerank":
+        return _are_scores(bytes(body.results)) or _are_scores(bytes(body.data))
+    return _has_entries(body.results) or _has_entries(body.data)
 
 
 def _is_answer(choice: WholeChoice) -> bool:
@@ -159,18 +178,37 @@ def _is_answer(choice: WholeChoice) -> bool:
     )
 
 
-def _has_empty_vector(raw: msgspec.Raw) -> bool:
+def _has_vector(raw: msgspec.Raw) -> bool:
+    """Whether there is a vector, and no empty one."""
     data = bytes(raw)
+    if _VECTOR.search(data) is None:
+        return False
     # Numbers have no letter of "null": one search for a letter passes over nearly every response.
-    return (b"u" in data or len(data) < _SHORT) and _EMPTY_VECTOR.search(data) is not None
+    return not (b"u" in data or len(data) < _SHORT) or _EMPTY_VECTOR.search(data) is None
+
+
+def _are_scores(raw: bytes) -> bool:
+    """Whether this is a list of the scores of documents, in any server's form, and not an empty one."""
+    try:
+        scores = _decode_scores(raw)
+    except NOT_JSON:
+        return False
+    return bool(scores) and all(map(_is_score, scores))
+
+
+def _is_score(each: RankedDocument) -> bool:
+    return each.index is not None and (each.relevance_score is not None or each.score is not None)
 
 
 def _is_without_input(sent: bytes) -> bool:
-    """Whether an embeddings request has no text, so that its response has no vectors."""
+    """Whether a request has no text to embed or no document to rank, or wants none ranked, so that its response is empty."""
     try:
-        return bool(sent) and not msgspec.json.decode(sent, type=dict[str, Any]).get("input")
+        body = msgspec.json.decode(sent, type=dict[str, Any])
     except NOT_JSON:
         return False
+    if "documents" in body:
+        return not body["documents"] or body.get("top_n") == 0
+    return not body.get("input")
 
 
 def _has_entries(raw: msgspec.Raw) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hostler.adapters.canonical import LoadRequest
+from hostler.adapters.canonical import LoadRequest, WebSocketRequest
+from hostler.adapters.errors import UpgradeRequired
 from hostler.gateway.backends.cost import Reservation, cost_of
 from hostler.gateway.backends.failure_policy import SkipReason
 from hostler.gateway.backends.hop import Hop
@@ -34,6 +35,17 @@ def refusal(context: RequestContext, hop: Hop, target: Target) -> SkipReason | N
     if wanted is None or hop.spending.allows(wanted):
         return None
     return "budget_exhausted" if hop.spending.exhausted_for(wanted) else "budget_reserved"
+
+
+def uncounted(context: RequestContext, hop: Hop) -> UpgradeRequired | None:
+    """The error for a WebSocket connection to a hop that has a spending limit: costs are not counted there."""
+    is_limited = not hop.local and hop.spending is not None and hop.spending.limit is not None
+    if not is_limited or not isinstance(context.request, WebSocketRequest):
+        return None
+    return UpgradeRequired(
+        f"what WebSocket connections to {hop.name} cost is not counted, and there is a daily limit "
+        "(gateway.spending.daily_limit); send plain HTTP requests"
+    )
 
 
 def settle(context: RequestContext, attempt: Attempt, hop: Hop, reserved: Reservation | None) -> None:

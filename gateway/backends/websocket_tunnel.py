@@ -39,7 +39,7 @@ class BackendSocket:
         self.headers = headers
         self._name = name
 
-    async def relay(self, client: ByteStream) -> None:
+    async def relay(self, client: ByteStream, *, stall_s: float = STALL_S) -> None:
         """Pass bytes on in both directions until one side closes the connection.
 
         The client gets a close frame with code 1001 if this is cancelled, and with 1011 if the backend has vanished,
@@ -47,12 +47,12 @@ class BackendSocket:
         """
         _probe_when_idle(client.writer)
         answers, code = FrameScanner(), GOING_AWAY
-        down = asyncio.create_task(_pass_on(self._stream.reader, client.writer, answers))
-        up = asyncio.create_task(_pass_on(client.reader, self._stream.writer, FrameScanner()))
+        down = asyncio.create_task(_pass_on(self._stream.reader, client.writer, answers, stall_s))
+        up = asyncio.create_task(_pass_on(client.reader, self._stream.writer, FrameScanner(), stall_s))
         try:
             done, _ = await asyncio.wait((down, up), return_when=asyncio.FIRST_COMPLETED)
-            vanished = down in done and up not in done and not answers.closed
-            if vanished:
+            # A client that has disconnected or reads nothing ends it as well, and is not the backend's fault.
+            if down in done and down.result() and up not in done and not answers.closed:
                 code = INTERNAL_ERROR
                 raise BackendBroken(f"{self._name} closed the WebSocket connection", backend=self._name)
         finally:
@@ -64,14 +64,24 @@ class BackendSocket:
             await _close(client.writer)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: FrameScanner) -> None:
-    """Pass bytes on until the connection ends, or its other side reads no more."""
-    with contextlib.suppress(OSError):
-        while data := await reader.read(BUFFER_BYTES):
-            frames.feed(data)
+async def _pass_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: FrameScanner, stall_s: float
+) -> bool:
+    """Pass bytes on until the connection ends, or its other side reads no more; returns whether the sender ended it."""
+    while True:
+        try:
+            data = await reader.read(BUFFER_BYTES)
+        except OSError:
+            return True
+        if not data:
+            return True
+        frames.feed(data)
+        try:
             writer.write(data)
-            async with asyncio.timeout(STALL_S):  # TimeoutError is an OSError
+            async with asyncio.timeout(stall_s):  # TimeoutError is an OSError
                 await writer.drain()
+        except OSError:
+            return False
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
@@ -147,6 +157,8 @@ def _request(endpoint: Endpoint, path: str, headers: Mapping[str, str], own: Ite
 def _head(head: bytes) -> tuple[int, dict[str, str]]:
     """Status and headers, names in lower case. Raises `ValueError` for what is no answer."""
     first, *lines = head.decode("latin-1").split("\r\n")
+    if any(char in line for line in lines for char in "\r\n\0"):
+        raise ValueError("a header contains a line break")
     protocol, _, rest = first.partition(" ")
     if not protocol.startswith("HTTP/1."):
         raise ValueError("this is not an HTTP answer")

@@ -38,7 +38,7 @@ from hostler.gateway.backends.failure_policy import (
     retryable_hint,
 )
 from hostler.gateway.backends.hop import Hop
-from hostler.gateway.backends.reservation import estimate, refusal, settle
+from hostler.gateway.backends.reservation import estimate, refusal, settle, uncounted
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
 from hostler.gateway.backends.wake_on_lan import StillAsleep
@@ -207,6 +207,8 @@ class FallbackMiddleware(RequestMiddleware):
         hop, target = candidate.hop, candidate.target
         if target.needs_load and (unable := await find_inability(context, candidate)) is not None:
             return unable
+        if (refused := uncounted(context, hop)) is not None:
+            return FailedHop(hop=hop, reason="unsupported", error=refused)
         if failed:
             _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0

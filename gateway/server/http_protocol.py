@@ -278,6 +278,8 @@ class HTTPProtocol(HttpToolsProtocol):
             raise ConnectionResetError("the client has disconnected")
         if self.reading or self.waiting or self.in_head or self.discarding:
             raise ConnectionResetError("the client sent data before the handshake was complete")
+        if self.stopping:
+            raise ConnectionAbortedError("the server is stopping")
         stream = switch_protocols(self.transport, headers, partial(self.connections.discard, self))
         self.gone = self.handed_over = cycle.disconnected = True
         self.deadline = self.stalled_at = _NEVER

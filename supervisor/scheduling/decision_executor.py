@@ -133,7 +133,11 @@ class DecisionExecutor(ScheduledHost):
         lease.grant(address)
 
     async def _prepare_slot(self, lease: Lease, assignment: SlotAssignment, address: EngineAddress) -> None:
-        await assignment.prepare()
+        try:
+            await assignment.prepare()
+        except Exception:
+            # The engine then reads the whole prompt.
+            logger.exception("%s: preparing a slot for %s failed", self.name, address.model)
         if self.holds(lease):
             lease.record_wait(self._clock())
             lease.grant(address)
@@ -190,6 +194,8 @@ class DecisionExecutor(ScheduledHost):
             await self._supervisor.unload(order.model)
         except (SupervisorError, SupervisorUnreachable, UnknownProfile) as error:
             logger.warning("%s: unloading %s failed: %s", self.name, order.model, error)
+        except Exception:
+            logger.exception("%s: unloading %s failed", self.name, order.model)
         finally:
             stopped = self._stops.pop(order.model, None)
             if stopped is not None:

@@ -312,19 +312,23 @@ class Orchestrator(DecisionExecutor):
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `Host`."""
         supervisor = self._model_leasing(model)
-        if not self._is_ready(model):
+        if self._is_ready(model):
+            lease = await self._add_lease(supervisor, model, holder, seconds)
+        else:
             # While this ticket is held the model stays until it is leased.
             with self._ticket(model) as ticket:
                 await self._loaded(ticket)
-                return await self._add_lease(supervisor, model, holder, seconds)
-        lease = await self._add_lease(supervisor, model, holder, seconds)
-        if not self._is_ready(model):  # it was unloaded a moment ago
-            try:
+                lease = await self._add_lease(supervisor, model, holder, seconds)
+        try:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if not self._is_ready(model):  # it was unloaded a moment ago
                 with self._ticket(model) as ticket:
                     await self._loaded(ticket)
-            except GatewayError:
+        except BaseException:
+            # Also if the client has left, which then does not know of its lease.
+            with anyio.CancelScope(shield=True):
                 await self.end_lease(lease.id)
-                raise
+            raise
         return lease
 
     async def end_lease(self, lease_id: str) -> ModelLease | None:
@@ -357,7 +361,8 @@ class Orchestrator(DecisionExecutor):
 
     async def _add_lease(self, supervisor: SupportsModelLeases, model: str, holder: str, seconds: float) -> ModelLease:
         try:
-            lease = await supervisor.add_lease(model, holder=holder, seconds=seconds)
+            with anyio.CancelScope(shield=True):
+                lease = await supervisor.add_lease(model, holder=holder, seconds=seconds)
         except SupervisorError as error:
             raise ModelUnavailable(error.failure.message, model=model, final=True) from None
         except (UnknownProfile, SupervisorUnreachable) as error:

@@ -61,6 +61,21 @@ def test_raw_values_are_kept() -> None:
     assert bytes(decode(b'{"raw": {"a": [1]}, "tokens": "1"}').raw) == b'{"a":[1]}'
 
 
+class Vector(msgspec.Struct, frozen=True, kw_only=True):
+    numbers: lenient.Numbers | None = None
+    all: lenient.Vectors | None = None
+    name: str = ""
+
+
+def test_of_numbers_that_belong_together_none_is_left_out() -> None:
+    read = lenient.decoder(Vector)
+    assert read(b'{"numbers": [1, "2.5"], "name": 3}') == Vector(numbers=[1.0, 2.5], name="3")
+    assert read(b'{"numbers": [1, null]}') == Vector()
+    assert read(b'{"all": [[1], ["2"]]}') == Vector(all=[[1.0], [2.0]])
+    assert read(b'{"all": [[1], [null]]}') == Vector()
+    assert read(b'{"all": [[1], null]}') == Vector()
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"3", b'"a"', b"\xff"])
 def test_what_is_no_object_is_an_error(text: bytes) -> None:
     with pytest.raises(NOT_JSON):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from hostler.adapters.base import Parser
 from hostler.adapters.canonical import Origin, ResponseHead
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.passthrough import ForwardingParser, forwarded
+from hostler.adapters.passthrough import ForwardingParser, JsonForwardingParser, forwarded
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\xff\r\n--x--\r\n'
 
@@ -65,3 +67,47 @@ def test_a_body_and_a_stream_are_passed_on_as_they_come() -> None:
     assert list(parser.feed(b"data: 1")) == []
     assert [chunk.raw for chunk in parser.feed(b"\n\ndata: 2")] == [b"data: 1\n\n"]
     assert [chunk.raw for chunk in parser.finish()] == [b"data: 2"]
+
+
+WHOLE, STREAM = ResponseHead(), ResponseHead(media_type="text/event-stream")
+
+
+def read(parser: Parser, head: ResponseHead, *pieces: bytes) -> bytes:
+    parser.start(head)
+    chunks = [chunk for piece in pieces for chunk in parser.feed(piece)]
+    return b"".join(chunk.raw for chunk in [*chunks, *parser.finish()])
+
+
+def test_json_with_its_member_is_passed_on_as_it_came() -> None:
+    for body in (b'{"tokens": [1]}', b'[{"tokens": []}, {"tokens": [2]}]', b'{"tokens": [1%b]}' % (b", 1" * 200_000)):
+        assert read(JsonForwardingParser("llamacpp", "tokens"), WHOLE, body[:1], body[1:]) == body
+    events = b': ping\n\ndata: {"content": "a"}\n\ndata: {"stop": true}\n\ndata: [DONE]\n\n'
+    assert read(JsonForwardingParser("llamacpp", "content"), STREAM, events[:30], events[30:]) == events
+    assert read(JsonForwardingParser("llamacpp"), WHOLE, b'[{"id": 0}]') == b'[{"id": 0}]'
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        *((WHOLE, body) for body in (b"", b" ", b"<html>", b"null", b"{}", b"[]", b"3", b'{"a": 1}', b'{"tokens": [', b'[null]')),
+        (WHOLE, b'{"error": "no"}'),
+        (WHOLE, b'{"object": "error", "message": "no", "tokens": []}'),
+        (WHOLE, b'{"tokens": [1%b' % (b", 1" * 200_000)),
+        (ResponseHead(length=99), b'{"tokens": []}'),
+        *((STREAM, body) for body in (b"", b": ping\n\n", b"<html>\n\n", b"data: [DONE]\n\n", b"data: {}\n\n", b'data: {"a": 1}\n\n')),
+        (STREAM, b'data: {"error": {"message": "no"}}\n\n'),
+        (STREAM, b'data: {"tokens": []}\n\ndata: {"error": {"message": "no"}}\n\n'),
+        (STREAM, b'data: {"tokens": []}\n\ndata: {"tok'),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_or_lacks_its_member_is_broken(head: ResponseHead, body: bytes) -> None:
+    with pytest.raises(BackendBroken):
+        read(JsonForwardingParser("llamacpp", "tokens"), head, body)
+
+
+def test_signs_of_life_before_the_first_event_commit_nothing() -> None:
+    parser = JsonForwardingParser("llamacpp", "content")
+    parser.start(STREAM)
+    assert list(parser.feed(b": ping\n\n")) == []
+    assert parser.take_signs() == b": ping\n\n"
+    assert [chunk.raw for chunk in parser.feed(b'data: {"content": ""}\n\n')] == [b'data: {"content": ""}\n\n']

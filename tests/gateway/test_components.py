@@ -57,3 +57,26 @@ async def test_running_starts_without_unreachable_hosts_and_ends_with_its_body(t
         assert not parts.serving.hosts["pc"].reachable
         assert not subscription.closed
     assert subscription.closed
+
+
+@pytest.mark.anyio
+async def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(tmp_path: Path) -> None:
+    parts = components(tmp_path, TWO_BACKENDS)
+    closed: list[str] = []
+
+    class Closes:
+        def __init__(self, name: str, error: Exception | None = None) -> None:
+            self.name = name
+            self.error = error
+
+        async def aclose(self) -> None:
+            closed.append(self.name)
+            if self.error is not None:
+                raise self.error
+
+    parts.serving._lan = Closes("lan", OSError("no"))  # type: ignore[assignment]
+    parts.serving._remote = Closes("remote", RuntimeError("no"))  # type: ignore[assignment]
+    parts.serving.chain = Closes("chain")  # type: ignore[assignment]
+    with pytest.raises(RuntimeError):
+        await parts._aclose()
+    assert closed == ["lan", "remote", "chain"]

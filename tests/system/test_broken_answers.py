@@ -41,7 +41,35 @@ OTHER_ROUTES: dict[str, dict[str, Any]] = {
     "/api/v1/chat": {"input": "Hello"},
     "/api/v0/chat/completions": {"messages": TURNS},
 }
+#: Routes that answer in JSON and generate no text.
+JSON_ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": "Hello"},
+    "/api/embed": {"input": "Hello"},
+    "/api/embeddings": {"prompt": "Hello"},
+    "/api/v0/embeddings": {"input": "Hello"},
+    "/embedding": {"content": "Hello"},
+    "/v1/rerank": {"query": "q", "documents": ["a", "b"]},
+    "/rerank": {"query": "q", "documents": ["a", "b"]},
+    "/v1/messages/count_tokens": {"messages": TURNS},
+    "/infill": {"input_prefix": "a", "input_suffix": "b"},
+    "/tokenize": {"content": "Hello"},
+    "/apply-template": {"messages": TURNS},
+    "/v1/moderations": {"input": "Hello"},
+    "/v1/images/generations": {"prompt": "Hello"},
+}
+#: Servers differ in what these contain; but no server answers so.
+ANY_DATA = frozenset({"/v1/moderations", "/v1/images/generations"})
+NEVER_RIGHT = frozenset(
+    {"empty", "login page", "login page as JSON", "text", "cut JSON", "null", "empty object", "an error"}
+)
 SSE, LINES, JSON = "text/event-stream", "application/x-ndjson", "application/json"
+
+ERRORS_AS_ANSWERS = {
+    "an error": (JSON, b'{"error":"bad image"}'),
+    "a flat error": (JSON, b'{"object":"error","message":"bad image","type":"BadRequestError","code":400}'),
+    "a listed error": (JSON, b'[{"error":{"code":400,"status":"INVALID_ARGUMENT","message":"bad image"}}]'),
+    "a flat error in a stream": (SSE, b'data: {"object":"error","message":"bad image","code":400}\n\n'),
+}
 
 
 def backend(url: str, kind: str = "openai") -> dict[str, Any]:
@@ -139,6 +167,22 @@ async def test_no_answer_is_a_success_on_any_route_that_generates(
             server.prepared = [(200, media_type, body)] * 2
             response = await chain.http.post(path, json={"model": "m", "stream": stream, **OTHER_ROUTES[path]})
             assert response.status_code >= 400 or '"error"' in response.text, (name, response.text)
+
+
+@pytest.mark.parametrize("kind", ["openai", "llamacpp", "ollama", "anthropic", "lmstudio"])
+async def test_no_answer_is_a_success_on_any_route_that_answers_in_json(tmp_path: Path, kind: str) -> None:
+    async with (
+        start_scripted_server() as server,
+        start_chain(tmp_path, {"only": backend(server.url, kind)}, breaker={"failures": 10000}) as chain,
+    ):
+        for path, body in JSON_ROUTES.items():
+            for name, (media_type, data) in {**NO_ANSWERS, **ERRORS_AS_ANSWERS}.items():
+                if path in ANY_DATA and name not in NEVER_RIGHT:
+                    continue
+                server.prepared = [(200, media_type, data)] * 2
+                response = await chain.http.post(path, json={"model": "m", **body})
+                server.prepared = []
+                assert response.status_code >= 400, (path, name, response.text)
 
 
 @each_chat

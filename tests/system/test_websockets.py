@@ -214,3 +214,24 @@ async def test_servers_without_a_supervisor_are_reached_with_their_key(
             await socket.send_str("echo")
             assert (await socket.receive()).data == "echo"
     assert EngineLog(backend_log).events("handshake")[-1]["path"] == "/v1/realtime?model=theirs%2Fa"
+
+
+async def test_a_limit_on_costs_refuses_connections_whose_costs_are_not_counted(
+    start_gateway: StartGateway, client: aiohttp.ClientSession, backend_log: Path, tmp_path: Path
+) -> None:
+    from aiohttp.test_utils import TestServer
+
+    async with TestServer(engine("theirs", backend_log)) as server:
+        url = f"http://127.0.0.1:{server.port}/v1"
+        cloud = {"kind": "openai", "url": url, "models": {"a": "theirs/a"}, "api_key": "theirs", "local": False}
+        for limit, status in ((5, 426), (None, None)):
+            spending = {"file": str(tmp_path / "spending.json"), "daily_limit": limit}
+            async with start_gateway({}, backends={"cloud": cloud}, gateway={"spending": spending}) as gateway:
+                if status is not None:
+                    assert await status_of(client, gateway, "/v1/realtime?model=a") == status
+                    paths = [event["path"] for event in EngineLog(backend_log).events("handshake")]
+                    assert set(paths) <= {"/v1/models"}
+                    continue
+                async with connected(client, gateway, "/v1/realtime?model=a") as socket:
+                    await socket.send_str("echo")
+                    assert (await socket.receive()).data == "echo"

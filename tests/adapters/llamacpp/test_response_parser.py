@@ -132,10 +132,13 @@ def test_an_error_in_the_stream_is_raised() -> None:
         list(parser.feed(error))
 
 
-def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
-    stream = b"event: x\ndata: not json\n\ndata: cut"
-    made = encoder(completion(stream=True, operation="other"))
+def test_a_stream_with_chosen_fields_may_have_no_end() -> None:
+    stream = b'data: {"content":"a"}\n\ndata: {"content":"b"}\n\n'
+    made = encoder(completion(stream=True, response_fields=["content"]))
     assert b"".join(made.encode(chunk) for chunk in parse([stream], responses=0)) + made.finish() == stream
+    for broken in (b"", b": ping\n\n", b"data: not json\n\n", b'data: {"object":"error","message":"no"}\n\n'):
+        with pytest.raises(BackendBroken):
+            parse([broken], responses=0)
 
 
 def test_the_parser_knows_how_many_completions_to_expect(transcript: Transcript) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai import whole_response
 
+JSON = "application/json"
 CHAT = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
 GOOD: list[tuple[str, Any]] = [
     ("chat", CHAT),
@@ -20,8 +21,12 @@ GOOD: list[tuple[str, Any]] = [
     ("embeddings", {"data": [{"index": 0, "embedding": "AAAAPw=="}]}),
     ("completions", {"choices": [{"text": "", "finish_reason": "length"}]}),
     ("embeddings", {"data": [{"index": 0, "embedding": [0.5]}]}),
-    ("rerank", {"results": []}),
+    ("embeddings", {"data": [{"index": 0, "embedding": [[0.5, 1], [-1, 0]]}]}),
+    ("rerank", {"results": [{"index": "0", "relevance_score": -3}]}),
+    ("rerank", {"data": [{"index": 0, "relevance_score": 0.5}]}),
     ("rerank", [{"index": 0, "score": 0.5}]),
+    ("images", {"created": 1, "data": [{"url": "x"}]}),
+    ("moderations", {"results": [{"flagged": False}]}),
     ("responses", {"output": [], "status": "completed"}),
     ("responses", {"status": "in_progress", "background": True}),
     ("count", {"input_tokens": 3}),
@@ -38,6 +43,12 @@ BAD: list[tuple[str, bytes]] = [
     ("embeddings", b'{"data":[{"index":0,"embedding":[0.5]},{"index":1,"embedding": null}]}'),
     ("embeddings", b'{"data":[{"index":0,"embedding":[ ]}]}'),
     ("embeddings", b'{"data":[{"index":0,"embedding":""}]}'),
+    *(("embeddings", b'{"data":[%b]}' % entry) for entry in (
+        b"null", b"{}", b'"x"', b'{"embedding":["a"]}', b'{"embedding":[null,null]}', b'{"embedding":{}}')),
+    *(("rerank", b'{"results":%b}' % results) for results in (
+        b"[]", b"[null]", b"[{}]", b'[{"index":0}]', b'[{"relevance_score":1}]', b'{"index":0,"score":1}')),
+    ("rerank", b"[]"),
+    ("rerank", b'[{"error":{"message":"x"}}]'),
     ("chat", b'{"choices":[{"message":null,"finish_reason":"stop"}]}'),
     ("chat", b'{"choices":[{"message":{"content":null},"finish_reason":null}]}'),
     ("chat", b'{"choices":[{"message":{"content":""}}]}'),
@@ -52,7 +63,7 @@ BAD: list[tuple[str, bytes]] = [
 @pytest.mark.parametrize(("operation", "body"), GOOD)
 def test_a_response_is_accepted(operation: str, body: Any) -> None:
     raw = json.dumps(body).encode()
-    whole_response.check_start(operation, raw)
+    whole_response.check_start(operation, JSON, raw)
     whole_response.check(operation, raw)
 
 
@@ -93,11 +104,21 @@ def test_no_vectors_are_right_for_no_texts() -> None:
             whole_response.check("embeddings", b'{"data":[]}', sent)
 
 
-def test_only_json_operations_are_judged_by_their_start() -> None:
-    whole_response.check_start("speech", b"RIFF")
-    whole_response.check_start("chat", b"\r\n")
+def test_no_scores_are_right_for_no_documents() -> None:
+    for sent in (b'{"documents": []}', b'{"documents": ["a"], "top_n": 0}'):
+        whole_response.check("rerank", b'{"results":[]}', sent)
     with pytest.raises(BackendBroken):
-        whole_response.check_start("chat", b" <html>")
+        whole_response.check("rerank", b'{"results":[]}', b'{"documents": ["a"]}')
+
+
+def test_only_json_operations_are_judged_by_their_start() -> None:
+    whole_response.check_start("speech", "audio/wav", b"RIFF")
+    whole_response.check_start("speech", "text/html", b"RIFF")
+    whole_response.check_start("transcriptions", "text/vtt", b"<v Roger>Hello")
+    whole_response.check_start("chat", JSON, b"\r\n")
+    for operation, media_type in (("chat", JSON), ("speech", "text/html"), ("transcriptions", "Text/HTML")):
+        with pytest.raises(BackendBroken):
+            whole_response.check_start(operation, media_type, b" <html>")
 
 
 def test_an_error_of_any_operation_is_found() -> None:

@@ -13,7 +13,7 @@ import anyio
 import httpx
 import pytest
 
-from hostler.gateway.asgi import Receive, Scope, Send
+from hostler.gateway.asgi import UPGRADE, Receive, Scope, Send
 from hostler.gateway.server.http_protocol import Limits
 from hostler.gateway.server.server import ListenError, Server, bind
 
@@ -241,3 +241,38 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="unix:"):
         bind([(str(file), 0)], "gateway.listen")
     assert file.read_text() == "kept"
+
+
+class AcceptsLate:
+    """Accepts a WebSocket connection once the server stops."""
+
+    def __init__(self) -> None:
+        self.arrived = anyio.Event()
+        self.error: ConnectionError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        accept = scope["extensions"][UPGRADE]["accept"]
+        self.arrived.set()
+        while not accept.__self__.stopping:  # noqa: ASYNC110 - the connection has no event
+            await anyio.sleep(0.005)
+        try:
+            accept(())
+        except ConnectionError as error:
+            self.error = error
+
+
+async def test_no_connection_changes_its_protocol_once_the_server_stops() -> None:
+    app = AcceptsLate()
+    sockets = bind([("127.0.0.1", 0)], "here")
+    started = anyio.Event()
+    server = Server(app, drain_s=20, started_callback=started.set)
+    serving = asyncio.ensure_future(server.serve(sockets))
+    await started.wait()
+    reader, writer = await asyncio.open_connection(*sockets[0].getsockname())
+    writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    await app.arrived.wait()
+    server.stop()
+    await serving
+    assert isinstance(app.error, ConnectionAbortedError)
+    assert b"101" not in await reader.read()
+    writer.close()

@@ -14,6 +14,7 @@ from hostler.gateway.events import Event, QueueChanged
 from hostler.supervisor.contract import (
     EngineAddress,
     HostStatus,
+    ModelLease,
     ProfileInfo,
     PromptIdentity,
     Snapshot,
@@ -231,3 +232,52 @@ async def test_a_request_that_leaves_while_its_conversation_is_moved_frees_the_s
         assignment.prepared = True
         assert (await granted(host)).granted
         assert not lease.granted
+
+
+class Leasing(Scripted):
+    """Leases its model; while it does, `meanwhile` happens."""
+
+    def __init__(self) -> None:
+        super().__init__(address(1))
+        self.leases: dict[str, ModelLease] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def add_lease(self, model: str, *, holder: str, seconds: float) -> ModelLease:
+        lease = self.leases["1"] = ModelLease(id="1", model=model, holder=holder, created_at=0.0, expires_at=seconds)
+        self.meanwhile()
+        await anyio.lowlevel.checkpoint()
+        return lease
+
+    async def end_lease(self, lease_id: str) -> ModelLease | None:
+        await anyio.lowlevel.checkpoint()
+        return self.leases.pop(lease_id, None)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_a_client_that_leaves_while_its_lease_is_taken_has_none(loaded: bool) -> None:
+    supervisor = Leasing()
+    async with orchestrating(supervisor) as host:
+        if loaded:
+            await leased(host)
+        with anyio.CancelScope() as scope:
+            supervisor.meanwhile = scope.cancel
+            await host.lease_model("a", holder="ann", seconds=60)
+        assert scope.cancelled_caught
+        assert supervisor.leases == {}
+        assert host.model_leases == ()
+        supervisor.meanwhile = lambda: None
+        assert (await host.lease_model("a", holder="ann", seconds=60)).id == "1"
+
+
+class FailsToUnload(Scripted):
+    async def unload(self, model: str) -> None:
+        raise RuntimeError("a mistake of its own")
+
+
+async def test_an_unload_that_fails_in_any_way_leaves_the_host_serving(caplog: pytest.LogCaptureFixture) -> None:
+    async with orchestrating(FailsToUnload(address(1))) as host:
+        await leased(host)
+        with anyio.fail_after(20):
+            await host.unload("a", force=True)
+        assert await leased(host) == address(1)
+    assert "pc: unloading a failed" in caplog.text
