@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from hostler.profiles.engines import EngineEntry, Macro, ReadyRules, Service, StopRules
+from hostler.profiles.engines import EngineEntry, Macro, ReadyRules, Service, SleepRules, StopRules
 from hostler.profiles.templates import TemplateWord
 
 _TEXT: Final[tuple[Service, ...]] = ("chat", "completions")
@@ -49,6 +49,12 @@ _PROGRAMS: Final[Mapping[str, EngineEntry]] = {
     "vllm": EngineEntry(
         command=("vllm", "serve", *_VLLM), env={"VLLM_API_KEY": "${key}"}, ready="/health", serves=_TEXT,
         capabilities=("tools",),
+    ),
+    # The routes for it exist in the mode for development only, which has others that no key protects.
+    "vllm-sleep": EngineEntry(
+        command=("vllm", "serve", *_VLLM, "--enable-sleep-mode"),
+        env={"VLLM_API_KEY": "${key}", "VLLM_SERVER_DEV_MODE": "1"}, ready="/health", serves=_TEXT, capabilities=("tools",),
+        sleep=SleepRules(path="/sleep?level=1", wake="/wake_up"),
     ),
     "sglang": EngineEntry(
         command=("python3", "-m", "sglang.launch_server", *_SGLANG), ready="/health", serves=_TEXT,

@@ -77,6 +77,17 @@ class StopRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A command that stops the engine, instead of the signal."""
 
 
+class SleepRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How an engine is put to sleep, so that it frees its memory on GPUs, and is woken again."""
+
+    path: str = "/sleep"
+    """The path whose `POST` without a body puts the engine to sleep."""
+    wake: str = "/wake_up"
+    """The path whose `POST` without a body wakes it, and answers once it can serve."""
+    keeps_weights: bool = True
+    """Whether its weights stay in the machine's memory while it sleeps."""
+
+
 class EngineEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An engine as written in a file. What is left out comes from `base`, else from the defaults of `Engine`.
 
@@ -113,6 +124,8 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether the listener must be a child of the supervisor. That of a container is not."""
     stop: StopRules | UnsetType = UNSET
     """How the engine is stopped. Left out: by SIGTERM."""
+    sleep: SleepRules | UnsetType | None = UNSET
+    """How the engine sleeps instead of being stopped for another model, where memory allows. Left out: it cannot sleep."""
     cleanup: CommandTemplate | UnsetType = UNSET
     """A command that removes what an earlier start left behind: run when the supervisor starts, before each start and
     after each end. It may fail."""
@@ -142,6 +155,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     listens: Literal["child", "anywhere"] = "child"
     stop: StopRules = StopRules()
     stop_command: tuple[TemplateWord, ...] = ()
+    sleep: SleepRules | None = None
     cleanup: tuple[TemplateWord, ...] = ()
     model_name: str = "${name}"
     watchdog_s: float | None = None
@@ -299,6 +313,9 @@ def _mistakes(engine: Engine) -> Iterator[tuple[str, str]]:
     for key, path in (("prefix", engine.prefix), ("ready", engine.ready.path)):
         if path and not re.fullmatch(r"/[!-~]*", path):
             yield key, f"{path!r} is not a path: it must start with a slash"
+    for path in () if engine.sleep is None else (engine.sleep.path, engine.sleep.wake):
+        if not re.fullmatch(r"/[!-~]*", path):
+            yield "sleep", f"{path!r} is not a path: it must start with a slash"
     if engine.prefix.endswith("/"):
         yield "prefix", "must not end with a slash"
     rules = engine.ready

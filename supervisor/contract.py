@@ -188,6 +188,7 @@ class KeptConversations(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model's process. `since` is in seconds since the epoch; `percent` and `eta_s` are of the current load.
 
+    `sleeping`: it is stopped, and its process still exists: it wakes faster than it starts.
     `phase_seconds` is the duration of each phase of the last switch to it. `conversations` is `None` until
     the model has been loaded, and on hosts that keep none.
     """
@@ -205,6 +206,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase_seconds: dict[str, float] = {}
     conversations: KeptConversations | None = None
     failure: Failure | None = None
+    sleeping: bool = False
 
 
 DeviceVendor = Literal["nvidia", "amd", "intel", "apple"]

@@ -99,6 +99,11 @@ async def request_json(
         raise EngineError(f"{method} {path}: {error}", 200) from None
 
 
+async def request(address: EngineAddress, method: str, path: str, *, timeout_s: float) -> None:
+    """Send one request without a body. Raises `EngineError` for everything but a 200 in time."""
+    await _request(address, method, path, b"", timeout_s)
+
+
 async def engine_build(address: EngineAddress, *, timeout_s: float = 2.0) -> str:
     """The build that the engine reports. Raises `EngineError`."""
     return (await request_json(address, "GET", "/props", _Props, timeout_s=timeout_s)).build_info

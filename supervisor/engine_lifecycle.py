@@ -348,6 +348,17 @@ class EngineLifecycle:
         return memory_need(self.profile, self.description.facts, self.peak_memory, size=self.description.size)
 
     @property
+    def sleeping_bytes(self) -> int | None:
+        """How much memory of the machine its engine keeps while it sleeps; `None` if it cannot sleep."""
+        try:
+            rules = engine_of(self.profile, self._services.settings).sleep
+        except ValueError:
+            return None
+        if rules is None:
+            return None
+        return (self.memory_need.weights or self.memory_need.total) if rules.keeps_weights else 0
+
+    @property
     def device_needs(self) -> dict[str, int]:
         """How much of that is on which GPU, in bytes."""
         if self._uses_cpu_only:

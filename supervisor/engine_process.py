@@ -6,24 +6,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
-from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
+from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, SupervisorError
 from hostler.supervisor.engine_command import EngineCommand
 from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.engine_port import free_port
+from hostler.supervisor.engine_sleep import SleepingEngine, fall_asleep
 from hostler.supervisor.engine_stop import clean_up, stop_engine
 from hostler.supervisor.generation import Generation, StartResult
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.process_limits import ProcessLimits
+from hostler.supervisor.process_state import ProcessState
 from hostler.supervisor.readiness import Readiness, responds, wait_until_unresponsive
-from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
-
-ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
+from hostler.supervisor.states import LINES_KEPT, after_failure, backoff_delay_s, explain_exit
 
 #: What restoring and saving all slots may take at most. Each has its own limit, which depends on its size.
 RESTORING_S: Final = 300.0
@@ -32,7 +32,7 @@ SAVING_S: Final = 300.0
 logger = logging.getLogger(__name__)
 
 
-class ManagedProcess:
+class ManagedProcess(ProcessState):
     """Keeps at most one engine running for one model.
 
     `request_start` and `stop` may be called by any task; `run`, the only writer of the state, carries them out.
@@ -41,78 +41,19 @@ class ManagedProcess:
 
     def __init__(
         self, model: str, lifecycle: EngineLifecycle, limits: ProcessLimits, log: EngineLog, *, host: str = "127.0.0.1",
-        ports: range | None = None, on_change: Callable[[ManagedProcess], None] | None = None,
+        ports: range | None = None, on_change: Callable[[ManagedProcess], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.model = model
+        super().__init__(model, lambda: on_change(self))
         self.log = log
         self.limits = limits
         self._lifecycle = lifecycle
         self._host = host
         self._ports = ports
-        self._on_change = on_change or (lambda _: None)
-        self._state: State = "stopped"
-        self._phase: ProcessPhase = "idle"
-        self._since = time.time()
-        self._generation = 0
         self._failures = 0
-        self._failure: Failure | None = None
         self._backoff_until = 0.0
-        self._current: Generation | None = None
         self._next: StartResult | None = None
         self._wake = anyio.Event()
         self._failed_ports: set[int] = set()
-
-    # The state, for display and snapshots. A decision to start or stop must not depend on it: call `request_start`, `stop`.
-
-    @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def phase(self) -> ProcessPhase:
-        """What exactly it is doing within its state."""
-        return self._phase
-
-    @property
-    def since(self) -> float:
-        """When the state was entered, in seconds since the epoch."""
-        return self._since
-
-    @property
-    def generation(self) -> int:
-        return self._generation
-
-    @property
-    def failure(self) -> Failure | None:
-        """Why it last failed, until it is ready again."""
-        return self._failure
-
-    @property
-    def alive(self) -> bool:
-        """Whether any of its processes may exist, even one that is being stopped."""
-        return self._current is not None
-
-    @property
-    def staying(self) -> bool:
-        """Whether it runs or starts, and is not about to end."""
-        current = self._current
-        return current is not None and not current.cancelled and current.failure is None
-
-    @property
-    def pid(self) -> int | None:
-        child = self._current.child if self._current is not None else None
-        return child.pid if child is not None and child.returncode is None else None
-
-    @property
-    def progress(self) -> float | None:
-        """The loaded share of the file, 0 to 1, if the engine reports it."""
-        return self._current.readiness.progress if self._current is not None and self._state == "starting" else None
-
-    @property
-    def address(self) -> EngineAddress | None:
-        """Where it listens, if it is ready now."""
-        current = self._current
-        return current.address if current is not None and self._state == "ready" and current.serving else None
 
     # Requests.
 
@@ -140,14 +81,22 @@ class ManagedProcess:
             self._wake.set()
         return self._next
 
-    async def stop(self) -> None:
-        """Stop the current process and return when its whole group is gone. Callers waiting for it get `cancelled`."""
-        current = self._current
-        self.request_stop()
+    async def stop(self, *, sleep: bool = False) -> None:
+        """Stop the current process and return when its whole group is gone. Callers waiting for it get `cancelled`.
+
+        With `sleep` it sleeps instead if it can.
+        """
+        current, asleep = self._current, self._asleep
+        self.request_stop(sleep=sleep)
         if current is not None:
             await current.ended.wait()
+        if not sleep:
+            asleep = asleep or self._asleep
+            if asleep is not None:
+                self._end_sleep()
+                await asleep.ended.wait()
 
-    def request_stop(self) -> None:
+    def request_stop(self, *, sleep: bool = False) -> None:
         """Begin to stop the current process. Callers waiting for it get `cancelled`."""
         cancelled = Failure(kind="cancelled", message=f'model "{self.model}" was unloaded')
         if self._next is not None:
@@ -156,7 +105,15 @@ class ManagedProcess:
         current = self._current
         if current is not None:
             current.result.settle(cancelled)
+            current.sleeps = sleep
             current.cancel()
+        if not sleep:
+            self._end_sleep()
+
+    def _end_sleep(self) -> None:
+        if self._asleep is not None:
+            self._asleep.leaving = True
+            self._wake.set()
 
     async def wait_ended(self) -> None:
         """Wait until the current process has ended, for whatever reason."""
@@ -175,6 +132,14 @@ class ManagedProcess:
     async def run(self) -> None:
         """Carry out requests until cancelled. Removes first what an earlier supervisor may have left behind."""
         await self._lifecycle.clean_up(self.log.add)
+        try:
+            await self._run()
+        finally:
+            if self._asleep is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._end_sleeping(self._asleep)
+
+    async def _run(self) -> None:
         while True:
             result = await self._wait_for_request()
             self._next = None
@@ -184,7 +149,7 @@ class ManagedProcess:
                 await self._run_generation(current)
             finally:
                 current.cancelled = current.cancelled or current.failure is None
-                if current.child is not None:
+                if current.child is not None and self._asleep is None:
                     with anyio.CancelScope(shield=True):
                         if current.child.returncode is None:
                             await self._end(current)
@@ -196,6 +161,8 @@ class ManagedProcess:
 
     async def _wait_for_request(self) -> StartResult:
         while True:
+            if self._asleep is not None and (self._asleep.leaving or self._asleep.pid is None):
+                await self._end_sleeping(self._asleep)
             if self._next is not None:
                 if self._state == "failed":
                     self._enter("stopped")
@@ -237,6 +204,8 @@ class ManagedProcess:
 
     async def _start(self, current: Generation) -> None:
         """Bring it to `ready` within the time limit. Raises `SupervisorError`."""
+        if self._asleep is not None and await self._wake_engine(current, self._asleep):
+            return
         command_for = await self._lifecycle.prepare()
         limit = self.limits.start_timeout_s
         for attempt in (1, 2):
@@ -259,6 +228,21 @@ class ManagedProcess:
             message = f'model "{self.model}" was not ready within {limit:g} s: its engine {reason}'
             raise SupervisorError(self._describe_failure("start_timeout", message))
 
+    async def _wake_engine(self, current: Generation, asleep: SleepingEngine) -> bool:
+        """Wake the engine that sleeps, or end it if it does not wake."""
+        self._set_phase("loading")
+        self._asleep = None
+        current.address = await asleep.wake(current, self.limits.start_timeout_s)
+        if current.address is None and current.child is not None:
+            await current.child.end(0)
+            current.child = None
+        return current.address is not None
+
+    async def _end_sleeping(self, asleep: SleepingEngine) -> None:
+        await asleep.end(self.limits.stop_grace_s, self.log.add)
+        self._asleep = None
+        self._on_change()
+
     async def _start_once(self, current: Generation, command_for: CommandFactory) -> Failure | None:
         key = secrets.token_hex(24)  # engines may take it as an argument, which must not begin with a hyphen
         self.log.redact(key)
@@ -277,7 +261,7 @@ class ManagedProcess:
         if failure is not None:
             return failure
         assert current.child is not None
-        self._on_change(self)
+        self._on_change()
         with anyio.CancelScope() as waiting:
             current.child.on_exit(waiting.cancel)
             await readiness.wait(
@@ -350,9 +334,18 @@ class ManagedProcess:
                     current.child.on_exit(saving.cancel)
                     await self._lifecycle.save_slots(current.address)
             self._set_phase("stopping")
+            if gracefully and current.sleeps:
+                self._asleep = await fall_asleep(current)
         finally:
-            with anyio.CancelScope(shield=True):
-                await stop_engine(current, self.limits.stop_grace_s if gracefully else 0, self.log.add)
+            if self._asleep is not None and current.child.returncode is None:
+                current.child.on_exit(lambda: self._wake.set())
+            else:
+                self._asleep = None
+                await self._stop_child(current, gracefully=gracefully)
+
+    async def _stop_child(self, current: Generation, *, gracefully: bool) -> None:
+        with anyio.CancelScope(shield=True):
+            await stop_engine(current, self.limits.stop_grace_s if gracefully else 0, self.log.add)
 
     def _count(self, failure: Failure) -> Failure:
         """Count one more failure in a row; returns it with the time for which requests fail at once."""
@@ -383,19 +376,7 @@ class ManagedProcess:
         elif self._phase == "starting":
             self._set_phase("loading")
         else:
-            self._on_change(self)
+            self._on_change()
 
     def _describe_failure(self, kind: FailureKind, message: str) -> Failure:
         return Failure(kind=kind, message=message, lines=tuple(self.log.tail(LINES_KEPT)))
-
-    def _enter(self, state: State, phase: ProcessPhase | None = None) -> None:
-        """The only place where the state changes."""
-        self._state = advance(self._state, state)
-        self._since = time.time()
-        self._phase = phase or ("idle" if state == "stopped" else self._phase)
-        self._on_change(self)
-
-    def _set_phase(self, phase: ProcessPhase) -> None:
-        if phase != self._phase:
-            self._phase = phase
-            self._on_change(self)

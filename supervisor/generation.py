@@ -52,6 +52,8 @@ class Generation:
         self.readiness = Readiness()
         self.command: EngineCommand | None = None
         self.cancelled = False
+        #: Whether it sleeps instead of being stopped, if it can.
+        self.sleeps = False
         self.child: Child | None = None
         self.address: EngineAddress | None = None
         self.restored = False

@@ -60,6 +60,7 @@ from hostler.supervisor.model_leases import ModelLeases
 from hostler.supervisor.next_model import NextModel
 from hostler.supervisor.placement import PlacementPolicy, capacity_of
 from hostler.supervisor.process_limits import limits_of
+from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.state_store import LoadTimeStore, PinStore, StateFiles
 from hostler.supervisor.switches import SwitchCoordinator
@@ -121,7 +122,8 @@ class EngineManager:
             is_crowded=lambda model: bool(self._policy.victims(model, self._others(model), ())),
         )  # fmt: skip
         self._switches = SwitchCoordinator(
-            self._policy, self._usage, self._load_times, others=self._others, describe=self._descriptions.describe_shared_file,
+            self._policy, self._usage, self._load_times,
+            sleeping=SleepingModels(self._policy, lambda: self._models.values(), free_memory), others=self._others, describe=self._descriptions.describe_shared_file,
             publish=self._subscriptions.publish,
         )  # fmt: skip
         self._next = NextModel(
@@ -305,7 +307,7 @@ class EngineManager:
     def is_loaded(self, model: str) -> bool:
         """Whether an engine of this model runs. Safe from threads."""
         managed = self._models.get(model)
-        return managed is not None and managed.process.alive
+        return managed is not None and (managed.process.alive or managed.process.asleep)
 
     def status_now(self) -> HostStatus:
         """`status` without waiting."""

@@ -118,6 +118,7 @@ class ManagedModel:
             pid=process.pid, percent=percent, eta_s=eta_s, memory_bytes=self.usage.rss, gpu_bytes=self.usage.gpu,
             device_bytes=dict(self.usage.devices), phase_seconds=self.phase_seconds,
             conversations=self.lifecycle.conversations, failure=process.failure,
+            sleeping=process.state == "stopped" and process.asleep,
         )  # fmt: skip
 
     async def run(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Final, get_args
 
 import anyio
@@ -15,12 +16,14 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, FirstAnswer, SupervisorError, SwitchMoved, SwitchPhase
-from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase
+from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.generation import StartResult
 from hostler.supervisor.machine import available_memory
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy
+from hostler.supervisor.process_state import ProcessPhase
 from hostler.supervisor.scheduling.estimates import is_overdue
+from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 
@@ -185,12 +188,13 @@ class SwitchCoordinator:
 
     def __init__(
         self, policy: PlacementPolicy, usage: UsageMonitor, load_times: LoadTimeStore, *,
-        others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
+        sleeping: SleepingModels, others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
         publish: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
         self._policy = policy
         self._usage = usage
         self._load_times = load_times
+        self._sleeping = sleeping
         self._others = others
         self._describe = describe
         self._publish = publish
@@ -294,7 +298,7 @@ class SwitchCoordinator:
             return await model.process.request_start().wait()
         async with self._eviction:
             await self._evict(model, switch)
-            switch.joined = model.process.staying
+            switch.joined = model.process.staying or model.process.asleep
             result = model.process.request_start()
             if self._policy.capacity.exclusive:
                 return await result.wait()
@@ -308,7 +312,9 @@ class SwitchCoordinator:
             await self._usage.update_activity(self._others(model))
             victims = self._policy.victims(model, self._others(model), switch.evict)
         switch.victims = tuple(victim.name for victim in victims)
+        sleepers = self._sleeping.may_sleep(model, victims)
         if not victims:
+            await self._end_sleeping(model, sleepers)
             return
         # A file that was damaged since the last look must not cost the models that run now.
         await model.lifecycle.check_file()
@@ -316,11 +322,19 @@ class SwitchCoordinator:
             model.lifecycle.begin_read_ahead(available_memory())
         await self._usage.drain(_undrained(victims, switch), lambda: switch.enter("draining"))
         switch.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
+        await self._end_sleeping(model, sleepers)
         async with anyio.create_task_group() as stops:
             for victim in victims:
-                stops.start_soon(victim.process.stop)
+                stops.start_soon(partial(victim.process.stop, sleep=victim.name in sleepers))
         if not model.process.staying:
             await self._usage.wait_released(model)
+
+    async def _end_sleeping(self, model: ManagedModel, staying: Collection[str]) -> None:
+        """End the engines that sleep in memory which `model` and those of `staying` need."""
+        async with anyio.create_task_group() as stops:
+            for each in self._sleeping.asleep_besides(model, staying):
+                logger.info("%s: no longer sleeps, %s needs its memory", each.name, model.name)
+                stops.start_soon(each.process.stop)
 
 
 def _undrained(victims: Sequence[ManagedModel], switch: SwitchOperation) -> list[ManagedModel]:

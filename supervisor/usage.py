@@ -134,7 +134,8 @@ class UsageMonitor:
         for model in self._models():
             process = model.process
             steady = steady and process.state in _STEADY
-            if process.pid is not None:
+            # What a sleeping engine still has on a GPU counts as another program's: no budget is planned for it.
+            if process.pid is not None and not process.asleep:
                 # Drivers do not report every process, for example in containers: the expected amount is used instead.
                 engines[model.name, process.generation] = model.usage.devices or model.lifecycle.device_needs
         before = self._devices.statuses

@@ -83,6 +83,8 @@ TESTED_ELSEWHERE = {
     "supervisor/model_descriptions.py": ["supervisor/test_manager.py", "supervisor/test_model_files.py"],
     "supervisor/process_limits.py": ["supervisor/test_engine_process.py", "supervisor/test_manager.py"],
     "supervisor/engine_port.py": ["supervisor/test_engine_process.py"],
+    "supervisor/engine_sleep.py": ["supervisor/test_sleeping_models.py"],
+    "supervisor/process_state.py": ["supervisor/test_engine_process.py"],
     "supervisor/engine_stop.py": ["system/test_engines.py"],
     "supervisor/generation.py": ["supervisor/test_engine_process.py"],
     "supervisor/llama_arguments.py": ["supervisor/test_engine_command.py", "supervisor/test_memory.py"],

@@ -116,13 +116,14 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         leases = {each["model"]: each for each in (host["host"] or {}).get("leases", ())}
         pinned = {each["name"] for each in (host["host"] or {}).get("profiles", ()) if each.get("pinned")}
         for model in (host["host"] or {}).get("models", ()):
-            if model["state"] == "stopped":
+            sleeping = model.get("sleeping", False)
+            if model["state"] == "stopped" and not sleeping:
                 continue
             engine = engines.get(model["model"], {})
             yield {
                 "model": model["model"],
                 "host": host["backend"],
-                "state": model["state"] if host["reachable"] else "silent",
+                "state": "silent" if not host["reachable"] else "sleeping" if sleeping else model["state"],
                 "since": model["since"],
                 "percent": model["percent"],
                 "eta_s": model["eta_s"],

@@ -15,7 +15,8 @@ from pathlib import Path
 
 #: Options with a value of each program, by its name; those without a value end in a `!`.
 OPTIONS = {
-    "vllm": "--model --served-model-name --host --port --max-model-len --max-num-seqs --gpu-memory-utilization",
+    "vllm": "--model --served-model-name --host --port --max-model-len --max-num-seqs --gpu-memory-utilization "
+    "--enable-sleep-mode!",
     "sglang.launch_server": "--model-path --served-model-name --host --port --context-length --max-running-requests --api-key",
     "whisper-server": "-m --host --port --inference-path -t --convert!",
     "sd-server": "-m --listen-ip --listen-port -t --vae",
@@ -27,7 +28,10 @@ OPTIONS = {
 }
 #: The path that answers when it is ready; the path that no key is needed for.
 READY = {"sd-server": "/v1/models", "koboldcpp": "/api/v1/model", "llama_cpp.server": "/v1/models", "stub": "/ok"}
-SCRIPT = {"ready_after": 0.0, "ready_status": 200, "says": None, "quiet_port": False, "hangs_after": None}
+SCRIPT = {
+    "ready_after": 0.0, "ready_status": 200, "says": None, "quiet_port": False, "hangs_after": None,
+    "sleep_status": 200, "wake_status": 200, "dies_asleep": False,
+}  # fmt: skip
 
 
 def log(event, **facts):
@@ -77,6 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         if key and self.headers.get("Authorization") != f"Bearer {key}" and self.headers.get("x-api-key") != key:
             return self.answer(401, {"error": {"message": "Unauthorized"}})
         path = self.path.partition("?")[0].removeprefix(self.server.prefix)
+        if self.server.sleeps and path in ("/sleep", "/wake_up"):
+            self.change_sleep(path == "/sleep")
+            return None
+        if self.server.asleep:
+            return self.answer(500, {"error": {"message": "the engine sleeps"}})
         if path == "/v1/audio/transcriptions":
             return self.answer(200, {"text": f"{size} bytes"})
         if path == "/v1/audio/speech":
@@ -92,6 +101,17 @@ class Handler(BaseHTTPRequestHandler):
                 200, {**answer, "stop_reason": "end_turn", "usage": {"input_tokens": 1, "output_tokens": 1}}
             )
         return self.answer(200, {"path": self.path, "bytes": size})
+
+    def change_sleep(self, asleep):
+        status = self.server.script["sleep_status" if asleep else "wake_status"]
+        if status == 200:
+            self.server.asleep = asleep
+            log("sleep" if asleep else "wake", path=self.path)
+        self.answer_bytes("text/plain", b"", status)
+        if asleep and self.server.script["dies_asleep"]:
+            self.wfile.flush()
+            log("stop", signal=None)
+            os._exit(1)
 
     def chat(self, request):
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -148,6 +168,7 @@ def serve(program, words):
     server.prefix = os.environ.get("STUB_PREFIX", "")
     key = values.get("--api-key") or values.get("--api_key") or values.get("--key")
     server.key = key or os.environ.get("VLLM_API_KEY") or os.environ.get("LLAMA_API_KEY")
+    server.sleeps, server.asleep = bool(values.get("--enable-sleep-mode")), False
     server.ready_at = time.monotonic() + script["ready_after"]
     server.serve_forever()
 

@@ -13,6 +13,7 @@ from hostler.profiles.engines import (
     EngineTable,
     InvalidEngine,
     ReadyRules,
+    SleepRules,
     StopRules,
     as_capabilities,
     resolve_engines,
@@ -140,3 +141,11 @@ def test_services_are_the_capabilities_of_model_files() -> None:
         "completion", "embedding", "tools",
     )  # fmt: skip
     assert as_capabilities(Engine(name="a", capabilities=("vision",))) == ("completion", "vision")
+
+
+@pytest.mark.parametrize("rules", [SleepRules(path="sleep"), SleepRules(wake="wake up")], ids=str)
+def test_the_paths_of_sleep_are_paths(rules: SleepRules) -> None:
+    errors: list[InvalidEngine] = []
+    entry = EngineEntry(command=TOOL.command, sleep=rules)
+    assert "tool" not in resolve_engines({"tool": entry}, {}, {}, errors=errors).engines
+    assert [error.path for error in errors] == [("engines", "tool", "sleep")]

@@ -8,6 +8,7 @@ import { now, state } from "./store.js";
 
 const STATES = {
   stopped: ["not loaded", ""],
+  sleeping: ["sleeping", ""],
   starting: ["loading", "warn"],
   ready: ["ready", "good"],
   stopping: ["stopping", "warn"],
@@ -196,7 +197,7 @@ function modelRow({ profile: { name } }) {
   const update = (fresh) => {
     row = fresh;
     const { profile, status, engine } = row;
-    const current = status?.state ?? "stopped";
+    const current = status?.sleeping ? "sleeping" : (status?.state ?? "stopped");
     const [word, colour] = STATES[current] ?? [current, ""];
     kind.update(engine?.draining ? "draining" : word, engine?.draining ? "warn" : colour);
     set(node, "data-state", current);
