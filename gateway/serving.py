@@ -32,7 +32,7 @@ from hostler.gateway.request_stores import tracer
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 from hostler.supervisor.scheduling.events import HostEvent
-from hostler.supervisor.scheduling.host import Host
+from hostler.supervisor.scheduling.host import Host, is_draining
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
 from hostler.supervisor.tls import CertificateError, pinned_context
@@ -117,6 +117,7 @@ class ServingComponents:
             backends={name: each for name, each in self.backends.items() if each.endpoint is not None},
             reachable=lambda name: self.hosts[name].reachable,
             returning=lambda name: self.hosts[name].returning,
+            draining=lambda name: is_draining(self.hosts[name]),
             drop_requests=self._drop_requests,
             on_return=on_return,
             bus=self.bus,

@@ -39,6 +39,7 @@ from hostler.supervisor.contract import (
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
+    SupportsDraining,
     SupportsPinning,
     SupportsPulling,
     SwitchMoved,
@@ -52,6 +53,8 @@ from hostler.supervisor.scheduling.errors import refusal_error
 from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.schemas import (
     AvailableResponse,
+    DrainRequest,
+    DrainResponse,
     ForecastResponse,
     LeaseEndRequest,
     LeaseEndResponse,
@@ -112,6 +115,7 @@ def create_app(
         Route("/models/load", api.load, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
         Route("/models/pin", api.pin, methods=["POST"]),
+        Route("/drain", api.drain, methods=["POST"]),
         Route("/models/lease", api.lease_model, methods=["POST"]),
         Route("/models/lease/end", api.end_lease, methods=["POST"]),
         Route("/models/pull", api.pull, methods=["POST"]),
@@ -251,6 +255,13 @@ class _Api:
             raise RequestRejected(501, "not_supported", "this supervisor pins models only by their profiles")
         remembered = await supervisor.pin(model, body.pinned)
         return _json(PinResponse(model=model, pinned=body.pinned, remembered=remembered))
+
+    async def drain(self, request: Request) -> Response:
+        body, supervisor = await read_body(request, DrainRequest), self._supervisor
+        if not isinstance(supervisor, SupportsDraining):
+            raise RequestRejected(501, "not_supported", "this supervisor cannot be drained")
+        remembered = await supervisor.drain(body.draining)
+        return _json(DrainResponse(draining=body.draining, remembered=remembered))
 
     async def lease_model(self, request: Request) -> Response:
         body = await read_body(request, LeaseRequest)

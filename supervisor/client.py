@@ -20,6 +20,8 @@ from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import HostStatus, ModelLease, SupervisorUnreachable
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.schemas import (
+    DrainRequest,
+    DrainResponse,
     ForecastResponse,
     LeaseEndRequest,
     LeaseEndResponse,
@@ -146,6 +148,11 @@ class SupervisorClient:
         """See `SupportsPinning`."""
         body = PinRequest(model=model, pinned=pinned)
         return (await self._call("POST", "/models/pin", PinResponse, body=body)).remembered
+
+    async def drain(self, draining: bool) -> bool:
+        """See `SupportsDraining`."""
+        body = DrainRequest(draining=draining)
+        return (await self._call("POST", "/drain", DrainResponse, body=body)).remembered
 
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """Load the model and lease it. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`."""

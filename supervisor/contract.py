@@ -252,6 +252,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     Of each of `groups` one model runs at a time. With `sets`, loaded models are always part of one of them. A host that
     is idle for `return_to_default_s` loads its default model again. `leases` are those of models, the first to expire first.
 
+    `draining`: it takes no new requests, and unloads its models as soon as their answers have ended.
+
     `generation` differs after each restart of the supervisor, which counts the generations of processes anew. `programs`
     are the llama-servers that its profiles use.
     """
@@ -267,6 +269,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     leases: tuple[ModelLease, ...] = ()
     generation: int = 0
     programs: tuple[EngineProgram, ...] = ()
+    draining: bool = False
 
     def with_model(self, status: ModelStatus) -> HostStatus:
         """The host after a change of one model."""
@@ -375,6 +378,19 @@ class SupportsPinning(Protocol):
 
         Subscribers get a `Snapshot`. Returns whether the choice survives a restart of the supervisor. Raises
         `UnknownProfile`, `SupervisorUnreachable`.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsDraining(Protocol):
+    """A supervisor that can be taken out of service while it runs."""
+
+    async def drain(self, draining: bool) -> bool:
+        """Take the host out of service, or back into it. Idempotent; stops nothing by itself.
+
+        Subscribers get a `Snapshot`. Returns whether that survives a restart of the supervisor. Raises
+        `SupervisorUnreachable`.
         """
         ...
 

@@ -62,7 +62,7 @@ from hostler.supervisor.placement import PlacementPolicy, capacity_of
 from hostler.supervisor.process_limits import limits_of
 from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.slot_cache import SlotCache
-from hostler.supervisor.state_store import LoadTimeStore, PinStore, StateFiles
+from hostler.supervisor.state_store import DrainStore, LoadTimeStore, PinStore, StateFiles
 from hostler.supervisor.switches import SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, UsageMonitor
 
@@ -91,6 +91,7 @@ class EngineManager:
         self._ports = parse_port_range(settings.engine_ports)
         self._load_times = LoadTimeStore(state.load_times)
         self._pins = PinStore(state.pins)
+        self._drain = DrainStore(state.drain)
         self._leases = ModelLeases(state.model_leases, self._on_leases_change)
         self._generation = time.time_ns() // 1_000_000
         self._memory = MemoryHistory(state.memory)
@@ -185,6 +186,14 @@ class EngineManager:
         self._subscriptions.publish(self._snapshot())
         return await anyio.to_thread.run_sync(self._pins.write)
 
+    async def drain(self, draining: bool) -> bool:
+        """See `contract.SupportsDraining`. A host that is back in service starts its pinned and leased models again."""
+        before, self._drain.draining = self._drain.draining, draining
+        self._subscriptions.publish(self._snapshot())
+        if before and not draining and self._tasks is not None:
+            self._tasks.start_soon(self._starts.run)
+        return await anyio.to_thread.run_sync(self._drain.write)
+
     async def add_lease(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `contract.SupportsModelLeases`."""
         return await self._leases.add(self._model(model).name, holder, seconds)
@@ -221,7 +230,7 @@ class EngineManager:
 
     async def run(self) -> None:
         """Serve until cancelled; then end all engines, side by side, within their grace periods."""
-        for read in (self._load_times.read, self._pins.read, self._leases.read, self._memory.read):
+        for read in (self._load_times.read, self._pins.read, self._drain.read, self._leases.read, self._memory.read):
             await anyio.to_thread.run_sync(read)
         for model in self._models.values():
             self._apply_keeping(model)
@@ -291,7 +300,7 @@ class EngineManager:
             self._models.pop(name).retire()
         self._models = {name: self._models[name] for name in wanted}
         await self._descriptions.describe()
-        if self._tasks is not None:
+        if self._tasks is not None and not self._drain.draining:
             for model in dict.fromkeys(pinned):
                 self._tasks.start_soon(self._starts.start_kept, model)
 
@@ -325,6 +334,7 @@ class EngineManager:
             leases=self._leases.active,
             generation=self._generation,
             programs=self._services.programs.known(),
+            draining=self._drain.draining,
         )
 
     # Models.
@@ -359,10 +369,11 @@ class EngineManager:
         # Which GPUs an engine sees depends on the first reading.
         with anyio.move_on_after(FIRST_READING_S):
             await self._usage.measure()
-        await self._starts.run()
+        if not self._drain.draining:
+            await self._starts.run()
 
     def _start_again(self, model: ManagedModel) -> None:
-        if model.kept and self._tasks is not None:
+        if model.kept and self._tasks is not None and not self._drain.draining:
             self._tasks.start_soon(self._starts.start_kept, model)
 
     async def _drain_and_stop(self, model: ManagedModel) -> None:

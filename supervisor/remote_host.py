@@ -58,6 +58,7 @@ from hostler.supervisor.remote_view import RemoteView
 from hostler.supervisor.scheduling.errors import (
     SOON_S,
     check_not_leased,
+    host_draining,
     profile_removed,
     refusal_error,
     supervisor_stopping,
@@ -216,6 +217,8 @@ class RemoteHost:
             lease.refuse(self._stopped_with())
         elif not self.reachable or self._closing:
             lease.refuse(self._gone())
+        elif self.status is not None and self.status.draining:
+            lease.refuse(host_draining(model, self.name))
         elif len(self._leases) >= MAX_LEASES:
             full = Refuse(ticket=number, model=model, reason="queue_full", retry_after_s=_RETRY_S)
             lease.refuse(refusal_error(full, self.name), full)
@@ -261,6 +264,11 @@ class RemoteHost:
         """See `Host`."""
         with self._operating(model):
             return await self._client.pin(model, pinned)
+
+    async def drain(self, draining: bool) -> bool:
+        """See `Host`."""
+        with self._operating(""):
+            return await self._client.drain(draining)
 
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `Host`."""

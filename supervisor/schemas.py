@@ -53,6 +53,19 @@ class PinResponse(msgspec.Struct, frozen=True, kw_only=True):
     remembered: bool = False
 
 
+class DrainRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /drain`: take the host out of service, or back into it."""
+
+    draining: bool = True
+
+
+class DrainResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `POST /drain`. `remembered`: the choice survives a restart of the supervisor."""
+
+    draining: bool
+    remembered: bool = False
+
+
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/lease`: load the model and keep it loaded for `seconds` for `holder`."""
 

@@ -33,13 +33,14 @@ class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
     pins: Path | None = None
     memory: Path | None = None
     model_leases: Path | None = None
+    drain: Path | None = None
 
     @staticmethod
     def in_folder(folder: Path) -> StateFiles:
         """The files in the cache folder of a machine."""
         return StateFiles(
             load_times=folder / "load-times.json", pins=folder / "pins.json", memory=folder / "footprints.json",
-            model_leases=folder / "model-leases.json",
+            model_leases=folder / "model-leases.json", drain=folder / "drain.json",
         )  # fmt: skip
 
 
@@ -163,6 +164,22 @@ class LoadTimeStore:
     def write(self) -> None:
         """Store all times."""
         self._store.write(lambda: dict(self._seconds))
+
+
+class DrainStore:
+    """Whether an operator has taken the host out of service."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._store = JsonStore(file, bool, contents="whether the host is drained", sync=True)
+        self.draining = False
+
+    def read(self) -> None:
+        """Load the stored choice."""
+        self.draining = bool(self._store.read()) or self.draining
+
+    def write(self) -> bool:
+        """Store the choice. Whether it survives a restart."""
+        return self._store.write(lambda: self.draining)
 
 
 class PinStore:

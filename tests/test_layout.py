@@ -23,6 +23,7 @@ TESTED_ELSEWHERE = {
     "gateway/admin/actions.py": ["system/test_admin_routes.py", "system/test_pinning.py"],
     "gateway/admin/backends.py": ["system/test_discovery.py"],
     "gateway/admin/app.py": ["system/test_admin_routes.py", "system/test_login.py"],
+    "gateway/admin/drain.py": ["system/test_drain.py"],
     "gateway/admin/dry_run.py": ["system/test_chain.py"],
     "gateway/admin/key_list.py": ["system/test_key_limits.py", "gateway/cli/test_keys.py"],
     "gateway/admin/logs.py": ["system/test_admin_events.py"],

@@ -12,6 +12,7 @@ import anyio
 from hostler import __version__
 from hostler.gateway.admin.actions import ActionRoutes
 from hostler.gateway.admin.backends import BackendModels, BackendRoutes
+from hostler.gateway.admin.drain import DrainRoutes
 from hostler.gateway.admin.dry_run import DryRunRoutes, Preview
 from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
@@ -136,6 +137,7 @@ class AdminApp:
             ActionRoutes(catalog, hosts, host_choice, in_progress, others),
             ModelLeaseRoutes(catalog, hosts, host_choice),
             DryRunRoutes(catalog.find, chain, host_choice, preview),
+            DrainRoutes(catalog, hosts, chain, in_progress.contexts),
             BackendRoutes(backend_models),
             self._log_routes,
             TranscriptRoutes(transcripts),

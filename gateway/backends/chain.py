@@ -52,7 +52,7 @@ class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
     `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
-    whether it will be soon; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
+    whether it will be soon, `draining` whether it is out of service; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
     a supervisor that responds again. `spending` counts costs, in the file of the settings by default.
     """
 
@@ -64,6 +64,7 @@ class Chain:
         backends: Mapping[str, Backend],
         reachable: Callable[[str], bool],
         returning: Callable[[str], bool],
+        draining: Callable[[str], bool] = lambda name: False,
         drop_requests: Callable[[Endpoint], None],
         on_return: Callable[[str], None],
         bus: Bus,
@@ -88,7 +89,7 @@ class Chain:
         self._health = HealthChecker(checked, clock=clock, random=random)
         for name in supervisors:
             self.hops[name] = self._supervised_hop(
-                name, breakers[name], partial(reachable, name), partial(returning, name)
+                name, breakers[name], partial(reachable, name), partial(returning, name), partial(draining, name)
             )
         for name, backend in backends.items():
             self.hops[name] = self._plain_hop(backend, breakers[name])
@@ -119,6 +120,8 @@ class Chain:
             reason = "non_local"
         elif not hop.local and self.spending.limit_reached:
             reason = "budget_exhausted"
+        elif hop.draining():
+            reason = "draining"
         elif not hop.breakers.allows(name_there, now):
             reason = "circuit_open"
         elif hop.supervised and not hop.reachable() and hop.wake_on_lan is None:
@@ -150,7 +153,12 @@ class Chain:
     # Hops
 
     def _supervised_hop(
-        self, name: str, breakers: CircuitBreakers, reachable: Callable[[], bool], returning: Callable[[], bool]
+        self,
+        name: str,
+        breakers: CircuitBreakers,
+        reachable: Callable[[], bool],
+        returning: Callable[[], bool],
+        draining: Callable[[], bool],
     ) -> Hop:
         settings = self._settings.backends.get(name)
         wake = settings.wake if settings is not None else None
@@ -161,6 +169,7 @@ class Chain:
             supervised=True,
             reachable=reachable,
             returning=returning,
+            draining=draining,
             check_now=self._health.of(name).check_now,
             stall_detector=None if settings is None else self._engine_stall_detector(name, settings, breakers),
             wake_on_lan=None if wake is None else WakeOnLan(name, wake, self._clock),

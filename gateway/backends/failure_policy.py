@@ -90,6 +90,7 @@ RejectionCause = Literal["context", "model", "contents", "engine", "request"]
 #: Why a hop was not tried.
 SkipReason = Literal[
     "circuit_open",
+    "draining",
     "non_local",
     "budget_exhausted",
     "budget_reserved",
@@ -115,6 +116,7 @@ DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
     "broken": "broke off its answer",
     "client_disconnected": "was cancelled: the client disconnected",
     "circuit_open": "is paused after failures",
+    "draining": "is being drained for maintenance",
     "non_local": "is not local, and the request must stay local",
     "budget_exhausted": "is skipped until tomorrow: the daily spending limit is reached",
     "budget_reserved": "is skipped for now: requests in progress may use up the daily spending limit",

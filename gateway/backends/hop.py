@@ -34,7 +34,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
 
     `supervised`: a supervisor runs its engines, so that their errors are explained to clients. `reachable` returns whether it is
-    reachable as far as the background knows, `returning` whether it is about to be; `check_now` has the background check at once.
+    reachable as far as the background knows, `returning` whether it is about to be, `draining` whether it is out of service for
+    maintenance; `check_now` has the background check at once.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     supervised: bool = False
     reachable: Callable[[], bool] = _always
     returning: Callable[[], bool] = _never
+    draining: Callable[[], bool] = _never
     check_now: Callable[[], None] = _nothing
     stall_detector: StallDetector | None = None
     wake_on_lan: WakeOnLan | None = None
@@ -50,11 +52,16 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     prices: Mapping[str, PriceSettings] = {}
 
     async def back(self, seconds: float) -> bool:
-        """Wait until it is reachable, at most `seconds`."""
+        """Wait until it is reachable and in service, at most `seconds`."""
         with anyio.move_on_after(max(0.0, seconds)):
-            while not self.reachable():  # noqa: ASYNC110 - rare, and what is asked is a callable
+            while not self.in_service:  # noqa: ASYNC110 - rare, and what is asked are callables
                 await anyio.sleep(_BACK_TICK_S)
-        return self.reachable()
+        return self.in_service
+
+    @property
+    def in_service(self) -> bool:
+        """Whether it takes requests, as far as is known."""
+        return self.reachable() and not self.draining()
 
     def lost(self) -> None:
         """An attempt could not reach it: check it at once. A machine that can be woken is asleep."""

@@ -145,6 +145,14 @@ def _title(state: LiveState, width: int) -> Text:
     return title
 
 
+#: What is shown of a host that takes no requests.
+_HOST_STATES: Final = {
+    "unreachable": "unreachable: its supervisor does not answer",
+    "draining": "draining: takes no new requests",
+    "drained": "drained: takes no requests until `hostler drain --undo`",
+}
+
+
 def _last_line(state: LiveState, width: int) -> Text:
     if state.stopping:
         return Text(_first_that_fits(state.stopping.split("|"), width), "yellow")
@@ -157,9 +165,9 @@ def _add_models(parts: _Parts, state: LiveState, status: Mapping[str, Any], widt
     switches = {(host, switch["model"]): switch for host, switch in msgspec.to_builtins(state.switches)}
     running = list(views.processes(status))
     rows: list[tuple[str, ...]] = [
-        (MISSING, host["backend"], "unreachable: its supervisor does not answer", "", "", "", "")
+        (MISSING, host["backend"], _HOST_STATES[found], "", "", "", "")
         for host in status["hosts"]
-        if not host["reachable"]
+        if (found := views.host_state(host)) in _HOST_STATES
     ]
     rows += [_model_row(each, switches.pop((each["host"], each["model"]), None)) for each in running]
     # No process yet: draining, fetching, saving.

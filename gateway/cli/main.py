@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import agents, backends, events, keys, leases, models, profiles, status
+from hostler.gateway.cli import agents, backends, drain, events, keys, leases, models, profiles, status
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.get import get
 from hostler.gateway.cli.import_command import import_configuration
@@ -121,6 +121,7 @@ _CALLING: Final[tuple[Callable[..., None], ...]] = (
     models.pin,
     models.unpin,
     leases.lease,
+    drain.drain,
     models.cancel,
     events.events,
     events.logs,

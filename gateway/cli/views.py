@@ -263,11 +263,21 @@ def active_model(status: Mapping[str, Any], width: int) -> str:
     return f"active model: {cut_middle(name, max(20, width - len(rest) - 14))}{rest}"
 
 
+def host_state(host: Mapping[str, Any]) -> str:
+    """Whether a host serves requests: it is drained once it neither answers nor has a model loaded."""
+    if not host["reachable"]:
+        return "unreachable"
+    if not (host["host"] or {}).get("draining"):
+        return "reachable"
+    busy = host["serving"] or any(each["phase"] != "cold" for each in host["engines"])
+    return "draining" if busy else "drained"
+
+
 def host_rows(status: Mapping[str, Any]) -> list[Row]:
     return [
         (
             host["backend"],
-            "reachable" if host["reachable"] else "unreachable",
+            host_state(host),
             MISSING if host["serving"] is None else str(host["serving"]),
             MISSING if host["waiting"] is None else str(host["waiting"]),
             _host_memory(host["host"] or {}),

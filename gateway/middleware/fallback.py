@@ -46,6 +46,7 @@ from hostler.gateway.context import Attempt, RequestContext, Target
 from hostler.gateway.events import printable
 from hostler.gateway.lease_moves import MovedElsewhere
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.supervisor.scheduling.errors import HostDraining
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +179,8 @@ class FallbackMiddleware(RequestMiddleware):
             return "excluded"
         if context.local_only and not hop.local:
             return "non_local"
+        if hop.draining():
+            return "draining"
         if (refused := refusal(context, hop, target)) is not None:
             return refused
         if context.only is not None or isinstance(context.request, LoadRequest):
@@ -247,7 +250,11 @@ class FallbackMiddleware(RequestMiddleware):
             after = error.retry_after_s
             if after is None:
                 after = hop.breakers.retry_in(target.name_there, self._clock()) or None
-            reason: AttemptResult | SkipReason = "unsupported" if isinstance(error, BadRequest) else failure.outcome
+            reason: AttemptResult | SkipReason = failure.outcome
+            if isinstance(error, BadRequest):
+                reason = "unsupported"
+            elif isinstance(error, HostDraining):
+                reason = "draining"
             return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after, context=target.context)
 
     async def _attempt(
@@ -371,11 +378,13 @@ class FallbackMiddleware(RequestMiddleware):
             await self._sleep(context, rest_s, "fallback")
 
     async def _is_back(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> bool:
-        """Wait for a host that will be back soon, when nothing else can answer. Returns whether to try it now."""
+        """Wait for a host that will be back soon, or is drained, when nothing else can answer. Returns whether to try it
+        now."""
         hop, deadline = candidate.hop, context.deadline
-        missed = any(each.hop is hop and each.reason in ("unreachable", "circuit_open") for each in failed)
-        while missed and deadline is not None and self._clock() < deadline and hop.returning():
-            if await self._wait(context, min(deadline, self._clock() + _BACK_WAIT_S), "waking", hop.back):
+        missed = any(each.hop is hop and each.reason in ("unreachable", "circuit_open", "draining") for each in failed)
+        while missed and deadline is not None and self._clock() < deadline and (hop.returning() or hop.draining()):
+            phase: ProgressPhase = "queued" if hop.draining() else "waking"
+            if await self._wait(context, min(deadline, self._clock() + _BACK_WAIT_S), phase, hop.back):
                 return self._skip_reason(context, candidate, failed) is None
         return False
 

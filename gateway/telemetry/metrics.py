@@ -104,6 +104,7 @@ class GatewayMetrics:
             ["backend", "model", "source"],
         )
         self._reachable = Gauge("hostler_supervisor_reachable", "1 if the supervisor is reachable.", ["backend"])
+        self._draining = Gauge("hostler_host_draining", "1 if the host is drained for maintenance.", ["backend"])
         self._models: dict[tuple[str, str], ModelStatus] = {}
         self._leases: dict[str, tuple[ModelLease, ...]] = {}
 
@@ -119,6 +120,7 @@ class GatewayMetrics:
         elif isinstance(event, HostChanged):
             self._reachable.set(event.reachable, event.backend)
             if event.host is not None:
+                self._draining.set(event.host.draining, event.backend)
                 self._leases[event.backend] = event.host.leases
                 for key in [key for key in self._models if key[0] == event.backend]:
                     del self._models[key]
@@ -135,6 +137,7 @@ class GatewayMetrics:
         counted = (
             *(self._duration, self._first_token, self._tokens, self._queue_wait, self._rejected, self._fallbacks),
             *(self._attempts, self._cost, self._breakers, self._switches, self._first_answers, self._reachable),
+            self._draining,
         )
         shared = [] if self._cluster is None else _of_cluster(self._cluster())
         return await exposition([info, *counted, *self._current(), *_of_backends(chain), *shared])

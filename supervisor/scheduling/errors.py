@@ -110,6 +110,18 @@ def supervisor_stopping(host: str) -> GatewayError:
     return BackendUnavailable(f"the supervisor of {host} is stopping; try again when it is back", backend=host)
 
 
+class HostDraining(ModelUnavailable):
+    """The host is out of service for maintenance. It serves requests again as soon as an operator says so."""
+
+
+def host_draining(model: str, host: str) -> GatewayError:
+    """The host takes no new requests."""
+    return HostDraining(
+        f"{host} is being drained for maintenance; send the request again later (`hostler drain --undo {host}` ends that)",
+        model=model or None,
+    )
+
+
 def profile_removed(model: str, host: str) -> GatewayError:
     """The host does not know the model, but did when the request was routed."""
     return ModelUnavailable(f"{host} no longer has a profile {model!r}", model=model, final=True)
@@ -158,7 +170,8 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
     if refusal.reason == "host_gone":
         return supervisor_unreachable(host)
     if refusal.reason == "stopping":
-        return supervisor_stopping(host)
+        draining = status is not None and status.draining
+        return host_draining(model, host) if draining else supervisor_stopping(host)
     if refusal.reason == "unknown_model":
         return profile_removed(model, host)
     if refusal.reason == "invalid":

@@ -15,6 +15,11 @@ from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.views import HostOffer, ModelView, ServiceDistance
 
 
+def is_draining(host: Host) -> bool:
+    """Whether the host is out of service, by its last known status."""
+    return host.status is not None and host.status.draining
+
+
 class Host(Protocol):
     """Leases the models of one host, and shows what it does.
 
@@ -72,6 +77,11 @@ class Host(Protocol):
 
     async def pin(self, model: str, pinned: bool) -> bool:
         """Pin or unpin `model`. Returns whether that survives a restart. Raises `GatewayError`."""
+        ...
+
+    async def drain(self, draining: bool) -> bool:
+        """Take the host out of service, or back into it: see `HostStatus.draining`. Returns whether that survives a
+        restart. Raises `GatewayError`."""
         ...
 
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:

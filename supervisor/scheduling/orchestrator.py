@@ -25,6 +25,7 @@ from hostler.supervisor.contract import (
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
+    SupportsDraining,
     SupportsModelLeases,
     SupportsPinning,
     UnknownProfile,
@@ -309,6 +310,15 @@ class Orchestrator(DecisionExecutor):
             return supervisor_unreachable(self.name)
         return profile_removed(model, self.name)
 
+    async def drain(self, draining: bool) -> bool:
+        """See `Host`."""
+        if not isinstance(self._supervisor, SupportsDraining):
+            raise ModelUnavailable(f"{self.name} cannot be drained", final=True)
+        try:
+            return await self._supervisor.drain(draining)
+        except SupervisorUnreachable as error:
+            raise self._order_error(error, "") from None
+
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `Host`."""
         supervisor = self._model_leasing(model)
@@ -388,6 +398,8 @@ class Orchestrator(DecisionExecutor):
             self.status = host
             self._on_status(host)
             self.set_reachable(True)
+            if host.draining:
+                self._publish(HostChanged(backend=self.name, reachable=True, host=host))  # before it refuses what waits
             self._progress.settle_switches([each.model for each in host.models if each.state == "ready"])
             now = self._clock()
             self._carry_out(self._scheduler.apply_snapshot(host, now), now)

@@ -39,7 +39,7 @@ class HostSchedule:
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
         self._capacity = HostCapacity()
-        self._connected = False
+        self._connected = self._draining = False
         self._models: dict[str, ScheduledModel] = {}
         self._waiting: dict[int, ScheduledModel] = {}
         self._leases: dict[int, GrantedTicket] = {}
@@ -59,7 +59,7 @@ class HostSchedule:
     def distance(self, model: str, now: float) -> ServiceDistance:
         """How far a request for `model` is from being served here."""
         state = self._models.get(model)
-        if state is None or not state.known or (state.phase != "ready" and not self._connected):
+        if state is None or not state.known or (state.phase != "ready" and not self._connected) or self._draining:
             return UNAVAILABLE
         return service_distance(state, self._models.values(), self._capacity, now)
 
@@ -73,7 +73,7 @@ class HostSchedule:
         others = {state.name: state.footprint() for state in self._loaded()}
         return {
             name: service_outlook(state, self._models.values(), others, self._capacity, now)
-            if state.known
+            if state.known and not self._draining
             else NO_OUTLOOK
             for name, state in self._models.items()
         }

@@ -40,6 +40,9 @@ class Scheduler(SchedulerSteps):
     a ticket that came afterwards. Later tickets for a loaded model overtake a ticket for `patience_s` at most, and then
     only those that were queued when that model became ready.
 
+    A host that is drained refuses all tickets, and stops its models, pinned ones included, as soon as their leases have
+    ended; only leased models stay until their leases expire.
+
     The host is unknown before the first `apply_snapshot`; until then, and after `supervisor_lost`, only models that are
     ready are granted.
     """
@@ -66,6 +69,8 @@ class Scheduler(SchedulerSteps):
         model = self._models.get(ticket.model)
         if model is None or not model.known:
             return [self._refuse(ticket, "unknown_model" if self._connected else "host_gone", now)]
+        if self._draining:
+            return [self._refuse(ticket, "stopping", now)]
         if ticket.background:
             return self._request_background(ticket, model, now)
         self._background.used_at = now
@@ -125,7 +130,7 @@ class Scheduler(SchedulerSteps):
             model.mark_idle(now, keep_alive_s)
         elif not (model.queue or self._background):
             return []
-        if not (self._waiting or self._background or model.unloading) and (
+        if not (self._waiting or self._background or model.unloading or self._draining) and (
             model.idle_until is None or model.idle_until > now
         ):
             return []
@@ -266,7 +271,19 @@ class Scheduler(SchedulerSteps):
             if not state.known and state.phase == "cold":
                 del self._models[state.name]
         self._set_leases(status.leases, now)
+        self._draining = status.draining
+        if self._draining:
+            decisions += self._empty(now)
         return decisions + self._settle(now)
+
+    def _empty(self, now: float) -> list[Decision]:
+        """The host is drained: have all tickets go elsewhere, and give up loads. `_settle` stops what is idle."""
+        decisions: list[Decision] = [*self._refuse_background(None, "stopping", now, None)]
+        for state in self._models.values():
+            decisions += self._refuse_queue(state, "stopping", now, None)
+            if state.phase == "loading" and state.model_lease is None:
+                decisions.append(self._stop(state))
+        return decisions
 
     def apply_leases(self, leases: Sequence[ModelLease], now: float) -> list[Decision]:
         """Apply the leases of models, as they are from now on."""
@@ -354,7 +371,8 @@ class Scheduler(SchedulerSteps):
         for state in self._models.values():
             if state.phase == "ready" and not state.running:
                 expired = state.idle_until is not None and now >= state.idle_until
-                if state.unloading or (expired and not state.queue):
+                leaves = self._draining and state.model_lease is None
+                if state.unloading or leaves or (expired and not state.queue):
                     decisions.append(self._stop(state))
         if self._background:
             self._serve_background(now, decisions)
@@ -444,7 +462,7 @@ class Scheduler(SchedulerSteps):
         return [self._start_switch(default, [self._models[name] for name in sorted(names)], now)]
 
     def _return_due(self) -> tuple[float, ScheduledModel] | None:
-        busy = self._waiting or self._switches or self._background or self._background.running
+        busy = self._waiting or self._switches or self._background or self._background.running or self._draining
         if self._return_s is None or busy or not self._connected:
             return None
         return default_return(self._models.values(), self._returned_at, self._return_s)

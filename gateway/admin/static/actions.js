@@ -75,6 +75,20 @@ export async function pin(model, backend, pinned, exclusive, button) {
   });
 }
 
+/** Take a host out of service, or back into it. */
+export async function drain(host, draining, button) {
+  if (draining) {
+    const body = h("p", {}, `${host} takes no new requests. What waits goes to other hosts, answers in progress end, then its models are unloaded.`);
+    if ((await choose(`Drain ${host}?`, body, [["go", "Drain it", "main"], ["", "Cancel"]])) !== "go") return;
+  }
+  await perform(button, draining ? `${host} takes no new requests.` : `${host} is in service again.`, async () => {
+    const answer = await post("/admin/drain", { host, draining });
+    const alone = Object.keys(answer.only_here);
+    if (alone.length) notify(`Nothing else serves ${alone.join(", ")}: their requests wait until ${host} is back.`, true);
+    if (!answer.remembered) notify("The supervisor could not save this: it is lost when the supervisor restarts.", true);
+  });
+}
+
 /** End the lease of a model. */
 export async function endLease(lease, button) {
   await perform(button, `The lease of ${lease.model} has ended.`, () => remove(`/admin/leases/${encodeURIComponent(lease.id)}`));

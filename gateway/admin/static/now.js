@@ -2,7 +2,7 @@
 
 import { badge, facts, h, keyed, rich, setText, set, show } from "./dom.js";
 import { bytes, count, moment, plural, seconds } from "./format.js";
-import { endLease, load, pin, unload } from "./actions.js";
+import { drain, endLease, load, pin, unload } from "./actions.js";
 import { mayOperate } from "./permissions.js";
 import { now, state } from "./store.js";
 
@@ -68,20 +68,31 @@ function hostCard(first) {
   const programs = h("ul", { class: "programs soft small" });
   const none = h("p", { class: "soft" }, ...rich("No models yet. Run `hostler profiles add FILE.gguf` on this host to add one, from a file or a URL."));
   const unreachable = h("p", { class: "bad" }, "The supervisor is unreachable. This is the last known state.");
+  const draining = h("p", { class: "soft" }, "Out of service: it takes no new requests, and unloads its models after their last answers.");
+  let current = first;
+  const drains = h("button", { type: "button", class: "quiet", on: { click: () => drain(current.backend, !current.host?.draining, drains) } });
   const title = `host-${first.backend}`;
   const node = h(
     "section",
     { class: "card", "aria-labelledby": title },
     h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
     unreachable,
+    draining,
+    mayOperate && h("div", { class: "actions" }, drains),
     devices,
     programs,
     none,
     models,
   );
   const update = (host) => {
-    reach.update(host.reachable ? "reachable" : "unreachable", host.reachable ? "good" : "bad");
+    current = host;
+    const drained = Boolean(host.host?.draining);
+    if (host.reachable && drained) reach.update("draining", "warn");
+    else reach.update(host.reachable ? "reachable" : "unreachable", host.reachable ? "good" : "bad");
     show(unreachable, !host.reachable);
+    show(draining, host.reachable && drained);
+    setText(drains, drained ? "Back into service" : "Drain");
+    set(drains, "aria-label", drained ? `Take ${host.backend} back into service` : `Drain ${host.backend} for maintenance`);
     show(none, host.host && !host.host.profiles.length);
     const used = (host.host?.models ?? []).reduce((sum, each) => sum + each.memory_bytes + each.gpu_bytes, 0);
     const budget = host.host?.budget_bytes;
