@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
 from hostler.profiles.file_reading import is_file
 from hostler.profiles.hub_access import hub_home
+from hostler.profiles.hub_quantizations import find_file, known_file
 from hostler.profiles.partial_file import PartialFile
 from hostler.profiles.sources import (
     REPORT_S,
@@ -45,7 +46,10 @@ def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:
     cache = cache_dir or cache_directory()
     if not source_of(profile.model).is_file:
         return None
-    paths = [_trusted_copy(source, sha256, cache) for source, sha256 in _files(profile)]
+    source = known_file(source_of(profile.model), cache)
+    if source is None:
+        return None
+    paths = [_trusted_copy(part, sha256, cache) for part, sha256 in _parts(source, profile.sha256)]
     return paths[0] if all(paths) else None
 
 
@@ -82,16 +86,17 @@ async def fetch(profile: Profile, *, cache_dir: Path | None = None, report: Repo
 def fetch_sync(profile: Profile, cache: Path, report: ReportProgress, cancellation: Cancellation) -> Path:
     """`fetch` for callers without an event loop. Blocks."""
     fetcher = _Fetcher(cache, report, cancellation)
-    paths = [fetcher.file(source, sha256) for source, sha256 in _files(profile)]
+    source = find_file(source_of(profile.model), cache, cancellation)
+    paths = [fetcher.file(part, sha256) for part, sha256 in _parts(source, profile.sha256)]
     size = sum(path.stat().st_size for path in paths)
     report(FetchProgress(file=paths[0].name, phase="done", completed=size, total=size))
     return paths[0]
 
 
-def _files(profile: Profile) -> list[tuple[ModelSource, str | None]]:
+def _parts(source: ModelSource, sha256: str | None) -> list[tuple[ModelSource, str | None]]:
     """Each file of the model with its expected checksum, which a profile can give for the first alone."""
-    first, *others = source_of(profile.model).shards()
-    return [(first, profile.sha256), *((other, None) for other in others)]
+    first, *others = source.shards()
+    return [(first, sha256), *((other, None) for other in others)]
 
 
 def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path | None:

