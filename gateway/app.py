@@ -46,9 +46,11 @@ from hostler.gateway.uploads import Uploads
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import Supervisor
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from hostler.gateway.model_finder import ModelFinder
+    from hostler.gateway.worker_service import WorkerService
     from hostler.supervisor.manager import EngineManager
 
 
@@ -59,12 +61,14 @@ def create_app(
     supervise: bool | None = None,
     finder: ModelFinder | None = None,
     environ: Mapping[str, str] = os.environ,
+    with_workers: bool = False,
 ) -> Starlette:
     """The gateway as an ASGI application with a lifespan, for any server: `uvicorn --factory hostler.gateway.app:create_app`.
 
     Without a `configuration` it is read from its usual locations. Like `hostler up`, it runs the supervisor of this machine:
     `manager`, or a new one with `supervise`, and looks for models in folders with `finder`. The default of `supervise` is
-    true if profiles are configured, or nothing is.
+    true if profiles are configured, or nothing is. `with_workers`: it is served by `Gateway.run`, which starts the
+    worker processes of the settings; other servers have their own.
     `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be created.
     """
     if finder is None and supervise is not False:
@@ -98,6 +102,7 @@ def create_app(
         refresh=lambda: reloader.reload(),
         config_errors=lambda: reloader.errors,
         background=(*(() if local is None else (local.run,)), lambda: reloader.run()),
+        workers=_worker_service(configuration.settings, local) if with_workers else None,
     )
     command: Command = "up" if local is not None else "gateway"
     reloader = Reloader(
@@ -111,7 +116,22 @@ def create_app(
     return gateway.app
 
 
-def model_middleware(parts: Components, *, stores: bool = False, resumes: bool = False) -> list[Middleware]:
+def _worker_service(settings: Settings, local: EngineManager | None) -> WorkerService | None:
+    """`None` if this process serves everything itself."""
+    if settings.gateway.workers == 1:
+        return None
+    from hostler.gateway.worker_service import WorkerService
+
+    return WorkerService(settings.gateway.workers, local=local)
+
+
+def model_middleware(
+    parts: Components,
+    *,
+    on_model_used: Callable[[str], None] | None = None,
+    stores: bool = False,
+    resumes: bool = False,
+) -> list[Middleware]:
     """The middleware of requests for models, outermost first, around `Proxy`. `stores`: of routes that use stored
     responses, `resumes`: of those about streams."""
     serving = parts.serving
@@ -131,6 +151,7 @@ def model_middleware(parts: Components, *, stores: bool = False, resumes: bool =
             log=parts.access_log.add,
             refresh=parts.discovery.refresh,
             key_usage=parts.key_usage,
+            on_model_used=on_model_used or serving.catalog.set_active,
             streams=parts.streams,
             answering=[
                 *storing,
@@ -143,11 +164,11 @@ def model_middleware(parts: Components, *, stores: bool = False, resumes: bool =
     ]
 
 
-def router(parts: Components) -> Router:
+def router(parts: Components, on_model_used: Callable[[str], None] | None = None) -> Router:
     """Every path the gateway answers: those of the adapters, and its own."""
     proxy = Proxy(parts.serving.backends, speeds=PromptSpeeds(), clock=parts.serving.clock)
-    models = wrap(proxy, model_middleware(parts))
-    stored = wrap(proxy, model_middleware(parts, stores=True))
+    models = wrap(proxy, model_middleware(parts, on_model_used=on_model_used))
+    stored = wrap(proxy, model_middleware(parts, on_model_used=on_model_used, stores=True))
     streams = wrap(proxy, model_middleware(parts, resumes=True))
     uploads = Uploads(parts.blobs, allowed=parts.settings.gateway.library.uploads_max > 0)
     adapters = load_adapters()
@@ -161,8 +182,8 @@ def router(parts: Components) -> Router:
     return found
 
 
-def entrance_middleware(parts: Components, routes: Router) -> list[Middleware]:
-    """The middleware in front of every route, outermost first."""
+def entrance_middleware(parts: Components, routes: Router, secret: str | None = None) -> list[Middleware]:
+    """The middleware in front of every route, outermost first. With a `secret` only what workers pass on is served."""
     settings = parts.settings.gateway
     rules = Rules(
         hosts=frozenset(name.lower() for name in settings.allowed_hosts),
@@ -170,7 +191,11 @@ def entrance_middleware(parts: Components, routes: Router) -> list[Middleware]:
         open_probes=settings.open_probes,
     )
     proxied = []
-    if settings.trusted_proxies or settings.root_path:
+    if secret is not None:
+        from hostler.gateway.workers.forwarding import ForwardedMiddleware
+
+        proxied.append(Middleware(ForwardedMiddleware, secret=secret))
+    elif settings.trusted_proxies or settings.root_path:
         proxied.append(
             Middleware(ReverseProxyMiddleware, trusted=settings.trusted_proxies, root_path=settings.root_path)
         )
@@ -194,7 +219,8 @@ class Gateway:
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
     clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file. `background` runs from before the start until after the end. Raises
+    wrong with the configuration file. `background` runs from before the start until after the end. With `workers`, these
+    serve models' routes, and `app` what they pass on. Raises
     `ConfigError` for settings that contradict each other, and for an address beyond loopback without a key.
     """
 
@@ -210,7 +236,9 @@ class Gateway:
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         background: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (),
         clock: Callable[[], float] = time.monotonic,
+        workers: WorkerService | None = None,
     ) -> None:
+        self._workers = workers
         self._parts = Components(
             settings,
             local=local,
@@ -220,13 +248,18 @@ class Gateway:
             refresh=refresh,
             config_errors=config_errors,
             clock=clock,
+            open_local=Orchestrator if workers is None else workers.open_local,
+            others=None if workers is None else workers.pool,
         )
+        if workers is not None:
+            workers.use(self._parts)
         self._background = background
         self._server: Server | None = None
         self._stopping = False
-        routes = router(self._parts)
+        routes = router(self._parts, self._on_model_used)
+        secret = None if workers is None else workers.secret
         self.app = _Application(
-            routes=[routes], middleware=entrance_middleware(self._parts, routes), lifespan=self._lifespan
+            routes=[routes], middleware=entrance_middleware(self._parts, routes, secret), lifespan=self._lifespan
         )
         self.app.state.gateway = self
 
@@ -253,6 +286,11 @@ class Gateway:
         """
         if self._parts.serving.keys is None:
             refuse_beyond_loopback(bound_addresses(sockets), key_file.default_file())
+        if self._workers is not None:
+            if self._stopping:
+                self._workers.stop()
+            await self._workers.run(self.app, sockets, started=started, foreign=shared)
+            return
         settings = self._parts.settings.gateway
         self._server = Server(
             self.app,
@@ -274,12 +312,26 @@ class Gateway:
         """Refuse waiting requests, finish those in progress, and return from `run`. A second call does not wait."""
         self._stopping = True
         self._parts.shut_down()
+        if self._workers is not None:
+            self._workers.stop()
         if self._server is not None:
             self._server.stop()
 
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
         """Replace the models that clients created from others."""
         self._parts.serving.catalog.set_presets(presets)
+        if self._workers is not None:
+            self._workers.set_presets(presets)
+
+    @property
+    def failure(self) -> str | None:
+        """Why `run` has ended although nothing had stopped it: its workers could not be started."""
+        return None if self._workers is None else self._workers.failure
+
+    def _on_model_used(self, model: str) -> None:
+        self._parts.serving.catalog.set_active(model)
+        if self._workers is not None:
+            self._workers.on_model_used(model)
 
     async def drained(self, models: Sequence[str]) -> None:
         """Wait until this process's own supervisor serves none of the models, at most `gateway.drain_s`."""

@@ -28,11 +28,12 @@ from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, sec
 from hostler.gateway.context import Client
 from hostler.gateway.events import ModelsChanged
 from hostler.gateway.host_cache import HostCache
+from hostler.gateway.in_flight import OtherProcesses
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
 from hostler.gateway.request_stores import response_store, stream_store, transcripts
-from hostler.gateway.serving import ServingComponents
+from hostler.gateway.serving import OpenHost, ServingComponents
 from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.profiles.blobs import BlobStore
@@ -41,8 +42,9 @@ from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.sources import ReportProgress, cache_directory
-from hostler.supervisor.contract import Supervisor
+from hostler.supervisor.contract import ProfileInfo, Supervisor
 from hostler.supervisor.scheduling.host import Host
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from hostler.gateway.cluster.cluster import Cluster
@@ -58,7 +60,8 @@ class Components:
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
     clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file. Raises `ConfigError` for settings that contradict each other, and for an address
+    wrong with the configuration file. With worker processes, `others` are these, and `open_local` makes a host of `local`
+    that they use as well. Raises `ConfigError` for settings that contradict each other, and for an address
     beyond loopback without a key.
     """
 
@@ -73,8 +76,11 @@ class Components:
         refresh: Callable[[], Awaitable[object]] | None,
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         clock: Callable[[], float],
+        open_local: OpenHost = Orchestrator,
+        others: OtherProcesses | None = None,
     ) -> None:
         self.settings = settings
+        self._others = others
         self._library = library
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
         self.cluster = _cluster(settings, clock)
@@ -85,6 +91,7 @@ class Components:
             on_status=lambda name, status: self._host_cache.update(name, status.profiles),
             on_return=lambda name: self.discovery.request(name),
             clock=clock,
+            open_local=open_local,
             spending=None if self.cluster is None else self.cluster.spending(settings.gateway),
         )
         for name in serving.supervisors:
@@ -134,6 +141,7 @@ class Components:
             ),
             config_errors=config_errors,
             in_progress=serving.in_flight,
+            others=others,
             keys=serving.keys,
             key_usage=self.key_usage,
             cluster=None if self.cluster is None else self.cluster.view,
@@ -191,6 +199,10 @@ class Components:
             self.streams.stop()
         self.serving.shut_down()
 
+    def profiles_of(self, host: str) -> tuple[ProfileInfo, ...]:
+        """The last known profiles of a supervisor's machine."""
+        return self._host_cache.profiles(host)
+
     def model_list(self) -> ModelList:
         """The models of all backends, with the times at which idle ones will be unloaded."""
         serving = self.serving
@@ -224,10 +236,14 @@ class Components:
         servers = {
             each.backend for each in places if each.backend not in serving.hosts and self._is_local(each.backend)
         }
-        return bool(servers) and any(
-            not context.background and context.target is not None and context.target.backend in servers
+        busy = {
+            context.target.backend
             for context in serving.in_flight.contexts()
-        )
+            if not context.background and context.target is not None
+        }
+        if self._others is not None:
+            busy |= {view.backend for view in self._others.views() if view.backend is not None}
+        return not busy.isdisjoint(servers)
 
     def _is_local(self, backend: str) -> bool:
         hop = self.serving.chain.hops.get(backend)

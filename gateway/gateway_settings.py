@@ -252,6 +252,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     the client, in logs, limits and the throttle of invalid keys, and `X-Forwarded-Proto` its scheme."""
     root_path: str = ""
     """The path below which a reverse proxy serves the gateway, page and API, whether it strips it or not."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Processes that serve models' routes, to use more than one core. With 1 a single process does everything; with more,
+    a further process owns what they share, and each takes memory of its own."""
     max_body: Size = Size(64 * 1024**2)
     """The largest request body, also after decompression; larger ones are refused with status 413."""
     drain_s: Seconds = 30.0

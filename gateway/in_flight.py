@@ -33,15 +33,25 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float | None = None
 
 
-class OtherRequests(Protocol):
-    """The requests that other processes of this gateway serve."""
+class OtherProcesses(Protocol):
+    """The worker processes of this gateway: how many there are to be, how many serve requests, how many were replaced, and
+    their requests."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def serving(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
 
     def views(self) -> Sequence[RequestView]:
         """The requests in flight, as far as is known."""
         ...
 
     async def refresh(self) -> None:
-        """Ask the other processes, but wait for none that does not answer."""
+        """Ask the other processes, but wait for none that does not answer. What they have reported until then has arrived."""
         ...
 
     async def cancel(self, request_id: str) -> int:

@@ -171,6 +171,11 @@ class Catalog:
         self._presets = dict(presets)
         self._rebuild()
 
+    @property
+    def presets(self) -> Mapping[str, Preset]:
+        """The models that clients created from others."""
+        return self._presets
+
     async def wait_until(self, condition: Callable[[ModelList], bool]) -> None:
         """Wait until the snapshot fulfils `condition`."""
         while not condition(self._listing):

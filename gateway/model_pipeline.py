@@ -25,12 +25,14 @@ def model_middleware(
     log: Callable[[RequestFinished], None],
     refresh: Callable[[], Awaitable[bool]],
     key_usage: KeyAccounts | None,
+    on_model_used: Callable[[str], None],
     streams: StreamStore | None = None,
     answering: Sequence[Middleware] = (),
 ) -> list[Middleware]:
     """The middleware, outermost first, around `Proxy`. `answering` are those that answer without a backend.
 
-    `log` receives finished requests, and `refresh` asks backends for new models, where one is unknown.
+    `log` receives finished requests, `on_model_used` the models that answer; `refresh` asks backends for new models, where
+    one is unknown.
     """
     settings, clock = parts.settings.gateway, parts.clock
     tracing = []
@@ -72,5 +74,5 @@ def model_middleware(
             clock=clock,
         ),
         Middleware(QueueingMiddleware, hosts=parts.hosts, moves=parts.lease_moves, clock=clock),
-        Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=parts.catalog.set_active),
+        Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=on_model_used),
     ]

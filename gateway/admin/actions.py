@@ -13,7 +13,7 @@ from hostler.gateway.admin.http import decode_body, json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.events import printable
 from hostler.gateway.host_choice import HostChoice
-from hostler.gateway.in_flight import OtherRequests
+from hostler.gateway.in_flight import OtherProcesses
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
@@ -62,7 +62,7 @@ class ActionRoutes:
         hosts: Mapping[str, Host],
         choice: HostChoice,
         in_progress: InFlightRequests,
-        others: OtherRequests | None = None,
+        others: OtherProcesses | None = None,
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts

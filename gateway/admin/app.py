@@ -32,7 +32,7 @@ from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
 from hostler.gateway.host_choice import HostChoice
-from hostler.gateway.in_flight import OtherRequests
+from hostler.gateway.in_flight import OtherProcesses
 from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -88,7 +88,7 @@ class AdminApp:
         preview: Preview,
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
-        others: OtherRequests | None = None,
+        others: OtherProcesses | None = None,
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -140,7 +140,7 @@ class AdminApp:
             DrainRoutes(catalog, hosts, chain, in_progress.contexts),
             BackendRoutes(backend_models),
             self._log_routes,
-            TranscriptRoutes(transcripts),
+            TranscriptRoutes(transcripts, self._status.refresh),
             KeyRoutes(keys, key_usage),
             LoginRoutes(self.sessions, lambda address: self.throttle.refusal(address, _INVALID_KEY)),
             UI(self._status.view, logins=self.sessions is not None),

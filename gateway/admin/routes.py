@@ -100,7 +100,7 @@ class StatusRoutes:
         """Ready once every supervisor has been reached, since models may be missing from lists before; not while stopping.
 
         `degraded` names what works with restrictions: `configuration` while the file has mistakes, `store` while the
-        cluster's store is away.
+        cluster's store is away, `workers` while one of them is started again.
         """
         unreachable = [name for name, host in self._hosts.items() if not host.reachable]
         ready = not (unreachable or self._closed)
@@ -109,12 +109,14 @@ class StatusRoutes:
         degraded = {
             "configuration": self._status.config_errors() is not None,
             "store": cluster is not None and not cluster.connected,
+            "workers": self._status.is_worker_missing,
         }
         if any(degraded.values()):
             body["degraded"] = [name for name, restricts in degraded.items() if restricts]
         return json_response(body, status=200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
+        await self._status.refresh()
         return Response(await self._render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _root(self, request: Request) -> Response:
@@ -136,6 +138,7 @@ class StatusRoutes:
             if kind == known:
                 limit = int_param(request, "limit", 200, minimum=1, maximum=1000)
                 before = int_param(request, "before", 2**62, minimum=1, maximum=2**62)
+                await self._status.refresh()
                 return json_response(await self._history.entries(known, limit=limit, before=before))
         raise NotFound(f"unknown kind of history; known: {', '.join(KINDS)}")
 
@@ -143,6 +146,7 @@ class StatusRoutes:
         """The last minutes in buckets of equal length."""
         minutes = int_param(request, "minutes", 60, minimum=1, maximum=31 * 24 * 60)
         buckets = int_param(request, "buckets", 60, minimum=1, maximum=500)
+        await self._status.refresh()
         return json_response(await self._history.figures(seconds=minutes * 60.0, buckets=buckets))
 
     async def _events(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
-from hostler.gateway.in_flight import MAX_LISTED, OtherRequests, RequestView, request_views
+from hostler.gateway.in_flight import MAX_LISTED, OtherProcesses, RequestView, request_views
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
@@ -134,7 +134,7 @@ class StatusBuilder:
         hosts: Mapping[str, Host],
         *,
         contexts: Callable[[], Iterable[RequestContext]],
-        others: OtherRequests | None = None,
+        others: OtherProcesses | None = None,
         chain: Callable[[], ChainView],
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -208,6 +208,11 @@ class StatusBuilder:
         if self._others is None or not (others := self._others.views()):
             return own
         return tuple(sorted((*own, *others), key=lambda view: view.at)[:MAX_LISTED])
+
+    @property
+    def is_worker_missing(self) -> bool:
+        """Whether a worker process is being started again."""
+        return self._others is not None and self._others.serving < self._others.count
 
     async def refresh(self) -> None:
         """Bring the state up to date, as far as other processes have it."""

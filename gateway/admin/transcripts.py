@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,10 +15,11 @@ from hostler.gateway.telemetry.transcripts import Transcripts
 
 
 class TranscriptRoutes:
-    """`transcripts` is `None` while recording is off."""
+    """`transcripts` is `None` while recording is off. `refresh` waits for those of other processes."""
 
-    def __init__(self, transcripts: Transcripts | None) -> None:
+    def __init__(self, transcripts: Transcripts | None, refresh: Callable[[], Awaitable[None]]) -> None:
         self._transcripts = transcripts
+        self._refresh = refresh
 
     def routes(self) -> list[RouteMatch]:
         """For the scope operate: keys that may read figures must not read what others write."""
@@ -25,6 +28,7 @@ class TranscriptRoutes:
     async def _find(self, request: Request) -> Response:
         if self._transcripts is None:
             raise NotFound("recording of prompts and answers is off; gateway.recording.contents turns it on")
+        await self._refresh()
         found = await self._transcripts.find(request.query_params.get("id", ""))
         if not found:
             raise NotFound("no transcript with this id; it may have expired")

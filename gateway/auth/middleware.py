@@ -95,6 +95,7 @@ class AuthMiddleware:
     """Refuses a request, or adds its route and client to the scope and passes it on.
 
     `login_form(method, path, accept, root_path)` returns the page that a browser without a key gets instead of an error.
+    What this process would refuse goes `elsewhere` if there is another one that decides.
     """
 
     def __init__(
@@ -108,9 +109,11 @@ class AuthMiddleware:
         throttle: KeyThrottle,
         sessions: Sessions | None = None,
         login_form: Callable[[str, str, str, str], WireResponse | None] = lambda *_: None,
+        elsewhere: ASGIApp | None = None,
     ) -> None:
         self.app = app
         self._login_form = login_form
+        self._elsewhere = elsewhere
         self._router = router
         self._fallback = fallback
         self._keys = keys
@@ -144,17 +147,21 @@ class AuthMiddleware:
             return
         route: RouteMatch | None = None
         origin: str | None = None
+        received = scope
         if "//" in scope["path"]:
             scope = self._with_single_slashes(scope)
         try:
             headers = _headers(scope)
             self._check_host(scope, headers)
             origin = self._check_origin(scope, headers)
-            if scope["method"] == "OPTIONS":
+            if scope["method"] == "OPTIONS" and self._elsewhere is None:
                 await _send(send, self._preflight(scope, headers, origin))
                 return
             route = self._admit(scope, headers, origin)
         except GatewayError as error:
+            if self._elsewhere is not None:
+                await self._elsewhere(received, receive, send)
+                return
             if isinstance(error, Unauthenticated):
                 form = self._login_form(
                     scope["method"], route_path(scope), ",".join(headers.get("accept", [])), scope.get("root_path", "")
@@ -250,22 +257,23 @@ class AuthMiddleware:
         else:
             route, parameters = self._router.find(scope)
             if not allows(client, route):
-                audit.warning(
-                    "refused %s %s for key %s: missing scope %s",
-                    scope["method"],
-                    route.operation.path,
-                    client.name,
-                    route.operation.scope,
-                    extra={
-                        "audit": {
-                            "outcome": "refused",
-                            "method": scope["method"],
-                            "path": route.operation.path,
-                            "key": client.name,
-                            "scope": route.operation.scope,
-                        }
-                    },
-                )
+                if self._elsewhere is None:
+                    audit.warning(
+                        "refused %s %s for key %s: missing scope %s",
+                        scope["method"],
+                        route.operation.path,
+                        client.name,
+                        route.operation.scope,
+                        extra={
+                            "audit": {
+                                "outcome": "refused",
+                                "method": scope["method"],
+                                "path": route.operation.path,
+                                "key": client.name,
+                                "scope": route.operation.scope,
+                            }
+                        },
+                    )
                 raise Forbidden(
                     f"this key lacks the scope {route.operation.scope!r}; create one with `hostler keys add`"
                 )

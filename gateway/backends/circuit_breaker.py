@@ -107,8 +107,8 @@ class CircuitBreaker:
         if at_once or self._state == "half_open" or self._failures >= self._rules.failures:
             span = min(self._rules.max_open_s, self._rules.open_s * 2.0 ** min(self._opened, 60))
             self._opened += 1
-            self._become("open")
             self._open_until = now + span * (1.0 - self._rules.jitter * self._random())
+            self._become("open")
 
     def release(self, permit: BreakerPermit) -> None:
         """The call says nothing about the backend: the client disconnected, the request was invalid, the model is
@@ -121,8 +121,8 @@ class CircuitBreaker:
 
     def trip(self, now: float, for_s: float) -> None:
         """Open for so long: trying again makes no sense (a rejected key, an exhausted account)."""
-        self._become("open")
         self._open_until = now + for_s
+        self._become("open")
 
     def close(self) -> None:
         """The backend works: a health check passed, or an operator's request was answered."""

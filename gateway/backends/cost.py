@@ -83,13 +83,30 @@ class SpendingTracker:
     A file that cannot be read or written is logged, and the sum is kept in memory: a full disk does not affect requests.
     """
 
-    def __init__(self, file: Path, daily_limit: float | None, wall: Callable[[], float]) -> None:
+    def __init__(self, file: Path | None, daily_limit: float | None, wall: Callable[[], float]) -> None:
         self._limit = daily_limit
         self._wall = wall
         # Not synced: a power failure may lose the last few cents, but no answer waits for a disk.
         self._store = JsonStore(file, DailySpending, contents="today's spending")
         self._day = _after_crash(self._store.read() or DailySpending(day=""))
         self._open: set[Reservation] = set()
+        #: Called when anything has been reserved or spent.
+        self.on_change: Callable[[], None] = _unnoticed
+
+    @property
+    def day(self) -> DailySpending:
+        """Today's spending."""
+        return self._current()
+
+    @property
+    def in_progress(self) -> float:
+        """What requests in progress have reserved, in US dollars."""
+        return sum(each.amount for each in self._open)
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests have reserved something."""
+        return len(self._open)
 
     @property
     def today(self) -> float:
@@ -144,15 +161,15 @@ class SpendingTracker:
             reserved = day.reserved.get(wanted.backend, 0.0) + wanted.amount
             self._save(msgspec.structs.replace(day, reserved={**day.reserved, wanted.backend: reserved}))
         self._open.add(wanted)
+        self.on_change()
 
     def allows(self, wanted: Reservation) -> bool:
         """Whether `reserve` would succeed now."""
         if self._limit is None:
             return True
         if wanted.lone:
-            return not self._open and not self.limit_reached
-        in_progress = sum(each.amount for each in self._open)
-        return self.today + in_progress + wanted.amount <= self._limit + ROUNDING
+            return not self.open_requests and not self.limit_reached
+        return self.today + self.in_progress + wanted.amount <= self._limit + ROUNDING
 
     def exhausted_for(self, wanted: Reservation) -> bool:
         """Whether the limit refuses this request even once all requests in progress have ended at no cost."""
@@ -175,6 +192,7 @@ class SpendingTracker:
             day = self._with_answer(day, reserved, cost)
         if day is not self._day:
             self._save(day)
+        self.on_change()
 
     def _with_answer(self, day: DailySpending, reserved: Reservation, cost: float | None) -> DailySpending:
         backend, place = reserved.backend, _place(reserved.backend, reserved.model)
@@ -207,6 +225,10 @@ class SpendingTracker:
         if self._day.day != today:
             self._day = DailySpending(day=today, reserved=self._day.reserved, highest=self._day.highest)
         return self._day
+
+
+def _unnoticed() -> None:
+    """Nothing else shows what is spent."""
 
 
 def _after_crash(day: DailySpending) -> DailySpending:

@@ -71,6 +71,8 @@ class JsonFormatter(logging.Formatter):
             more["audit"] = audit
         if record.exc_info:
             more["traceback"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # of another process
+            more["traceback"] = record.exc_text
         return self._line(record, record.created, record.getMessage(), more)
 
     def _line(self, record: logging.LogRecord, at: float, message: str, more: dict[str, Any]) -> str:

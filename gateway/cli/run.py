@@ -53,7 +53,7 @@ class CannotRun(Exception):
 def up(configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None) -> int:
     """Gateway and supervisor in one process, shown in `view`. `finder` has found the models of folders."""
     _or_cannot_run(lambda: keys_in_force(configuration.settings))
-    sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
+    sockets, shared = _listen_for_clients(configuration)
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
     if configuration.shipped:
         from hostler.gateway.cli.downloads import SourceError, download
@@ -71,6 +71,7 @@ def up(configuration: Configuration, view: LiveView | None = None, *, finder: Mo
         stop = _showing_stop(view, together.stop, configuration.settings.gateway.drain_s)
         async with _handling_signals(stop, view), _gateway_view(view, together):
             await together.run(sockets, started=started, shared=shared)
+        _check_failure(together)
 
     return _run(main)
 
@@ -78,7 +79,7 @@ def up(configuration: Configuration, view: LiveView | None = None, *, finder: Mo
 def gateway(configuration: Configuration, view: LiveView | None = None, *, finder: ModelFinder | None = None) -> int:
     """The gateway alone, shown in `view`. It runs no models, whatever `finder` finds."""
     alone = _gateway(configuration)
-    sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
+    sockets, shared = _listen_for_clients(configuration)
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
     started = partial(_announce, configuration, sockets, keys_required=keys_required, view=view, runs_models=False)
 
@@ -86,6 +87,7 @@ def gateway(configuration: Configuration, view: LiveView | None = None, *, finde
         stop = _showing_stop(view, alone.stop, configuration.settings.gateway.drain_s)
         async with _handling_signals(stop, view), _gateway_view(view, alone):
             await alone.run(sockets, started=started, shared=shared)
+        _check_failure(alone)
 
     return _run(main)
 
@@ -215,16 +217,29 @@ def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
             raise CannotRun(without_token(host, port))
 
 
-def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> tuple[list[socket.socket], bool]:
+def _check_failure(gateway: Gateway) -> None:
+    if gateway.failure is not None:
+        raise CannotRun(gateway.failure)
+
+
+def _listen_for_clients(configuration: Configuration) -> tuple[list[socket.socket], bool]:
+    """The listening sockets of a gateway, see `_listen`."""
+    several = configuration.settings.gateway.workers > 1
+    return _listen(addresses(configuration.settings), "gateway.listen", several=several)
+
+
+def _listen(
+    wanted: Sequence[tuple[str, int]], setting: str, *, several: bool = False
+) -> tuple[list[socket.socket], bool]:
     """Listening sockets: those that systemd passed, which need not be at the `wanted` addresses, else our own. Whether
-    they are systemd's.
+    they are systemd's. `several`: further sockets may be bound to the same addresses.
     """
     passed = systemd.inherited()
     if any(each.type != socket.SOCK_STREAM for each in passed):
         raise CannotRun("systemd passed a socket that is no stream; write ListenStream= in its unit")
     if passed:
         return passed, True
-    return _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file")), False
+    return _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file", several=several)), False
 
 
 def _gateway(
@@ -233,7 +248,7 @@ def _gateway(
     from hostler.gateway.app import create_app
 
     gateway: Gateway = _or_cannot_run(
-        lambda: create_app(configuration, manager, supervise=False, finder=finder)
+        lambda: create_app(configuration, manager, supervise=False, finder=finder, with_workers=True)
     ).state.gateway
     return gateway
 

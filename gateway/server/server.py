@@ -53,15 +53,16 @@ class ListenError(Exception):
     """An address cannot be listened on; the message has the address, the reason, and what to change."""
 
 
-def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
+def bind(addresses: Sequence[tuple[str, int]], setting: str, *, several: bool = False) -> list[socket.socket]:
     """A listening socket for each address, all or none: host and port, or the path of a Unix socket and 0.
 
-    `setting` names the configuration key for the error.
+    `setting` names the configuration key for the error. `several`: this user may bind further sockets to the same TCP
+    addresses, over which the system spreads connections.
     """
     sockets: list[socket.socket] = []
     try:
         for host, port in addresses:
-            sockets.append(_bind_one(host, port, setting))
+            sockets.append(_bind_one(host, port, setting, several=several))
     except ListenError:
         for each in sockets:
             each.close()
@@ -97,7 +98,7 @@ def _bind_unix(path: str, setting: str) -> socket.socket:
     return sock
 
 
-def _bind_one(host: str, port: int, setting: str) -> socket.socket:
+def _bind_one(host: str, port: int, setting: str, *, several: bool) -> socket.socket:
     if host.startswith("/"):
         return _bind_unix(host, setting)
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -115,6 +116,9 @@ def _bind_one(host: str, port: int, setting: str) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
+        if several and spreads_connections(sock):
+            # Not before it is bound: it would not be noticed that another program is using the address.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.listen(2048)
         sock.setblocking(False)
         sock.set_inheritable(False)
@@ -126,6 +130,11 @@ def _bind_one(host: str, port: int, setting: str) -> socket.socket:
             ) from error
         raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error
     return sock
+
+
+def spreads_connections(sock: socket.socket) -> bool:
+    """Whether the system spreads connections over several sockets that are bound to the address of this one."""
+    return sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
 def server_certificate(settings: TLSSettings | None, setting: str) -> ServerCertificate | None:
@@ -145,7 +154,7 @@ class Server(uvicorn.Server):
     seconds to finish; then they are cancelled, with a moment to send an error. No request outlives `serve`, which closes
     the sockets and raises the error that ended the application's lifespan, if any. With `lifespan`, the application starts
     before the first request and ends after the last one. With a `certificate` it serves TLS, but on Unix sockets. `shared`
-    sockets stay open in another process, which accepts new connections after `stop`.
+    sockets stay open in another process, which accepts new connections after `stop`: that is decided until then.
     """
 
     def __init__(
@@ -178,7 +187,7 @@ class Server(uvicorn.Server):
         if lifespan:
             config.lifespan_class = cast(Any, partial(_Lifespan, on_end=self._lifespan_ended))
         self._drain_s = drain_s
-        self._shared = shared
+        self.shared = shared
         self._certificate = certificate
         self._started_callback = started_callback
         self._unix_paths: list[str] = []
@@ -186,7 +195,7 @@ class Server(uvicorn.Server):
         self._stopping = anyio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        if not self._shared:
+        if not self.shared:
             self._unix_paths = [each.getsockname() for each in sockets or () if each.family == socket.AF_UNIX]
         try:
             await super().serve(sockets)
@@ -254,7 +263,7 @@ class Server(uvicorn.Server):
         # Closing a listening socket resets the connections in its backlog. So stop new ones, accept those that are
         # there, then close. Those of a shared socket are left to the other process.
         listening = [each for server in self.servers for each in server.sockets]
-        if not self._shared and _refuse_new_connections(listening):
+        if not self.shared and _refuse_new_connections(listening):
             await anyio.sleep(_ACCEPT_S)
         else:
             loop = asyncio.get_running_loop()

@@ -22,7 +22,12 @@ def names(middleware: list[Middleware]) -> list[str]:
 def test_what_answers_without_a_backend_stands_before_the_detection_of_models(tmp_path: Path) -> None:
     answering = [Middleware(ModelAdminMiddleware, model_admin=None)]
     found = model_middleware(
-        serving(tmp_path), log=lambda event: None, refresh=nothing_new, key_usage=None, answering=answering
+        serving(tmp_path),
+        log=lambda event: None,
+        refresh=nothing_new,
+        key_usage=None,
+        on_model_used=lambda model: None,
+        answering=answering,
     )
     assert names(found) == [
         "RequestContext", "AccessLog", "ModelAdmin", "ModelDetection", "Fallback", "Queueing", "Switching",

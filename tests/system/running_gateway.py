@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,7 @@ from hostler.gateway.auth.keys import add
 from hostler.gateway.config import Configuration, read
 from hostler.gateway.context import KeyRules
 from hostler.gateway.server.server import Server, bind
+from hostler.gateway.worker_service import WorkerService
 from hostler.supervisor.api import create_app
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.manager import EngineManager, create_manager
@@ -31,6 +33,9 @@ Profiles = dict[str, dict[str, Any]]
 StartGateway = Callable[..., AbstractAsyncContextManager["RunningGateway"]]
 
 _TOKEN = "between-hosts"
+
+#: How many worker processes gateways have, where a test does not say.
+WORKERS = int(os.environ.get("HOSTLER_TEST_WORKERS", "1"))
 
 
 class EngineLog:
@@ -189,13 +194,15 @@ def gateway_starter(tmp_path: Path) -> StartGateway:
     @asynccontextmanager
     async def start(profiles: Profiles, **sections: dict[str, Any]) -> AsyncIterator[RunningGateway]:
         configuration, manager = _host_in(tmp_path, profiles, sections)
+        count, local = configuration.settings.gateway.workers, manager if profiles else None
         app = Gateway(
             configuration.settings,
-            local=manager if profiles else None,
+            local=local,
             library=configuration.library,
             presets=configuration.presets,
+            workers=WorkerService(count, local=local) if count > 1 else None,
         )
-        sockets = bind([("127.0.0.1", 0)], "gateway.listen")
+        sockets = bind([("127.0.0.1", 0)], "gateway.listen", several=count > 1)
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         started, stopped = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
@@ -280,7 +287,12 @@ def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tupl
         if entries[name]["model"] is None:
             del entries[name]["model"]
     document = {
-        "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": None, **sections.get("gateway", {})},
+        "gateway": {
+            "listen": ["127.0.0.1:0"],
+            "api_keys_file": None,
+            **({"workers": WORKERS} if WORKERS > 1 else {}),
+            **sections.get("gateway", {}),
+        },
         "supervisor": {
             "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
             "stop_grace_s": 1.0,

@@ -1,0 +1,101 @@
+"""Which routes a worker serves itself: those that ask a model; all others are the main process's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+from fakes.serving_parts import BACKENDS
+
+from hostler.adapters.registry import load_adapters
+from hostler.adapters.remote_models import RemoteModel
+from hostler.gateway.backends.cost import DailySpending
+from hostler.gateway.config import read
+from hostler.gateway.worker_app import WorkerApp
+from hostler.gateway.workers.channel import Channel
+from hostler.gateway.workers.frames import (
+    ActiveModel,
+    BreakerHint,
+    FrameToWorker,
+    ServerModels,
+    SpendingChanged,
+    SpendingState,
+    StateQuery,
+    WorkerStart,
+)
+
+NOTHING = SpendingState(DailySpending(day=""), 0.0, 0.0, 0)
+
+
+class MainProcess:
+    """A channel that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[msgspec.Struct] = []
+
+    def send(self, frame: msgspec.Struct) -> None:
+        self.sent.append(frame)
+
+
+def worker(folder: Path, text: str = BACKENDS, main: MainProcess | None = None) -> WorkerApp:
+    file = folder / "hostler.yaml"
+    file.write_text(text, encoding="utf-8")
+    start = WorkerStart(
+        number=1, settings=read(file, {}).settings, sockets=(), forward_to="/m", secret="s", supervisor=None, presets={},
+        models={}, profiles={}, active=None, spending=NOTHING, log_level=20,
+    )  # fmt: skip
+    return WorkerApp(start, cast(Channel[FrameToWorker], main or MainProcess()))
+
+
+def served(app: WorkerApp) -> set[str]:
+    return {
+        operation.path
+        for adapter in load_adapters()
+        for operation in adapter.operations
+        if app.serves(operation) and not operation.path.endswith("/")
+    }
+
+
+def test_it_serves_what_asks_a_model(tmp_path: Path) -> None:
+    found = served(worker(tmp_path))
+    assert {"/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/api/chat", "/completion"} <= found
+    assert not found & {"/v1/models", "/api/tags", "/api/pull", "/api/create", "/v1/responses"}
+    assert not any("{" in path for path in found)
+
+
+def test_responses_that_nothing_stores_are_served_here(tmp_path: Path) -> None:
+    text = BACKENDS.replace("gateway:", "gateway:\n  responses: {store: 'off'}")
+    assert "/v1/responses" in served(worker(tmp_path, text))
+
+
+def test_it_knows_what_the_main_process_reports(tmp_path: Path) -> None:
+    app = worker(tmp_path, BACKENDS.replace(", models: {big: big}", ""))
+    app.receive(ServerModels("cloud", (RemoteModel(name="found"),)))
+    app.receive(BreakerHint("cloud", None, "open", 60.0))
+    app.receive(
+        SpendingChanged(
+            msgspec.structs.replace(
+                NOTHING, day=DailySpending(day=app.serving.chain.spending.day.day, spent={"cloud": 2.0})
+            )
+        )
+    )
+    app.receive(ActiveModel("big"))
+    assert app.serving.catalog.find("cloud/found").model
+    assert not app.serving.chain.hops["cloud"].breakers.allows("m", app.serving.clock())
+    assert app.serving.chain.spending.today == 2.0
+    with pytest.raises(TypeError, match="StateQuery"):
+        app.receive(StateQuery(1))
+
+
+def test_it_reports_its_own_breakers_but_not_those_it_follows(tmp_path: Path) -> None:
+    main = MainProcess()
+    app = worker(tmp_path, main=main)
+    app.receive(BreakerHint("cloud", "m", "open", 60.0))
+    assert main.sent == []
+    hop = app.serving.chain.hops["cloud"]
+    hop.breakers.host.trip(app.serving.clock(), 30.0)
+    (hint,) = main.sent
+    assert isinstance(hint, BreakerHint)
+    assert (hint.backend, hint.model, hint.state, round(hint.seconds)) == ("cloud", None, "open", 30)
