@@ -42,11 +42,11 @@ class EngineLog:
     """The log that scripted engines write, as events."""
 
     def __init__(self, log: Path) -> None:
-        self._log = log
+        self.log = log
 
     def events(self, kind: str | None = None, model: str | None = None) -> list[dict[str, Any]]:
         """The logged events, in order."""
-        text = self._log.read_text() if self._log.exists() else ""
+        text = self.log.read_text() if self._log.exists() else ""
         events = [json.loads(line) for line in text.splitlines()]
         return [event for event in events if kind in (None, event["event"]) and model in (None, event["model"])]
 
