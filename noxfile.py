@@ -462,14 +462,15 @@ EXPOSURE = {"hostler-gateway": 1.5, "hostler-small": 1.8, "hostler-supervisor": 
 
 @nox.session
 def deploy(session: nox.Session) -> None:
-    """Lint what is shipped for three machines: units, `compose.yaml`, `Dockerfile` and the example files."""
+    """Lint what is shipped to run Hostler: units, containers, proxies, and the example files."""
     _install(session, "deploy", "-e", ".")
     folder = Path("deploy").resolve()
     session.run("hadolint", str(folder / "Dockerfile"))
     # The schema comes with the checker: nothing is fetched.
-    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(folder / "compose.yaml"))
+    compose = [str(folder / name) for name in ("compose.yaml", "ha/compose.yaml")]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *compose)
     session.run("yamllint", "--strict", "-d", YAML_STYLE, str(folder))
-    session.run("pytest", "tests/test_deploy.py", env=CLEAN)
+    session.run("pytest", "tests/test_deploy.py", "tests/test_deploy_ha.py", env=CLEAN)
     if shutil.which("systemd-analyze") is None:
         session.log("skipped the units: systemd-analyze not found (on Debian: apt install systemd)")
         return
