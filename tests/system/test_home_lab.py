@@ -1,6 +1,6 @@
 """A home lab: five engines of different kinds share one GPU, and clients want all of them at once.
 
-`HOSTLER_HOME_LAB` is how many requests are sent; an hour under load takes some 20,000.
+`HOSTLER_HOME_LAB` is for how many minutes; without it, 60 requests are sent.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ import pytest
 from fakes.stub_programs import StubPrograms
 from system.running_gateway import RunningGateway, StartGateway
 
-REQUESTS = int(os.environ.get("HOSTLER_HOME_LAB", "60"))
+REQUESTS = 60
+SECONDS = 60 * float(os.environ.get("HOSTLER_HOME_LAB", "0"))
 CLIENTS = 4
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60 + REQUESTS)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120 + SECONDS)]
 
 #: GiB of each model on the GPU, by the name that its engine logs.
 MEMORY = {"chat": 14, "embedder": 2, "whisper-server": 6, "sd-server": 16, "vllm": 18}
@@ -115,15 +117,16 @@ async def test_five_engines_switch_by_request_under_load(start_gateway: StartGat
     beyond: list[list[tuple[str, str]]] = []
     chance = random.Random(5)
     names = list(profiles(stubs))
-    wanted = [*names, *(chance.choice(names) for _ in range(REQUESTS - len(names)))]
+    first = [*names]
+    until = time.monotonic() + SECONDS
     supervisor = {"devices": {"gpu0": {"budget": f"{BUDGET}GiB"}}}
     async with start_gateway(profiles(stubs), supervisor=supervisor) as gateway:
         gateway.http.timeout = 60
         engines = Engines(gateway, stubs)
 
         async def client() -> None:
-            while wanted:
-                statuses[await ask(gateway, wanted.pop(0))] += 1
+            while statuses.total() + CLIENTS <= REQUESTS or time.monotonic() < until:
+                statuses[await ask(gateway, first.pop() if first else chance.choice(names))] += 1
 
         async def watch() -> None:
             while True:
@@ -140,7 +143,8 @@ async def test_five_engines_switch_by_request_under_load(start_gateway: StartGat
                     clients.start_soon(client)
             watching.cancel_scope.cancel()
         failures = [status.failure for status in gateway.manager.status_now().models if status.failure is not None]
-    assert statuses == {200: REQUESTS}
+    assert set(statuses) == {200}
+    assert statuses[200] >= REQUESTS - CLIENTS
     still_running = engines.running()
     assert set(engines.started) == set(MEMORY)
     assert not beyond, "more on the GPU than fits, or two engines at one port"
