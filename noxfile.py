@@ -111,6 +111,14 @@ def docs(session: nox.Session) -> None:
         )
 
 
+@nox.session(default=False)
+def pictures(session: nox.Session) -> None:
+    """Take the pictures and the recording of the README anew, from the running product. Needs Chromium."""
+    _install(session, "pictures", "-e", ".")
+    for script in ("pictures.py", "recording.py"):
+        session.run("python", f"docs/tools/{script}", env=CLEAN)
+
+
 #: Licences that a runtime dependency may have, as SPDX identifiers.
 LICENCES = {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "PSF-2.0"}
 

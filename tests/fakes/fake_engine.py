@@ -22,6 +22,7 @@ SCRIPT = {
     "listen_after": 0.0,  # seconds until the port is open
     "ready_after": 0.0,  # seconds after that with 503 "Loading model"
     "ready_when": None,  # and until this flag is set
+    "memory_mib": 0,  # takes this much memory while it loads
     "never_ready": False,  # 503 forever
     "hang": False,  # accepts connections but sends nothing
     "hang_when": None,  # the same once it is ready and this flag is set
@@ -206,6 +207,7 @@ class Engine:
     def load(self):
         script = self.script
         steps = 4 if script["ready_after"] else 1
+        self.memory = b"1" * (script["memory_mib"] << 20)
         for step in range(steps):
             time.sleep(script["ready_after"] / steps)
             self.report_state(
