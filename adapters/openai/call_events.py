@@ -14,7 +14,7 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import call_pieces, canonical_finish
 from hostler.adapters.openai.fold import objects
 from hostler.adapters.openai.schema import OpenAIDelta
-from hostler.adapters.tool_calls import ToolCallReader
+from hostler.adapters.tool_calls import NO_ARGUMENTS, ToolCallReader
 
 _KEY = b'"tool_calls"'
 _CALLS = re.compile(rb'"tool_calls"\s*:\s*(?!null|\[\s*\]|\s)')
@@ -34,27 +34,56 @@ def has_calls(event: bytes) -> bool:
 
 
 class CallEvents:
-    """Follows the tool calls of a stream's choices. Every event from the first with a piece of a call on passes here."""
+    """Follows the tool calls of a stream's choices. Every event from the first with a piece of a call on passes here.
 
-    __slots__ = ("_choices",)
+    An event with `{}` as arguments is held back until the next one shows whether that was only a placeholder.
+    """
+
+    __slots__ = ("_choices", "_held", "_held_body")
 
     def __init__(self) -> None:
         self._choices: dict[int, _ChoiceCalls] = {}
+        self._held = b""
+        self._held_body: dict[str, Any] = {}
+
+    @property
+    def holds(self) -> bool:
+        """Whether an event is held back, which belongs before the next one."""
+        return bool(self._held)
 
     def forward(self, event: bytes, data: bytes) -> bytes:
-        """The event as it came, or with the calls in order. `data` is its JSON."""
+        """The event as it came, or with the calls in order, behind the one that was held back. `data` is its JSON."""
         try:
             body = _decode(data)
         except NOT_JSON:
-            return event
+            return self._take_held() + event
         choices = body.get("choices") if isinstance(body, dict) else None
         if not isinstance(choices, list):
-            return event
-        changed = False
+            return self._take_held() + event
+        changed, finished = False, False
         for choice in choices:
             if isinstance(choice, dict):
                 changed = self._forward_choice(choice, str(body.get("id", ""))) or changed
-        return sse.event(lenient.encode(body)) if changed else event
+                finished = finished or bool(choice.get("finish_reason"))
+        forwarded = sse.event(lenient.encode(body)) if changed else event
+        before = self._take_held()
+        if changed or finished or not any(calls.placeholders for calls in self._choices.values()):
+            return before + forwarded
+        self._held, self._held_body = forwarded, body
+        return before
+
+    def _take_held(self) -> bytes:
+        """The event that was held back, without the placeholders in it that have been replaced since."""
+        held, self._held = self._held, b""
+        replaced = {index: calls.take_replaced() for index, calls in self._choices.items()}
+        if not held or not any(replaced.values()):
+            return held
+        for choice in objects(self._held_body.get("choices")):
+            numbers = replaced.get(lenient.count(choice.get("index")) or 0, set())
+            for piece in objects(choice["delta"].get("tool_calls")):
+                if piece.get("index") in numbers:
+                    piece["function"]["arguments"] = ""
+        return sse.event(lenient.encode(self._held_body))
 
     def _forward_choice(self, choice: dict[str, Any], response_id: str) -> bool:
         """Put the calls in this choice in order; returns whether that changes anything."""
@@ -81,14 +110,15 @@ class CallEvents:
 
 
 class _SentCall:
-    """A call that was forwarded as it came. `has_arguments`: some of them have been forwarded, too."""
+    """A call that was forwarded as it came. `has_arguments`: some of them have been forwarded, too; `has_placeholder`: so far
+    only `{}`, which others may replace."""
 
-    __slots__ = ("has_arguments", "id", "name")
+    __slots__ = ("has_arguments", "has_placeholder", "id", "name")
 
     def __init__(self, call_id: str, name: str) -> None:
         self.id = call_id
         self.name = name
-        self.has_arguments = False
+        self.has_arguments = self.has_placeholder = False
 
     def accepts_name(self, piece: str) -> bool:
         """Whether this is the rest of the name, which clients add to it, and not the name again."""
@@ -98,31 +128,54 @@ class _SentCall:
         """Whether this is the next piece of the arguments, and not their beginning in another form."""
         if not self.has_arguments and text.lstrip().startswith(_ODD_STARTS):
             return False
-        self.has_arguments = self.has_arguments or bool(text)
+        if not self.has_arguments and not self.has_placeholder and text.strip() == NO_ARGUMENTS:
+            self.has_placeholder = True
+        elif text.strip():
+            self.has_arguments = True
         return True
 
 
 class _ChoiceCalls:
     """The calls of one choice."""
 
-    __slots__ = ("_is_odd", "_reader", "_sent")
+    __slots__ = ("_is_odd", "_reader", "_replaced", "_seen", "_sent", "placeholders")
 
     def __init__(self) -> None:
         self._reader = ToolCallReader(holds_names=False)
         self._sent: list[_SentCall] = []
         self._is_odd = False
+        #: The calls for which the last event had `{}` alone.
+        self.placeholders: set[int] = set()
+        self._seen: set[int] = set()
+        self._replaced: set[int] = set()
+
+    def take_replaced(self) -> set[int]:
+        """The calls whose placeholder the last event has replaced."""
+        replaced, self._replaced = self._replaced, set()
+        return replaced
 
     def add(self, raw: Any, *, is_last: bool) -> list[tuple[ToolCall, dict[str, Any]]] | None:
         """The canonical pieces for those in an event, each with the other fields that it had; `None` if the event may stay
         as it is."""
+        before = self.placeholders
         self._is_odd = self._is_odd or bool(raw and not self._is_well_formed(raw))
         self._reader.holds_names = self._is_odd  # until then, heads are forwarded as they come
         read = self._read(raw if isinstance(raw, list) else [raw] if raw else [])
+        sent = enumerate(self._sent)
+        self.placeholders = {n for n, call in sent if call.has_placeholder and not call.has_arguments} - self._seen
+        self._seen |= self.placeholders
+        self._replaced = before & {call.index for call, _ in read if call.arguments}
+        if is_last:
+            missing = [
+                (call, dict[str, Any]()) for call in self._reader.finish() if not self._has_arguments(call.index)
+            ]
+            self._is_odd = self._is_odd or bool(missing)
+            if not self._is_odd:
+                return None
+            return read + missing
         if not self._is_odd:
             return None
-        if is_last:
-            read += [(call, {}) for call in self._reader.finish() if not self._has_arguments(call.index)]
-        return read if raw or is_last else None
+        return read if raw else None
 
     def _read(self, pieces: list[Any]) -> list[tuple[ToolCall, dict[str, Any]]]:
         read: list[tuple[ToolCall, dict[str, Any]]] = []
@@ -135,7 +188,10 @@ class _ChoiceCalls:
         return read
 
     def _has_arguments(self, number: int) -> bool:
-        return number < len(self._sent) and self._sent[number].has_arguments
+        if number >= len(self._sent):
+            return False
+        call = self._sent[number]
+        return call.has_arguments or call.has_placeholder
 
     def _is_well_formed(self, pieces: Any) -> bool:
         """Whether these are the next pieces in the form of OpenAI's protocol; notes them as forwarded."""

@@ -120,7 +120,7 @@ class OpenAIParser(Parser):
             return (Chunk(wire=self._wire, raw=block),)
         chunks = self._read(block)
         # From the first token to the end, unless something held back has to come before the next one.
-        self._is_fast = self._is_simple and self._started and not (self._done or self._held)
+        self._is_fast = self._is_simple and self._started and not (self._done or self._held or self._holds_call)
         return chunks
 
     def take_signs(self) -> bytes:
@@ -161,6 +161,11 @@ class OpenAIParser(Parser):
             return True
         return bool(self._finished) and self._choices_seen <= self._finished
 
+    @property
+    def _holds_call(self) -> bool:
+        """Whether an event with a tool call is held back."""
+        return self._call_events is not None and self._call_events.holds
+
     def _read(self, block: bytes) -> Iterable[Chunk]:
         kept: list[bytes] = []
         finish: str | None = None
@@ -168,7 +173,7 @@ class OpenAIParser(Parser):
         chunks: list[Chunk] = []
         is_opening, are_signs = not self._started, True
         for event in sse.split(block):
-            if not is_opening and self._is_simple and _is_next_token(event):
+            if not is_opening and self._is_simple and not self._holds_call and _is_next_token(event):
                 kept.append(event)
                 are_signs = False
                 continue
@@ -219,7 +224,8 @@ class OpenAIParser(Parser):
                 if not self._fields:
                     kept.append(event)
                 continue
-            kept.append(event if self._fields else self._forward(event, data))
+            if forwarded := event if self._fields else self._forward(event, data):
+                kept.append(forwarded)
             are_signs = False
             is_opening = is_opening and _is_opening_event(data)
             for choice in body.choices or ():

@@ -41,7 +41,6 @@ END = event(finish="tool_calls")
     [
         [event(piece(0, "a", "f", "")), event(piece(0, arguments='{"x":')), event(piece(0, arguments="1}"))],
         [event(piece(0, "a", "f", "{}"))],
-        [event(piece(0, "a", "f"))],
         [event(piece(0, "a", "f", "{}"), piece(1, "b", "g", "")), event(piece(1, "b", None, "{}"))],
         [
             event(piece(0, "a", "f", ""), piece(1, "b", "g", "")),
@@ -52,7 +51,46 @@ END = event(finish="tool_calls")
     ],
 )
 def test_well_formed_pieces_stay_as_they_came(events: list[bytes]) -> None:
-    assert forwarded(*events, END) == [*events, END]
+    assert b"".join(forwarded(*events, END)) == b"".join([*events, END])
+
+
+def arguments_of(*events: bytes) -> list[str]:
+    """The arguments of each call, as a client puts them together."""
+    found: dict[int, str] = {}
+    for each in b"".join(forwarded(*events)).split(b"\n\n")[:-1]:
+        for call in pieces_in(each):
+            found[call["index"]] = found.get(call["index"], "") + (call["function"].get("arguments") or "")
+    return [found[index] for index in sorted(found)]
+
+
+@pytest.mark.parametrize("arguments", [None, "", " "])
+def test_a_call_that_never_gets_arguments_has_none(arguments: str | None) -> None:
+    calls = event(piece(0, "a", "f", arguments), piece(1, "b", "g", '{"x":1}'))
+    assert [json.loads(each) for each in arguments_of(calls, END)] == [{}, {"x": 1}]
+    last = event(piece(0, "a", "f", arguments), finish="tool_calls")
+    assert [json.loads(each) for each in arguments_of(last)] == [{}]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [piece(0, arguments='{"x"'), piece(0, arguments=":1}")],
+        [piece(0, "a", "f", '{"x":1}')],
+        [piece(None, arguments={"x": 1})],
+        [piece(None, "a", None, '{"x":1}')],
+    ],
+)
+def test_empty_arguments_before_the_real_ones_are_a_placeholder(rest: list[dict[str, Any]]) -> None:
+    events = [event(piece(0, "a", "f", "{}")), *map(event, rest), END]
+    assert [json.loads(each) for each in arguments_of(*events)] == [{"x": 1}]
+
+
+def test_an_event_with_empty_arguments_is_held_back_until_the_next_one() -> None:
+    empty, text = event(piece(0, "a", "f", "{}")), event()
+    assert forwarded(empty, text, END) == [b"", empty + text, END]
+    assert forwarded(event(piece(0, "a", "f", "{}"), finish="tool_calls")) == [
+        event(piece(0, "a", "f", "{}"), finish="tool_calls")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +108,7 @@ def test_well_formed_pieces_stay_as_they_came(events: list[bytes]) -> None:
     ],
 )
 def test_calls_are_put_in_order_from_the_first_odd_piece_on(odd: dict[str, Any]) -> None:
-    first = event(piece(0, "a", "f", "{}"))
+    first = event(piece(0, "a", "f", '{"x":1}'))
     same, changed, last = forwarded(first, event(odd), END)
     assert same == first
     (head,) = pieces_in(changed)
@@ -89,7 +127,7 @@ def test_everything_else_in_a_changed_event_stays() -> None:
 
 
 def test_the_finish_reason_of_odd_calls_is_the_usual_one() -> None:
-    for arguments in ({}, "{}"):
+    for arguments in ({}, '{"x":1}'):
         _, last = forwarded(event(piece(0, "a", "f", arguments)), event(finish="tool_call"))
         assert json.loads(last[6:])["choices"][0]["finish_reason"] == "tool_calls"
 
