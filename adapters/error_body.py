@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters import lenient
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -145,7 +146,7 @@ _PHRASES = frozenset(
 NO_ERROR = msgspec.Raw(b"null")
 _EMPTY_ERRORS = frozenset({b"null", b"{}", b"[]", b'""', b"false", b""})
 
-_decode = msgspec.json.Decoder().decode
+_decode = lenient.decode_any
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):

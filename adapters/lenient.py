@@ -33,6 +33,9 @@ _MAX_DIGITS = 40
 _MAX_CONVERTED = 4 * 1024 * 1024
 _UNFIT: Any = object()
 
+#: Decodes JSON of any shape. Fractions keep their spelling: `-1e-07` is the same number as `-1e-7`, but not the same response.
+decode_exactly = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
+
 T = TypeVar("T")
 
 
@@ -40,8 +43,7 @@ def _float(digits: str) -> float:
     return float(digits)
 
 
-#: Decodes JSON of any shape. Raises one of `NOT_JSON`, or `ValueError` for a number of too many digits.
-decode_any = msgspec.json.Decoder(float_hook=_float).decode
+_decode_values = msgspec.json.Decoder(float_hook=_float).decode
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
@@ -65,13 +67,23 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
     return decode
 
 
+def decode_any(data: bytes | str) -> Any:
+    """JSON of any shape, with numbers of any size. Raises one of `NOT_JSON`."""
+    try:
+        return _decode_values(data)
+    except NOT_JSON:
+        raise
+    except ValueError as error:  # a number of too many digits
+        raise msgspec.DecodeError(str(error)) from None
+
+
 def _convert(data: bytes, kind: Any) -> Any:
     """The bytes as this type, with unsuitable values converted or left out; `_UNFIT` if the whole does not fit.
 
     Raises one of `NOT_JSON` for what is no JSON: the strict decoder finds odd values before the end of what is cut off.
     """
     try:
-        value = decode_any(data)
+        value = _decode_values(data)
     except NOT_JSON:
         raise
     except ValueError:

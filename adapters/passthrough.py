@@ -193,7 +193,7 @@ def _checked(data: bytes, invalid: BackendBroken) -> Any:
     """The JSON. Raises the error that it reports, or `invalid` for what is no object and no list."""
     try:
         value = lenient.decode_any(data)
-    except (*NOT_JSON, ValueError):
+    except NOT_JSON:
         raise invalid from None
     if error_in(value) is not None:
         raise error_in_response(data)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters import lenient
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON, check_size
 
@@ -102,7 +103,7 @@ def document(answer: QueryAnswer) -> Any:
         return None
     try:
         check_size(answer.body)
-        return msgspec.json.decode(answer.body)
+        return lenient.decode_any(answer.body)
     except (GatewayError, *NOT_JSON):
         return None
 

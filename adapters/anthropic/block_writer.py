@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from hostler.adapters import lenient
 from hostler.adapters.canonical import Chunk, ToolCall
 from hostler.adapters.json_body import NOT_JSON
 
 TEXT, THINKING, TOOL = "text", "thinking", "tool_use"
 
 _Event = dict[str, Any]
-_decode = msgspec.json.Decoder().decode
 
 
 class OpenBlock:
@@ -37,7 +35,7 @@ class OpenBlock:
         if not arguments.lstrip().startswith("{"):
             return False
         try:
-            _decode(arguments)
+            lenient.decode_exactly(arguments)
         except NOT_JSON:
             return False
         return True

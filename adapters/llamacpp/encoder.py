@@ -27,7 +27,6 @@ from hostler.adapters.llamacpp.schema import JSON, WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.progress import ProgressLines
 
-_decode = msgspec.json.Decoder().decode
 _PROBABILITIES = "completion_probabilities"
 _encode = msgspec.json.encode
 
@@ -162,7 +161,7 @@ class CompletionFold:
         """Add all events of a block of whole events. Raises `BackendBroken` for an invalid one."""
         for _, data in sse.iter_events(block):
             try:
-                event = _decode(data)
+                event = lenient.decode_exactly(data)
             except NOT_JSON:
                 raise invalid_event() from None
             if isinstance(event, dict):

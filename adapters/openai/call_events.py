@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import msgspec
-
 from hostler.adapters import lenient, sse
 from hostler.adapters.canonical import ToolCall
 from hostler.adapters.json_body import NOT_JSON
@@ -18,8 +16,6 @@ from hostler.adapters.tool_calls import NO_ARGUMENTS, ToolCallReader
 
 _KEY = b'"tool_calls"'
 _CALLS = re.compile(rb'"tool_calls"\s*:\s*(?!null|\[\s*\]|\s)')
-# Fractions keep their spelling.
-_decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
 _convert_delta = lenient.decoder(OpenAIDelta)
 _FIELDS = frozenset({"index", "id", "type", "function", "name", "arguments"})
 _ODD_FINISH = "tool_call"
@@ -54,7 +50,7 @@ class CallEvents:
     def forward(self, event: bytes, data: bytes) -> bytes:
         """The event as it came, or with the calls in order, behind the one that was held back. `data` is its JSON."""
         try:
-            body = _decode(data)
+            body = lenient.decode_exactly(data)
         except NOT_JSON:
             return self._take_held() + event
         choices = body.get("choices") if isinstance(body, dict) else None

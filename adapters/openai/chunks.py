@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -86,13 +86,17 @@ def decode_usage(body: OpenAIUsage | None, timings: LlamaTimings | None) -> Usag
     )
 
 
-def decode_event(event: OpenAIEvent, calls: dict[int, ToolCallReader]) -> list[Chunk]:
+def decode_event(event: OpenAIEvent, calls: dict[int, ToolCallReader], *, single: bool = False) -> list[Chunk]:
     """One chunk for each choice in an event, and one for usage that comes without a choice.
 
-    `calls` are the tool calls of the choices so far, by the choices' indexes.
+    `calls` are the tool calls of the choices so far, by the choices' indexes. `single`: the only choice is the first one,
+    whatever index it has.
     """
     usage = decode_usage(event.usage, event.timings)
-    chunks = [_chunk(choice, choice.delta or choice.message, calls) for choice in event.choices or ()]
+    choices: Sequence[OpenAIChoice] = event.choices or ()
+    if single and any(choice.index for choice in choices):
+        choices = [msgspec.structs.replace(choice, index=0) for choice in choices]
+    chunks = [_chunk(choice, choice.delta or choice.message, calls) for choice in choices]
     if chunks and event.verbose is not None:
         chunks[-1].stop = event.verbose.stopping_word or None
     if usage is not None:

@@ -12,8 +12,6 @@ from hostler.adapters.errors import invalid_event
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.tool_calls import NO_ARGUMENTS, CallPiece, CallTable, OpenCall
 
-# Fractions keep their spelling: `-1e-07` is the same number as `-1e-7`, but not the same response.
-_decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 # The place of the text in an event that is nothing but the next piece of a message.
@@ -66,7 +64,7 @@ class StreamFold:
             _, data = sse.parse(raw)
             if data is not None and data != b"[DONE]":
                 try:
-                    event = _decode(data)
+                    event = lenient.decode_exactly(data)
                 except NOT_JSON:
                     raise invalid_event() from None
                 if isinstance(event, dict):

@@ -229,10 +229,11 @@ class OpenAIParser(Parser):
             are_signs = False
             is_opening = is_opening and _is_opening_event(data)
             for choice in body.choices or ():
+                index = choice.index if self._choices > 1 else 0
                 if choice.finish_reason:
-                    self._finished.add(choice.index)
+                    self._finished.add(index)
                     finish = canonical_finish(choice.finish_reason)
-                self._choices_seen.add(choice.index)
+                self._choices_seen.add(index)
             if body.type in ("response.completed", "response.incomplete", "response.failed"):
                 self._done = True
                 finish = "stop" if body.type == "response.completed" else "length"
@@ -240,7 +241,7 @@ class OpenAIParser(Parser):
                     usage = decode_usage(body.response.usage, body.timings) or usage
             usage = decode_usage(body.usage, body.timings) or usage
             if self._fields and isinstance(body, OpenAIEvent):
-                chunks += decode_event(body, self._calls)
+                chunks += decode_event(body, self._calls, single=self._choices == 1)
         if not kept:
             return []
         if are_signs:

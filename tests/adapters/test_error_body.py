@@ -255,3 +255,11 @@ def test_any_json_is_read_or_is_no_error(value: Any) -> None:
         assert isinstance(details.message, str)
         assert details.is_overflow in (True, False)
         assert details.sizes is None or len(details.sizes) == 2
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" + "0" * 400, "1" + "0" * 5000, '"many"', "null"])
+def test_an_error_is_read_whatever_its_numbers(number: str) -> None:
+    for form in ('{"error":{"message":"bad image","code":%s}}', '{"object":"error","message":"bad image","code":%s}'):
+        details = read_error((form % number).encode())
+        assert details is not None
+        assert (details.message, details.status) == ("bad image", None)

@@ -127,3 +127,9 @@ def test_a_missing_list_is_explained(answer: QueryAnswer, words: str) -> None:
     error = unavailable("/v1/models", answer)
     assert isinstance(error, ListUnavailable)
     assert words in error.message
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"-1e999", b"1" + b"0" * 400])
+def test_a_list_with_an_absurd_number_is_read(number: bytes) -> None:
+    found = document(QueryAnswer(status=200, body=b'{"data":[{"id":"m","context_length":%b}]}' % number))
+    assert [(each["id"], whole(each["context_length"])) for each in entries(found, "data")] == [("m", 0)]

@@ -339,3 +339,17 @@ def test_a_large_whole_response_that_is_cut_off_is_broken(operation: str) -> Non
         else:
             assert is_whole
             assert b"".join(chunk.raw for chunk in chunks) == data
+
+
+@pytest.mark.parametrize("index", [1, 12, "12", 10**400])
+def test_the_only_choice_is_the_first_whatever_its_index(parse: Parse, index: Any) -> None:
+    deltas = [
+        {"content": "Hi"},
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]},
+    ]
+    events = [event(choices=[{"index": index, "delta": each, "finish_reason": None}]) for each in deltas]
+    events.append(event(choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]))
+    chunks = parse([*events, DONE], fields=True)
+    assert {chunk.index for chunk in chunks} == {0}
+    assert "".join(chunk.text for chunk in chunks) == "Hi"
+    assert [call.name for chunk in chunks for call in chunk.tool_calls if call.name] == ["f"]
