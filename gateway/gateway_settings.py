@@ -120,6 +120,9 @@ class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     in `~/.local/state/hostler`."""
 
 
+MISSING_TRACING_EXTRA = "gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`"
+
+
 class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The OpenTelemetry collector (OTLP over HTTP) and the traces sent to it. Without an endpoint there are none."""
 

@@ -15,6 +15,7 @@ from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
+from hostler.gateway.gateway_settings import MISSING_TRACING_EXTRA
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
@@ -86,7 +87,7 @@ def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> 
         if importlib.util.find_spec("redis") is None:
             found.append(MISSING_CLUSTER_EXTRA)
     if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
-        found.append("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`")
+        found.append(MISSING_TRACING_EXTRA)
     return found
 
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from hostler import __version__
 from hostler.gateway.config import ConfigError
-from hostler.gateway.gateway_settings import RecordingSettings, ResponsesSettings, StreamSettings, TracingSettings
+from hostler.gateway.gateway_settings import (
+    MISSING_TRACING_EXTRA,
+    RecordingSettings,
+    ResponsesSettings,
+    StreamSettings,
+    TracingSettings,
+)
 from hostler.gateway.response_store import ResponseStore
 from hostler.gateway.response_store import default_file as responses_file
 from hostler.gateway.stream_store import StreamLimits, StreamStore
@@ -29,7 +35,7 @@ def _require_tracing() -> None:
     try:
         require_extra()
     except MissingExtra as error:
-        raise ConfigError("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`") from error
+        raise ConfigError(MISSING_TRACING_EXTRA) from error
 
 
 def tracer(tracing: TracingSettings, clock: Callable[[], float]) -> Tracer | None:

@@ -18,11 +18,10 @@ import msgspec
 from hostler.adapters.errors import BackendUnavailable, OutOfDescriptors
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.tls import certificate_reason
+from hostler.gateway.backends.transport import SUSPENDED_FACTOR
 
 SWEEP_S = 0.5
 STAGGER_S = 0.25  # the delay before the next address of a name is tried (RFC 8305)
-#: A time limit that ends so much later than it should, as a factor, ended while the process was suspended.
-_SUSPENDED = 1.25
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 ResolvedAddress = tuple[socket.AddressFamily, SocketAddress]
@@ -88,8 +87,7 @@ class Pool:
         try:
             return await self._connect(backend, connect_s)
         except BackendUnavailable as error:
-            # The time of a process that was suspended is over when it continues, whatever the backend did meanwhile.
-            if not error.timed_out or self._loop.time() - started < _SUSPENDED * connect_s:
+            if not error.timed_out or self._loop.time() - started < SUSPENDED_FACTOR * connect_s:
                 raise
         return await self._connect(backend, connect_s)
 

@@ -29,7 +29,14 @@ from hostler.gateway.backends.environment_proxy import environment_proxy
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
 from hostler.gateway.backends.interim_limit import InterimLimit
 from hostler.gateway.backends.tls import certificate_reason, tls_context
-from hostler.gateway.backends.transport import BackendResponse, Endpoint, EndpointOptions, Timeouts, TlsOptions
+from hostler.gateway.backends.transport import (
+    SUSPENDED_FACTOR,
+    BackendResponse,
+    Endpoint,
+    EndpointOptions,
+    Timeouts,
+    TlsOptions,
+)
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0
@@ -177,7 +184,7 @@ class HttpxResponse:
         try:
             # Connecting has a limit of its own; the rest is for the head of the response.
             async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s) as self._waiting:
-                response = await client.send(request, stream=True)
+                response = await self._send(client, request)
         except TimeoutError as error:
             raise self._timeout("did not answer in time") from error
         except AttributeError as error:
@@ -207,6 +214,16 @@ class HttpxResponse:
             await self.__aexit__(None, None, None)
             raise self._broken("compressed its answer although it was asked not to") from None
         return self
+
+    async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            return await client.send(request, stream=True)
+        except httpx.ConnectTimeout:
+            if loop.time() - started < SUSPENDED_FACTOR * self._timeouts.connect_s:
+                raise
+        return await client.send(request, stream=True)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -75,6 +75,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return () if self.options is None else self.options.secrets
 
 
+#: A time limit that ends so much later than it should, as a factor, ended while the process was suspended: its time is over
+#: when it continues, whatever the backend did meanwhile.
+SUSPENDED_FACTOR = 1.25
+
+
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits in seconds. There is none on the whole request.
 

@@ -15,7 +15,17 @@ from starlette.responses import Response, StreamingResponse
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
-from hostler.gateway.batches.http import MAX_FILE, BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, reply
+from hostler.gateway.batches.http import (
+    MAX_FILE,
+    BatchHandler,
+    PassOn,
+    PassOnRoutes,
+    UploadLimit,
+    endpoint,
+    owner_of,
+    page,
+    reply,
+)
 from hostler.gateway.batches.input_file import read_requests
 from hostler.gateway.batches.openai_api import WINDOW_S
 from hostler.gateway.batches.records import Batch, Counts, ItemResult
@@ -31,7 +41,7 @@ class AnthropicBatches:
     """Message batches. `notify` is called when one was created or is to be cancelled."""
 
     def __init__(
-        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int,
+        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int, uploads: UploadLimit,
         max_requests: int,
     ) -> None:  # fmt: skip
         self._pass_on = pass_on
@@ -39,6 +49,7 @@ class AnthropicBatches:
         self._adapter = adapter
         self._notify = notify
         self._max_file = max_file
+        self._uploads = uploads
         self._max_requests = max_requests
 
     def routes(self) -> list[RouteMatch]:
@@ -61,6 +72,10 @@ class AnthropicBatches:
         return found
 
     async def _create(self, request: Request) -> Response:
+        with self._uploads.entered(request):
+            return await self._create_of_body(request)
+
+    async def _create_of_body(self, request: Request) -> Response:
         content = await read_body(request, self._max_file, MAX_FILE)
         batch_id = BATCH_PREFIX + secrets.token_hex(12)
         items = await anyio.to_thread.run_sync(

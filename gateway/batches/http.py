@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.base import Adapter, Operation
-from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError
+from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, TooManyRequests, printable
 from hostler.adapters.requested_model import HEADERS, PARAMETER
 from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
 from hostler.gateway.context import Client
@@ -22,6 +23,9 @@ BatchHandler = Callable[[Request], Awaitable[Response]]
 
 #: The setting that bounds uploads, for errors.
 MAX_FILE: Final = "gateway.batches.max_file"
+
+#: Uploads up to this size, in bytes, are not limited in number.
+_SMALL_UPLOAD: Final = 1024 * 1024
 
 #: Entries of a page, at most.
 _LONGEST_PAGE = 10_000
@@ -127,12 +131,42 @@ def page(
         limit = max(1, min(_LONGEST_PAGE, int(request.query_params.get("limit", default))))
     except ValueError:
         raise BadRequest("limit must be an integer", param="limit") from None
-    ids = [entry.id for entry in entries]
     start, end = 0, len(entries)
-    if (given := request.query_params.get(after)) and given in ids:
-        start = ids.index(given) + 1
-    if before and (given := request.query_params.get(before)) and given in ids:
-        end = ids.index(given)
+    if given := request.query_params.get(after):
+        start = _place(entries, given, after) + 1
+    if before and (given := request.query_params.get(before)):
+        end = _place(entries, given, before)
         first = max(start, end - limit)
         return list(entries[first:end]), first > start
     return list(entries[start : min(end, start + limit)]), end > start + limit
+
+
+def _place(entries: Sequence[Identified], given: str, param: str) -> int:
+    for place, entry in enumerate(entries):
+        if entry.id == given:
+            return place
+    raise BadRequest(f"{param} names nothing in this list: {printable(given, 80)}; begin again without it", param=param)
+
+
+class UploadLimit:
+    """Bounds the memory of uploads: so many large ones at a time, each of which is read into memory."""
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
+        self._count = 0
+
+    @contextmanager
+    def entered(self, request: Request) -> Iterator[None]:
+        """For as long as a body is read and stored. Raises `TooManyRequests` if it is large, as are others."""
+        length = request.headers.get("content-length", "")
+        is_compressed = "content-encoding" in request.headers
+        if length.isdecimal() and int(length) <= _SMALL_UPLOAD and not is_compressed:
+            yield
+            return
+        if self._count >= self._most:
+            raise TooManyRequests(f"{self._count} uploads are in progress; try again in a moment", retry_after_s=2.0)
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1

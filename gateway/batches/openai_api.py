@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import anyio.to_thread
@@ -15,7 +15,17 @@ from hostler.adapters import multipart
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
-from hostler.gateway.batches.http import MAX_FILE, BatchHandler, PassOn, PassOnRoutes, endpoint, owner_of, page, reply
+from hostler.gateway.batches.http import (
+    MAX_FILE,
+    BatchHandler,
+    PassOn,
+    PassOnRoutes,
+    UploadLimit,
+    endpoint,
+    owner_of,
+    page,
+    reply,
+)
 from hostler.gateway.batches.input_file import ENDPOINTS
 from hostler.gateway.batches.records import Batch, Counts, ItemResult, StoredFile
 from hostler.gateway.batches.store import BatchStore
@@ -31,6 +41,7 @@ WINDOW_S: Final = 24 * 3600.0
 #: Bytes of the body of a request that is not an upload.
 _MAX_BODY: Final = 256 * 1024
 _PURPOSE: Final = "batch"
+_MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
 
 class _Create(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +55,16 @@ class OpenAIBatches:
     """Files for batches, and batches. `notify` is called when a batch was created or is to be cancelled."""
 
     def __init__(
-        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int
+        self,
+        store: BatchStore,
+        adapter: Adapter,
+        notify: Callable[[], None],
+        pass_on: PassOnRoutes,
+        *,
+        max_file: int,
+        uploads: UploadLimit,
     ) -> None:
+        self._uploads = uploads
         self._pass_on = pass_on
         self._store = store
         self._adapter = adapter
@@ -76,16 +95,17 @@ class OpenAIBatches:
     # Files
 
     async def _upload(self, request: Request) -> Response:
-        body = await read_body(request, self._max_file, MAX_FILE)
-        media_type = request.headers.get("content-type", "")
-        # Large files are searched for boundaries.
-        filename, content, expiry_s = await anyio.to_thread.run_sync(self._form, body, media_type)
-        now = self._store.wall()
-        record = StoredFile(
-            id=FILE_PREFIX + secrets.token_hex(12), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
-            bytes=len(content), created_at=now, expires_at=now + expiry_s,
-        )  # fmt: skip
-        await self._store.add_file(record, content)
+        with self._uploads.entered(request):
+            body = await read_body(request, self._max_file, MAX_FILE)
+            media_type = request.headers.get("content-type", "")
+            # Large files are searched for boundaries.
+            filename, content, expiry_s = await anyio.to_thread.run_sync(self._form, body, media_type)
+            now = self._store.wall()
+            record = StoredFile(
+                id=FILE_PREFIX + secrets.token_hex(12), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
+                bytes=len(content), created_at=now, expires_at=now + expiry_s,
+            )  # fmt: skip
+            await self._store.add_file(record, content)
         return reply(_file(record))
 
     def _form(self, body: bytes, media_type: str) -> tuple[str, bytes, float]:
@@ -128,7 +148,7 @@ class OpenAIBatches:
     async def _content(self, request: Request) -> Response:
         record = await self._file(request)
         if record.source is None:
-            return Response(await self._store.content(record.id), media_type="application/octet-stream")
+            return Response(await self._store.content(record.id) or b"", media_type="application/octet-stream")
         return StreamingResponse(self._lines(record, record.source), media_type="application/octet-stream")
 
     async def _lines(self, record: StoredFile, batch_id: str) -> AsyncIterator[bytes]:
@@ -162,6 +182,7 @@ class OpenAIBatches:
             raise BadRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
         if wanted.completion_window != "24h":
             raise BadRequest('completion_window must be "24h"', param="completion_window")
+        _check_metadata(wanted.metadata or {})
         owner, now = owner_of(request), self._store.wall()
         file = await self._store.find_file(owner, wanted.input_file_id)
         if file is None or file.purpose != _PURPOSE:
@@ -210,6 +231,14 @@ class OpenAIBatches:
         if batch is None or batch.protocol != "openai":
             raise NotFound(f"no such batch: {printable(batch_id, 80)}")
         return batch
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise `BadRequest` beyond OpenAI's limits."""
+    if len(metadata) > _MAX_PAIRS:
+        raise BadRequest(f"metadata has {_MAX_PAIRS} pairs at most", param="metadata")
+    if any(len(key) > _MAX_KEY or len(value) > _MAX_VALUE for key, value in metadata.items()):
+        raise BadRequest(f"keys of metadata have {_MAX_KEY} characters at most, values {_MAX_VALUE}", param="metadata")
 
 
 def _list(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:

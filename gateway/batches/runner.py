@@ -126,6 +126,10 @@ class BatchRunner:
 
     async def _validate(self, batch: Batch) -> None:
         content = await self._store.content(batch.input_file or "")
+        if content is None:
+            deleted = "the input file was deleted before its requests were read"
+            await self._fail(batch, errors=(LineError(code="file_not_found", message=deleted),))
+            return
         now = self._store.wall()
 
         def read() -> list[BatchItem]:

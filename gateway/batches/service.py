@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
 from hostler.adapters.base import Adapter
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.batches.anthropic_api import AnthropicBatches
-from hostler.gateway.batches.http import PassOnRoutes
+from hostler.gateway.batches.http import PassOnRoutes, UploadLimit
 from hostler.gateway.batches.openai_api import OpenAIBatches
 from hostler.gateway.batches.records import Batch, BatchItem
 from hostler.gateway.batches.runner import BatchRunner
@@ -68,7 +68,7 @@ class Batches:
             for method in (*route.operation.methods, "DELETE")
         }
         by_name = {adapter.name: adapter for adapter in adapters}
-        limits = {"max_file": self._settings.max_file}
+        limits: dict[str, Any] = {"max_file": self._settings.max_file, "uploads": UploadLimit()}
         found: list[RouteMatch] = []
         if (openai := by_name.get("openai")) is not None:
             found += OpenAIBatches(self._store, openai, self._notify, self._pass_on, **limits).routes()
@@ -86,12 +86,19 @@ class Batches:
     async def run(self) -> None:
         """Serve batches until cancelled."""
         try:
-            if not await anyio.Path(self._file).exists():
+            if await self._is_absent():
                 await self._begun.wait()
             await self._runner.run()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.aclose()
+
+    async def _is_absent(self) -> bool:
+        """Whether nothing was ever stored. A file that cannot be looked at is reported when it is used."""
+        try:
+            return not await anyio.Path(self._file).exists()
+        except OSError:
+            return False
 
     def _notify(self) -> None:
         self._begun.set()

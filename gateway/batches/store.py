@@ -87,11 +87,11 @@ class BatchStore:
         rows = await self._run(lambda database: database.execute(query, (owner,)).fetchall())
         return [msgspec.json.decode(row[0], type=StoredFile) for row in rows]
 
-    async def content(self, file_id: str) -> bytes:
-        """The content of an uploaded file."""
+    async def content(self, file_id: str) -> bytes | None:
+        """The content of an uploaded file; `None` if there is none of that id, any more."""
         query = "SELECT content FROM files WHERE id = ?"
         rows = await self._run(lambda database: database.execute(query, (file_id,)).fetchall())
-        return bytes(rows[0][0] or b"") if rows else b""
+        return bytes(rows[0][0] or b"") if rows else None
 
     async def delete_file(self, record: StoredFile) -> None:
         """Delete a file, and the results that it shows."""

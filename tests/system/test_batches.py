@@ -261,3 +261,15 @@ async def test_batches_can_be_disabled(start_gateway: StartGateway, tmp_path: Pa
         assert (await gateway.http.get("/v1/batches")).status_code == 404
         assert "batches" not in (await gateway.http.post("/v1/batches", json={"model": "a"})).text
     assert not (tmp_path / "batches.sqlite3").exists()
+
+
+async def test_metadata_has_the_limits_of_openai_and_lists_begin_where_they_can(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    async with start_gateway({"a": {}}, gateway=batches(tmp_path)) as gateway, openai_client(gateway) as client:
+        for metadata in ({str(key): "" for key in range(17)}, {"k" * 65: ""}, {"k": "v" * 513}):
+            body = {"input_file_id": "file-hst-1", "endpoint": "/v1/embeddings", "metadata": metadata}
+            refused = await gateway.http.post("/v1/batches", json=body)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
+        with pytest.raises(openai.BadRequestError, match="names nothing in this list"):
+            await client.batches.list(after="batch_hst_gone")

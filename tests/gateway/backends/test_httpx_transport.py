@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import anyio
@@ -212,3 +213,28 @@ async def test_a_connection_that_is_reset_at_once_is_an_unreachable_backend(
     with pytest.raises(BackendUnavailable):
         async with transport.send(CHAT, CLOUD, Timeouts()):
             pass
+
+
+async def test_a_connection_is_tried_again_if_its_time_was_over_while_the_process_was_suspended(
+    transport: HttpxTransport, httpx_mock: HTTPXMock
+) -> None:
+    def suspended(request: httpx.Request) -> httpx.Response:
+        time.sleep(0.3)
+        raise httpx.ConnectTimeout("in time")
+
+    httpx_mock.add_callback(suspended)
+    httpx_mock.add_response(json={})
+    async with transport.send(CHAT, CLOUD, Timeouts(connect_s=0.2)) as answer:
+        assert answer.head.status == 200
+    assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_a_connection_that_was_not_accepted_in_time_is_not_tried_again(
+    transport: HttpxTransport, httpx_mock: HTTPXMock
+) -> None:
+    httpx_mock.add_exception(httpx.ConnectTimeout("in time"))
+    with pytest.raises(BackendUnavailable) as caught:
+        async with transport.send(CHAT, CLOUD, Timeouts(connect_s=60)):
+            pass
+    assert caught.value.timed_out
+    assert len(httpx_mock.get_requests()) == 1

@@ -10,9 +10,10 @@ import pytest
 from starlette.requests import Request
 
 from hostler.adapters.base import Operation
-from hostler.adapters.errors import RequestTooLarge
+from hostler.adapters.errors import BadRequest, RequestTooLarge, TooManyRequests
 from hostler.gateway.asgi import Receive, RouteMatch, Scope, Send
-from hostler.gateway.batches.http import MAX_FILE, PassOnRoutes
+from hostler.gateway.batches.http import MAX_FILE, PassOnRoutes, UploadLimit, page
+from hostler.gateway.batches.records import StoredFile
 from hostler.gateway.request_body import read_body
 
 pytestmark = pytest.mark.anyio
@@ -56,3 +57,40 @@ async def test_a_request_is_passed_on_with_the_headers_of_the_body_that_was_read
 
 async def _ignore(message: Any) -> None:
     pass
+
+
+def asked(query: str) -> Request:
+    return Request({**scope(), "query_string": query.encode()})
+
+
+FILES = [
+    StoredFile(id=f"f{number}", owner="", filename="", purpose="batch", bytes=0, created_at=0.0) for number in range(4)
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "more"),
+    [("", "0123", False), ("limit=2", "01", True), ("after=f1", "23", False), ("before=f2&limit=1", "1", True)],
+)
+def test_a_page_begins_after_what_the_request_names(query: str, ids: str, more: bool) -> None:
+    shown, has_more = page(FILES, asked(query), default=10, after="after", before="before")
+    assert ("".join(each.id[1:] for each in shown), has_more) == (ids, more)
+
+
+@pytest.mark.parametrize("query", ["after=f9", "before=x", "limit=many"])
+def test_a_page_after_what_is_not_in_the_list_is_an_error(query: str) -> None:
+    with pytest.raises(BadRequest):
+        page(FILES, asked(query), default=10, after="after", before="before")
+
+
+def test_so_many_large_uploads_are_read_at_a_time() -> None:
+    limit, large = UploadLimit(most=2), request(b"", (b"content-length", b"99999999"))
+    with limit.entered(large), limit.entered(request(b"", *COMPRESSED)):
+        for refused in (large, request(b""), request(b"", *COMPRESSED)):
+            with pytest.raises(TooManyRequests) as caught, limit.entered(refused):
+                pass
+            assert caught.value.retry_after_s
+        with limit.entered(request(b"", (b"content-length", b"29"))):
+            pass
+    with limit.entered(large), limit.entered(large):
+        pass

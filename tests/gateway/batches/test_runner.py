@@ -194,3 +194,16 @@ async def test_an_unexpected_error_ends_its_request_even_if_the_disk_fails_then(
         subject.answers = []
         assert await subject.ended() == ("completed", Counts(errored=1))
         assert store.failing == set()
+
+
+async def test_a_batch_whose_input_file_was_deleted_says_so(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path / "batches.sqlite3", max_bytes=10**6, max_age_s=10**6, wall=lambda: 100.0)
+    await store.add_batch(msgspec.structs.replace(BATCH, status="validating", input_file="file-hst-gone"))
+    subject = Running(store, OK)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(subject.runner.run)
+        batch = await subject.until(lambda batch: not batch.active)
+        tasks.cancel_scope.cancel()
+    await store.aclose()
+    assert (batch.status, [error.code for error in batch.errors]) == ("failed", ["file_not_found"])
+    assert "was deleted" in batch.errors[0].message
