@@ -7,14 +7,13 @@ left out: the rest would be another vector.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import inspect
-
-from hostler.adapters.json_body import NOT_JSON
 
 #: The largest number that every JSON reader keeps exactly.
 MAX_COUNT = 2**53
@@ -71,10 +70,11 @@ def decode_any(data: bytes | str) -> Any:
     """JSON of any shape, with numbers of any size. Raises one of `NOT_JSON`."""
     try:
         return _decode_values(data)
-    except NOT_JSON:
-        raise
-    except ValueError as error:  # a number of too many digits
-        raise msgspec.DecodeError(str(error)) from None
+    except msgspec.ValidationError:  # an integer of thousands of digits
+        try:
+            return json.loads(data, parse_int=_float)
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
 
 
 def _convert(data: bytes, kind: Any) -> Any:
@@ -82,12 +82,7 @@ def _convert(data: bytes, kind: Any) -> Any:
 
     Raises one of `NOT_JSON` for what is no JSON: the strict decoder finds odd values before the end of what is cut off.
     """
-    try:
-        value = _decode_values(data)
-    except NOT_JSON:
-        raise
-    except ValueError:
-        return _UNFIT
+    value = decode_any(data)
     return _fit(value, inspect.type_info(kind))
 
 
