@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from hostler import __version__
 from hostler.adapters.errors import ShuttingDown
-from hostler.gateway.auth.bind_policy import keys_in_force
+from hostler.gateway.auth.bind_policy import keys_as_decided, keys_in_force
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.cost import SpendingTracker
@@ -65,7 +65,8 @@ class ServingComponents:
 
     `local` is this machine's supervisor, which `open_local` makes a host of, and `presets` are the models that clients
     created. `on_status` receives what the supervisors of other machines report, `on_return` a backend without a
-    supervisor that responds again. `spending` counts costs, in the file of the settings by default. Raises `ConfigError`
+    supervisor that responds again. `spending` counts costs, in the file of the settings by default.
+    `keys_needed`: another process has decided whether clients need a key. Raises `ConfigError`
     for settings that contradict each other, and for an address beyond loopback without a key.
     """
 
@@ -80,10 +81,11 @@ class ServingComponents:
         clock: Callable[[], float],
         open_local: OpenHost = Orchestrator,
         spending: SpendingTracker | None = None,
+        keys_needed: bool | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.keys = keys_in_force(settings)
+        self.keys = keys_in_force(settings) if keys_needed is None else keys_as_decided(settings, keys_needed)
         self.bus = Bus()
         self.in_flight = InFlightRequests()
         self.sleeps = CancellableSleeps()

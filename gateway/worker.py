@@ -11,6 +11,7 @@ from typing import Final
 
 import anyio
 
+from hostler import __version__
 from hostler.gateway.config import ConfigError
 from hostler.gateway.server.event_loop import Loop
 from hostler.gateway.server.process_memory import freeze_garbage_collector, return_large_buffers
@@ -81,6 +82,11 @@ class _Worker:
         logging.basicConfig(
             level=start.log_level, handlers=[ChannelLogHandler(channel, repeated=(*_REPEATED, *once))], force=True
         )
+        if start.release != __version__:
+            channel.send(
+                WorkerFailed(f"is of release {__version__}, the running gateway of {start.release}; restart it")
+            )
+            return _FAILED
         try:
             app = self._app = WorkerApp(start, channel)
             certificate = server_certificate(start.settings.gateway.tls, "gateway.tls")

@@ -32,6 +32,7 @@ from hostler.gateway.workers.breaker_hints import breaker_hint, follow_breaker
 from hostler.gateway.workers.channel import Channel
 from hostler.gateway.workers.forwarding import Forwarder
 from hostler.gateway.workers.frames import (
+    LOCAL_SILENCE_S,
     ActiveModel,
     BreakerHint,
     FinishedRequest,
@@ -87,6 +88,7 @@ class WorkerApp:
             clock=clock,
             open_local=self._open_local,
             spending=self._spending,
+            keys_needed=start.keys_needed,
         )
         catalog = self.serving.catalog
         for host, profiles in start.profiles.items():
@@ -225,6 +227,8 @@ class WorkerApp:
             on_status=on_status,
             on_stopping=on_stopping,
             clock=clock,
+            connect_s=LOCAL_SILENCE_S,
+            silence_s=LOCAL_SILENCE_S,
         )
 
     # To the main process.

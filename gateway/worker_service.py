@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
+from hostler import __version__
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL
@@ -28,6 +29,7 @@ from hostler.gateway.workers import log_entries
 from hostler.gateway.workers.accounts import WorkerAccounts
 from hostler.gateway.workers.breaker_hints import breaker_hint, follow_breaker
 from hostler.gateway.workers.frames import (
+    LOCAL_SILENCE_S,
     ActiveModel,
     AdmitKey,
     BreakerHint,
@@ -124,6 +126,7 @@ class WorkerService:
             on_status=on_status,
             on_stopping=on_stopping,
             clock=clock,
+            silence_s=LOCAL_SILENCE_S,
         )
         return self._leases.host
 
@@ -250,7 +253,9 @@ class WorkerService:
         supervised = {name: host.status for name, host in parts.serving.hosts.items() if name != LOCAL}
         return WorkerStart(
             number=number,
+            release=__version__,
             settings=parts.settings,
+            keys_needed=parts.serving.keys is not None,
             sockets=tuple(each.fileno() for each in listeners.of(number)),
             forward_to=str(self._folder / "main"),
             secret=self.secret,

@@ -47,6 +47,7 @@ class LeaseLink:
         usable: Callable[[], bool],
         connect_s: float,
         tls: ssl.SSLContext | None = None,
+        silence_s: float = DEAD_S,
     ) -> None:
         self.url = url
         self._token = token
@@ -56,6 +57,7 @@ class LeaseLink:
         self._usable = usable
         self._connect_s = connect_s
         self._tls = tls
+        self._silence_s = silence_s
         self._connection: LeaseConnection | None = None
         self._alive_at = 0.0
 
@@ -91,8 +93,8 @@ class LeaseLink:
                 now = loop.time()
                 if self.was_suspended():
                     connection.close(_SUSPENDED)
-                elif now - connection.heard_at > DEAD_S:
-                    connection.close(f"was silent for {DEAD_S:g} s")
+                elif now - connection.heard_at > self._silence_s:
+                    connection.close(f"was silent for {self._silence_s:g} s")
                     return False
                 self._alive_at = now
                 connection.send(PingFrame())

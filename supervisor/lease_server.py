@@ -15,6 +15,7 @@ from hostler.supervisor.config import HostLimits
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 from hostler.supervisor.engine_client import refuses_connections
 from hostler.supervisor.lease_frames import (
+    DEAD_S,
     MAX_LISTED,
     PING_S,
     ClosingFrame,
@@ -64,7 +65,8 @@ class LeaseServer:
     until the engine is done with them: see `AbandonedLeases`. It gets them back if it returns before.
 
     `limits` are the host's own. A gateway in this process uses `host` itself, under the `name` it has there: its
-    `settings` apply until other gateways connect, and it receives what happens on the host as well.
+    `settings` apply until other gateways connect, and it receives what happens on the host as well. `silence_s` is how long
+    a gateway may be silent.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class LeaseServer:
         on_status: Callable[[HostStatus], None] = _ignore,
         on_stopping: Callable[[EngineAddress], None] = _ignore,
         clock: Callable[[], float] = time.monotonic,
+        silence_s: float = DEAD_S,
         is_refusing: Callable[[str, int], bool] = refuses_connections,
     ) -> None:
         self._limits = limits or HostLimits()
         self.clock = clock
+        self.silence_s = silence_s
         self._is_refusing = is_refusing
         self._settings = combine_limits(self._limits, (), settings or SchedulerSettings())
         self._publish = publish

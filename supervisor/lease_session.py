@@ -165,8 +165,8 @@ class LeaseSession(Response):
 
     def check(self, now: float) -> None:
         """End the connection if it went silent."""
-        if now - self.heard_at > DEAD_S:
-            self.close(f"silent for {DEAD_S:g} s")
+        if now - self.heard_at > self._server.silence_s:
+            self.close(f"silent for {self._server.silence_s:g} s")
 
     def take_leases(self) -> dict[int, Lease]:
         """Hand over all leases."""

@@ -33,6 +33,7 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.lease_frames import (
+    DEAD_S,
     MAX_LEASES,
     MAX_NAME,
     ClosingFrame,
@@ -110,11 +111,12 @@ class RemoteHost:
         clock: Callable[[], float],
         connect_s: float = 2.0,
         tls: ssl.SSLContext | None = None,
+        silence_s: float = DEAD_S,
     ) -> None:
         self.name = name
         self._link = LeaseLink(
             url, token, hello=self._hello, on_frame=self._on_frame, on_lost=self._lose, usable=self._is_usable,
-            connect_s=connect_s, tls=tls,
+            connect_s=connect_s, tls=tls, silence_s=silence_s,
         )  # fmt: skip
         self._client = client
         self._limits = limits

@@ -114,6 +114,7 @@ class AdminApp:
             lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
             lambda: _gauges(chain_view()),
             cluster,
+            None if others is None else lambda: (others.serving, others.restarts),
             version=__version__,
         )
         self._supervisor_metrics = [

@@ -35,6 +35,11 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
     return None
 
 
+def keys_as_decided(settings: Settings, needed: bool) -> KeyRing | None:
+    """The API keys where another process has decided whether they are needed: without any key left, nothing is admitted."""
+    return KeyRing(key_path(settings), settings.gateway.api_keys) if needed else None
+
+
 def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> Iterator[str]:
     """What is wrong with the key file, and addresses beyond loopback without keys; `bound` besides the configured ones."""
     path, named = key_path(settings), settings.gateway.api_keys_file is not None

@@ -42,7 +42,8 @@ class GatewayMetrics:
     """Pass every event to `on_event`; `render` is the text of `/metrics`.
 
     `queues` yields backend, waiting and running requests; `chain` returns the backends' current values, `cluster`
-    those of the cluster, if there is one. All are called by `render`. Labels take model names from the catalog only, so that clients cannot create series.
+    those of the cluster, if there is one, `workers` how many worker processes serve requests, and how many were replaced.
+    All are called by `render`. Labels take model names from the catalog only, so that clients cannot create series.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class GatewayMetrics:
         queues: Callable[[], Iterable[tuple[str, int, int]]],
         chain: Callable[[], ChainGauges] = ChainGauges,
         cluster: Callable[[], ClusterView] | None = None,
+        workers: Callable[[], tuple[int, int]] | None = None,
         *,
         version: str = "",
     ) -> None:
         self._queues = queues
         self._chain = chain
         self._cluster = cluster
+        self._workers = workers
         self._version = version
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
@@ -140,6 +143,8 @@ class GatewayMetrics:
             self._draining,
         )
         shared = [] if self._cluster is None else _of_cluster(self._cluster())
+        if self._workers is not None:
+            shared += _of_workers(*self._workers())
         return await exposition([info, *counted, *self._current(), *_of_backends(chain), *shared])
 
     def _finished(self, event: RequestFinished) -> None:
@@ -215,6 +220,16 @@ def _of_backends(chain: ChainGauges) -> list[Instrument]:
     if chain.limit is not None:
         limit.set(chain.limit)
     return [reachable, breakers, cost, limit]
+
+
+def _of_workers(count: int, replaced: int) -> list[Instrument]:
+    serving = Gauge("hostler_workers", "Worker processes that serve requests.")
+    restarts = Counter(
+        "hostler_worker_restarts", "Worker processes that were replaced, since they had ended or frozen.", []
+    )
+    serving.set(count)
+    restarts.inc(amount=replaced)
+    return [serving, restarts]
 
 
 def _of_cluster(view: ClusterView) -> list[Instrument]:

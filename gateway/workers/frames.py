@@ -27,6 +27,10 @@ _T = TypeVar("_T")
 
 _LENGTH_BYTES: Final = 4
 
+#: How long main process and workers may hear nothing of each other over the connection of leases, in seconds. The end of a
+#: process is noticed at once; a busy machine must not look like one.
+LOCAL_SILENCE_S: Final = 15.0
+
 
 class SpendingState(msgspec.Struct, frozen=True, array_like=True):
     """Today's spending, what other gateways have spent, and what requests in progress have reserved: how much, and how many
@@ -43,11 +47,14 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     `sockets` are the numbers of the listening sockets that it inherits. `forward_to` is the main process's Unix socket
     for requests, which have to carry the `secret`, `supervisor` that of this machine's supervisor with its token.
-    `models` are those of the backends without a supervisor, `profiles` those of hosts that may be asleep.
+    `keys_needed` is what the main process has decided when it started, whatever the key file contains by now. `models` are
+    those of the backends without a supervisor, `profiles` those of hosts that may be asleep.
     """
 
     number: int
+    release: str
     settings: Settings
+    keys_needed: bool
     sockets: tuple[int, ...]
     forward_to: str
     secret: str

@@ -11,6 +11,7 @@ from fakes.serving_parts import BACKENDS
 
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.remote_models import RemoteModel
+from hostler.gateway.auth import keys
 from hostler.gateway.backends.cost import DailySpending
 from hostler.gateway.config import read
 from hostler.gateway.worker_app import WorkerApp
@@ -39,11 +40,13 @@ class MainProcess:
         self.sent.append(frame)
 
 
-def worker(folder: Path, text: str = BACKENDS, main: MainProcess | None = None) -> WorkerApp:
+def worker(
+    folder: Path, text: str = BACKENDS, main: MainProcess | None = None, *, keys_needed: bool = False
+) -> WorkerApp:
     file = folder / "hostler.yaml"
     file.write_text(text, encoding="utf-8")
     start = WorkerStart(
-        number=1, settings=read(file, {}).settings, sockets=(), forward_to="/m", secret="s", supervisor=None, presets={},
+        number=1, release="1", settings=read(file, {}).settings, keys_needed=keys_needed, sockets=(), forward_to="/m", secret="s", supervisor=None, presets={},
         models={}, profiles={}, active=None, spending=NOTHING, log_level=20,
     )  # fmt: skip
     return WorkerApp(start, cast(Channel[FrameToWorker], main or MainProcess()))
@@ -99,3 +102,13 @@ def test_it_reports_its_own_breakers_but_not_those_it_follows(tmp_path: Path) ->
     (hint,) = main.sent
     assert isinstance(hint, BreakerHint)
     assert (hint.backend, hint.model, hint.state, round(hint.seconds)) == ("cloud", None, "open", 30)
+
+
+def test_whether_keys_are_needed_was_decided_by_the_main_process(tmp_path: Path) -> None:
+    """The key file may have become empty, or have got its first key, before a worker starts again."""
+    text = BACKENDS.replace("gateway:", f"gateway:\n  api_keys_file: {tmp_path}/keys")
+    emptied = worker(tmp_path, text, keys_needed=True).serving.keys
+    assert emptied is not None
+    assert emptied.client("any") is None
+    keys.add(tmp_path / "keys", "bob", ["infer"])
+    assert worker(tmp_path, text, keys_needed=False).serving.keys is None
