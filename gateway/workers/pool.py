@@ -68,7 +68,7 @@ class WorkerPool:
         self._stopping = anyio.Event()
         self._shared = False
         self._failure: str | None = None
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
 
     async def run(self) -> str | None:
@@ -161,6 +161,7 @@ class WorkerPool:
                 return
             if not self.started.is_set():
                 self._failure = f"worker {number} {worker.reason}"
+                assert self._scope is not None, "set by `run`"
                 self._scope.cancel()
                 return
             self.restarts += 1

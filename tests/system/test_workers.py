@@ -155,6 +155,7 @@ async def test_requests_of_all_workers_are_shown_counted_and_cancelled(
             line for line in metrics.splitlines() if line.startswith("hostler_attempts_total{") and "answered" in line
         ]
         assert [float(line.split()[-1]) for line in counted] == [8.0]
+        assert "hostler_workers 2.0" in metrics
         history = (await gateway.http.get("/admin/history")).json()
         assert sum(entry["event"]["outcome"] == "ok" for entry in history) == 8
 
@@ -242,6 +243,30 @@ async def test_a_killed_main_process_leaves_nothing_behind(tmp_path: Path, froze
         with anyio.fail_after(30):
             while any(map(is_running, started)):  # noqa: ASYNC110 - processes end
                 await anyio.sleep(0.02)
+
+
+async def test_a_gateway_alone_has_workers_on_all_its_addresses(tmp_path: Path, lan: FakeOpenRouter) -> None:
+    socket = tmp_path / "gateway.sock"
+    document = {
+        "gateway": {"listen": ["127.0.0.1:0", f"unix:{socket}"], "workers": 2},
+        "backends": {"lan": {"kind": "openai", "url": lan.url, "models": {"a": "m"}}},
+    }
+    (tmp_path / "hostler.yaml").write_text(json.dumps(document))
+    environ = {"XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    arguments = ("gateway", "--config", str(tmp_path / "hostler.yaml"), "--plain")
+    with run_hostler(*arguments, errors=tmp_path / "log", environ=environ) as hostler:
+        async with (
+            httpx.AsyncClient(base_url=hostler.address, timeout=60, trust_env=False) as tcp,
+            httpx.AsyncClient(
+                base_url="http://localhost", timeout=60, transport=httpx.AsyncHTTPTransport(uds=str(socket))
+            ) as unix,
+        ):
+            for http in (tcp, unix):
+                await chat(http)
+                assert "a" in (await http.get("/v1/models")).text
+        assert await anyio.to_thread.run_sync(hostler.stop) == 0
+        assert hostler.log.count(" ok 200 openai.chat ") == 2
+        assert not socket.exists()
 
 
 async def test_sigterm_ends_answers_in_progress_before_the_processes(tmp_path: Path) -> None:
