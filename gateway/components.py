@@ -18,6 +18,7 @@ from hostler.adapters.model_list import ModelList
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.admin.app import AdminApp
 from hostler.gateway.admin.backends import BackendModels, backend_models
+from hostler.gateway.admin.model_downloads import ModelDownloads
 from hostler.gateway.admin.status import ChainView, chain_view
 from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.preview import preview_changes
@@ -32,6 +33,7 @@ from hostler.gateway.in_flight import OtherProcesses
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
+from hostler.gateway.model_offer import DownloadedModel, FoundRepository, ModelOffer, Registries
 from hostler.gateway.request_stores import response_store, stream_store, transcripts
 from hostler.gateway.serving import OpenHost, ServingComponents
 from hostler.gateway.state_files import state_file
@@ -142,6 +144,11 @@ class Components:
             config_errors=config_errors,
             in_progress=serving.in_flight,
             others=others,
+            downloads=ModelDownloads(
+                _Registries(settings.supervisor.engine, self._held_gpu_memory),
+                check=self.model_admin.check_new,
+                add=self.model_admin.add,
+            ),
             keys=serving.keys,
             key_usage=self.key_usage,
             cluster=None if self.cluster is None else self.cluster.view,
@@ -225,6 +232,11 @@ class Components:
             if client is not None and batch.owner == f"{client.name} {client.identity}" and "infer" in client.scopes:
                 return client
         return None
+
+    def _held_gpu_memory(self) -> int:
+        """What the loaded models of this machine take of its GPUs, in bytes."""
+        host = self.serving.hosts.get(LOCAL)
+        return 0 if host is None or host.status is None else sum(each.gpu_bytes for each in host.status.models)
 
     def _is_server_busy(self, model: str) -> bool:
         """Whether a local server without a supervisor that has the model serves other requests than batches."""
@@ -319,6 +331,28 @@ def _unreachable_models(hosts: Mapping[str, Host]) -> set[str]:
         if host.status is not None:
             models[host.reachable].update(profile.name for profile in host.status.profiles)
     return models[False] - models[True]
+
+
+class _Registries:
+    """`OfferedModels`, which loads what most gateways never need, from its first use on."""
+
+    def __init__(self, engine: str | None, held: Callable[[], int]) -> None:
+        self._engine = engine
+        self._held = held
+
+    def search(self, words: str, cancellation: Cancellation) -> list[FoundRepository]:
+        return self._load().search(words, cancellation)
+
+    def offer(self, reference: str, cancellation: Cancellation) -> ModelOffer | None:
+        return self._load().offer(reference, cancellation)
+
+    def get(self, reference: str, name: str, report: ReportProgress, cancellation: Cancellation) -> DownloadedModel:
+        return self._load().get(reference, name, report, cancellation)
+
+    def _load(self) -> Registries:
+        from hostler.gateway.offered_models import OfferedModels
+
+        return OfferedModels(self._engine, self._held)
 
 
 def _get_from_registry(

@@ -125,10 +125,8 @@ class ModelAdmin:
 
     async def _pull_new(self, operation: PullModel, report: ReportStep) -> None:
         """Get a model from its registry, and add its profile."""
-        self._require_change_allowed()
-        if not self._has_supervisor:
-            raise Forbidden("this gateway runs no engines: pull new models on a host that does")
         name = operation.model
+        self.check_new(name)
         pull = ModelPull(_digest("", name), report)
         try:
             entry, preset = await pull.run(
@@ -139,8 +137,26 @@ class ModelAdmin:
             # What to do with files is for operators of this machine.
             raise ModelUnavailable(str(error).partition(". Put ")[0], model=name) from error
         await _report_end(report, _digest("", name), pull.size)
-        own = Preset(model=name) if preset is None else msgspec.structs.replace(preset, model=name)
-        await self._store(name, msgspec.structs.replace(own, created_at=round(self._wall(), 3)), entry)
+        await self.add(name, entry, preset)
+
+    def check_new(self, name: str) -> None:
+        """Raises `Forbidden` if no profile of this name can be added here."""
+        self._require_change_allowed()
+        if not self._has_supervisor:
+            raise Forbidden("this gateway runs no engines: get models on a host that does")
+        self._library_file()
+        if (card := self._catalog.listing.resolve(name)) is not None:
+            raise Forbidden(f"there is a model {card.name} already: choose another name")
+
+    async def add(self, name: str, entry: ProfileEntry, preset: Preset | None) -> None:
+        """Add the profile of a downloaded model."""
+        self.check_new(name)
+        own = msgspec.structs.replace(preset or Preset(model=name), model=name, created_at=round(self._wall(), 3))
+        if entry.aliases is not msgspec.UNSET and entry.aliases is not None:
+            # The same model may be here under another name.
+            free = tuple(alias for alias in entry.aliases if self._catalog.listing.resolve(alias) is None)
+            entry = msgspec.structs.replace(entry, aliases=free or msgspec.UNSET)
+        await self._store(name, own, entry)
 
     async def copy(self, operation: CopyModel) -> None:
         """Add a second name for the model as it is now."""

@@ -71,20 +71,21 @@ class ModelFinder:
 
     What was chosen for a model stays until its files change. A model that appears counts once its files are whole and have
     not changed between two looks, except at the first one. While `is_loaded`, a model stays as it is, even if its files
-    change or vanish.
+    change or vanish. What loaded models hold of the GPUs (`held`, in bytes) counts as free: they are unloaded for others.
     """
 
     def __init__(
         self, places: Collection[Path] = (), *, memory: Callable[[], int] = available_memory,
         abilities: Callable[[str | None], EngineAbilities] = read_abilities,
         gpus: Callable[[], Sequence[DeviceReading]] = read_gpus,
-        for_folders: Callable[[str | None], str | None] = folder_engine,
+        for_folders: Callable[[str | None], str | None] = folder_engine, held: Callable[[], int] = int,
     ) -> None:  # fmt: skip
         self._places = tuple(places)
         self._memory = memory
         self._abilities = abilities
         self._gpus = gpus
         self._folder_engine = for_folders
+        self._held = held
         self._for_folders: str | None = None
         self.is_loaded: Callable[[str], bool] = lambda _: False
         self._lock = threading.Lock()
@@ -198,6 +199,7 @@ class ModelFinder:
                 unused = tuple(each.model or each.id for each in readings)
             else:
                 engine = msgspec.structs.replace(engine, devices=tuple(map(_as_device, by_name(readings).items())))
+        engine = msgspec.structs.replace(engine, devices=_without_models(engine.devices, self._held()))
         self._engine_abilities = engine
         self._room = room_of(memory, [device.free for device in engine.devices], fits_layers=engine.fits)
         self.findings = Findings(engine=engine, memory=memory, unused_gpus=unused)
@@ -232,6 +234,16 @@ def _as_device(named: tuple[str, DeviceReading]) -> EngineDevice:
     name, reading = named
     total = reading.total or 0
     return EngineDevice(name=name, model=reading.model, total=total, free=max(0, total - (reading.used or 0)))
+
+
+def _without_models(devices: Sequence[EngineDevice], held: int) -> tuple[EngineDevice, ...]:
+    """The devices as they are without the models that hold so many bytes of them together."""
+    emptied = []
+    for device in devices:
+        more = min(max(0, device.total - device.free), held)
+        held -= more
+        emptied.append(msgspec.structs.replace(device, free=device.free + more))
+    return tuple(emptied)
 
 
 def _state(files: Sequence[Path]) -> _State:

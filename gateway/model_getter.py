@@ -86,12 +86,12 @@ class ModelGetter:
     def get_from_hub(self, offer: HubOffer, reference: HubReference, *, name: str | None = None) -> GotModel:
         """Download what was chosen, with its projector. Raises `SourceError`."""
         repository, model = offer.repository, offer.chosen.model
+        name = name or profile_name(model)
         source = repository.source(model.files[0])
         path = self._fetch_checked(source, model.files[0].sha256)
         projector = repository.projector()
         beside = None if projector is None else self._fetch_checked(repository.source(projector), projector.sha256)
-        name = name or profile_names([Path(model.files[0].path)])[Path(model.files[0].path)]
-        alias = msgspec.structs.replace(reference, tag=model.quantization, file="").name
+        alias = _tagged(reference, model).name
         return self._got(name, path, beside, source, aliases=(alias,) if len(alias) <= 128 and alias != name else ())
 
     def read_registry(self, reference: HubReference) -> RegistryModel:
@@ -141,15 +141,34 @@ def get_from_registry(
     reference = parse_reference(name, by_ollama=True)
     if reference is None:
         raise SourceError(f"{name!r} names no registry")
+    got = get_model(engine, reference, name, report, cancellation)
+    return got.entry, got.preset
+
+
+def profile_name(model: hub.HubModel) -> str:
+    """The name of a model's profile, unless it gets another one."""
+    path = Path(model.files[0].path)
+    return profile_names([path])[path]
+
+
+def get_model(
+    engine: str | None, reference: HubReference, name: str, report: ReportProgress, cancellation: Cancellation,
+    *, finder: ModelFinder | None = None,
+) -> GotModel:  # fmt: skip
+    """Get a model into the cache folder. Raises `SourceError`."""
     cache = cache_directory()
     getter = ModelGetter(
-        engine, lambda profile: fetch_sync(profile, cache, report, cancellation), cancellation=cancellation
-    )
+        engine, lambda profile: fetch_sync(profile, cache, report, cancellation), finder=finder,
+        cancellation=cancellation,
+    )  # fmt: skip
     if reference.registry == "hub":
-        got = getter.get_from_hub(getter.offer(reference), reference, name=name)
-    else:
-        got = getter.get_from_registry(getter.read_registry(reference), reference, name=name)
-    return got.entry, got.preset
+        return getter.get_from_hub(getter.offer(reference), reference, name=name)
+    return getter.get_from_registry(getter.read_registry(reference), reference, name=name)
+
+
+def _tagged(reference: HubReference, model: hub.HubModel) -> HubReference:
+    """The reference of this model as clients write it."""
+    return msgspec.structs.replace(reference, tag=model.quantization, file="")
 
 
 def _choice(model: hub.HubModel, facts: ModelFacts, room: Room, beside: int) -> HubChoice:

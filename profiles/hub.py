@@ -57,12 +57,13 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubRepository(msgspec.Struct, frozen=True, kw_only=True):
-    """The models of a repository, the smallest first, and their projectors."""
+    """The models of a repository, the smallest first, and their projectors. `license` is empty where the hub names none."""
 
     name: str
     revision: str
     models: tuple[HubModel, ...]
     projectors: tuple[HubFile, ...] = ()
+    license: str = ""
 
     def source(self, file: HubFile) -> str:
         """The file as a profile names it."""
@@ -108,6 +109,12 @@ class _Sibling(msgspec.Struct, frozen=True):
 
 class _Info(msgspec.Struct, frozen=True):
     siblings: tuple[_Sibling, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def license(self) -> str:
+        found = (tag.partition(":")[2] for tag in self.tags if tag.startswith("license:"))
+        return next(found, "")
 
 
 def search(words: str, cancellation: Cancellation) -> list[HubResult]:
@@ -121,14 +128,17 @@ def search(words: str, cancellation: Cancellation) -> list[HubResult]:
 
 def read_repository(reference: HubReference, cancellation: Cancellation) -> HubRepository:
     """The models of a repository. Raises `SourceError` if there is none, if it is gated, or if it has no GGUF files."""
-    files = _files(reference, cancellation)
+    files, licence = _files(reference, cancellation)
     gguf = [file for file in files if file.path.lower().endswith(".gguf")]
     projectors = tuple(file for file in gguf if "mmproj" in file.path.lower())
     others = [file for file in gguf if file not in projectors]
     models = tuple(sorted(_grouped(others), key=lambda model: model.size))
     if not models:
         raise SourceError(f"{reference.repository} has no GGUF files; look for a repository with GGUF in its name")
-    return HubRepository(name=reference.repository, revision=reference.revision, models=models, projectors=projectors)
+    return HubRepository(
+        name=reference.repository, revision=reference.revision, models=models, projectors=projectors,
+        license=_license(reference, cancellation) if licence is None else licence,
+    )  # fmt: skip
 
 
 def choose(repository: HubRepository, reference: HubReference) -> HubModel | None:
@@ -180,7 +190,8 @@ def _usual_first(models: Sequence[HubModel]) -> list[HubModel]:
     return sorted(models, key=lambda model: (places.get(model.quantization.upper(), len(USUAL)), -model.size))
 
 
-def _files(reference: HubReference, cancellation: Cancellation) -> list[HubFile]:
+def _files(reference: HubReference, cancellation: Cancellation) -> tuple[list[HubFile], str | None]:
+    """The files, and the licence if that has been read with them."""
     from hostler.profiles.http_download import WebAnswer
 
     base = f"{hub_endpoint()}/api/models/{reference.repository}"
@@ -200,8 +211,19 @@ def _files(reference: HubReference, cancellation: Cancellation) -> list[HubFile]
             info, _ = _get(f"{base}?blobs=true", _Info, cancellation)
         except WebAnswer as second:
             raise _explained(second, reference) from None
-        found = [_hub_file(each.rfilename, each.size or 0, each.lfs) for each in info.siblings]
-    return found
+        return [_hub_file(each.rfilename, each.size or 0, each.lfs) for each in info.siblings], info.license
+    return found, None
+
+
+def _license(reference: HubReference, cancellation: Cancellation) -> str:
+    """What the hub calls the licence; empty where it does not say. A model is got without it, too."""
+    from hostler.profiles.http_download import WebAnswer
+
+    try:
+        return _get(f"{hub_endpoint()}/api/models/{reference.repository}", _Info, cancellation)[0].license
+    except (WebAnswer, SourceError):
+        cancellation.check()
+        return ""
 
 
 def _explained(answer: Exception, reference: HubReference) -> SourceError:

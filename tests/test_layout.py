@@ -64,6 +64,7 @@ TESTED_ELSEWHERE = {
     "gateway/backends/chain.py": ["gateway/middleware/test_fallback.py", "system/test_chain.py"],
     "gateway/cli/launch.py": ["system/test_cli_terminal.py", "system/test_startup.py"],
     "gateway/cli/models.py": ["system/test_cli_commands.py"],
+    "gateway/model_offer.py": ["gateway/test_offered_models.py", "gateway/admin/test_model_downloads.py"],
     "gateway/cli/options.py": ["system/test_cli_errors.py", "system/test_cli_completion.py"],
     "gateway/cli/run.py": ["system/test_cli_terminal.py", "system/test_cli_errors.py"],
     "gateway/cli/status.py": ["system/test_cli_commands.py"],

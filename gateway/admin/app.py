@@ -18,6 +18,7 @@ from hostler.gateway.admin.key_list import KeyRoutes
 from hostler.gateway.admin.login import LoginRoutes
 from hostler.gateway.admin.logs import LogRoutes
 from hostler.gateway.admin.mcp_server import MCPRoutes
+from hostler.gateway.admin.model_downloads import ModelDownloads
 from hostler.gateway.admin.model_leases import ModelLeaseRoutes
 from hostler.gateway.admin.routes import StatusRoutes
 from hostler.gateway.admin.status import ChainView, StatusBuilder, StatusView
@@ -89,6 +90,7 @@ class AdminApp:
         config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
         others: OtherProcesses | None = None,
+        downloads: ModelDownloads,
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -131,12 +133,14 @@ class AdminApp:
         self._log_routes = LogRoutes(
             self._log_buffer, {name: each.logs for name, each in supervisors.items() if isinstance(each, SupportsLogs)}
         )
+        self._downloads = downloads
         self._mcp = MCPRoutes(__version__)
         self._parts = (
             self._status_routes,
             self._mcp,
             ActionRoutes(catalog, hosts, host_choice, in_progress, others),
             ModelLeaseRoutes(catalog, hosts, host_choice),
+            downloads,
             DryRunRoutes(catalog.find, chain, host_choice, preview),
             DrainRoutes(catalog, hosts, chain, in_progress.contexts),
             BackendRoutes(backend_models),
@@ -174,6 +178,7 @@ class AdminApp:
                     tasks.start_soon(self._transcripts.run)
                 tasks.start_soon(self._status_routes.run)
                 tasks.start_soon(self._mcp.run)
+                tasks.start_soon(self._downloads.run)
 
     def close(self) -> None:
         """End all event streams."""

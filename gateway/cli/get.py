@@ -107,6 +107,7 @@ def _show_results(words: str, found: Iterable[HubResult], *, as_json: bool) -> N
 
 
 def _show_offer(offer: HubOffer, *, as_json: bool) -> None:
+    licence = offer.repository.license
     if as_json:
         print_json(
             [
@@ -117,6 +118,7 @@ def _show_offer(offer: HubOffer, *, as_json: bool) -> None:
                     "fits": each.fits,
                     "context": each.fit.context if each.fit.fits else None,
                     "chosen": each is offer.chosen,
+                    "licenses": [licence] if licence else [],
                 }
                 for each in offer.choices
             ]
@@ -136,6 +138,8 @@ def _show_offer(offer: HubOffer, *, as_json: bool) -> None:
     print_table(_CHOICES, rows)
     if (projector := offer.repository.projector()) is not None:
         echo(f"with {projector.path} ({format_bytes(projector.size)}) for images or sound")
+    if licence:
+        echo(f"licence: {licence}")
 
 
 def _from_registry(

@@ -14,6 +14,7 @@ _FILLED = {
     "Try it": "#try-model option",
     "Logs": "#log-source option:nth-child(2)",
     "Connect": ".recipes pre",
+    "Get models": "#get-words",
 }
 SECTIONS = list(_FILLED)
 

@@ -18,7 +18,8 @@ class ScriptedHub:
     """`files` are the files of repositories, by `org/repo/path`; `blobs` those of the registry, by digest.
 
     `refusals` are sent before anything else, `cuts` end that many transfers after so many bytes, and `gated` repositories
-    need the token. `requests` are host, path, authorisation and range of each request.
+    need the token. The transfer of a file in `pauses` stops after so many bytes until `proceed` is set, and sets `paused`.
+    `licenses` are those of repositories. `requests` are host, path, authorisation and range of each request.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,10 @@ class ScriptedHub:
         self.refusals: list[tuple[int, dict[str, str]]] = []
         self.cuts: list[int] = []
         self.gated: set[str] = set()
+        self.pauses: dict[str, int] = {}
+        self.paused = threading.Event()
+        self.proceed = threading.Event()
+        self.licenses: dict[str, str] = {}
         self.has_tree = True
         self.announced: dict[str, str] = {}
         self.requests: list[tuple[str, str, str | None, str | None]] = []
@@ -74,7 +79,8 @@ class ScriptedHub:
                 elif path.startswith("/v2/"):
                     self.registry(path.removeprefix("/v2/"))
                 elif path.startswith("/cdn/"):
-                    self.content(next(each for each in hub.files.values() if _sha256(each) == path[5:]))
+                    name, body = next(each for each in hub.files.items() if _sha256(each[1]) == path[5:])
+                    self.content(body, pause=hub.pauses.get(name))
                 else:
                     self.resolve(path[1:])
 
@@ -105,7 +111,8 @@ class ScriptedHub:
                         {"rfilename": name, "size": len(body), "lfs": {"sha256": _sha256(body), "size": len(body)}}
                         for name, body in files.items()
                     ]
-                    self.answer(200, {}, json.dumps({"id": repository, "siblings": siblings}).encode())
+                    tags = [f"license:{hub.licenses[repository]}"] if repository in hub.licenses else []
+                    self.answer(200, {}, json.dumps({"id": repository, "siblings": siblings, "tags": tags}).encode())
 
             def resolve(self, path: str) -> None:
                 repository, _, rest = path.partition("/resolve/")
@@ -131,7 +138,7 @@ class ScriptedHub:
                     return True
                 return False
 
-            def content(self, body: bytes) -> None:
+            def content(self, body: bytes, *, pause: int | None = None) -> None:
                 start = 0
                 etag = f'"cdn-{_sha256(body)[:8]}"'
                 headers = {"Accept-Ranges": "bytes", "ETag": etag}
@@ -143,14 +150,22 @@ class ScriptedHub:
                         return
                     headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
                 cut = hub.cuts.pop(0) if hub.cuts and "-524287" not in wanted else None
-                self.answer(206 if start or wanted else 200, headers, body[start:], cut=cut)
+                self.answer(206 if start or wanted else 200, headers, body[start:], cut=cut, pause=pause)
 
-            def answer(self, status: int, headers: dict[str, str], body: bytes, *, cut: int | None = None) -> None:
+            def answer(
+                self, status: int, headers: dict[str, str], body: bytes, *, cut: int | None = None,
+                pause: int | None = None,
+            ) -> None:  # fmt: skip
                 self.send_response(status)
                 for key, value in ({"Content-Length": str(len(body))} | headers).items():
                     self.send_header(key, value)
                 self.end_headers()
                 try:
+                    if pause is not None and len(body) > pause and "-524287" not in self.headers.get("Range", ""):
+                        self.wfile.write(body[:pause])
+                        body = body[pause:]
+                        hub.paused.set()
+                        hub.proceed.wait(30)
                     self.wfile.write(body if cut is None else body[:cut])
                 except OSError:
                     pass  # the client has read enough
@@ -170,6 +185,7 @@ def running_hub() -> Iterator[ScriptedHub]:
     try:
         yield hub
     finally:
+        hub.proceed.set()
         hub.server.shutdown()
         hub.server.server_close()
         thread.join()

@@ -68,6 +68,15 @@ def test_gpus_of_drivers_count_for_an_engine_that_lists_none_and_are_named_where
     assert without.findings.unused_gpus == ("RTX 4090",)
 
 
+def test_what_loaded_models_hold_of_gpus_counts_as_free(tmp_path: Path) -> None:
+    devices = tuple(EngineDevice(name=f"CUDA{n}", model="RTX", total=24 * GIB, free=10 * GIB) for n in range(2))
+    engine = EngineAbilities(program=("x",), devices=devices, knows_devices=True)
+    finder = ModelFinder(memory=lambda: GIB, abilities=lambda _: engine, gpus=tuple, held=lambda: 20 * GIB)
+    finder.room(None)
+    assert finder.findings.engine is not None
+    assert [each.free for each in finder.findings.engine.devices] == [24 * GIB, 16 * GIB]
+
+
 def test_a_new_model_counts_when_it_no_longer_changes(tmp_path: Path) -> None:
     write_chat(tmp_path / "a.gguf")
     finder = finder_of()

@@ -145,3 +145,12 @@ def test_an_error_does_not_show_the_credentials_of_a_mirror(hub: ScriptedHub, mo
     with pytest.raises(SourceError, match=r"there is no repository org/none at http://127\.0\.0\.1") as caught:
         read("org/none")
     assert "secret" not in str(caught.value)
+
+
+def test_the_licence_is_what_the_hub_calls_it_and_is_not_needed(hub: ScriptedHub) -> None:
+    hub.add("org/free", "m-Q8_0.gguf", b"x")
+    assert read("org/free").license == ""
+    hub.licenses["org/free"] = "apache-2.0"
+    assert read("org/free").license == "apache-2.0"
+    hub.has_tree = False
+    assert read("org/free").license == "apache-2.0"

@@ -11,6 +11,8 @@ import * as tryit from "./tryit.js";
 import * as logs from "./logs.js";
 import * as programs from "./connect.js";
 import * as keys from "./keys.js";
+import * as getting from "./get.js";
+import { mayOperate } from "./permissions.js";
 
 const SECTIONS = [
   ["now", "Now", overview],
@@ -21,6 +23,7 @@ const SECTIONS = [
   ["try", "Try it", tryit],
   ["logs", "Logs", logs],
   ["connect", "Connect", programs],
+  ...(mayOperate ? [["get", "Get models", getting]] : []),
   ...("keys" in document.body.dataset ? [["keys", "Keys", keys]] : []),
 ];
 
