@@ -97,7 +97,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 class Encoder(ABC):
     """Writes one response in the client's protocol.
 
-    Order of calls: `set_clock`, `bind_model`, then `start` for each attempt that a backend answers, `encode` for each
+    Order of calls: `set_clock`, `set_progress`, `bind_model`, then `start` for each attempt that a backend answers, `encode` for each
     chunk, `set_timing`, `finish`. A client that asked for a whole response gets it from `finish`, folded from the
     chunks, or piece by piece from `encode` if the backend's own whole response can be forwarded.
 
@@ -113,6 +113,11 @@ class Encoder(ABC):
 
     def set_clock(self, clock: Callable[[], float]) -> None:
         """For protocols that put a time into each line: `clock` returns seconds since the epoch."""
+        return
+
+    def set_progress(self, progress: str) -> None:
+        """For protocols that show progress: the model's own setting, as in `Adapter.encoder`. Called at most once, before
+        `bind_model`."""
         return
 
     def bind_model(self, card: ModelCard) -> None:

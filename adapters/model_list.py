@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,7 +30,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     `state_known`: a supervisor that can be reached says what its state is. `preset` is set for a model that a client
     derived from another one, which runs for it. `thinking` are the values that it accepts for reasoning (`true`,
     `false`, levels), if they are known, and `thinking_default` the one that it uses without any. `runner` is the kind of
-    engine, under Ollama's names, if it is known.
+    engine, under Ollama's names, if it is known. `metadata` are values of the operator's, `progress` overrides what
+    waiting clients see.
     """
 
     name: str
@@ -49,6 +50,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     thinking_default: bool | str | None = None
     runner: str = ""
     description: str = ""
+    metadata: Mapping[str, Any] = {}
+    progress: str | None = None
     listed: bool = True
     memory_bytes: int = 0
     gpu_bytes: int = 0

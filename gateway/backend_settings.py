@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -58,6 +58,28 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return (fresh * self.input + read * cached + written * self.output) / 1_000_000
 
 
+class BackendTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Time limits of one backend, in seconds, instead of those in `gateway.timeouts`."""
+
+    connect_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Time to establish a connection to the backend."""
+    first_byte_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Time from the end of the request to the first byte of the answer."""
+    first_token_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Time to the first token while the backend sends keep-alives."""
+    between_bytes_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Time between two bytes of an answer."""
+
+
+class RateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much a backend gets in a minute. Beyond that, the next backend of the chain is tried."""
+
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Requests that the backend gets in a minute."""
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Tokens of prompts and answers that the backend gets in a minute."""
+
+
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known about a backend's model, where the backend does not report it, or reports it wrong."""
 
@@ -69,6 +91,8 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How the weights of the model are stored."""
     description: str | None = None
     """Description of the model in lists of models."""
+    metadata: Mapping[str, Any] = {}
+    """Further values for the model's entry in OpenAI's list of models."""
 
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +149,10 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     to the next backend of the chain."""
     describe: Mapping[str, ModelDescription] = {}
     """What the server does not report of its models, or reports wrong, by their names or patterns."""
+    timeouts: BackendTimeouts | None = None
+    """Time limits that differ from those in `gateway.timeouts`."""
+    limits: RateSettings | None = None
+    """How many requests and tokens it gets in a minute."""
     local: bool | None = None
     """Whether it is local, so that `local_only` requests may go there. Default: supervisors are; addresses of loopback,
     of private networks (10/8, 172.16/12, 192.168/16, fc00::/7) and link-local ones are; names without a dot and those

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from hostler.profiles.schema import ProgressMode
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import TLSSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-ProgressMode = Literal["thinking", "quiet", "comments", "off"]
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

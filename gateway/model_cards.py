@@ -52,6 +52,8 @@ def profile_card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         thinking_default=default_thinking(thinking),
         runner=LLAMACPP,
         description=profile.description,
+        metadata=profile.metadata,
+        progress=profile.progress,
         listed=profile.listed,
         memory_bytes=status.memory_bytes if status else 0,
         gpu_bytes=status.gpu_bytes if status else 0,
@@ -115,6 +117,7 @@ def server_card(
         thinking_default=model.thinking_default,
         runner=model.runner,
         description=described.description or model.description,
+        metadata=described.metadata,
     )
 
 

@@ -46,6 +46,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Packed = b""
 
 
+#: What a waiting client sees: progress as reasoning, empty chunks, comments, or nothing.
+ProgressMode = Literal["thinking", "quiet", "comments", "off"]
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A named way to run a model, with inheritance resolved and defaults filled in.
 
@@ -57,7 +61,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
     pinning it. `evict_cost` is in seconds, `None`: those of a load. `max_concurrent` is how many requests its engine gets
     at a time (`None`: `parallel`), `max_waiting` how many may queue for it. `request` changes its
-    requests.
+    requests. `metadata` are further values in OpenAI's list of models, `progress` what its waiting clients see.
     """
 
     name: str
@@ -90,6 +94,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     first_byte_s: float | None = None
     between_bytes_s: float | None = None
     max_answer_s: float | None = None
+    metadata: Mapping[str, Any] = {}
+    progress: ProgressMode | None = None
     listed: bool = True
     default: bool = False
     engine: str | None = None
@@ -174,6 +180,10 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_answer_s: float | UnsetType | None = UNSET
     """Time that one answer may take from its start to its end; then it is cut off with status 504, so that a model that
     never stops cannot keep others out. Default: no limit."""
+    metadata: Mapping[str, Any] | UnsetType = UNSET
+    """Further values for the model's entry in OpenAI's list of models, under the key `metadata`."""
+    progress: ProgressMode | UnsetType | None = UNSET
+    """Overrides `gateway.switching.progress` and `progress_for` for this model."""
     listed: bool | UnsetType = UNSET
     """List the model to clients; it can be used either way."""
     default: bool | UnsetType = UNSET

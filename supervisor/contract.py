@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from hostler.profiles.engines import EngineProtocol, KeyHeader
 from hostler.profiles.request_rules import RequestRules
-from hostler.profiles.schema import ModelFacts
+from hostler.profiles.schema import ModelFacts, ProgressMode
 from hostler.profiles.sources import FetchProgress
 
 State = Literal["stopped", "starting", "ready", "stopping", "backoff", "failed"]
@@ -126,7 +126,8 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `memory_bytes` is what its engine is expected to take, `device_bytes` how much of that on which device. `evict_cost`
     is in seconds, `None`: those of a load. `max_concurrent` replaces `parallel` as the number of requests at a time.
-    `embeddings`: it gives nothing else.
+    `metadata` is shown in OpenAI's list of models, `progress` overrides what waiting clients see. `embeddings`: it gives
+    nothing else.
     """
 
     name: str
@@ -149,6 +150,8 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent: int | None = None
     max_waiting: int | None = None
     limits: AnswerLimits | None = None
+    metadata: Mapping[str, Any] = {}
+    progress: ProgressMode | None = None
     chain: tuple[str, ...] | None = None
     local_only: bool = False
     embeddings: bool = False

@@ -101,7 +101,7 @@ class ManagedModel:
             listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
             device_bytes=self.lifecycle.device_needs, load_s=self.load_s, evict_cost=profile.evict_cost,
             max_concurrent=profile.max_concurrent, max_waiting=profile.max_waiting, limits=_limits(profile),
-            chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
+            metadata=profile.metadata, progress=profile.progress, chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
             request=profile.request,
         )  # fmt: skip
 

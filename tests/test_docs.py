@@ -216,6 +216,8 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         lines |= {"after_s": {"suspend: true"}, "command": {"after_s: 60"}, "suspend": {"after_s: 60"}}[name]
     elif sections[-1:] == ["tls"]:
         lines |= {line for line in ("cert: a.crt", "key: a.key") if not line.startswith(f"{name}:")}
+    elif sections[:2] == ["backends", "NAME"] and sections[2:] in (["limits"], ["timeouts"]):
+        lines = {f"{sections.pop()}: {{{lines.pop()}}}", *(line.replace("supervisor", "openai") for line in beside)}
     elif sections[-2:] in (["prices", "NAME"], ["describe", "NAME"]):
         inner = sections[-2]
         sections[-2:] = []

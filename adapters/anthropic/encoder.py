@@ -39,6 +39,9 @@ class AnthropicEncoder(Encoder):
         self.streaming = isinstance(request, ChatRequest) and request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
+    def set_progress(self, progress: str) -> None:
+        self._progress = progress
+
     def start(self, head: ResponseHead) -> None:
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self.length = None

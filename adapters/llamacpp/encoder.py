@@ -48,6 +48,9 @@ class LlamaCppEncoder(Encoder):
         )
         self.start(ResponseHead(media_type=JSON))
 
+    def set_progress(self, progress: str) -> None:
+        self._progress = progress
+
     def start(self, head: ResponseHead) -> None:
         self._fold = CompletionFold(tokens=self._wants_tokens)
         self._body = bytearray()

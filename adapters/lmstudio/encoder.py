@@ -68,6 +68,9 @@ class StatsEncoder(Encoder):
         self.streaming = inner.streaming
         self.media_type = inner.media_type
 
+    def set_progress(self, progress: str) -> None:
+        self._inner.set_progress(progress)
+
     def bind_model(self, card: ModelCard) -> None:
         self._card = card
 
@@ -149,6 +152,9 @@ class LMStudioChatEncoder(Encoder):
         self.streaming = request.output.stream
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
+
+    def set_progress(self, progress: str) -> None:
+        self._progress = progress
 
     def set_timing(self, timing: Timing) -> None:
         self._stats.timing = timing

@@ -65,6 +65,9 @@ class OllamaEncoder(Encoder):
         self.streaming = output is not None and output.stream
         self.start(ResponseHead())
 
+    def set_progress(self, progress: str) -> None:
+        self._progress = progress
+
     def set_clock(self, clock: Callable[[], float]) -> None:
         self._clock = clock
 

@@ -45,9 +45,8 @@ class OpenAIEncoder(Encoder):
 
     def __init__(self, request: Request, *, response_id: str, created: int, progress: str) -> None:
         output = output_of(request)
-        if progress == "thinking" and (output.schema is not None or output.choices > 1):
-            # Structured output and several choices are for programs: no progress lines.
-            progress = "quiet"
+        # Structured output and several choices are for programs: no progress lines.
+        self._for_programs = output.schema is not None or output.choices > 1
         self._operation = request.origin.operation
         self._wire = request.origin.wire
         self._include_usage = output.include_usage
@@ -57,12 +56,15 @@ class OpenAIEncoder(Encoder):
         is_request_id = response_id.startswith("req-") and self._operation in _ID_PREFIXES
         self._id = _ID_PREFIXES[self._operation] + response_id.removeprefix("req-") if is_request_id else response_id
         self._created = created
-        self._progress = progress
+        self.set_progress(progress)
         self._lines = ProgressLines()
         self._role_sent = False
         self.streaming = output.stream
         self.media_type = sse.MEDIA_TYPE if output.stream else _FOLDED
         self._reset()
+
+    def set_progress(self, progress: str) -> None:
+        self._progress = "quiet" if progress == "thinking" and self._for_programs else progress
 
     def start(self, head: ResponseHead) -> None:
         if self._has_output or self._body:

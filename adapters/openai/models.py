@@ -45,7 +45,7 @@ def model_not_found(name: str, names: list[str]) -> ModelNotFound:
 
 
 def _entry(name: str, card: ModelCard) -> dict[str, Any]:
-    # Flat values and lists only, except for the two objects that llama-server's router has too: clients search these
+    # Flat values and lists only, except for the two objects that llama-server's router has too, and what the operator adds: clients search these
     # entries for prices and fail on other objects. The real context is the only number that looks like a context length.
     entry: dict[str, Any] = {
         "id": name,
@@ -64,6 +64,8 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
         entry |= {"type": card.kind, "capabilities": card.capabilities}
         if card.facts.quantization not in ("", "unknown"):
             entry["quantization"] = card.facts.quantization
+    if card.metadata:
+        entry["metadata"] = card.metadata
     # As llama-server's router, whose clients read this list too: it has no state for a failed model.
     failed = card.state == "failed"
     entry["status"] = {"value": "unloaded", "failed": True} if failed else {"value": card.state}

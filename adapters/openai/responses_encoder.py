@@ -110,6 +110,9 @@ class ResponsesEncoder(Encoder):
         self.streaming = request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
+    def set_progress(self, progress: str) -> None:
+        self._forward.set_progress(progress)
+
     def start(self, head: ResponseHead) -> None:
         self._forward.start(head)
         self._forwards = False

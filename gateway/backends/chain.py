@@ -25,6 +25,7 @@ from hostler.gateway.backends.health_checks import (
     responds,
 )
 from hostler.gateway.backends.hop import Hop, RouteHop
+from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
 from hostler.gateway.backends.transport import Backend, Endpoint
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
@@ -122,6 +123,8 @@ class Chain:
             reason = "budget_exhausted"
         elif hop.draining():
             reason = "draining"
+        elif hop.rates is not None and hop.rates.wait_s(now) > 0:
+            reason = "rate_limited"
         elif not hop.breakers.allows(name_there, now):
             reason = "circuit_open"
         elif hop.supervised and not hop.reachable() and hop.wake_on_lan is None:
@@ -174,6 +177,7 @@ class Chain:
             stall_detector=None if settings is None else self._engine_stall_detector(name, settings, breakers),
             wake_on_lan=None if wake is None else WakeOnLan(name, wake, self._clock),
             spending=self.spending,
+            rates=None if settings is None else _rates(settings),
         )
 
     def _plain_hop(self, backend: Backend, breakers: CircuitBreakers) -> Hop:
@@ -189,6 +193,7 @@ class Chain:
             wake_on_lan=wake,
             spending=self.spending,
             prices=settings.prices,
+            rates=_rates(settings),
         )
 
     def _breakers(self, name: str) -> CircuitBreakers:
@@ -358,3 +363,7 @@ def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:
     tls = url.scheme == "https"
     port = url.port or (443 if tls else 80)
     return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
+
+
+def _rates(settings: BackendSettings) -> RateLimiter | None:
+    return None if settings.limits is None else RateLimiter(settings.limits)

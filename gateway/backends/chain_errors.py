@@ -42,6 +42,8 @@ _REJECTIONS: dict[RejectionCause, str] = {
 _FAULTS = frozenset({"rejected", "unsupported", "too_long"})
 #: What the request itself rules out.
 _RULED_OUT = frozenset({"excluded", "non_local"})
+#: What another try soon changes.
+_BUSY = frozenset({"busy", "rate_limited"})
 _DOWN = frozenset({"unreachable", "connect_timeout"})
 #: What no other try changes, until someone acts.
 _PERMANENT = frozenset(
@@ -114,8 +116,9 @@ def chain_error(model: str | None, failed: Sequence[FailedHop]) -> GatewayError:
     final = all(each.final for each in failed)
     waits = [each.retry_after_s for each in failed if each.retry_after_s and not each.permanent and each.final == final]
     retry_after_s = min(waits, default=None if final else DEFAULT_RETRY_AFTER_S)
-    if tried and all(each.reason == "busy" or isinstance(each.error, TooManyRequests) for each in tried):
-        if len(failed) == 1 and isinstance(tried[0].error, TooManyRequests):
+    waiting = [each for each in failed if each.error is not None or each.reason == "rate_limited"]
+    if waiting and all(each.reason in _BUSY or isinstance(each.error, TooManyRequests) for each in waiting):
+        if tried and len(failed) == 1 and isinstance(tried[0].error, TooManyRequests):
             return tried[0].error
         busy = TooManyRequests(
             f"all backends for {model} are busy: {details}", retry_after_s=retry_after_s, model=model

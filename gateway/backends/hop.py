@@ -11,6 +11,7 @@ from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.gateway.backend_settings import PriceSettings
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
+from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.stall_detector import StallDetector
 from hostler.gateway.backends.wake_on_lan import StillAsleep, WakeOnLan
 
@@ -50,6 +51,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     wake_on_lan: WakeOnLan | None = None
     spending: SpendingTracker | None = None
     prices: Mapping[str, PriceSettings] = {}
+    rates: RateLimiter | None = None
 
     async def back(self, seconds: float) -> bool:
         """Wait until it is reachable and in service, at most `seconds`."""

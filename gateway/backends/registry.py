@@ -17,7 +17,7 @@ from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.lmstudio.upstream import LMStudioUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.gateway.backend_settings import BackendSettings
+from hostler.gateway.backend_settings import BackendSettings, BackendTimeouts
 from hostler.gateway.backends.transport import (
     HEALTH_PATHS,
     Backend,
@@ -88,9 +88,16 @@ def build_backends(
         "anthropic": AnthropicUpstream(),
     }
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
+    own = {name: _timeouts(timeouts, backend.timeouts) for name, backend in settings.backends.items()}
     backends = {
         name: Backend(
-            name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True, local=True, engines=engines
+            name=name,
+            upstream=engine,
+            transport=lan,
+            timeouts=own.get(name, timeouts),
+            folds=True,
+            local=True,
+            engines=engines,
         )
         for name in supervisors
     }
@@ -101,7 +108,7 @@ def build_backends(
                 name=name,
                 upstream=engine if backend.kind == "llamacpp" else _UPSTREAMS[backend.kind](),
                 transport=lan if backend.is_direct else remote,
-                timeouts=timeouts,
+                timeouts=own[name],
                 endpoint=build_endpoint(name, backend),
                 folds=backend.kind == "llamacpp",
                 headers=_headers(name, backend),
@@ -130,6 +137,14 @@ _UPSTREAMS: dict[str, Callable[[], Upstream]] = {
     "lmstudio": partial(LMStudioUpstream, prefix=_USUAL),
     "anthropic": AnthropicUpstream,
 }
+
+
+def _timeouts(usual: Timeouts, own: BackendTimeouts | None) -> Timeouts:
+    """The usual limits, except for those that the backend has of its own."""
+    if own is None:
+        return usual
+    given = {key: value for key, value in msgspec.structs.asdict(own).items() if value is not None}
+    return msgspec.structs.replace(usual, **given)
 
 
 def _prefix(url: SplitResult) -> str:

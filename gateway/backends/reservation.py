@@ -7,7 +7,11 @@ from hostler.adapters.errors import UpgradeRequired
 from hostler.gateway.backends.cost import Reservation, cost_of
 from hostler.gateway.backends.failure_policy import SkipReason
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.rate_limiter import RateUse
 from hostler.gateway.context import Attempt, RequestContext, Target
+
+#: About so many bytes of a request are a token.
+_BYTES_PER_TOKEN = 4
 
 
 def estimate(context: RequestContext, hop: Hop, target: Target) -> Reservation | None:
@@ -46,6 +50,30 @@ def uncounted(context: RequestContext, hop: Hop) -> UpgradeRequired | None:
         f"what WebSocket connections to {hop.name} cost is not counted, and there is a daily limit "
         "(gateway.spending.daily_limit); send plain HTTP requests"
     )
+
+
+def count_request(context: RequestContext, hop: Hop, now: float) -> RateUse | None:
+    """Count a request with the tokens that its prompt probably has; `None` where nothing is limited."""
+    if hop.rates is None or isinstance(context.request, LoadRequest):
+        return None
+    return hop.rates.begin(now, len(context.request.origin.body) // _BYTES_PER_TOKEN)
+
+
+def rate_wait_s(context: RequestContext, hop: Hop, now: float) -> float:
+    """Seconds until the hop's limits of requests and tokens admit the request, 0 if they do now."""
+    return 0.0 if hop.rates is None or isinstance(context.request, LoadRequest) else hop.rates.wait_s(now)
+
+
+def settle_rate(attempt: Attempt, hop: Hop, use: RateUse | None) -> None:
+    """The attempt has ended: count the tokens that it has used. A backend that never had the request counts none."""
+    if use is None or hop.rates is None:
+        return
+    if attempt.usage is not None:
+        hop.rates.end(use, attempt.usage.prompt_tokens + attempt.usage.completion_tokens)
+    elif not attempt.is_charged:
+        hop.rates.end(use, 0)
+    else:
+        hop.rates.end(use, use.tokens + attempt.segments)
 
 
 def settle(context: RequestContext, attempt: Attempt, hop: Hop, reserved: Reservation | None) -> None:

@@ -31,6 +31,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "first_byte_timeout": "it hangs: restart it, or raise gateway.timeouts.first_byte_s",
     "broken": "check its log",
     "budget_exhausted": "raise gateway.spending.daily_limit, or wait until tomorrow",
+    "rate_limited": "wait a minute, or raise backends.NAME.limits",
     "budget_reserved": "raise gateway.spending.daily_limit, or wait for the requests in progress",
     "non_local": "local-only requests are not sent to external backends",
 }

@@ -16,18 +16,44 @@ _SECTIONS: Final = ("litellm_settings", "router_settings", "general_settings")
 _FALLBACKS: Final = ("fallbacks", "default_fallbacks", "context_window_fallbacks")
 #: Keys without a counterpart, and what there is instead.
 _INSTEAD: Final[Mapping[str, str]] = {
-    "routing_strategy": "backends are tried in the order of gateway.chain",
     "redis_host": "several gateways share their state through cluster.url",
     "redis_port": "several gateways share their state through cluster.url",
     "redis_password": "several gateways share their state through cluster.url",
     "cache": "answers are not cached",
     "cache_params": "answers are not cached",
-    "success_callback": "figures are at /metrics, traces go to gateway.tracing.endpoint",
-    "failure_callback": "figures are at /metrics, traces go to gateway.tracing.endpoint",
-    "callbacks": "figures are at /metrics, traces go to gateway.tracing.endpoint",
     "alerting": "alerts are rules of Prometheus: deploy/alerts.yaml",
     "database_url": "keys are in a file: gateway.api_keys_file",
     "content_policy_fallbacks": "an answer of a model is never asked for again",
+}
+
+
+#: What happens instead of what the key says.
+_CHANGED: Final[Mapping[str, str]] = {
+    "routing_strategy": "backends are tried in the order of gateway.chain, hosts that are nearest to serving a model first",
+    "drop_params": "parameters that a protocol lacks are left out in any case",
+    "modify_params": "requests are translated for backends of other protocols in any case",
+    "num_retries": "the next backend of the chain is tried, and the same one is not",
+    "retry_after": "the next backend of the chain is tried, and the same one is not",
+    "retry_policy": "what follows an error depends on its kind; see docs/operations.md",
+    "allowed_fails_policy": "breaker.failures holds for all failures; rejected requests do not count",
+    "disable_spend_logs": "figures of requests are kept without their contents",
+}
+#: What Hostler does without a setting, while the value is true.
+_ALWAYS: Final[Mapping[str, str]] = {
+    "background_health_checks": "backends are checked in the background",
+    "enable_pre_call_checks": "a backend whose context is too small is skipped",
+    "turn_off_message_logging": "prompts and answers are not recorded unless gateway.recording.contents is set",
+    "redact_user_api_key_info": "keys are named in logs, never shown",
+    "disable_master_key_return": "keys are never shown",
+}
+_NO_CALLBACK: Final = "figures are at /metrics, traces go to gateway.tracing.endpoint"
+_CALLBACKS: Final = frozenset({"success_callback", "failure_callback", "callbacks", "service_callbacks"})
+#: Callbacks with a counterpart, whether it has the same effect, and what it is.
+_CALLBACK_NAMES: Final[Mapping[str, tuple[str, str]]] = {
+    "prometheus": ("taken", "figures are at /metrics"),
+    "prometheus_system": ("taken", "figures are at /metrics"),
+    "otel": ("changed", "set gateway.tracing.endpoint to where traces go"),
+    "opentelemetry": ("changed", "set gateway.tracing.endpoint to where traces go"),
 }
 
 
@@ -51,6 +77,10 @@ class _Backends:
         wanted = deployment.model
         for backend, given in self.sections.items():
             same = {key: value for key, value in given.items() if key not in ("models", "prices", "describe")}
+            # Limits are those of one deployment.
+            apart = "limits" in same and set(given["models"].values()) != {wanted}
+            if apart:
+                continue
             if self._ranks[backend] == rank and same == dict(deployment.backend) and name not in given["models"]:
                 self._extend(given, deployment, name)
                 return
@@ -176,12 +206,19 @@ class _Translation:
             if value:
                 self._report.set("gateway", "logging", "format", value="json")
             self._note("taken", section, key, "gateway.logging.format")
-        elif key == "drop_params":
-            self._note("changed", section, key, "parameters that a protocol lacks are left out in any case")
-        elif key in ("num_retries", "retry_after"):
-            self._note("changed", section, key, "the next backend of the chain is tried, and the same one is not")
+        elif key in _CHANGED:
+            self._note("changed", section, key, _CHANGED[key])
+        elif key in _ALWAYS and value is True:
+            self._note("taken", section, key, _ALWAYS[key])
+        elif key in _CALLBACKS:
+            self._callbacks(section, key, value)
         else:
             self._note("missing", section, key, _INSTEAD.get(key, "has no counterpart"))
+
+    def _callbacks(self, section: str, key: str, given: Any) -> None:
+        for name in given if isinstance(given, list) else [given]:
+            kind, text = _CALLBACK_NAMES.get(str(name), ("missing", _NO_CALLBACK))
+            self._note(kind, section, key, f"{name}: {text}")
 
     def _note_budget(self, section: str, key: str, value: Any) -> None:
         settings = self._source.mapping(section)
@@ -209,11 +246,20 @@ class _Translation:
             if key in ("model_list", "credential_list"):
                 self._report.taken(self._source.line(key), key)
             elif key == "environment_variables" and isinstance(value, dict):
-                for name in value:
-                    text = "set it where Hostler is started, for example in its unit's environment file"
-                    self._note("missing", key, name, text)
+                for name, given in value.items():
+                    self._variable(str(name), given)
             elif key not in _SECTIONS:
                 self._report.missing(self._source.line(key), key, "has no counterpart")
+
+    def _variable(self, name: str, given: Any) -> None:
+        """Put a variable into a file for where Hostler is started, since the configuration refers to variables."""
+        try:
+            file = self._report.environment_file(name, text_value(given))
+        except ValueError as error:
+            self._note("missing", "environment_variables", name, str(error))
+            return
+        text = f"is in {file}; start Hostler with it, for example as EnvironmentFile= of its unit"
+        self._note("changed", "environment_variables", name, text)
 
 
 _DAYS: Final[Mapping[str, float]] = {"s": 1 / 86400, "m": 1 / 1440, "h": 1 / 24, "d": 1.0, "mo": 30.0}

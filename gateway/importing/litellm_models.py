@@ -36,16 +36,17 @@ _CONNECTION: Final = frozenset(
         *("custom_llm_provider", "litellm_credential_name", "ssl_verify", "extra_body"),
     }
 )
-_NO_LIMIT: Final = "limits are those of keys: `hostler keys set NAME --requests-per-minute N`"
-_ELSEWHERE: Final[Mapping[str, str]] = {
-    "rpm": _NO_LIMIT,
-    "tpm": _NO_LIMIT,
-    "max_parallel_requests": _NO_LIMIT,
-    "timeout": "time limits hold for all backends: gateway.timeouts",
-    "stream_timeout": "time limits hold for all backends: gateway.timeouts",
+#: Limits of a deployment that are those of its backend here.
+_RATES: Final[Mapping[str, str]] = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute"}
+_TIMEOUTS: Final[Mapping[str, str]] = {"timeout": "first_byte_s", "stream_timeout": "between_bytes_s"}
+#: What happens instead.
+_CHANGED: Final[Mapping[str, str]] = {
     "max_retries": "the next backend of the chain is tried instead",
     "num_retries": "the next backend of the chain is tried instead",
     "weight": "backends are tried in the order of gateway.chain",
+}
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "max_parallel_requests": "a server without a supervisor queues requests itself",
     "max_budget": "costs are limited for all backends and for keys, not for one backend",
     "budget_duration": "costs are limited for all backends and for keys, not for one backend",
 }
@@ -138,6 +139,12 @@ class DeploymentReader:
             self._note("changed", index, "litellm_params.api_version", "requests go to Azure's /openai/v1, without one")
         if given.get("ssl_verify") is False:
             backend["insecure"] = True
+        for section, keys in (("limits", _RATES), ("timeouts", _TIMEOUTS)):
+            found = {keys[key]: given[key] for key in keys if is_number(given.get(key)) and given[key] > 0}
+            if section == "limits":
+                found = {key: max(1, int(value)) for key, value in found.items()}
+            if found:
+                backend[section] = found
         return backend
 
     def _key(self, index: int, provider: str, given: Mapping[str, Any], variable: str, backend: dict[str, Any]) -> None:
@@ -190,6 +197,12 @@ class DeploymentReader:
                 self._note("changed", index, where, "parameters that a protocol lacks are left out in any case")
             elif key in ("input_cost_per_token", "output_cost_per_token"):
                 continue  # noted with the model's facts
+            elif key in _RATES and is_number(given[key]):
+                self._note("taken", index, where, f"limits.{_RATES[key]} of the backend")
+            elif key in _TIMEOUTS and is_number(given[key]):
+                self._note("changed", index, where, f"timeouts.{_TIMEOUTS[key]} of the backend")
+            elif key in _CHANGED:
+                self._note("changed", index, where, _CHANGED[key])
             elif key not in _CONNECTION:
                 self._note("missing", index, where, _ELSEWHERE.get(key, "has no counterpart"))
 
@@ -220,7 +233,8 @@ class DeploymentReader:
                     capabilities.append(_CAPABILITIES[key])
                 self._note("taken", index, where, "the capabilities in describe")
             else:
-                self._note("missing", index, where, "lists of models have no place for it")
+                description.setdefault("metadata", {})[key] = value
+                self._note("taken", index, where, "the metadata in describe")
         return price or None, description or None
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 from hostler.gateway.importing.llama_swap_macros import UnknownMacro, expand
-from hostler.gateway.importing.llama_swap_models import SwapModels, filter_values
+from hostler.gateway.importing.llama_swap_models import CONNECTION_NOTES, SwapModels, filter_values
 from hostler.gateway.importing.llama_swap_sets import InvalidExpression, SwapGroup, kept_loaded, rules_of, written_out
 from hostler.gateway.importing.report import FactsOf, Imported, ImportReport, has_reference, plain_name
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
 _LEVELS: Final = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
+_PEER_TIMEOUTS: Final = {"connect": "connect_s", "responseHeader": "first_byte_s"}
 #: Ports for engines, counted from `startPort`.
 _PORTS: Final = 1000
 
@@ -71,15 +72,15 @@ class _Translation:
                 report.set("gateway", "switching", "progress", value="thinking" if value else "quiet")
                 self._taken(key, "gateway.switching.progress")
             case "includeAliasesInList", bool():
-                text = "lists of models have no entries for aliases"
-                report.missing(line, key, text) if value else report.taken(line, key)
+                text = "OpenAI's list of models has entries for aliases, too"
+                report.taken(line, key, text) if value else report.changed(line, key, text)
             case "logToStdout", _:
                 self._log_to_stdout(key, value)
             case "logTimeFormat", _:
                 text = "the log has the time in ISO 8601; the journal adds its own"
                 report.taken(line, key) if value in ("", None) else report.missing(line, key, text)
             case "metricsMaxInMemory", _:
-                report.missing(line, key, "figures of past requests are kept in a database, by their age")
+                report.changed(line, key, "figures of past requests are kept in a database, by their age")
             case "captureBuffer", int() if is_number(value):
                 self._capture_buffer(int(value))
             case "apiKeys", list():
@@ -129,14 +130,15 @@ class _Translation:
         groups: dict[str, SwapGroup] = {}
         labels: dict[str, str] = {}
         for name in self._source.mapping("groups"):
-            labels[plain_name(name)] = name
+            here = _free(plain_name(name), groups)
+            labels[here] = name
             given = self._source.mapping("groups", name)
             members = [str(each) for each in self._source.items("groups", name, "members")]
             known = tuple(self.models.names[each] for each in members if each in self.models.names)
             if unknown := [each for each in members if each not in self.models.names]:
                 line = self._source.line("groups", name, "members")
                 self._report.missing(line, f"groups.{name}.members", f"not taken over: {', '.join(unknown)}")
-            groups[plain_name(name)] = SwapGroup(
+            groups[here] = SwapGroup(
                 members=known,
                 swap=given.get("swap", True) is not False,
                 exclusive=given.get("exclusive", True) is not False,
@@ -227,7 +229,8 @@ class _Translation:
             return
         url = address.rstrip("/")
         backend: dict[str, Any] = {"kind": "openai", "url": url if url.endswith("/v1") else f"{url}/v1"}
-        here = plain_name(name).replace("/", "-").replace(":", "-")
+        plain = plain_name(name).replace("/", "-").replace(":", "-")
+        here = _free(plain, self._report.sections.get("backends", {}))
         self._peer_note("taken", name, "proxy", f"backends.{here}")
         models = given.get("models")
         backend["models"] = {str(each): str(each) for each in models} if isinstance(models, list) else {}
@@ -249,19 +252,36 @@ class _Translation:
             for each in filters:
                 known = each in ("stripParams", "setParams")
                 self._peer_note("taken" if known else "missing", name, f"filters.{each}", "" if known else "is unknown")
-        self._peer_timeouts(name, given.get("timeouts"))
+        if limits := self._peer_timeouts(name, given.get("timeouts")):
+            backend["timeouts"] = limits
         for key in given.keys() - {"proxy", "models", "apiKey", "filters", "timeouts"}:
             self._peer_note("missing", name, key, "is unknown")
         self._report.set("backends", here, value=backend)
 
-    def _peer_timeouts(self, name: str, timeouts: Any) -> None:
+    def _peer_timeouts(self, name: str, timeouts: Any) -> dict[str, float]:
+        limits: dict[str, float] = {}
         for key, value in (timeouts if isinstance(timeouts, dict) else {}).items():
-            if key == "connect" and is_number(value) and value > 0:
-                self.models.connect_s.append(float(value))
-                self._peer_note("changed", name, f"timeouts.{key}", "gateway.timeouts.connect_s, for all backends")
+            where = f"timeouts.{key}"
+            if key in _PEER_TIMEOUTS and is_number(value):
+                if value > 0:
+                    limits[_PEER_TIMEOUTS[key]] = float(value)
+                    self._peer_note("taken", name, where, f"timeouts.{_PEER_TIMEOUTS[key]} of the backend")
+                else:
+                    self._peer_note("changed", name, where, f"gateway.timeouts.{_PEER_TIMEOUTS[key]} holds")
+            elif key in CONNECTION_NOTES and is_number(value):
+                self._peer_note("changed", name, where, CONNECTION_NOTES[key])
             else:
-                self._peer_note("missing", name, f"timeouts.{key}", "backends have no such limit of their own")
+                self._peer_note("missing", name, where, "is unknown, or no number of seconds")
+        return limits
 
     def _peer_note(self, kind: str, name: str, key: str, text: str = "") -> None:
         add = {"taken": self._report.taken, "changed": self._report.changed, "missing": self._report.missing}[kind]
         add(self._source.line("peers", name, *key.split(".")), f"peers.{name}.{key}", text)
+
+
+def _free(wanted: str, taken: Container[str]) -> str:
+    """The name, with a number if it is taken."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    return name

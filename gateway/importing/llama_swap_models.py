@@ -22,7 +22,12 @@ _CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
 #: Programs that run the one that follows.
 _WRAPPERS: Final = frozenset({"env", "nice", "ionice", "taskset", "numactl", "stdbuf", "nohup", "chrt", "setsid"})
 _TIMEOUTS: Final = frozenset({"connect", "keepalive", "responseHeader", "tlsHandshake", "idleConn"})
-_NO_SUCH_TIMEOUT: Final = "connections to engines have no such limit here"
+#: What connections do without a setting.
+CONNECTION_NOTES: Final[Mapping[str, str]] = {
+    "keepalive": "connections that are lost are noticed by health checks and by gateway.timeouts.between_bytes_s",
+    "idleConn": "idle connections are kept as long as the server allows, and replaced when they are closed",
+    "tlsHandshake": "is part of connect_s",
+}
 
 
 class SwapModels:
@@ -269,10 +274,15 @@ class SwapModels:
                 self._filters(name, value, profile)
             case "timeouts", dict():
                 self._timeouts(name, value, profile)
-            case "metadata", _:
-                self._note("missing", name, key, "lists of models have no place for it")
+            case "metadata", dict():
+                plain, ports = _without_ports(value)
+                if plain:
+                    profile["metadata"] = plain
+                text = "engines get another port at each start; what names it is left out"
+                self._note("changed" if ports else "taken", name, key, text if ports else "metadata of the profile")
             case "sendLoadingState", bool():
-                self._note("missing", name, key, "progress is set for all models: gateway.switching.progress")
+                profile["progress"] = "thinking" if value else "quiet"
+                self._note("taken", name, key, "progress of the profile")
             case _:
                 self._note("missing", name, key, "is unknown, or has a value of the wrong kind")
 
@@ -337,7 +347,7 @@ class SwapModels:
             elif key == "tlsHandshake":
                 self._note("taken", name, f"timeouts.{key}", "has no effect: engines on this machine have no TLS")
             else:
-                self._note("missing", name, f"timeouts.{key}", _NO_SUCH_TIMEOUT)
+                self._note("changed", name, f"timeouts.{key}", CONNECTION_NOTES[key])
 
 
 #: What the command decides.
@@ -349,6 +359,21 @@ def filter_values(filters: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]
     stripped, params = filters.get("stripParams"), filters.get("setParams")
     names = [each.strip() for each in str(stripped or "").split(",") if each.strip()]
     return names, dict(params) if isinstance(params, dict) else {}
+
+
+def _without_ports(value: Any) -> tuple[Any, bool]:
+    """The value without the texts that name the engine's port, and whether there were any."""
+    match value:
+        case str():
+            return (None, True) if _PORT in value else (value, False)
+        case dict():
+            parts = {key: _without_ports(each) for key, each in value.items()}
+            kept = {key: plain for key, (plain, ports) in parts.items() if not (ports and plain is None)}
+            return kept, any(ports for _, ports in parts.values())
+        case list():
+            found = [_without_ports(each) for each in value]
+            return [plain for plain, ports in found if not (ports and plain is None)], any(each[1] for each in found)
+    return value, False
 
 
 def _entries(value: Any) -> list[Any]:

@@ -57,6 +57,7 @@ class ImportReport:
         self.sections: dict[str, Any] = {}
         self._prefix = prefix
         self._secrets: dict[str, str] = {}
+        self._variables: dict[str, str] = {}
         self._keys: list[KeyRecord] = []
         self._notes: list[Note] = []
 
@@ -93,6 +94,16 @@ class ImportReport:
         self._secrets[file] = secret
         return file
 
+    def environment_file(self, variable: str, value: str) -> str:
+        """The name of a file beside the configuration file that sets the variable, as systemd and shells read it.
+
+        Raises `ValueError` if no such file can set it.
+        """
+        if not _VARIABLE.fullmatch(variable) or not value.isprintable() or has_reference(value) or "'" in value:
+            raise ValueError("set it where Hostler is started: a file cannot hold this name or value")
+        self._variables[variable] = value
+        return f"{self._prefix}.env"
+
     def add_client_key(self, line: int | None, key: str, value: str) -> None:
         """Let clients use this key: as a reference, else as its hash in a file of keys."""
         if _REFERENCE.fullmatch(value):
@@ -110,6 +121,9 @@ class ImportReport:
     def result(self) -> Imported:
         """What was collected."""
         files = {name: text + "\n" for name, text in self._secrets.items()}
+        if self._variables:
+            lines = (f"{name}='{value}'\n" for name, value in self._variables.items())
+            files[f"{self._prefix}.env"] = "".join(lines)
         if self._keys:
             files[f"{self._prefix}.keys"] = "".join(msgspec.json.encode(each).decode() + "\n" for each in self._keys)
         notes = sorted(self._notes, key=lambda note: (note.file, note.line or 0))

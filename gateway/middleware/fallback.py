@@ -38,7 +38,15 @@ from hostler.gateway.backends.failure_policy import (
     retryable_hint,
 )
 from hostler.gateway.backends.hop import Hop
-from hostler.gateway.backends.reservation import estimate, refusal, settle, uncounted
+from hostler.gateway.backends.reservation import (
+    count_request,
+    estimate,
+    rate_wait_s,
+    refusal,
+    settle,
+    settle_rate,
+    uncounted,
+)
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
 from hostler.gateway.backends.wake_on_lan import StillAsleep
@@ -183,6 +191,8 @@ class FallbackMiddleware(RequestMiddleware):
             return "draining"
         if (refused := refusal(context, hop, target)) is not None:
             return refused
+        if rate_wait_s(context, hop, self._clock()) > 0:
+            return "rate_limited"
         if context.only is not None or isinstance(context.request, LoadRequest):
             return None
         if fits_better_later(context.request, target, candidate.later) or (failed and has_no_room(target, failed)):
@@ -197,6 +207,8 @@ class FallbackMiddleware(RequestMiddleware):
         hop = candidate.hop
         if reason == "budget_exhausted" and hop.spending is not None:
             return hop.spending.resumes_in()
+        if reason == "rate_limited" and hop.rates is not None:
+            return hop.rates.wait_s(self._clock())
         if reason == "circuit_open":
             return candidate.rest_s(self._clock())
         return None
@@ -217,6 +229,8 @@ class FallbackMiddleware(RequestMiddleware):
         retried = len(context.attempts) > 1 and _retries(context) > 0
         woken = False
         while True:
+            if (wait_s := rate_wait_s(context, hop, self._clock())) > 0:
+                return FailedHop(hop=hop, reason="rate_limited", retry_after_s=wait_s)
             reserved = estimate(context, hop, target)
             if reserved is not None and hop.spending is not None and not await hop.spending.try_reserve(reserved):
                 return FailedHop(hop=hop, reason="budget_reserved")
@@ -226,11 +240,13 @@ class FallbackMiddleware(RequestMiddleware):
                 if isinstance(context.request, LoadRequest)
                 else hop.breakers.acquire(target.name_there, self._clock())
             )
+            use = count_request(context, hop, self._clock())
             attempt = context.begin_attempt(target, hop=candidate.index, now=self._clock())
             try:
                 failure = await self._attempt(context, attempt, hop, permit, call_next)
             finally:
                 settle(context, attempt, hop, reserved)
+                settle_rate(attempt, hop, use)
             if failure is None:
                 return None
             error, rule = failure.error, FAILURE_RULES[failure.outcome]

@@ -79,6 +79,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
         if placement.preset is not None and placement.preset.changes_requests:
             context.request = adapter.apply_preset(context.request, placement.preset)
         context.request = adapter.validate(context.request, placement.card)
+        if placement.card.progress is not None:
+            context.writer.encoder.set_progress(placement.card.progress)
         context.writer.encoder.bind_model(placement.card)
         context.candidates = self._targets_of(placement)
         if len(context.candidates) < 2 or sum(each.backend in self._hosts for each in context.candidates) < 2:

@@ -23,6 +23,7 @@ const TEXT = {
   non_local: "not local",
   budget_exhausted: "daily budget exhausted",
   budget_reserved: "daily budget reserved",
+  rate_limited: "rate limit reached",
   too_long: "context too small",
   excluded: "excluded by the request",
   max_attempts: "attempt limit reached",

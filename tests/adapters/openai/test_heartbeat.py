@@ -53,6 +53,19 @@ def test_thinking_shows_a_line_and_the_progress(chat: Any, start_encoder: Any) -
     assert waiting["x_hostler"]["position"] == 3
 
 
+def test_a_model_may_have_a_setting_of_its_own(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
+    encoder.set_progress("off")
+    assert encoder.heartbeat(LOADING) == b""
+    encoder.set_progress("thinking")
+    encoder.heartbeat(LOADING)
+    assert b"[hostler] queued" in encoder.heartbeat(QUEUED)
+    for_programs = start_encoder(chat(stream=True, n=2), progress="off")
+    for_programs.set_progress("thinking")
+    for_programs.heartbeat(LOADING)
+    assert b"[hostler]" not in for_programs.heartbeat(QUEUED)
+
+
 @pytest.mark.parametrize(
     ("fields", "setting"),
     [({}, "quiet"), ({"n": 2}, "thinking"), ({"response_format": {"type": "json_object"}}, "thinking")],

@@ -64,3 +64,9 @@ def test_at_most_twenty_models_are_named() -> None:
     message = model_not_found("x", [f"m{number}" for number in range(50)]).message
     assert "m19, and 30 more" in message
     assert "m20" not in message
+
+
+def test_the_operator_s_metadata_is_shown(adapter: OpenAIAdapter, decode_request: Any) -> None:
+    card = ModelCard(name="m", aliases=("n",), metadata={"team": "blue", "tags": [1, {"a": None}]})
+    entries = json.loads(adapter.model_info(decode_request("/v1/models"), ModelList(cards=(card,))).body)["data"]
+    assert [entry["metadata"] for entry in entries] == [{"team": "blue", "tags": [1, {"a": None}]}] * 2

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from fakes.requests import chat
 
-from hostler.gateway.backend_settings import BackendSettings
+from hostler.gateway.backend_settings import BackendSettings, BackendTimeouts
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport, with_prefix
 from hostler.gateway.backends.transport import Backend, TlsOptions, Transport
 from hostler.gateway.config import ConfigError, Settings
@@ -29,6 +29,16 @@ def server(url: str = "http://127.0.0.1:9000", **fields: Any) -> BackendSettings
 def test_the_chain_is_the_own_supervisor_and_then_the_files_order() -> None:
     assert chain_order(settings(b=server(), a=server()), LOCAL) == ("local", "b", "a")
     assert chain_order(settings(b=server(), a=server()), None) == ("b", "a")
+
+
+def test_a_backend_may_have_time_limits_of_its_own() -> None:
+    own = BackendTimeouts(connect_s=9.0, between_bytes_s=5.0)
+    far = BackendSettings(kind="supervisor", url="http://10.0.0.1:8080", timeouts=BackendTimeouts(first_byte_s=7.0))
+    found = build_backends(settings(a=server(timeouts=own), b=server(), far=far), ["far"], LAN, REMOTE)
+    usual = found["b"].timeouts
+    assert (found["a"].timeouts.connect_s, found["a"].timeouts.between_bytes_s) == (9.0, 5.0)
+    assert found["a"].timeouts.first_byte_s == usual.first_byte_s
+    assert (found["far"].timeouts.first_byte_s, found["far"].timeouts.connect_s) == (7.0, usual.connect_s)
 
 
 def test_a_configured_chain_may_place_the_own_supervisor() -> None:

@@ -125,10 +125,59 @@ def test_settings_have_their_places() -> None:
 def test_what_is_not_taken_over_is_reported_with_its_line() -> None:
     missing = [note for note in translate(EVERYTHING).notes if note.kind == "missing"]
     assert all(note.line and note.text for note in missing)
-    assert [note.key for note in missing] == [
-        "model_list[0].litellm_params.rpm", "model_list[0].litellm_params.tpm", "litellm_settings.success_callback",
-        "router_settings.routing_strategy", "general_settings.alerting", "environment_variables.REDIS_HOST",
+    assert [note.key for note in missing] == ["litellm_settings.success_callback", "general_settings.alerting"]
+
+
+def test_limits_of_a_deployment_are_those_of_a_backend_of_its_own() -> None:
+    found = backends(EVERYTHING)["azure"]
+    assert found["limits"] == {"requests_per_minute": 6, "tokens_per_minute": 1000}
+    two = "".join(
+        f"  - {{model_name: {name}, litellm_params: {{model: groq/{name}, rpm: 5, timeout: 9, stream_timeout: 3}}}}\n"
+        for name in ("a", "b")
+    )
+    found = backends(f"model_list:\n{two}router_settings: {{model_group_alias: {{c: a}}}}\n")
+    assert {name: each["models"] for name, each in found.items()} == {
+        "groq": {"a": "a", "c": "a"}, "groq-2": {"b": "b"}
+    }  # fmt: skip
+    assert found["groq"]["timeouts"] == {"first_byte_s": 9, "between_bytes_s": 3}
+
+
+def test_variables_are_in_a_file_for_where_hostler_is_started() -> None:
+    text = "model_list: []\nenvironment_variables: {A: plain-value, B: 7, 'no name': x, C: \"it's\"}\n"
+    imported = translate(text)
+    assert imported.secret_files == {"hostler.env": "A='plain-value'\nB='7'\n"}
+    assert [note.key for note in imported.notes if note.kind == "missing"] == [
+        "environment_variables.no name", "environment_variables.C"
     ]  # fmt: skip
+    assert "plain-value" not in str(imported.notes) + sections_text(imported.sections)
+
+
+def test_callbacks_with_a_counterpart_are_taken_over() -> None:
+    notes = translate("model_list: []\nlitellm_settings: {callbacks: [prometheus, otel, sentry]}\n").notes
+    assert [(note.kind, note.text.partition(":")[0]) for note in notes if note.key.endswith("callbacks")] == [
+        ("taken", "prometheus"), ("changed", "otel"), ("missing", "sentry")
+    ]  # fmt: skip
+
+
+def test_other_facts_of_a_model_are_its_metadata() -> None:
+    info = "{mode: chat, version: 2, base_model: gpt-x}"
+    found = backends(f"model_list: [{{model_name: m, litellm_params: {{model: x}}, model_info: {info}}}]")
+    assert found["openai"]["describe"]["x"]["metadata"] == {"version": 2, "base_model": "gpt-x"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("router_settings: {enable_pre_call_checks: true}", "taken"),
+        ("router_settings: {enable_pre_call_checks: false}", "missing"),
+        ("router_settings: {retry_policy: {TimeoutErrorRetries: 3}}", "changed"),
+        ("litellm_settings: {turn_off_message_logging: true}", "taken"),
+        ("litellm_settings: {cache: true}", "missing"),
+    ],
+)
+def test_what_hostler_does_in_any_case_is_said(setting: str, kind: str) -> None:
+    (note,) = [each for each in translate(f"model_list: []\n{setting}\n").notes if "settings." in each.key]
+    assert (note.kind, note.line, bool(note.text)) == (kind, 2, True)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_settings_of_the_server_have_their_places() -> None:
     assert sections["supervisor"] == {
         "start_timeout_s": 240.0, "engine_ports": "9100-10099", "sets": [["chat", "speech"]]
     }  # fmt: skip
-    assert sections["gateway"]["logging"] == {"level": "warning"} and sections["gateway"]["timeouts"]["connect_s"] == 30
+    assert sections["gateway"]["logging"] == {"level": "warning"} and sections["gateway"]["timeouts"]["connect_s"] == 20
     assert sections["gateway"]["switching"] == {"progress": "thinking"}
 
 
@@ -178,6 +178,33 @@ def test_a_peer_becomes_a_backend() -> None:
     other = translate(EVERYTHING).sections["backends"]["other"]
     assert other["url"] == "https://other.example/v1" and other["models"] == {"big": "big"}
     assert other["request"] == {"drop": ["top_k"], "force": {"store": False}}
+    assert other["timeouts"] == {"connect_s": 30, "first_byte_s": 60}
+
+
+def test_metadata_and_progress_are_those_of_the_profile() -> None:
+    metadata = "{port: '${PORT}', size: 7, tags: [a, 'at ${PORT}'], deep: {url: 'http://h:${PORT}', fast: true}}"
+    model = f"{{cmd: llama-server -m x.gguf, sendLoadingState: true, metadata: {metadata}}}"
+    imported = translate(f"models: {{m: {model}}}")
+    found = imported.sections["profiles"]["m"]
+    assert found["metadata"] == {"size": 7, "tags": ["a"], "deep": {"fast": True}} and found["progress"] == "thinking"
+    assert "another port at each start" in "".join(texts(imported, "changed"))
+
+
+def test_groups_and_peers_whose_names_are_alike_stay_apart() -> None:
+    models = "".join(f"  {name}: {{cmd: 'llama-server -m {name}.gguf'}}\n" for name in "abcd")
+    groups = "groups:\n  g x: {persistent: true, members: [a, b]}\n  g-x: {persistent: true, members: [c, d]}\n"
+    peers = "peers: {p x: {proxy: 'http://one', models: [m]}, p-x: {proxy: 'http://two', models: [n]}}\n"
+    sections = translate(f"models:\n{models}{groups}{peers}").sections
+    assert sections["supervisor"]["groups"] == {"g-x": ["a", "b"], "g-x-2": ["c", "d"]}
+    assert {name: each["url"] for name, each in sections["backends"].items()} == {
+        "p-x": "http://one/v1", "p-x-2": "http://two/v1"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "kind"), [("true", "taken"), ("false", "changed")])
+def test_aliases_are_listed_in_any_case(value: str, kind: str) -> None:
+    notes = texts(translate(f"includeAliasesInList: {value}\nmodels: {{}}\n"), kind)
+    assert any("has entries for aliases" in note for note in notes)
 
 
 def test_the_documented_keys_that_have_no_counterpart_are_these() -> None:
@@ -186,12 +213,7 @@ def test_the_documented_keys_that_have_no_counterpart_are_these() -> None:
         kinds.setdefault(re.sub(r"\[\d+\]", "", note.key), set()).add(note.kind)
     assert kinds.pop("models.chat.filters") == {"missing"}  # stripParams names the model, which nothing removes
     missing = {key for key, each in kinds.items() if each == {"missing"}}
-    assert missing == {
-        "metricsMaxInMemory", "models.chat.metadata", "models.chat.sendLoadingState",
-        "models.chat.timeouts.keepalive", "models.chat.timeouts.idleConn", "peers.other.timeouts.keepalive",
-        "peers.other.timeouts.idleConn", "peers.other.timeouts.tlsHandshake", "peers.other.timeouts.responseHeader",
-    }  # fmt: skip
-    assert len(missing) / len(kinds) < 0.18
+    assert missing == set()
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backend_settings import PriceSettings, WakeSettings
+from hostler.gateway.backend_settings import PriceSettings, RateSettings, WakeSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import Reservation, SpendingTracker
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.context import RequestContext
@@ -346,6 +347,39 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: budget_exhausted", None)
 
 
+async def test_a_backend_gets_so_many_requests_in_a_minute() -> None:
+    chain = FakeChain("a", "b")
+    rates = RateLimiter(RateSettings(requests_per_minute=1))
+    chain.hops["a"] = Hop(name="a", breakers=chain.breakers["a"], rates=rates)
+    assert outcomes(await chain.dispatch()) == [("a", "answered")]
+    second = await chain.dispatch()
+    assert (outcomes(second), second.reason) == ([("b", "answered")], "a: rate_limited")
+    chain.now += 20.0
+    with pytest.raises(TooManyRequests, match="limit of requests or tokens per minute is reached") as caught:
+        del chain.hops["b"]
+        await chain.dispatch()
+    assert caught.value.retry_after_s == pytest.approx(40.0)
+    assert not caught.value.final
+    chain.now += 41.0
+    assert outcomes(await chain.dispatch()) == [("a", "answered")]
+
+
+async def test_tokens_of_answers_count_and_failed_attempts_count_none() -> None:
+    async def refuse(context: RequestContext) -> None:
+        raise BackendUnavailable("down", backend="a")
+
+    async def answer(context: RequestContext) -> None:
+        context.current.usage = Usage(prompt_tokens=90, completion_tokens=20)
+
+    chain = FakeChain("a", "b", a=[refuse, answer])
+    rates = RateLimiter(RateSettings(tokens_per_minute=100))
+    chain.hops["a"] = Hop(name="a", breakers=chain.breakers["a"], rates=rates)
+    await chain.dispatch(chain.context(body=b"x" * 4000))
+    assert rates.wait_s(chain.now) == 0
+    await chain.dispatch(chain.context(only="a"))
+    assert rates.wait_s(chain.now) > 0
+
+
 @pytest.mark.parametrize(("usage", "cost"), [
     (Usage(prompt_tokens=1_000_000, completion_tokens=500_000), 1.5),
     (Usage(prompt_tokens=1_000_000, cached_tokens=500_000, completion_tokens=0), 0.55),
@@ -368,6 +402,7 @@ async def test_without_a_reported_cost_tokens_are_priced(tmp_path: Path, usage: 
 
 async def test_a_trial_returns_its_permit_even_if_recording_costs_fails() -> None:
     class Broken:
+        limit = None
         limit_reached = False
 
         def estimate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -196,3 +197,11 @@ async def test_a_chat_without_a_model_gets_the_one_that_can_chat(request_: Any, 
     )
     await middleware.dispatch(make_context(request_), call_next)
     assert names == asked
+
+
+@pytest.mark.parametrize(("own", "told"), [("quiet", ["quiet"]), (None, [])])
+async def test_a_model_may_have_its_own_setting_of_progress(own: str | None, told: list[str]) -> None:
+    context, found = make_context(chat(), writer=FakeWriter()), []
+    context.writer.encoder = cast(Any, SimpleNamespace(set_progress=found.append, bind_model=lambda _: None))
+    await detect(placement(card=ModelCard(name="m", progress=own)), context)
+    assert found == told
