@@ -291,6 +291,7 @@ def smoke(session: nox.Session) -> None:
     )
     session.run("hostler", "--version", env=CLEAN)
     session.run("hostler", "check", env=CLEAN, success_codes=[0, 2])  # 2: no engine is installed
+    session.run("python", ".ci/smoke.py", "tests/fakes/fake_engine.py", env=CLEAN)
     session.run("pytest", "tests/adapters", "tests/profiles", *SIDE_BY_SIDE, SAME_EXAMPLES, *session.posargs, env=CLEAN)
 
 

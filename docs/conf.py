@@ -23,7 +23,16 @@ NAVIGATION: Mapping[str, tuple[str, ...]] = {
     "Start": ("quick-start-one-pc", "quick-start-home-lab", "quick-start-team"),
     "Recipes": ("recipes", "clients"),
     "Coming from": ("from-llama-swap", "from-ollama", "from-lm-studio", "from-litellm"),
-    "Running it": ("troubleshooting", "faq", "upgrading", "operations", "clusters-behind", "cluster", "security"),
+    "Running it": (
+        "windows-and-macos",
+        "troubleshooting",
+        "faq",
+        "upgrading",
+        "operations",
+        "clusters-behind",
+        "cluster",
+        "security",
+    ),
     "Reference": ("configuration", "engines", "compatibility", "performance"),
     "Developing it": ("architecture",),
 }

@@ -4,6 +4,7 @@ constructors."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +90,14 @@ class ConfigError(Exception):
         self.omitted = tuple(omitted)
 
 
+#: Where the file of a service is.
+_SYSTEM_FILE = (
+    Path(os.environ.get("PROGRAMDATA") or "C:/ProgramData", "hostler", "hostler.yaml")
+    if sys.platform == "win32"
+    else Path("/etc/hostler/hostler.yaml")
+)
+
+
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
     """The configuration file: as given, else `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none.
 
@@ -105,7 +114,7 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
         except (ValueError, OSError) as error:
             what = str(error)
         raise ConfigError(f"{origin} names {named}, but {what}")
-    for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
+    for candidate in (Path("hostler.yaml"), _SYSTEM_FILE):
         if candidate.is_file():
             return candidate
     return None

@@ -18,6 +18,7 @@ import msgspec
 
 from hostler.adapters.stored_response import StoredResponse
 from hostler.gateway.state_files import state_file
+from hostler.profiles.file_flags import NO_FOLLOW
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class ResponseStore:
     def _open(self) -> sqlite3.Connection:
         assert self.file is not None
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | NO_FOLLOW, 0o600))
         self.file.chmod(0o600)
         database = sqlite3.connect(self.file, timeout=2.0)
         try:

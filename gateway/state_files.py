@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,4 +22,6 @@ def service_directory(environ: Mapping[str, str]) -> Path | None:
 
 def user_directory(environ: Mapping[str, str]) -> Path:
     """The state directory of the user who runs the gateway. Raises `RuntimeError` if the home directory is unknown."""
+    if sys.platform == "win32" and not environ.get("XDG_STATE_HOME"):
+        return Path(environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "hostler" / "state"
     return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "hostler"

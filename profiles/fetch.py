@@ -7,12 +7,14 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
+from hostler.profiles.file_lock import lock_file
 from hostler.profiles.file_reading import is_file
 from hostler.profiles.hub_access import hub_home
 from hostler.profiles.hub_quantizations import find_file, known_file
@@ -207,14 +209,12 @@ class _Fetcher:
     @contextlib.contextmanager
     def _locked(self, source: ModelSource, target: Path) -> Iterator[None]:
         """The lock of one file, across processes; the system releases it when its holder dies."""
-        import fcntl
-
         lock = self._cache / "models" / ".locks" / _key(target)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("ab") as file:
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock_file(file.fileno())
                     break
                 except BlockingIOError:
                     self._report(FetchProgress(file=source.name, phase="waiting"))
@@ -248,9 +248,11 @@ def _hub_cache_paths(source: ModelSource) -> list[Path]:
 
 def _replace(fresh: Path, target: Path) -> None:
     """Make `fresh` the `target` in one step that also survives a power cut."""
-    with fresh.open("rb") as file:
+    with fresh.open("r+b") as file:
         os.fsync(file.fileno())
     fresh.replace(target)
+    if sys.platform == "win32":  # where folders cannot be opened
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from hostler.profiles.file_flags import BINARY, CLOSE_ON_EXEC, NON_BLOCKING
+
 #: Bytes of a name and of a path that the system takes, at most.
 _MAX_NAME = 255
 _MAX_PATH = 4095
@@ -42,7 +44,7 @@ def is_file(path: Path) -> bool:
 def read_limited(path: Path, limit: int) -> bytes:
     """The contents of a regular file. Raises `FileTooLarge` and `OSError`. A device or pipe may have no end."""
     # A pipe without a writer would block.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | NON_BLOCKING | CLOSE_ON_EXEC | BINARY), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileTooLarge("is not a regular file")
         content = file.read(limit + 1) or b""  # files of the kernel may have nothing for now

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -25,10 +24,14 @@ from hostler.profiles.sources import BLOCK, REPORT_S, SourceError
 # Kills pip, and all that pip has started, as soon as this process is gone or closes the pipe.
 _GUARD = """
 import os, signal, subprocess, sys, threading
+def end():
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    subprocess.run(["taskkill", "/F", "/T", "/PID", str(os.getpid())], stdin=subprocess.DEVNULL, capture_output=True)
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 def watch():
     sys.stdin.buffer.read()
-    os.killpg(0, signal.SIGKILL)
+    end()
 threading.Thread(target=watch, daemon=True).start()
 os._exit(child.wait() & 0xFF)
 """
@@ -98,8 +101,8 @@ def _run_pip(requirement: str, folder: Path, report: ReportBytes, cancellation: 
                 report("downloading", downloaded, _announced_size(output))
         finally:
             if guard.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(guard.pid, signal.SIGKILL)
+                assert guard.stdin is not None
+                guard.stdin.close()  # the guard ends pip, and itself
                 guard.wait()
             reader.join()
     if guard.returncode != 0:

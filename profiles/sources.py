@@ -150,6 +150,8 @@ def cache_directory(env: Mapping[str, str] | None = None) -> Path:
         return Path(explicit).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "hostler"
+    if sys.platform == "win32" and not env.get("XDG_CACHE_HOME"):
+        return Path(env.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "hostler" / "cache"
     base = env.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hostler"
 

@@ -364,7 +364,7 @@ def replace_text(path: Path, old: str, new: str, *, mode: int = 0o644) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(new.encode())
             file.flush()
-            os.fchmod(file.fileno(), mode)
+            Path(temporary).chmod(mode)
             os.fsync(file.fileno())
         if path.exists() and path.read_bytes() != old.encode():
             raise DocumentError(str(path), None, "", "was changed by another program at the same time; try again")

@@ -24,6 +24,8 @@ _POLL_S: Final = 0.02
 
 _PR_SET_PDEATHSIG: Final = 1
 
+#: Ends a process at once, whatever it does: SIGKILL, and on Windows, which has none, its number.
+FORCED_END: Final[int] = getattr(signal, "SIGKILL", 9)
 # `Child` has a method of that name.
 _SIGTERM: Final = signal.SIGTERM
 
@@ -58,6 +60,10 @@ class Child:
 
         Raises `OSError` if it cannot run. Linux kills the child with the thread that called this.
         """
+        if cls is Child and sys.platform == "win32":
+            from hostler.supervisor.windows_child import WindowsChild
+
+            return WindowsChild.start(arguments, environment, on_line, cwd, pass_fds)
         launcher = _launcher(environment.get("PATH")) if _is_native(arguments[0]) else ()
         popen = subprocess.Popen(
             [*launcher, *arguments], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -118,7 +124,7 @@ class Child:
                 await self.exited.wait()
         finally:
             with anyio.CancelScope(shield=True):
-                self.signal(signal.SIGKILL)
+                self.signal(FORCED_END)
                 # Bounded: a process in an uninterruptible wait of the kernel outlives even that.
                 with anyio.move_on_after(5):
                     await self.exited.wait()
@@ -180,13 +186,17 @@ class Child:
             os.close(self._pidfd)
             self._pidfd = None
         # The zombie still holds the group's number, so this cannot hit another group.
-        self.signal(signal.SIGKILL)
+        self.signal(FORCED_END)
         self.returncode = self._popen.wait()
         self._empty = not self._group_exists()
         for descriptor in [*self._splitters]:
             self._read(descriptor)
             if descriptor in self._splitters:
                 self._drop(descriptor)
+        self._finish()
+
+    def _finish(self) -> None:
+        """It has ended, and all of its output is there."""
         self.exited.set()
         for listener in self._listeners:
             listener()
@@ -277,7 +287,7 @@ def _end_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     prctl, parent, getppid, exit_now = ctypes.CDLL(None).prctl, os.getpid(), os.getppid, os._exit
-    number = int(signal.SIGKILL)
+    number = FORCED_END
 
     def end_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -252,6 +252,8 @@ def _remove(path: Path) -> None:
 
 def _refuse_shared(directory: Path) -> None:
     """Raises `PermissionError` for a directory like /tmp: open to other users, and not ours or with folders in it."""
+    if not hasattr(os, "geteuid"):
+        return  # Windows: folders of a user are closed to others
     status = directory.stat()
     if not status.st_mode & 0o077:
         return

@@ -6,13 +6,16 @@ import contextlib
 import glob
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import msgspec
+import psutil
 
+from hostler.profiles.file_flags import BINARY
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 
 T = TypeVar("T")
@@ -123,7 +126,7 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
     With `sync` the content is on the disk before it replaces the old one.
     """
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600), "wb") as file:
         file.write(content)
         if sync:
             file.flush()
@@ -132,6 +135,8 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":  # where signal 0 is a Ctrl-C
+        return psutil.pid_exists(pid) and pid != os.getpid()
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

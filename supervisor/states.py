@@ -34,9 +34,10 @@ _PATTERNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
 )  # fmt: skip
 
 
+#: By number: not every system has a name for each.
 _SIGNAL_HINTS: Final[Mapping[int, str]] = {
-    signal.SIGKILL: " (the system was probably short of memory)",
-    signal.SIGILL: " (the program was built for another processor)",
+    9: " (the system was probably short of memory)",
+    4: " (the program was built for another processor)",
 }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from hostler.gateway.context import ALL_SCOPES, Client, KeyRules, KeyScope
+from hostler.profiles.file_lock import lock_file
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 from hostler.supervisor.state_store import replace_file
@@ -62,7 +63,8 @@ class KeyFileError(Exception):
 
 def default_file() -> Path:
     """The key file where the configuration names none."""
-    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    usual = os.environ.get("APPDATA") or "~/AppData/Roaming" if sys.platform == "win32" else "~/.config"
+    base = os.environ.get("XDG_CONFIG_HOME") or usual
     return Path(base).expanduser() / "hostler" / "keys"
 
 
@@ -156,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Lock the key file, through a file beside it, since the key file itself is replaced."""
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_file(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -22,6 +21,8 @@ from hostler.gateway.batches.records import Batch, BatchItem, ItemOutcome, ItemR
 from hostler.gateway.batches.store import BatchStore, StorageFailed
 from hostler.gateway.context import Client
 from hostler.gateway.internal_request import InternalAnswer
+from hostler.profiles.file_flags import CLOSE_ON_EXEC
+from hostler.profiles.file_lock import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -315,12 +316,12 @@ def _lock(path: Path) -> int | None:
     """The descriptor of the locked file; `None` if another process has it, or it cannot be made."""
     try:
         path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | CLOSE_ON_EXEC, 0o600)
     except OSError as error:
         logger.error("batches are not served: %s", error)
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor)
     except OSError:
         os.close(descriptor)
         return None

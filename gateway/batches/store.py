@@ -15,6 +15,7 @@ import msgspec
 
 from hostler.adapters.errors import GatewayError, RequestTooLarge
 from hostler.gateway.batches.records import Batch, BatchItem, Counts, ItemOutcome, ItemResult, StoredFile
+from hostler.profiles.file_flags import NO_FOLLOW
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS files (
@@ -208,7 +209,7 @@ class BatchStore:
 
     def _open(self) -> sqlite3.Connection:
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | NO_FOLLOW, 0o600))
         self.file.chmod(0o600)
         # Used by one thread at a time.
         database = sqlite3.connect(self.file, timeout=5.0, check_same_thread=False)

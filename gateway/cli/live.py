@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -118,6 +119,9 @@ class LiveView:
             self._log.output = self._write
         try:
             # Received from before the first frame on: the user may press Ctrl-Z as soon as there is one.
+            if sys.platform == "win32":  # where nothing stops a process but a debugger
+                await self._poll(get_status)
+                return
             with anyio.open_signal_receiver(signal.SIGCONT) as continued:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._restart_after_stop, continued)

@@ -16,6 +16,7 @@ from hostler import __version__
 from hostler.gateway.auth.bind_policy import addresses, bound_addresses, is_loopback, keys_in_force
 from hostler.gateway.cli.banner import banner, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
+from hostler.gateway.cli.stop_signals import stop_signals
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.preflight import without_token
@@ -299,9 +300,9 @@ async def _handling_signals(stop: Callable[[], None], view: LiveView | None = No
 
 
 async def _handle_signals(stop: Callable[[], None], repeat_s: float) -> None:
-    """The first SIGINT or SIGTERM stops gracefully, a later one at once."""
+    """The first of `stop_signals` stops gracefully, a later one at once."""
     first_at: float | None = None
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with stop_signals() as signals:
         async for number in signals:
             now = anyio.current_time()
             if first_at is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import secrets
 from pathlib import Path
+
+from hostler.profiles.file_flags import BINARY
+from hostler.profiles.file_lock import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +27,20 @@ class Identity:
     def _kept(self, file: Path) -> str | None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | BINARY, 0o600)
         except OSError as error:
             _report(file, error)
             return None
         self._descriptor = descriptor
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+            lock_file(descriptor)
+            found = os.read(descriptor, 64).decode("ascii", "replace").strip()
             if _ID.fullmatch(found):
                 return found
             fresh = secrets.token_hex(8)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, fresh.encode() + b"\n", 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, fresh.encode() + b"\n")
             return fresh
         except BlockingIOError:
             return None  # another gateway's, which runs on this machine

@@ -1,4 +1,4 @@
-"""uvloop's event loop, except that names are resolved in threads that nothing waits for."""
+"""uvloop's event loop, and asyncio's own where there is none, except that names are resolved in threads that nothing waits for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import uvloop
+if TYPE_CHECKING:
+    from uvloop import Loop as _Base
+else:
+    try:
+        from uvloop import Loop as _Base
+    except ModuleNotFoundError:  # Windows
+        _Base = getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)
 
 _Found = list[tuple[Any, ...]]
 
 
-class Loop(uvloop.Loop):
+class Loop(_Base):
     """A lookup that hangs keeps neither the loop nor the process from ending: with uvloop's own, both wait for libuv.
 
     Equal lookups share a thread, so that there are no more of these than names.

@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import anyio
 import anyio.lowlevel
@@ -46,6 +46,10 @@ _CLEAN_UP_S = 2.0
 _SO_ATTACH_FILTER = 26
 
 #: Who may use a Unix socket: its owner and its group, to which a reverse proxy can be added.
+#: `None` where Python has no such sockets.
+UNIX_SOCKETS: Final[int | None] = getattr(socket, "AF_UNIX", None)
+#: On Windows, SO_REUSEADDR would let two programs listen at one address.
+_KEEPS_OTHERS_OUT: Final[int] = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
 _UNIX_MODE = 0o660
 
 
@@ -72,7 +76,9 @@ def bind(addresses: Sequence[tuple[str, int]], setting: str, *, several: bool = 
 
 def _bind_unix(path: str, setting: str) -> socket.socket:
     """A socket that its owner's group may use, too. One that a killed process left behind is replaced."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if UNIX_SOCKETS is None:
+        raise ListenError(f"cannot listen on unix:{path}: this system has no such sockets; change {setting}")
+    sock = socket.socket(UNIX_SOCKETS, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 - sockets are named by text
@@ -112,7 +118,7 @@ def _bind_one(host: str, port: int, setting: str, *, several: bool) -> socket.so
         raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _KEEPS_OTHERS_OUT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
@@ -196,7 +202,7 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         if not self.shared:
-            self._unix_paths = [each.getsockname() for each in sockets or () if each.family == socket.AF_UNIX]
+            self._unix_paths = [each.getsockname() for each in sockets or () if each.family == UNIX_SOCKETS]
         try:
             await super().serve(sockets)
         finally:
@@ -213,7 +219,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # Unix sockets stay plain: only this machine reaches them.
-        plain = [each for each in sockets or () if self._certificate is not None and each.family == socket.AF_UNIX]
+        plain = [each for each in sockets or () if self._certificate is not None and each.family == UNIX_SOCKETS]
         await super().startup(sockets=sockets if sockets is None else [each for each in sockets if each not in plain])
         config, loop = self.config, asyncio.get_running_loop()
         state = {"config": config, "server_state": self.server_state, "app_state": self.lifespan.state}
@@ -375,7 +381,7 @@ def _refuse_new_connections(listening: Sequence[socket.socket]) -> bool:
     steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     for each in listening:
-        if each.family == socket.AF_UNIX:
+        if each.family == UNIX_SOCKETS:
             return False
         plain = socket.socket(fileno=each.fileno())  # the loop's sockets may lack `setsockopt`
         try:

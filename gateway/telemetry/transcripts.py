@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway.state_files import state_file
+from hostler.profiles.file_flags import NO_FOLLOW
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Transcripts:
 
     def _open(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | NO_FOLLOW, 0o600))
         self.file.chmod(0o600)
         # Used by one thread at a time, but not always by the same one. No WAL: it would keep deleted contents.
         database = sqlite3.connect(self.file, check_same_thread=False, timeout=2.0)

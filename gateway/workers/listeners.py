@@ -28,7 +28,9 @@ class Listeners:
         is_spread: Callable[[socket.socket], bool],
         foreign: bool = False,
     ) -> None:
-        self._paths = [each.getsockname() for each in bound if each.family == socket.AF_UNIX and not foreign]
+        self._paths = [
+            each.getsockname() for each in bound if each.family == getattr(socket, "AF_UNIX", None) and not foreign
+        ]
         self._own: list[list[socket.socket]] = [[] for _ in range(count)]
         self._shared: list[socket.socket] = []
         for each in bound:

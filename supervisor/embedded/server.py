@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import IO, Any, Final, NoReturn
 
@@ -28,6 +29,8 @@ def serve(params: Any, commands: IO[bytes] | None, wakeup: int) -> NoReturn:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - llama.cpp has printed the reason above
         _exit(1)
+    if sys.platform == "win32":  # where neither pipes nor signals can be waited for
+        _serve_until_told(server, commands)
     # Until here a signal ends the process at once, by its default action: there are no requests yet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _exit(0))
@@ -46,6 +49,27 @@ def serve(params: Any, commands: IO[bytes] | None, wakeup: int) -> NoReturn:
             if EXIT_COMMAND in lines:
                 _exit(0)
         assert server  # kept alive: the server ends with its object
+
+
+def _serve_until_told(server: Any, commands: IO[bytes] | None) -> NoReturn:
+    """Serve until Ctrl-Break, which ends the process by its default action, the exit command, or the end of `commands`."""
+    if commands is None:
+        while server:  # kept alive: the server ends with its object
+            time.sleep(3600)
+    told = read_until_exit(commands) if commands is not None else False
+    if not told:
+        print("stdin closed: the supervisor is gone, exiting", file=sys.stderr)  # noqa: T201
+    _exit(0 if told else 1)
+
+
+def read_until_exit(commands: IO[bytes]) -> bool:
+    """Wait for the exit command; false if the other end has gone before."""
+    received = b""
+    while piece := os.read(commands.fileno(), 4096):
+        *lines, received = (received + piece).split(b"\n")
+        if EXIT_COMMAND in (line.rstrip(b"\r") for line in lines):
+            return True
+    return False
 
 
 def _exit(code: int) -> NoReturn:
@@ -105,8 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"error: the embedded engine cannot be loaded ({error}): {_remedy(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     waking, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    if sys.platform != "win32":
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     serve(params, commands, waking)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from fakes.ports import free_port
 
+from hostler.supervisor.embedded.server import read_until_exit
+
 Start = Callable[..., "Engine"]
 
 
@@ -133,3 +135,23 @@ def test_an_invalid_model_ends_it_with_a_line_that_says_so(engine: Start, tmp_pa
     _, errors = one.child.communicate(timeout=30)
     assert one.child.returncode == 1
     assert "invalid magic characters" in errors
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"hello\ncmd_router_to_child:exit\n", True),
+        (b"cmd_router_to_child:exit\r\n", True),
+        (b"cmd_router_to_child:ex", False),
+        (b"", False),
+    ],
+)
+def test_where_pipes_cannot_be_waited_for_commands_are_read(sent: bytes, told: bool) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, sent)
+    if not told:
+        os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as commands:
+        assert read_until_exit(commands) is told
+    if told:
+        os.close(writing)

@@ -1,0 +1,27 @@
+"""Signals that ask the process to end, through the event loop and through Python's own handlers."""
+
+from __future__ import annotations
+
+import signal
+
+import anyio
+import pytest
+
+from hostler.gateway.cli.stop_signals import handled_signals, stop_signals
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_signals_are_received_and_the_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with anyio.fail_after(20):
+        with stop_signals() as numbers:
+            signal.raise_signal(signal.SIGTERM)
+            assert await anext(numbers) == signal.SIGTERM
+        with handled_signals((signal.SIGTERM, signal.SIGINT)) as numbers:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+                assert await anext(numbers) == number
+            for _ in range(40):  # more than are kept
+                signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
