@@ -474,7 +474,7 @@ def deploy(session: nox.Session) -> None:
     """Lint what is shipped to run Hostler: units, containers, proxies, and the example files."""
     _install(session, "deploy", "-e", ".")
     folder = Path("deploy").resolve()
-    session.run("hadolint", str(folder / "Dockerfile"))
+    session.run("hadolint", str(folder / "Dockerfile"), str(folder / "Dockerfile.gpu"))
     # The schema comes with the checker: nothing is fetched.
     compose = [str(folder / name) for name in ("compose.yaml", "ha/compose.yaml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *compose)

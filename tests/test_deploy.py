@@ -103,8 +103,23 @@ def test_a_unit_is_watched_restarted_and_locked_down(path: Path) -> None:
 
 
 def test_containers_run_without_privileges() -> None:
-    assert re.search(r"^USER \d+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    for recipe in ("Dockerfile", "Dockerfile.gpu"):
+        assert re.search(r"^USER \d+$", (DEPLOY / recipe).read_text(), re.MULTILINE)
     for service in compose()["services"].values():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_an_image_gets_nothing_of_a_person() -> None:
+    allowed = (DEPLOY / "Dockerfile.dockerignore").read_text()
+    assert allowed.splitlines()[1] == "*"
+    assert (DEPLOY / "Dockerfile.gpu.dockerignore").read_text() == allowed
+
+
+def test_the_image_for_gpus_has_an_engine_on_its_path_and_none_of_its_own() -> None:
+    text = (DEPLOY / "Dockerfile.gpu").read_text()
+    assert re.search(r"^ARG ENGINE=\S+:server-cuda\nFROM \$\{ENGINE\}$", text, re.MULTILINE)
+    assert "PATH=/opt/hostler/bin:/app:$PATH" in text and "[embedded]" not in text
+    ports = {int(port) for port in re.findall(r"^EXPOSE (\d+)$", text, re.MULTILINE)}
+    assert ports == {8000} and "127.0.0.1:8000/healthz" in text
