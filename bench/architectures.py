@@ -15,6 +15,9 @@ from bench.random_models import ARCHITECTURES, write_model
 
 Messages = list[Message]
 
+#: The width of attention heads, as in real models.
+HEAD = 64
+
 #: The next request after a conversation of one question and its answer.
 CONTINUATIONS: dict[str, Callable[[Messages, str], Messages]] = {
     "identical": lambda asked, _: asked,
@@ -31,7 +34,7 @@ def _continued(asked: Messages, answer: str) -> Messages:
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One architecture. `read` are the tokens that were read again, by continuation; `unkept` those without saved slots.
 
-    `same`: the answers are those that the engine gives without a switch in between.
+    `read_ms` and `unkept_read_ms` are how long the engine read the longer conversation. `same`: the answers are those that the engine gives without a switch in between.
     """
 
     architecture: str
@@ -42,8 +45,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     save_ms: float
     restore_ms: float
+    read_ms: float
+    unkept_read_ms: float
     first_token_s: float
     unkept_first_token_s: float
+
+    @property
+    def share(self) -> float:
+        """What a kept conversation takes until its first token, of the time that reading it all takes: without the load."""
+        return (self.restore_ms + self.read_ms) / max(0.001, self.unkept_read_ms)
 
 
 def architectures(tokens: int, names: Sequence[str] = tuple(ARCHITECTURES)) -> list[Row]:
@@ -64,6 +74,8 @@ def architectures(tokens: int, names: Sequence[str] = tuple(ARCHITECTURES)) -> l
                 bytes=kept.bytes,
                 save_ms=kept.phase_ms("saving"),
                 restore_ms=kept.phase_ms("restoring"),
+                read_ms=kept.answers["extended"].prompt_ms,
+                unkept_read_ms=unkept.answers["extended"].prompt_ms,
                 first_token_s=kept.answers["extended"].first_token_s,
                 unkept_first_token_s=unkept.answers["extended"].first_token_s,
             )
@@ -74,7 +86,7 @@ def architectures(tokens: int, names: Sequence[str] = tuple(ARCHITECTURES)) -> l
 class _Measurement:
     def __init__(self, folder: Path, name: str, tokens: int, *, kept: bool) -> None:
         folder.mkdir()
-        model = write_model(folder / f"{name}.gguf", name)
+        model = write_model(folder / f"{name}.gguf", name, head=HEAD)
         profile = {"model": str(model), "context": 2 * tokens + 2048, "threads": 1}
         document: dict[str, Any] = {
             "supervisor": {
@@ -113,14 +125,16 @@ def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     kinds = list(CONTINUATIONS)
     lines = [
-        f"| architecture | prompt | {' | '.join(kinds)} | not kept | same tokens | bytes | save | restore | first token |",
-        f"| --- | --- | {' | '.join('---' for _ in kinds)} | --- | --- | --- | --- | --- | --- |",
+        f"| architecture | prompt | {' | '.join(kinds)} | not kept | same tokens | bytes | save | restore "
+        "| reading | reading it all | share | first token |",
+        f"| --- | --- | {' | '.join('---' for _ in kinds)} | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         read = " | ".join(f"{row.read[kind]:,}" for kind in kinds)
         lines.append(
             f"| `{row.architecture}` | {row.tokens:,} | {read} | {row.unkept['extended']:,} | {'yes' if row.same else 'no'} "
             f"| {row.bytes:,} | {row.save_ms:.0f} ms | {row.restore_ms:.0f} ms "
+            f"| {row.read_ms:.0f} ms | {row.unkept_read_ms:.0f} ms | {row.share:.2f} "
             f"| {1000 * row.first_token_s:.0f} ms (not kept: {1000 * row.unkept_first_token_s:.0f} ms) |"
         )
     return "\n".join(lines)

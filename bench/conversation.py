@@ -39,13 +39,17 @@ Message = dict[str, str]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client saw, in seconds from its request on, and what the engine says it did."""
+    """What a client saw, in seconds from its request on, and what the engine says it did.
+
+    `prompt_ms` is how long it read the `prompt_n` tokens that it had not cached.
+    """
 
     first_byte_s: float
     first_token_s: float
     seconds: float
     prompt_n: int | None
     cache_n: int | None
+    prompt_ms: float
     text: str
 
 
@@ -85,7 +89,7 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[Messa
         line = response.readline()
     seconds = time.perf_counter() - began
     return Answer(
-        first_byte_s=first_byte_s, first_token_s=first_token_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
+        first_byte_s=first_byte_s, first_token_s=first_token_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"), prompt_ms=timings.get("prompt_ms") or 0.0,
         text=text,
     )  # fmt: skip
 

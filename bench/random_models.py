@@ -45,12 +45,12 @@ class Architecture(NamedTuple):
     blocks: Sequence[Shapes]
 
 
-def _attention(*, biases: bool = False) -> Shapes:
+def _attention(head: int, *, biases: bool = False) -> Shapes:
     shapes: Shapes = {
-        "attn_q.weight": (HEADS * HEAD, WIDTH),
-        "attn_k.weight": (KV_HEADS * HEAD, WIDTH),
-        "attn_v.weight": (KV_HEADS * HEAD, WIDTH),
-        "attn_output.weight": (WIDTH, HEADS * HEAD),
+        "attn_q.weight": (HEADS * head, WIDTH),
+        "attn_k.weight": (KV_HEADS * head, WIDTH),
+        "attn_v.weight": (KV_HEADS * head, WIDTH),
+        "attn_output.weight": (WIDTH, HEADS * head),
     }
     if biases:
         shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in list(shapes.items())}
@@ -99,11 +99,11 @@ def _gated_delta() -> Shapes:
     }
 
 
-def _gated_attention() -> Shapes:
+def _gated_attention(head: int) -> Shapes:
     return {
-        **_attention(),
-        "attn_q.weight": (2 * HEADS * HEAD, WIDTH),
-        **_norms("attn_q_norm", "attn_k_norm", size=HEAD),
+        **_attention(head),
+        "attn_q.weight": (2 * HEADS * head, WIDTH),
+        **_norms("attn_q_norm", "attn_k_norm", size=head),
     }
 
 
@@ -113,10 +113,10 @@ _RECURRENT: Final = {
 }  # fmt: skip
 
 
-def _gpt_oss() -> Shapes:
+def _gpt_oss(head: int) -> Shapes:
     return {
         **_norms("attn_norm", "post_attention_norm"),
-        **_attention(biases=True),
+        **_attention(head, biases=True),
         "attn_sinks.weight": (HEADS,),
         "ffn_gate_inp.weight": (EXPERTS, WIDTH),
         "ffn_gate_inp.bias": (EXPERTS,),
@@ -129,16 +129,16 @@ def _gpt_oss() -> Shapes:
     }
 
 
-def _architectures() -> dict[str, Architecture]:
-    plain = {**_norms("attn_norm", "ffn_norm"), **_attention(), **_feed_forward()}
+def _architectures(head: int) -> dict[str, Architecture]:
+    plain = {**_norms("attn_norm", "ffn_norm"), **_attention(head), **_feed_forward()}
     qwen = {**_norms("attn_norm", "post_attention_norm"), **_feed_forward()}
     gemma = {
         **plain,
         **_norms("post_attention_norm", "post_ffw_norm"),
-        **_norms("attn_q_norm", "attn_k_norm", size=HEAD),
+        **_norms("attn_q_norm", "attn_k_norm", size=head),
     }
     wide = {"ffn_up.weight": (FEED_FORWARD, WIDTH), "ffn_down.weight": (WIDTH, FEED_FORWARD)}
-    nemotron = (_mamba2(), {**_norms("attn_norm"), **_attention()}, _mamba2(), {**_norms("attn_norm"), **wide})
+    nemotron = (_mamba2(), {**_norms("attn_norm"), **_attention(head)}, _mamba2(), {**_norms("attn_norm"), **wide})
     return {
         "llama": Architecture({}, [plain] * BLOCKS),
         "gemma3": Architecture({"attention.sliding_window": WINDOW}, [gemma] * 6),
@@ -147,7 +147,7 @@ def _architectures() -> dict[str, Architecture]:
                 "attention.sliding_window": WINDOW, "expert_count": EXPERTS, "expert_used_count": EXPERTS,
                 "expert_feed_forward_length": FEED_FORWARD,
             },
-            [_gpt_oss()] * BLOCKS,
+            [_gpt_oss(head)] * BLOCKS,
         ),
         "mamba2": Architecture(_RECURRENT, [_mamba2()] * BLOCKS),
         "nemotron_h": Architecture(
@@ -155,22 +155,25 @@ def _architectures() -> dict[str, Architecture]:
             nemotron,
         ),
         "qwen35": Architecture(
-            {**_RECURRENT, "ssm.inner_size": STATE * RANK, "full_attention_interval": 2, "rope.dimension_sections": [4, 2, 2, 0]},
-            [qwen | _gated_delta(), qwen | _gated_attention()] * 2,
+            {**_RECURRENT, "ssm.inner_size": STATE * RANK, "full_attention_interval": 2, "rope.dimension_sections": [head // 4, head // 8, head // 8, 0]},
+            [qwen | _gated_delta(), qwen | _gated_attention(head)] * 2,
         ),
     }  # fmt: skip
 
 
 #: All architectures that can be written, by their names in GGUF files.
-ARCHITECTURES: Final = _architectures()
+ARCHITECTURES: Final = _architectures(HEAD)
 
 
-def write_model(path: Path, name: str, *, seed: int = 1) -> Path:
-    """Write a model of the architecture `name`, the same one for the same seed; returns `path`."""
-    architecture = ARCHITECTURES[name]
+def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD) -> Path:
+    """Write a model of the architecture `name`, the same one for the same seed; returns `path`.
+
+    Engines read a few tokens after a long prompt as slowly as they write them if a `head` is narrower than their vectors.
+    """
+    architecture = _architectures(head)[name]
     writer = GGUFWriter(path, name)
     random = np.random.default_rng(seed)
-    _write_keys(writer, architecture)
+    _write_keys(writer, architecture, head)
     _write_tokenizer(writer)
 
     tokens = len(SPECIAL) + len(SPACES) + len(CHARACTERS)
@@ -202,12 +205,12 @@ def _weights(random: np.random.Generator, tensor: str, shape: tuple[int, ...]) -
     return values.astype(np.float32)
 
 
-def _write_keys(writer: GGUFWriter, architecture: Architecture) -> None:
+def _write_keys(writer: GGUFWriter, architecture: Architecture, head: int) -> None:
     keys: dict[str, Any] = {
         "block_count": len(architecture.blocks), "context_length": CONTEXT, "embedding_length": WIDTH,
         "feed_forward_length": FEED_FORWARD, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
-        "attention.key_length": HEAD, "attention.value_length": HEAD, "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5,
-        "rope.freq_base": 10000.0, "rope.dimension_count": HEAD,
+        "attention.key_length": head, "attention.value_length": head, "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5,
+        "rope.freq_base": 10000.0, "rope.dimension_count": head,
         **architecture.keys,
     }  # fmt: skip
     for key, value in keys.items():

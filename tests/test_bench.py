@@ -19,6 +19,7 @@ from bench import (
     engine_switches,
     ladder,
     leases,
+    overlap,
     scale,
     start,
     switching,
@@ -178,3 +179,10 @@ def test_agents_that_share_slots_are_measured() -> None:
     assert {(row.requests, row.tokens) for row in rows} == {(len(steps), rows[0].tokens)}
     assert rows[0].cached > rows[2].cached
     assert len(agents.table(rows).splitlines()) == 2 + len(rows)
+
+
+@pytest.mark.engine
+def test_the_gap_of_a_switch_is_measured() -> None:
+    found = overlap.run(rounds=1, tokens=8)
+    assert all(switch.speed > 0 for switches in found.values() for switch in switches)
+    assert len(overlap.table(found).splitlines()) == 2 + len(overlap.MODES)

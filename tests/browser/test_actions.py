@@ -271,3 +271,18 @@ async def test_a_request_in_flight_shows_what_it_waits_for(
         await page.get_by_role("link", name="1", exact=True).click()
         await expect(page.get_by_role("region", name="Queue")).to_contain_text("b")
         ready.set()
+
+
+async def test_a_leased_model_is_shown_and_its_lease_ended(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}, "b": {}}) as gateway:
+        leased = await gateway.http.post("/admin/leases", json={"model": "a", "for_s": 600, "holder": "ann"})
+        assert leased.status_code in (200, 201), leased.text
+        async with open_page(f"{gateway.url}/ui/") as page:
+            await expect(model(page, "a").locator(".badge", has_text="leased")).to_be_visible()
+            await expect(model(page, "a")).to_contain_text("(leased to ann)")
+            await expect(page.get_by_role("button", name="End the lease of b")).to_be_hidden()
+            await page.get_by_role("button", name="End the lease of a").click()
+            await expect(page.get_by_text("The lease of a has ended.")).to_be_visible()
+            await expect(model(page, "a").locator(".badge", has_text="leased")).to_be_hidden()
+            await expect(page.get_by_role("button", name="End the lease of a")).to_be_hidden()
+        assert (await gateway.http.get("/admin/leases")).json()["leases"] == []

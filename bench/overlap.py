@@ -1,0 +1,147 @@
+"""The gap of a switch, `python -m bench.overlap`: from the last token of one model's answer to the first of the next one's.
+
+The second model is requested while the first one answers. Its file is not in the page cache. The engine is the embedded one with
+copies of the shipped model, which is fetched the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.conversation import conversation
+from bench.processes import hostler_up
+from hostler.profiles.downloads import Cancellation
+from hostler.profiles.fetch import fetch_sync
+from hostler.profiles.sources import cache_directory
+from hostler.profiles.store import demo_profiles
+
+#: What `supervisor.prepare_next` does, in words.
+MODES = {"off": "stop, then start", "read": "file read ahead", "start": "started early"}
+
+
+class Switch(msgspec.Struct, frozen=True, kw_only=True):
+    """One switch: seconds between both answers, and the tokens a second of the first one."""
+
+    gap_s: float
+    speed: float
+
+
+class Stream:
+    """A streamed answer, and when its tokens came."""
+
+    def __init__(self, port: int, model: str, tokens: int) -> None:
+        self.times: list[float] = []
+        self._port = port
+        self._body: dict[str, Any] = {
+            "model": model, "messages": conversation(60), "max_tokens": tokens, "stream": True, "temperature": 0,
+            "ignore_eos": True,
+        }  # fmt: skip
+
+    def read(self, first: threading.Event | None = None) -> None:
+        """Read all of it; `first` is set with the first token."""
+        address = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
+        with contextlib.closing(address) as connection:
+            body = msgspec.json.encode(self._body)
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise RuntimeError(f"{response.status}: {response.read().decode()}")
+            for line in response:
+                if line.startswith(b"data: {") and _has_text(line[6:]):
+                    self.times.append(time.perf_counter())
+                    if first is not None:
+                        first.set()
+
+
+def _has_text(event: bytes) -> bool:
+    found = msgspec.json.decode(event)
+    if "choices" not in found:
+        raise RuntimeError(event.decode())
+    return any(choice["delta"].get("content") for choice in found["choices"])
+
+
+def forget(file: Path) -> None:
+    """Drop a file from the page cache."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def switch(port: int, wanted: str, loaded: str, file: Path, tokens: int) -> Switch:
+    """Have `loaded` answer, ask for `wanted` as soon as it does."""
+    forget(file)
+    first, second = Stream(port, loaded, tokens), Stream(port, wanted, 8)
+    begun = threading.Event()
+    reading = threading.Thread(target=first.read, args=(begun,))
+    reading.start()
+    begun.wait()
+    second.read()
+    reading.join()
+    return Switch(
+        gap_s=second.times[0] - first.times[-1],
+        speed=(len(first.times) - 1) / (first.times[-1] - first.times[0]),
+    )
+
+
+def run(rounds: int, tokens: int) -> dict[str, list[Switch]]:
+    """Alternating switches in each mode, one after the other, so many times."""
+    shipped = fetch_sync(demo_profiles()[0], cache_directory(), lambda _: None, Cancellation())
+    found: dict[str, list[Switch]] = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        files = {each: folder / f"{each}.gguf" for each in "ab"}
+        for file in files.values():
+            shutil.copyfile(shipped, file)
+        ports = {}
+        for mode in MODES:
+            (folder / mode).mkdir()
+            document = {
+                "gateway": {"switching": {"patience_s": 0}},
+                "supervisor": {"engine": "embedded", "slots_max": 0, "prepare_next": mode},
+                "profiles": {each: {"model": str(file), "context": 2048, "threads": 1} for each, file in files.items()},
+            }
+            ports[mode] = stack.enter_context(hostler_up(document, folder / mode))
+        for port in ports.values():
+            Stream(port, "a", 1).read()
+        for number in range(rounds):
+            loaded, wanted = ("a", "b") if number % 2 == 0 else ("b", "a")
+            for mode, port in ports.items():
+                found[mode].append(switch(port, wanted, loaded, files[wanted], tokens))
+    return found
+
+
+def table(found: Mapping[str, Sequence[Switch]]) -> str:
+    """The medians in Markdown."""
+    lines = ["| next model | gap, median | best | worst | tokens/s of the first model |", "|" + " --- |" * 5]
+    for mode, switches in found.items():
+        gaps = [1000 * each.gap_s for each in switches]
+        speed = statistics.median(each.speed for each in switches)
+        lines.append(
+            f"| {MODES[mode]} (`{mode}`) | {statistics.median(gaps):.0f} ms | {min(gaps):.0f} ms | {max(gaps):.0f} ms | {speed:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="switches in each mode")
+    parser.add_argument("--tokens", type=int, default=150, help="length of the first model's answer")
+    options = parser.parse_args()
+    print(table(run(options.rounds, options.tokens)))
+
+
+if __name__ == "__main__":
+    main()
