@@ -160,6 +160,13 @@ class GatewayProcess:
         return int(self.process.memory_info().rss)
 
     @property
+    def busy_s(self) -> float:
+        """For how long its threads have run, or been ready to run without having a CPU."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        fields = [(thread / "schedstat").read_text().split() for thread in threads]
+        return sum(int(ran) + int(waited) for ran, waited, _ in fields) / 1e9
+
+    @property
     def files(self) -> int:
         """Its open file descriptors."""
         return int(self.process.num_fds())

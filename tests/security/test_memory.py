@@ -89,13 +89,13 @@ async def flood(gateway: GatewayProcess, ask: Callable[[], Awaitable[Any]], time
 
 
 async def settled(gateway: GatewayProcess, target: int = 0) -> int:
-    """Its memory once it no longer shrinks or is as small as `target`: the last request ends after its answer, on a busy
-    machine some seconds after."""
-    resident = gateway.resident
-    for _ in range(100 if target else 20):
-        if resident <= target + ALLOWED // 2:
-            break
+    """Its memory once it has nothing more to do, or is as small as `target`: the last request ends after its answer, on a
+    busy machine some seconds after."""
+    resident, idle = gateway.resident, 0
+    while idle < 10 and not resident <= target + ALLOWED // 2:
+        before = gateway.busy_s
         await anyio.sleep(0.1)
+        idle = idle + 1 if gateway.busy_s - before < 0.01 else 0
         resident = min(resident, gateway.resident)
     return resident
 
