@@ -12,6 +12,7 @@ import msgspec
 from hostler.gateway.cli.backends import state
 from hostler.gateway.cli.client import AdminClient, AdminResponse, CallFailed, error_message
 from hostler.gateway.cli.formatting import format_seconds
+from hostler.gateway.cli.speed import SpeedCheck, model_speeds
 from hostler.gateway.cli.start_options import UNAUTHORIZED
 
 #: Time limit of a test request, in seconds: the model may have to be loaded first.
@@ -70,6 +71,10 @@ class Doctor:
             for host in hosts
             for program in (host.get("host") or {}).get("programs", ())
         ]
+
+    def speeds(self) -> list[SpeedCheck]:
+        """The loaded models of all hosts, whether their GPUs are used, and how fast they are."""
+        return model_speeds(self._client.get("/admin/status"))
 
     def ask(self, model: str) -> dict[str, Any]:
         """Send a test request, and report which backend answered it."""

@@ -243,6 +243,7 @@ def doctor(
     from hostler.gateway.cli import views
     from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
+    from hostler.gateway.cli.speed import speed_rows
 
     with failing_calls():
         target = connect(config, url, key_file)
@@ -252,9 +253,19 @@ def doctor(
         findings = [examiner.examine(found["model"], hop) for hop in found["hops"]]
         notes = examiner.notes()
         programs = examiner.programs()
+        speeds = examiner.speeds()
         store = views.store_problem(target.status)
     if as_json:
-        print_json({"model": found["model"], "hops": findings, "backends": notes, "programs": programs, "store": store})
+        print_json(
+            {
+                "model": found["model"],
+                "hops": findings,
+                "backends": notes,
+                "programs": programs,
+                "speeds": speeds,
+                "store": store,
+            }
+        )
     else:
         print_parts(f"{found['model']}:")
         print_table(
@@ -277,6 +288,17 @@ def doctor(
                 Column("LACKS", wraps=True, drop=1),
             ]
             print_table(columns, program_rows(programs))
+        if speeds:
+            columns = [
+                Column("HOST", named=True),
+                Column("MODEL", named=True),
+                Column("GPU"),
+                Column("ON THE GPU"),
+                Column("MEASURED", right=True),
+                Column("EXPECTED", right=True),
+                Column("BY", wraps=True),
+            ]
+            print_table(columns, speed_rows(speeds))
         if store:
             print_parts(store)
     if not findings or not all(finding.ok for finding in findings):
