@@ -1,6 +1,7 @@
 """`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many
 clients; `... waiting`: many queued requests; `... crowd`: more clients than places; `... leases`: leases of a local
-and of a remote host; `... ladder`: the cost of each step of a request; `... start`: start and memory."""
+and of a remote host; `... placement`: 100 simulated hosts; `... ladder`: the cost of each step of a request;
+`... start`: start and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients, crowd, ladder, leases, scale, start, waiting
+from bench import clients, crowd, ladder, leases, placement, scale, start, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, plot_growth, table
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["proxies", "clients", "scale", "waiting", "crowd", "leases", "ladder", "start"],
+        choices=["proxies", "clients", "scale", "waiting", "crowd", "leases", "placement", "ladder", "start"],
         default="proxies",
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
@@ -54,6 +55,9 @@ def main() -> None:
         for row in clients.main(options.seconds, options.rounds):
             numbers = f"{row['cpu_us']:8.1f} µs CPU {row['per_s']:8.0f}/s {row['p50_ms']:8.3f} ms"
             print(f"{row['kind']:7} {row['connections']:3} {row['client']:8} {numbers}")
+        return
+    if options.what == "placement":
+        placement.main(placement.Size())
         return
     if options.what == "scale":
         loads = scale.scale(PROXIES["hostler"](options.hostler))

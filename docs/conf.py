@@ -33,7 +33,7 @@ NAVIGATION: Mapping[str, tuple[str, ...]] = {
         "cluster",
         "security",
     ),
-    "Reference": ("configuration", "engines", "compatibility", "performance"),
+    "Reference": ("configuration", "engines", "compatibility", "performance", "scaling"),
     "Developing it": ("architecture",),
 }
 

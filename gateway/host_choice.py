@@ -35,7 +35,7 @@ class HostChoice:
 
     def ranked(self, backends: Iterable[str], model: str) -> list[RankedHost]:
         """The hosts among these backends, the best for a request for the model first."""
-        return rank(self._offers(backends, model), replica_wait_s=self._settings.replica_wait_s)
+        return rank(self._offers(backends, model), replica_wait_s=self._settings.replica_wait_s, explain=True)
 
     def hosts(self, backends: Iterable[str], model: str) -> list[Host]:
         """The same as hosts."""

@@ -20,23 +20,24 @@ _BYTES_PER_TOKEN, _PROMPT_TOKENS_PER_S = 4.0, 500.0
 class RankedHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host in the order of choice. `wait_s` is the estimated time until the request is served, `total_s` until it is
     answered, both infinite if that host cannot serve it. `deferred`: it would be a replica that is not needed yet.
-    `reasons` are the same in words."""
+    `reasons` are the same in words, if they were asked for."""
 
     backend: str
     wait_s: float
     total_s: float
     deferred: bool
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
 
-def rank(offers: Mapping[str, HostOffer], *, replica_wait_s: float) -> list[RankedHost]:
+def rank(offers: Mapping[str, HostOffer], *, replica_wait_s: float, explain: bool = False) -> list[RankedHost]:
     """The hosts, the best first: the one that is expected to have answered first, waiting, loading, reading what it does
     not have in its cache, and writing included.
 
     A host that had to load a model comes after those that have it, as long as the wait there is at most `replica_wait_s`.
-    Of equal ones the less busy one comes first, then the earlier one.
+    Of equal ones the less busy one comes first, then the earlier one. With `explain` they have their reasons, which take
+    longer than the choice.
     """
-    comparison = _Comparison(offers.values(), replica_wait_s)
+    comparison = _Comparison(offers.values(), replica_wait_s, explain=explain)
     keys = {}
     for position, (backend, offer) in enumerate(offers.items()):
         ranked = comparison.rank(backend, offer)
@@ -70,21 +71,23 @@ def better_host(
 ) -> str | None:
     """Where else a queued request should be served; `None` if nowhere.
 
-    That is a host which has the model and a free slot, or one that would load it sooner than the request gets its turn, if
-    that takes longer than `replica_wait_s`. `own` is what its present host offers, `rest_s` how long it will wait there,
-    `None` if that is unknown. Without `may_load` no further load is begun.
+    That is a host which has the model and a free slot, or one that would load it, if the wait here exceeds `replica_wait_s`;
+    and only if it will probably have answered sooner, with what it has to read and its speed. `own` is what its present host
+    offers, `rest_s` how long it will wait there, `None` if that is unknown. Without `may_load` no further load is begun.
     """
-    ranked = rank(others, replica_wait_s=0.0)
+    comparison = _Comparison((own, *others.values()), 0.0, explain=False)
+    ranked = [each for each in rank(others, replica_wait_s=0.0) if others[each.backend].available]
+    totals = {each.backend: each.wait_s + comparison.answering_s(others[each.backend]) for each in ranked}
+    ends_s = comparison.answering_s(own) + (max(_UNKNOWN_TURN_S, waited_s) if rest_s is None else rest_s)
     for each in ranked:
-        if others[each.backend].distance.steps == 0:
+        if others[each.backend].distance.steps == 0 and totals[each.backend] < ends_s:
             return each.backend
     coming = own.phase == "loading" or any(each.distance.steps == 1 for each in others.values())
     exceeded = (waited_s if rest_s is None else rest_s) > replica_wait_s
     if not may_load or not exceeded or (coming and rest_s is None):
         return None
     for each in ranked:
-        offer = others[each.backend]
-        if offer.available and needs_load(offer) and (rest_s is None or each.wait_s < rest_s):
+        if needs_load(others[each.backend]) and (rest_s is None or totals[each.backend] < ends_s):
             return each.backend
     return None
 
@@ -107,7 +110,8 @@ def is_replica(backend: str, offers: Mapping[str, HostOffer]) -> bool:
 class _Comparison:
     """What is compared between the hosts of one model."""
 
-    def __init__(self, offers: Collection[HostOffer], replica_wait_s: float) -> None:
+    def __init__(self, offers: Collection[HostOffer], replica_wait_s: float, *, explain: bool) -> None:
+        self._explain = explain
         self._replica_wait_s = replica_wait_s
         self._load_s = min((each.load_s for each in offers if each.load_measured), default=None)
         self._read_before = max((each.read_before for each in offers), default=0)
@@ -123,19 +127,22 @@ class _Comparison:
                 backend=backend, wait_s=math.inf, total_s=math.inf, deferred=False, reasons=("cannot serve it now",)
             )
         wait_s = self._wait_s(offer)
-        missing = self._read_before - offer.read_before
-        reading_s = missing / _BYTES_PER_TOKEN / (offer.prompt_tokens_per_s or self._reads)
-        speed = offer.tokens_per_s or self._fastest  # one that was not measured yet is tried
-        # The slots of an engine share its speed.
-        writing_s = self._tokens / speed * (1 + offer.distance.load) if speed else 0.0
         deferred = needs_load(offer) and self._shortest_wait_s <= self._replica_wait_s
         return RankedHost(
             backend=backend,
             wait_s=wait_s,
-            total_s=wait_s + reading_s + writing_s,
+            total_s=wait_s + self.answering_s(offer),
             deferred=deferred,
-            reasons=tuple(self._reasons(offer, wait_s, deferred=deferred)),
+            reasons=tuple(self._reasons(offer, wait_s, deferred=deferred)) if self._explain else (),
         )
+
+    def answering_s(self, offer: HostOffer) -> float:
+        """The seconds to read what the host does not have in its cache, as far as others have, and to write the answer."""
+        missing = self._read_before - offer.read_before
+        reading_s = missing / _BYTES_PER_TOKEN / (offer.prompt_tokens_per_s or self._reads)
+        speed = offer.tokens_per_s or self._fastest  # one that was not measured yet is tried
+        # The slots of an engine share its speed.
+        return reading_s + (self._tokens / speed * (1 + offer.distance.load) if speed else 0.0)
 
     def _wait_s(self, offer: HostOffer) -> float:
         distance = offer.distance

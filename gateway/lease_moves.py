@@ -144,10 +144,12 @@ class LeaseMoves:
         if progress.position is None:
             return False  # its host has not queued it: it is about to be granted there
         targets = {each.backend: each for each in entry.targets() if each.backend in self._hosts}
-        own = entry.context.current.target.backend
+        own, prompt = entry.context.current.target.backend, entry.context.prompt
+        if prompt is not None and prompt.marks:
+            offers = {}  # they depend on the conversation
         for name in (*targets, own):
             if name not in offers:
-                offers[name] = self._hosts[name].offer(model)
+                offers[name] = self._hosts[name].offer(model, prompt)
         chosen = better_host(
             offers[own],
             {name: offers[name] for name in targets},

@@ -34,6 +34,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "budget_exhausted": "raise gateway.spending.daily_limit, or wait until tomorrow",
     "rate_limited": "wait a minute, or raise backends.NAME.limits",
     "budget_reserved": "raise gateway.spending.daily_limit, or wait for the requests in progress",
+    "draining": "it is out of service; `hostler drain --undo {0}` takes it back",
     "non_local": "local-only requests are not sent to external backends",
 }
 
@@ -90,8 +91,18 @@ class Doctor:
         }
 
     def examine(self, model: str, hop: Mapping[str, Any]) -> Finding:
-        """Send a test request through one backend of a route."""
+        """Send a test request through one backend of a route, unless that would wait until the backend is in service."""
         backend, name_there = str(hop["backend"]), str(hop["name_there"])
+        if hop.get("reason") == "draining":
+            return Finding(
+                backend=backend,
+                name_there=name_there,
+                ok=False,
+                seconds=0.0,
+                kind="draining",
+                message=str(hop["words"]),
+                advice=_ADVICE["draining"].format(backend),
+            )
         began_at = time.perf_counter()
         response = self._test_request(model, only=backend)
         seconds = round(time.perf_counter() - began_at, 4)

@@ -113,7 +113,7 @@ def test_the_reasons_say_what_was_weighed() -> None:
         "a": ready(tokens_per_s=35.4, read_before=2048), "b": busy(4.13), "c": busy(), "d": loading(3.0),
         "e": cold(2.0), "f": cold(2.0, evicting_s=3.0), "g": NO_OFFER,
     }  # fmt: skip
-    reasons = {each.backend: "; ".join(each.reasons) for each in rank(offers, replica_wait_s=2.0)}
+    reasons = {each.backend: "; ".join(each.reasons) for each in rank(offers, replica_wait_s=2.0, explain=True)}
     late = "not needed while the wait elsewhere is at most 2 s"
     assert reasons == {
         "a": "loaded, with a free slot; has answered this conversation before (2048 bytes); 35 tokens/s",
@@ -134,6 +134,20 @@ def test_a_queued_request_moves_to_a_free_slot() -> None:
     assert move(busy(), b=busy(), c=ready(load=0.5), d=ready()) == "d"
     assert move(busy(), rest_s=0.5, b=ready()) == "b"
     assert move(busy(), b=busy(0.1), c=NO_OFFER) is None
+
+
+def test_a_queued_conversation_stays_where_its_cache_is_while_that_is_sooner() -> None:
+    # 10 seconds of reading.
+    cached = busy(read_before=40_000, prompt_tokens_per_s=1000.0)
+    assert move(cached, rest_s=8.0, b=ready(prompt_tokens_per_s=1000.0)) is None
+    assert move(cached, rest_s=12.0, b=ready(prompt_tokens_per_s=1000.0)) == "b"
+    assert move(cached, rest_s=8.0, b=cold(1.0, prompt_tokens_per_s=1000.0)) is None
+
+
+def test_a_queued_request_waits_for_a_faster_host() -> None:
+    fast, slow = busy(tokens_per_s=40.0, answer_tokens=200.0, load=0.0), ready(tokens_per_s=10.0)
+    assert move(fast, rest_s=5.0, b=slow) is None
+    assert move(fast, rest_s=18.0, b=slow) == "b"
 
 
 def test_a_long_wait_has_another_host_load_the_model() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hostler.gateway.cli.doctor import program_rows, route_rows
+from typing import Any, cast
+
+from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows, route_rows
 
 
 def test_a_skipped_hop_says_for_how_long() -> None:
@@ -11,6 +13,23 @@ def test_a_skipped_hop_says_for_how_long() -> None:
     assert [row[4] for row in route_rows({"hops": hops, "first": "cloud"})] == [
         "is paused after failures (for another 12 s)",
         "would answer",
+    ]
+
+
+def test_a_host_out_of_service_is_not_waited_for() -> None:
+    hop = {"backend": "pc", "name_there": "m", "reason": "draining", "words": "is being drained for maintenance"}
+    finding = Doctor(cast(Any, None)).examine("m", hop)
+    assert (finding.ok, finding.kind, finding.message) == (False, "draining", "is being drained for maintenance")
+    ((_, result, *_, advice),) = finding_rows([finding])
+    assert (result, advice) == ("draining", "it is out of service; `hostler drain --undo pc` takes it back")
+
+
+def test_a_host_that_would_answer_says_why_it_stands_at_its_place() -> None:
+    hop = {"name_there": "m", "local": True, "words": "", "retry_in_s": 0.0}
+    hops = [{**hop, "backend": "a", "reasons": ["loaded, with a free slot", "35 tokens/s"]}, {**hop, "backend": "b"}]
+    assert [row[4] for row in route_rows({"hops": hops, "first": "a"})] == [
+        "would answer: loaded, with a free slot, 35 tokens/s",
+        "standby",
     ]
 
 
