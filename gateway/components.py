@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, sec
 from hostler.gateway.context import Client
 from hostler.gateway.events import ModelsChanged
 from hostler.gateway.host_cache import HostCache
-from hostler.gateway.in_flight import OtherProcesses
+from hostler.gateway.in_flight import OtherProcesses, OtherRequests, RequestView, request_views
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
@@ -149,6 +149,7 @@ class Components:
                 check=self.model_admin.check_new,
                 add=self.model_admin.add,
             ),
+            gateways=self._requests_of_gateways(),
             keys=serving.keys,
             key_usage=self.key_usage,
             cluster=None if self.cluster is None else self.cluster.view,
@@ -156,6 +157,8 @@ class Components:
             transcripts=self.transcripts,
             clock=clock,
         )
+        if self.cluster is not None:
+            self._share(self.cluster)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -217,6 +220,28 @@ class Components:
         if all(host.reachable for host in serving.hosts.values()):
             return listing
         return with_unknown_states(listing, _unreachable_models(serving.hosts))
+
+    def _share(self, cluster: Cluster) -> None:
+        serving = self.serving
+        cluster.share_logins(self.admin.sessions, self.admin.throttle)
+        urls = {name: backend.shown_url for name, backend in self.settings.backends.items()}
+        cluster.share_breakers(serving.chain.hops, urls, serving.bus)
+
+    def _requests_of_gateways(self) -> OtherRequests | None:
+        """The requests of other gateways, if there are any."""
+        if self.cluster is None:
+            return None
+        serving, workers = self.serving, self._others
+
+        def own() -> Sequence[RequestView]:
+            views = request_views(serving.in_flight.contexts(), serving.hosts, offset=time.time() - serving.clock())
+            return views if workers is None else (*views, *workers.views())
+
+        async def cancel(request_id: str) -> int:
+            cancelled = serving.in_flight.cancel(request_id)
+            return cancelled if workers is None else cancelled + await workers.cancel(request_id)
+
+        return self.cluster.share_requests(own, cancel)
 
     def _key_usage(self) -> KeyUsage:
         settings = self.settings.gateway

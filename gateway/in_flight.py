@@ -15,7 +15,8 @@ MAX_LISTED = 200
 
 
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in flight; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`."""
+    """A request in flight; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`. `gateway` is the
+    name of the one that serves it, if that is another one of the cluster."""
 
     id: str
     at: float
@@ -31,20 +32,12 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float = 0.0
     switch_s: float = 0.0
     first_token_s: float | None = None
+    gateway: str | None = None
 
 
-class OtherProcesses(Protocol):
-    """The worker processes of this gateway: how many there are to be, how many serve requests, how many were replaced, and
-    their requests."""
+class OtherRequests(Protocol):
+    """The requests that other processes of this gateway, or other gateways, serve."""
 
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def serving(self) -> int: ...
-
-    @property
-    def restarts(self) -> int: ...
 
     def views(self) -> Sequence[RequestView]:
         """The requests in flight, as far as is known."""
@@ -57,6 +50,20 @@ class OtherProcesses(Protocol):
     async def cancel(self, request_id: str) -> int:
         """Cancel the requests with this id; returns their number."""
         ...
+
+
+class OtherProcesses(OtherRequests, Protocol):
+    """The worker processes of this gateway: how many there are to be, how many serve requests, how many were replaced, and
+    their requests."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def serving(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
 
 
 def request_views(

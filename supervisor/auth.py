@@ -55,14 +55,19 @@ class FailureThrottle:
 
     def failed(self, address: str) -> float:
         """Count a failure. Returns the seconds to wait; 0 within the limit."""
+        since, count = self.count(address, 1)
+        return 0.0 if count <= self._limit else self._window_s - (self._clock() - since)
+
+    def count(self, address: str, failures: int) -> tuple[float, int]:
+        """Count so many failures: since when, and how many they are by now."""
         now = self._clock()
         since, count = self._failures.pop(address, (now, 0))
         if now - since > self._window_s:
             since, count = now, 0
-        self._failures[address] = (since, count + 1)
+        counted = self._failures[address] = (since, count + failures)
         if len(self._failures) > self._remember:
             self._failures.popitem(last=False)
-        return 0.0 if count < self._limit else self._window_s - (now - since)
+        return counted
 
 
 class HostCheck:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from hostler.gateway.admin.http import decode_body, json_endpoint, json_response
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.events import printable
 from hostler.gateway.host_choice import HostChoice
-from hostler.gateway.in_flight import OtherProcesses
+from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
@@ -62,13 +62,13 @@ class ActionRoutes:
         hosts: Mapping[str, Host],
         choice: HostChoice,
         in_progress: InFlightRequests,
-        others: OtherProcesses | None = None,
+        elsewhere: Sequence[OtherRequests] = (),
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._choice = choice
         self._in_progress = in_progress
-        self._others = others
+        self._elsewhere = elsewhere
 
     def routes(self) -> list[RouteMatch]:
         return [
@@ -133,8 +133,8 @@ class ActionRoutes:
     async def _cancel(self, request: Request) -> Response:
         cancel = await decode_body(request, CancelBody)
         cancelled = self._in_progress.cancel(cancel.id)
-        if self._others is not None:
-            cancelled += await self._others.cancel(cancel.id)
+        for others in self._elsewhere:
+            cancelled += await others.cancel(cancel.id)
         if not cancelled:
             raise NotFound("no request with this id is in progress; GET /admin/status lists those that are")
         return json_response({"id": cancel.id, "cancelled": cancelled})

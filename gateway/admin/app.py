@@ -33,7 +33,7 @@ from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
 from hostler.gateway.host_choice import HostChoice
-from hostler.gateway.in_flight import OtherProcesses
+from hostler.gateway.in_flight import OtherProcesses, OtherRequests
 from hostler.gateway.key_usage import KeyUsage
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -72,7 +72,8 @@ class AdminApp:
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
     `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models of
     its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file, `cluster` the state of
-    the cluster, if there is one. `others` are requests that other processes of this gateway serve.
+    the cluster, if there is one. `others` are requests that other processes of this gateway serve, `gateways`
+    those of other gateways.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class AdminApp:
         in_progress: InFlightRequests,
         others: OtherProcesses | None = None,
         downloads: ModelDownloads,
+        gateways: OtherRequests | None = None,
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -99,11 +101,13 @@ class AdminApp:
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
+        elsewhere: list[OtherRequests] = [each for each in (others, gateways) if each is not None]
         self._status = StatusBuilder(
             catalog,
             hosts,
             contexts=in_progress.contexts,
             others=others,
+            elsewhere=elsewhere,
             chain=chain_view,
             config_errors=config_errors,
             cluster=cluster,
@@ -138,7 +142,7 @@ class AdminApp:
         self._parts = (
             self._status_routes,
             self._mcp,
-            ActionRoutes(catalog, hosts, host_choice, in_progress, others),
+            ActionRoutes(catalog, hosts, host_choice, in_progress, elsewhere),
             ModelLeaseRoutes(catalog, hosts, host_choice),
             downloads,
             DryRunRoutes(catalog.find, chain, host_choice, preview),

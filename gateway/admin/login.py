@@ -76,6 +76,7 @@ class LoginRoutes:
                 if from_form
                 else error_response(forbidden)
             )
+        await self._sessions.published()
         response = (
             RedirectResponse(page_url(request), status_code=303) if from_form else json_response({"name": client.name})
         )
@@ -90,6 +91,7 @@ class LoginRoutes:
         token = session_cookie(name, {"cookie": request.headers.getlist("cookie")})
         if token is not None:
             self._sessions.end(token)
+            await self._sessions.published()
         response = RedirectResponse(page_url(request), status_code=303)
         _set_cookie(response, request, "", 0.0)
         return response

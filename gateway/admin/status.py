@@ -135,6 +135,7 @@ class StatusBuilder:
         *,
         contexts: Callable[[], Iterable[RequestContext]],
         others: OtherProcesses | None = None,
+        elsewhere: Sequence[OtherRequests] = (),
         chain: Callable[[], ChainView],
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         cluster: Callable[[], ClusterView] | None = None,
@@ -147,6 +148,7 @@ class StatusBuilder:
         self._hosts = hosts
         self._contexts = contexts
         self._others = others
+        self._elsewhere = elsewhere
         self._chain = chain
         self.config_errors = config_errors
         self._cluster = cluster
@@ -205,7 +207,7 @@ class StatusBuilder:
     def in_flight(self) -> tuple[RequestView, ...]:
         """Requests in flight, the oldest first, without model lists and health checks."""
         own = request_views(self._contexts(), self._hosts, offset=self._wall() - self._clock())
-        if self._others is None or not (others := self._others.views()):
+        if not (others := [view for each in self._elsewhere for view in each.views()]):
             return own
         return tuple(sorted((*own, *others), key=lambda view: view.at)[:MAX_LISTED])
 
@@ -216,8 +218,8 @@ class StatusBuilder:
 
     async def refresh(self) -> None:
         """Bring the state up to date, as far as other processes have it."""
-        if self._others is not None:
-            await self._others.refresh()
+        for each in self._elsewhere:
+            await each.refresh()
 
     def _host(self, host: Host, *, whole: bool) -> HostView:
         # Rounded, so that an unchanged state encodes to the same bytes.

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -47,12 +47,22 @@ from hostler.supervisor.auth import FailureThrottle, HostCheck, host_name, is_pu
 WRONG_KEYS = 250
 
 
+class ThrottlePeers(Protocol):
+    """Other gateways that count invalid keys together with this one."""
+
+    def failed(self, address: str) -> str:
+        """An invalid key came from an address: the name under which all count it."""
+        ...
+
+
 class KeyThrottle(FailureThrottle):
-    """Throttles addresses that send invalid keys."""
+    """Throttles addresses that send invalid keys. `peers` count with it, and name an address."""
+
+    peers: ThrottlePeers | None = None
 
     def refusal(self, address: str, message: str) -> GatewayError:
         """Count an invalid key; returns the error to answer with."""
-        wait_s = self.failed(address)
+        wait_s = self.failed(address if self.peers is None else self.peers.failed(address))
         if wait_s:
             return RateLimited(
                 "too many invalid API keys from this address; wait, then use a valid one", retry_after_s=wait_s

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -25,12 +26,32 @@ class _Session(msgspec.Struct, frozen=True):
     until: float
 
 
+class SessionPeers(Protocol):
+    """Other gateways where the same sessions are valid. Sessions and keys are named by their hashes."""
+
+    def began(self, session: str, key: str, lasts_s: float) -> None:
+        """A session has begun here."""
+        ...
+
+    def ended(self, session: str) -> None:
+        """A session has ended here."""
+        ...
+
+    async def published(self) -> None:
+        """Wait until the others know it, as far as they can be reached."""
+        ...
+
+
 class Sessions:
-    """Kept in memory by the hash of their cookie: a restart ends them all. One key's logins only end sessions of its own."""
+    """Kept in memory by the hash of their cookie: a restart ends them all. One key's logins only end sessions of its own.
+
+    `peers` are other gateways where they are valid as well, which keep them over restarts.
+    """
 
     def __init__(self, keys: KeyRing, clock: Callable[[], float]) -> None:
         self._keys = keys
         self._clock = clock
+        self.peers: SessionPeers | None = None
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._by_key: dict[str, OrderedDict[str, None]] = {}
 
@@ -39,16 +60,33 @@ class Sessions:
         client = self._keys.client(key)
         if client is None:
             return None
-        token, now = secrets.token_urlsafe(32), self._clock()
-        hashed = digest(key)
-        own = self._by_key.setdefault(hashed, OrderedDict())
-        own[_hashed(token)] = None
-        self._sessions[_hashed(token)] = _Session(hashed, now + LASTS_S)
+        token, hashed = secrets.token_urlsafe(32), digest(key)
+        self.add(_hashed(token), hashed, LASTS_S)
+        if self.peers is not None:
+            self.peers.began(_hashed(token), hashed, LASTS_S)
+        return token, client
+
+    def add(self, session: str, key: str, lasts_s: float) -> None:
+        """Have a session, by the hashes of its cookie and its key, and drop old ones for it."""
+        if session in self._sessions or lasts_s <= 0:
+            return
+        now = self._clock()
+        own = self._by_key.setdefault(key, OrderedDict())
+        own[session] = None
+        self._sessions[session] = _Session(key, now + lasts_s)
         while len(own) > _MAX_OF_KEY:
             self._drop(next(iter(own)))
         while self._sessions and (len(self._sessions) > _MAX_SESSIONS or self._oldest.until <= now):
             self._drop(next(iter(self._sessions)))
-        return token, client
+
+    def remove(self, session: str) -> None:
+        """End a session by the hash of its cookie, as another gateway has done."""
+        self._drop(session)
+
+    def known(self) -> Iterator[tuple[str, str, float]]:
+        """The hashes of each session's cookie and key, and the seconds until it ends."""
+        now = self._clock()
+        return ((name, each.key, each.until - now) for name, each in self._sessions.items())
 
     def client(self, token: str) -> Client | None:
         """The client of a session, unless it has expired or its key was revoked."""
@@ -62,8 +100,15 @@ class Sessions:
         return client
 
     def end(self, token: str) -> None:
-        """Log out."""
+        """Log out, at all gateways."""
         self._drop(_hashed(token))
+        if self.peers is not None:
+            self.peers.ended(_hashed(token))
+
+    async def published(self) -> None:
+        """Wait until other gateways know of the last change, as far as they can be reached."""
+        if self.peers is not None:
+            await self.peers.published()
 
     @property
     def _oldest(self) -> _Session:

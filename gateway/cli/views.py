@@ -206,7 +206,7 @@ def request_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         (
             each["id"],
-            each["client"],
+            f"{each['client']} at {each['gateway']}" if each.get("gateway") else each["client"],
             each["model"] or each["requested_model"] or MISSING,
             each["backend"] or MISSING,
             _request_phase(each),

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 
 from hostler import __version__
+from hostler.gateway.auth.middleware import KeyThrottle
+from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.cost import spending_file
+from hostler.gateway.backends.hop import Hop
+from hostler.gateway.cluster.announcements import Announcements
+from hostler.gateway.cluster.breaker_hints import BreakerHints
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.shared_requests import SharedRequests
+from hostler.gateway.cluster.shared_sessions import SharedSessions
+from hostler.gateway.cluster.shared_throttle import SharedThrottle
 from hostler.gateway.cluster.spending import SharedSpending
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
 from hostler.gateway.cluster_view import ClusterMember, ClusterView
+from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.in_flight import RequestView
 from hostler.gateway.key_usage import usage_file
 
 
@@ -43,7 +55,7 @@ class Cluster:
         self.store = Store(
             store_address(settings.store),
             name=settings.name,
-            scripts=(*Membership.scripts, *Ledger.scripts),
+            scripts=(*Membership.scripts, *Ledger.scripts, *SharedSessions.scripts),
             clock=clock,
             wall=wall,
         )
@@ -55,7 +67,16 @@ class Cluster:
             listen=listen,
             since=round(wall(), 3),
         )
-        self.membership = Membership(self.store, Signer(token, settings.name), own)
+        self._signer = Signer(token, settings.name)
+        self._secret = hashlib.sha256(f"addresses\0{settings.name}\0{token or ''}".encode()).digest()
+        self._clock = clock
+        self.membership = Membership(self.store, self._signer, own)
+        self._announcements = Announcements(self.store, self._signer, own.id)
+        self._runs: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            self.ledger.run,
+            self.membership.run,
+            self._announcements.run,
+        ]
 
     def spending(self, settings: GatewaySettings) -> SharedSpending:
         """The daily spending limit of all gateways. To be called once, before `run`."""
@@ -65,6 +86,32 @@ class Cluster:
         """The limits of keys over all gateways. To be called once, before `run`."""
         has_limit = settings.spending.daily_limit is not None
         return SharedKeyUsage(usage_file(settings), self.ledger, has_daily_limit=has_limit)
+
+    def share_requests(
+        self, own: Callable[[], Sequence[RequestView]], cancel_own: Callable[[str], Awaitable[int]]
+    ) -> SharedRequests:
+        """The requests in flight at other gateways, which see those that `own` returns. To be called before `run`."""
+        shared = SharedRequests(
+            self._announcements,
+            own_id=self.membership.own.id,
+            own=own,
+            cancel_own=cancel_own,
+            gateways=lambda: self.membership.members,
+            clock=self._clock,
+        )
+        self._runs.append(shared.run)
+        return shared
+
+    def share_logins(self, sessions: Sessions | None, throttle: KeyThrottle) -> None:
+        """Sessions and invalid keys of all gateways. To be called before `run`."""
+        if sessions is not None:
+            self._runs.append(SharedSessions(self.store, self._signer, sessions, self.ledger.wall).run)
+        self._runs.append(SharedThrottle(throttle, self._announcements, self._secret).run)
+
+    def share_breakers(self, hops: Mapping[str, Hop], urls: Mapping[str, str], bus: Bus) -> None:
+        """Circuits that open at other gateways. To be called before `run`."""
+        hints = BreakerHints(self._announcements, hops, urls, clock=self._clock, wall=self.ledger.wall)
+        bus.listen(hints.on_event)
 
     def view(self) -> ClusterView:
         """The cluster as this gateway knows it."""
@@ -96,8 +143,8 @@ class Cluster:
             tasks.start_soon(connect)
             try:
                 async with anyio.create_task_group() as parts:
-                    parts.start_soon(self.ledger.run)
-                    parts.start_soon(self.membership.run)
+                    for run in self._runs:
+                        parts.start_soon(run)
             finally:
                 connection.cancel()  # now, since members leave through it
 

@@ -105,7 +105,9 @@ async def test_requests_go_on_without_the_store_and_it_is_used_again_once_it_is_
             mend_it()
             for gateway in (one, two):
                 await until(gateway, lambda found: found["connected"])
-                assert "degraded" not in await get(gateway, "/readyz")
+                with anyio.fail_after(30):
+                    while "degraded" in await get(gateway, "/readyz"):  # noqa: ASYNC110
+                        await anyio.sleep(0.02)
 
 
 @needs_redis
@@ -147,6 +149,57 @@ async def test_limits_of_keys_hold_for_all_gateways_together(tmp_path: Path, ser
             assert (await gateway.chat("a", "carol")).status_code == 200
         used = [await get(gateway, "/admin/keys") for gateway in gateways]
         assert [next(key["used"]["requests"] for key in keys if key["name"] == "carol") for keys in used][-1] == 3
+
+
+@needs_redis
+async def test_a_login_is_good_at_all_gateways_until_the_logout_at_any(tmp_path: Path, server: RedisServer) -> None:
+    shared = {"store": server.url, "token": "secret"}
+    async with installation(tmp_path / "host", PROFILES, cluster=shared) as all_of_it:
+        one, two = all_of_it.gateways
+        for gateway in (one, two):
+            await until(gateway, lambda found: found["connected"] and len(found["gateways"]) == 2)
+        key = one.auth()["Authorization"].removeprefix("Bearer ")
+        answer = await one.http.post("/ui/login", json={"key": key})
+        assert answer.status_code == 200
+        [session] = answer.cookies.values()
+
+        async def status(gateway: GatewayProgram, path: str = "/admin/status", method: str = "GET") -> int:
+            port = gateway.running.address.rpartition(":")[2]
+            headers = {"Cookie": f"hostler-{port}={session}", "Origin": gateway.running.address}
+            return (await gateway.http.request(method, path, headers=headers)).status_code
+
+        one.http.cookies.clear()
+        assert await status(one) == 200
+        assert await status(two) == 200
+        assert await status(two, "/ui/logout", "POST") == 303
+        assert await status(two) == 401
+        assert await status(one) == 401
+
+
+@needs_redis
+async def test_every_gateway_shows_and_cancels_the_requests_of_all(tmp_path: Path, server: RedisServer) -> None:
+    profiles = {"a": {"script": {"chunks": 1000, "chunk_delay": 0.05}}}
+    async with installation(tmp_path / "host", profiles, cluster={"store": server.url}) as all_of_it:
+        one, two = all_of_it.gateways
+        for gateway in (one, two):
+            await until(gateway, lambda found: found["connected"] and len(found["gateways"]) == 2)
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await one.chat("a"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            with anyio.fail_after(30):
+                while not (found := (await get(two, "/admin/status"))["in_flight"]):  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            assert [(each["gateway"], each["client"]) for each in found] == [("gateway0", "anna")]
+            with anyio.fail_after(30):
+                while not answers:
+                    body = {"id": found[0]["id"]}
+                    await two.http.post("/admin/cancel", json=body, headers=two.auth())
+                    await anyio.sleep(0.05)
+        assert answers[0].status_code != 200
 
 
 async def test_gateways_start_without_the_store(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ function row(first, live) {
     setText(why, request.backend && request.hop && (live || request.outcome === "ok") ? describeReason(request.reason) : "");
     show(why, why.textContent);
     setText(from, request.client);
-    setText(protocol, request.protocol);
+    setText(protocol, request.gateway ? `${request.protocol} at ${request.gateway}` : request.protocol);
     const rate = live ? null : speed(request);
     const [queued, switched] = waits(request, total);
     const numbers = {
