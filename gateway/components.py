@@ -223,6 +223,8 @@ class Components:
 
     def _share(self, cluster: Cluster) -> None:
         serving = self.serving
+        if self.responses is not None:
+            cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
         urls = {name: backend.shown_url for name, backend in self.settings.backends.items()}
         cluster.share_breakers(serving.chain.hops, urls, serving.bus)

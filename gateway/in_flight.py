@@ -38,7 +38,6 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
 class OtherRequests(Protocol):
     """The requests that other processes of this gateway, or other gateways, serve."""
 
-
     def views(self) -> Sequence[RequestView]:
         """The requests in flight, as far as is known."""
         ...

@@ -7,9 +7,9 @@ import logging
 import os
 import sqlite3
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -77,17 +77,34 @@ class _Shelf:
         return entry.response
 
 
+class ResponsePeers(Protocol):
+    """Other gateways that have the same responses."""
+
+    def added(self, client: str, response: StoredResponse) -> None:
+        """A response was stored here."""
+        ...
+
+    def deleted(self, client: str, response_id: str) -> None:
+        """A response was deleted here."""
+        ...
+
+    async def fetch(self, client: str, ids: Collection[str]) -> None:
+        """Take over what they have stored, as far as they can be reached."""
+        ...
+
+
 class ResponseStore:
     """The responses of all clients, each visible to its own client only. The oldest are dropped beyond the limits: those
     of the client that has most.
 
     `max_bytes` bounds what is kept, `max_age_s` for how long. With a `file`, `run` reads it and writes every change to it
-    within a second; errors of the disk lose stored responses, never answers.
+    within a second; errors of the disk lose stored responses, never answers. `peers` are other gateways that have the same ones.
     """
 
     def __init__(self, file: Path | None, *, max_bytes: int, max_age_s: float, wall: Callable[[], float]) -> None:
         self.file = file
         self.wall = wall
+        self.peers: ResponsePeers | None = None
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._shelves: dict[str, _Shelf] = {}
@@ -103,6 +120,12 @@ class ResponseStore:
 
     def add(self, client: str, response: StoredResponse) -> None:
         """Store a response, and drop old ones for it."""
+        self.take_over(client, response)
+        if self.peers is not None:
+            self.peers.added(client, response)
+
+    def take_over(self, client: str, response: StoredResponse) -> None:
+        """Store a response of another gateway."""
         self._insert(client, response)
         if self.find(client, response.id) is response:
             self._changed[(client, response.id)] = response
@@ -128,6 +151,12 @@ class ResponseStore:
 
     def delete(self, client: str, response_id: str) -> None:
         """Forget a response and its items, except for those that other responses of the client have, too."""
+        self.forget(client, response_id)
+        if self.peers is not None:
+            self.peers.deleted(client, response_id)
+
+    def forget(self, client: str, response_id: str) -> None:
+        """Delete a response, as another gateway has done."""
         self._drop(client, response_id)
 
     async def run(self) -> None:
@@ -272,6 +301,26 @@ class ClientResponses:
             found.append(response)
             following = response.previous
         return found[::-1]
+
+
+class MissedResponses(ClientResponses):
+    """Notes in `missed` the ids of responses and items that are not here."""
+
+    def __init__(self, store: ResponseStore, client: str) -> None:
+        super().__init__(store, client)
+        self.missed: dict[str, None] = {}
+
+    def find(self, response_id: str) -> StoredResponse | None:
+        found = super().find(response_id)
+        if found is None:
+            self.missed[response_id] = None
+        return found
+
+    def find_item(self, item_id: str) -> msgspec.Raw | None:
+        found = super().find_item(item_id)
+        if found is None:
+            self.missed[item_id] = None
+        return found
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:

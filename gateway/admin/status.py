@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
-from hostler.gateway.in_flight import MAX_LISTED, OtherProcesses, RequestView, request_views
+from hostler.gateway.in_flight import MAX_LISTED, OtherProcesses, OtherRequests, RequestView, request_views
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus

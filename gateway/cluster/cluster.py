@@ -22,6 +22,7 @@ from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
 from hostler.gateway.cluster.shared_requests import SharedRequests
+from hostler.gateway.cluster.shared_responses import SharedResponses
 from hostler.gateway.cluster.shared_sessions import SharedSessions
 from hostler.gateway.cluster.shared_throttle import SharedThrottle
 from hostler.gateway.cluster.spending import SharedSpending
@@ -32,6 +33,7 @@ from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.key_usage import usage_file
+from hostler.gateway.response_store import ResponseStore
 
 
 class Cluster:
@@ -55,7 +57,7 @@ class Cluster:
         self.store = Store(
             store_address(settings.store),
             name=settings.name,
-            scripts=(*Membership.scripts, *Ledger.scripts, *SharedSessions.scripts),
+            scripts=(*Membership.scripts, *Ledger.scripts, *SharedSessions.scripts, *SharedResponses.scripts),
             clock=clock,
             wall=wall,
         )
@@ -107,6 +109,11 @@ class Cluster:
         if sessions is not None:
             self._runs.append(SharedSessions(self.store, self._signer, sessions, self.ledger.wall).run)
         self._runs.append(SharedThrottle(throttle, self._announcements, self._secret).run)
+
+    def share_responses(self, responses: ResponseStore, max_age_s: float) -> None:
+        """Stored responses of all gateways. To be called before `run`."""
+        shared = SharedResponses(self.store, self._signer, self._announcements, responses, max_age_s=max_age_s)
+        self._runs.append(shared.run)
 
     def share_breakers(self, hops: Mapping[str, Hop], urls: Mapping[str, str], bus: Bus) -> None:
         """Circuits that open at other gateways. To be called before `run`."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import Awaitable, Collection
 from functools import partial
 
 from hostler.adapters.base import Adapter
 from hostler.adapters.canonical import Request, StoredRequest
-from hostler.adapters.errors import NotFound
+from hostler.adapters.errors import GatewayError, NotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.response_store import ResponseStore
+from hostler.gateway.response_store import MissedResponses, ResponsePeers, ResponseStore
 
 #: Bodies from this size on, in bytes, are looked through in a thread.
 _LARGE = 256 * 1024
@@ -35,6 +36,8 @@ class StoredResponsesMiddleware(RequestMiddleware):
             return self._answer(context, request)
         if store is None:
             return call_next()
+        if store.peers is not None:
+            return self._prepare_shared(context, store, store.peers, call_next)
         if len(request.origin.body) >= _LARGE:
             return self._prepare_large(context, store, call_next)
         self._prepare(context, store)
@@ -51,10 +54,32 @@ class StoredResponsesMiddleware(RequestMiddleware):
         await asyncio.to_thread(self._prepare, context, store)
         await call_next()
 
+    async def _prepare_shared(
+        self, context: RequestContext, store: ResponseStore, peers: ResponsePeers, call_next: CallNext
+    ) -> None:
+        """What is referred to may be at another gateway."""
+        large = len(context.request.origin.body) >= _LARGE
+        missed = await asyncio.to_thread(self._missed, context, store) if large else self._missed(context, store)
+        if missed:
+            await peers.fetch(_owner(context), missed)
+        if large:
+            await asyncio.to_thread(self._prepare, context, store)
+        else:
+            self._prepare(context, store)
+        await call_next()
+
+    def _missed(self, context: RequestContext, store: ResponseStore) -> Collection[str]:
+        stored = MissedResponses(store, _owner(context))
+        with contextlib.suppress(GatewayError):
+            context.adapter.with_stored(context.request, stored, pass_on=self._pass_on)
+        return stored.missed
+
     async def _answer(self, context: RequestContext, request: StoredRequest) -> None:
         if self._store is None:
             raise NotFound("no responses are stored here (gateway.responses.store)")
-        client = _owner(context)
+        client, peers = _owner(context), self._store.peers
+        if peers is not None and self._store.find(client, request.id) is None:
+            await peers.fetch(client, [request.id])
         answer = context.adapter.stored_info(request, self._store.of(client))
         if request.origin.method == "DELETE":
             self._store.delete(client, request.id)

@@ -92,7 +92,7 @@ class OtherProcess:
 @pytest.mark.anyio
 async def test_requests_of_other_processes_are_in_flight_as_well() -> None:
     status = StatusBuilder(
-        Catalog({}, (), version="0"), {}, contexts=list, others=OtherProcess(), chain=ChainView, version="0",
+        Catalog({}, (), version="0"), {}, contexts=list, elsewhere=[OtherProcess()], chain=ChainView, version="0",
         clock=lambda: 0.0,
     )  # fmt: skip
     assert status.in_flight() == ()

@@ -1,0 +1,180 @@
+"""Stored responses at all gateways of a cluster: a conversation may go on at another gateway than the one that answered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Collection
+
+import anyio
+import msgspec
+
+from hostler.adapters.stored_response import StoredResponse
+from hostler.gateway.cluster.announcements import Announcements
+from hostler.gateway.cluster.membership import Signer
+from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S, Script, Store, StoreAway
+from hostler.gateway.response_store import ResponseStore
+
+_DELETED = "responses-deleted"
+#: Responses of one client in the store, and their bytes, each and those that one request reads, at most.
+_MAX_OF_CLIENT = 200
+MAX_BYTES = 512 * 1024
+_MAX_READ = 4 * MAX_BYTES
+#: Responses that wait to be written, at most.
+_MAX_WAITING = 200
+
+# A client's hash has for each response `r:ID` (its record), `p:ID` (the one before) and `n:ID` (its items), and for each
+# item `i:ITEM` (its response).
+_REMOVE = """
+local function remove(hash, id)
+    for item in string.gmatch(redis.call('HGET', hash, 'n:' .. id) or '', '[^\\n]+') do
+        if redis.call('HGET', hash, 'i:' .. item) == id then redis.call('HDEL', hash, 'i:' .. item) end
+    end
+    redis.call('HDEL', hash, 'r:' .. id, 'p:' .. id, 'n:' .. id)
+end
+"""
+_ADD = Script(
+    _REMOVE
+    + """
+local hash, order, id = KEYS[1], KEYS[2], ARGV[1]
+remove(hash, id)
+redis.call('HSET', hash, 'r:' .. id, ARGV[2], 'p:' .. id, ARGV[3], 'n:' .. id, ARGV[4])
+for item in string.gmatch(ARGV[4], '[^\\n]+') do redis.call('HSET', hash, 'i:' .. item, id) end
+redis.call('ZADD', order, ARGV[5], id)
+while redis.call('ZCARD', order) > tonumber(ARGV[7]) do remove(hash, redis.call('ZPOPMIN', order)[1]) end
+redis.call('EXPIRE', hash, ARGV[6])
+redis.call('EXPIRE', order, ARGV[6])
+return 1
+"""
+)
+_DELETE = Script(_REMOVE + "remove(KEYS[1], ARGV[1]) redis.call('ZREM', KEYS[2], ARGV[1]) return 1")
+#: The records of responses, or of those that have an item, and of all before them.
+_READ = Script("""
+local hash, found, seen, bytes = KEYS[1], {}, {}, 0
+for place = 2, #ARGV do
+    local id = ARGV[place]
+    if redis.call('HEXISTS', hash, 'r:' .. id) == 0 then id = redis.call('HGET', hash, 'i:' .. id) or '' end
+    while id and id ~= '' and not seen[id] do
+        seen[id] = true
+        local record = redis.call('HGET', hash, 'r:' .. id)
+        if not record then break end
+        bytes = bytes + #record
+        if bytes > tonumber(ARGV[1]) then return found end
+        found[#found + 1] = record
+        id = redis.call('HGET', hash, 'p:' .. id)
+    end
+end
+return found
+""")
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True):
+    client: str
+    response: StoredResponse
+
+
+class SharedResponses:
+    """Writes what is stored and deleted here to the cluster's store, and reads what others have stored. `run` until cancelled.
+
+    Records are signed with the cluster's token. Large responses stay at their own gateway.
+    """
+
+    scripts = (_ADD, _DELETE, _READ)
+
+    def __init__(
+        self, store: Store, signer: Signer, announcements: Announcements, responses: ResponseStore, *, max_age_s: float
+    ) -> None:
+        self._store = store
+        self._signer = signer
+        self._announcements = announcements
+        self._responses = responses
+        self._ttl_s = max(1, int(max_age_s))
+        self._waiting: OrderedDict[tuple[str, str], StoredResponse | None] = OrderedDict()
+        self._wake = anyio.Event()
+        responses.peers = self
+        announcements.listen(_DELETED, self._on_deleted)
+        store.on_connect(self._on_connect)
+
+    def added(self, client: str, response: StoredResponse) -> None:
+        """A response was stored here."""
+        self._wait(client, response.id, response)
+
+    def deleted(self, client: str, response_id: str) -> None:
+        """A response was deleted here."""
+        self._wait(client, response_id, None)
+
+    async def fetch(self, client: str, ids: Collection[str]) -> None:
+        """Take over responses that others have stored, by their ids or those of their items, with all before them."""
+        ids = [each for each in ids if (client, each) not in self._waiting]
+        if not ids:
+            return
+        try:
+            found = await self._store.run_script(
+                _READ, [self._keys(client)[0]], _MAX_READ, *ids, limit_s=REQUEST_LIMIT_S
+            )
+        except StoreAway:
+            return
+        for value in found:
+            record = self._opened(value)
+            if record is not None and record.client == client:
+                self._responses.take_over(client, record.response)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            try:
+                while self._waiting and self._store.connected:
+                    await self._write_next()
+            except StoreAway:
+                continue
+
+    async def _write_next(self) -> None:
+        (client, response_id), response = self._waiting.popitem(last=False)
+        keys = self._keys(client)
+        try:
+            if response is None:
+                await self._store.run_script(_DELETE, keys, response_id, limit_s=BACKGROUND_LIMIT_S)
+                self._announcements.send(_DELETED, (client, response_id))
+                return
+            record = self._signer.signed(msgspec.json.encode(_Record(client, response)))
+            if len(record) <= MAX_BYTES:
+                items = "\n".join(each for each in response.output if "\n" not in each)
+                await self._store.run_script(
+                    _ADD, keys, response_id, record, response.previous or "", items, response.at, self._ttl_s,
+                    _MAX_OF_CLIENT, limit_s=BACKGROUND_LIMIT_S,
+                )  # fmt: skip
+        except BaseException:
+            self._waiting.setdefault((client, response_id), response)
+            self._waiting.move_to_end((client, response_id), last=False)
+            raise
+
+    def _wait(self, client: str, response_id: str, response: StoredResponse | None) -> None:
+        self._waiting[(client, response_id)] = response
+        self._waiting.move_to_end((client, response_id))
+        if len(self._waiting) > _MAX_WAITING:
+            self._waiting.popitem(last=False)
+        self._wake.set()
+
+    def _on_connect(self) -> None:
+        self._wake.set()
+
+    def _on_deleted(self, _: str, message: bytes) -> None:
+        try:
+            client, response_id = msgspec.json.decode(message, type=tuple[str, str])
+        except (msgspec.MsgspecError, RecursionError):
+            return
+        self._responses.forget(client, response_id)
+
+    def _opened(self, value: bytes) -> _Record | None:
+        content = self._signer.opened(value)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=_Record)
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+
+    @staticmethod
+    def _keys(client: str) -> tuple[str, str]:
+        name = hashlib.sha256(client.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"responses:{name}", f"responses-order:{name}"

@@ -1,0 +1,134 @@
+"""Stored responses that are found at every gateway."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from fakes.cluster_members import ClusterMember, members_running
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.store_client import running, until
+
+from hostler.adapters.stored_response import StoredResponse
+from hostler.gateway.cluster.shared_responses import MAX_BYTES, SharedResponses
+from hostler.gateway.response_store import ResponseStore
+
+pytestmark = [pytest.mark.anyio, needs_redis]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+def response(number: int, *, previous: int | None = None, size: int = 10) -> StoredResponse:
+    return StoredResponse(
+        id=f"resp_{number}",
+        at=time.time(),
+        body=msgspec.Raw(b'"' + b"x" * size + b'"'),
+        output={f"msg_{number}": msgspec.Raw(b'{"id":"msg_%d"}' % number)},
+        previous=None if previous is None else f"resp_{previous}",
+    )
+
+
+class StoringGateway(ClusterMember):
+    def __init__(self, server: RedisServer, name: str, *, token: str = "secret") -> None:
+        super().__init__(server.url, name, SharedResponses.scripts, token=token)
+        self.responses = ResponseStore(None, max_bytes=10**7, max_age_s=3600, wall=time.time)
+        self.shared = SharedResponses(self.store, self.signer, self.announcements, self.responses, max_age_s=3600)
+
+    async def finds(self, *ids: str, client: str = "bob") -> bool:
+        await self.shared.fetch(client, ids)
+        of_client = self.responses.of(client)
+        return all(of_client.find(each) is not None or of_client.find_item(each) is not None for each in ids)
+
+
+@asynccontextmanager
+async def gateways_running(*gateways: StoringGateway) -> AsyncIterator[None]:
+    async with running(*(each.shared.run for each in gateways)), members_running(*gateways):
+        yield
+
+
+async def found(gateway: StoringGateway, *ids: str) -> None:
+    with anyio.fail_after(20):
+        while not await gateway.finds(*ids):  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
+async def test_a_response_is_found_at_every_gateway_with_those_before_it(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first, second):
+        for number in range(3):
+            first.responses.add("bob", response(number, previous=number - 1 if number else None))
+        await found(second, "resp_2")
+        history = second.responses.of("bob").history("resp_2")
+        assert history is not None
+        assert [each.id for each in history] == ["resp_0", "resp_1", "resp_2"]
+        third = StoringGateway(server, "c")
+        async with gateways_running(third):
+            await found(third, "msg_1")
+            assert third.responses.find("bob", "resp_1") is not None
+            assert third.responses.find("bob", "resp_2") is None
+
+
+async def test_a_client_finds_no_other_clients_responses_and_strangers_add_none(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    stranger = StoringGateway(server, "c", token="guessed")
+    async with gateways_running(first, second, stranger):
+        first.responses.add("bob", response(1))
+        stranger.responses.add("bob", response(2))
+        await found(second, "resp_1")
+        await until(lambda: ":2" in server("ZCARD", next(_names(server, "responses-order"))))
+        assert not await second.finds("resp_1", client="eve")
+        assert not await second.finds("resp_2")
+
+
+def _names(server: RedisServer, kind: str) -> Iterator[str]:
+    return (name for name in server("KEYS", f"hostler:home:{kind}:*").splitlines() if name.startswith("hostler"))
+
+
+async def test_a_deleted_response_is_gone_at_all_gateways(server: RedisServer) -> None:
+    first, second, third = (StoringGateway(server, name) for name in "abc")
+    async with gateways_running(first, second, third):
+        first.responses.add("bob", response(1))
+        await found(second, "resp_1")
+        second.responses.delete("bob", "resp_1")
+        await until(lambda: first.responses.find("bob", "resp_1") is None)
+        assert not await third.finds("resp_1")
+        assert not await third.finds("msg_1")
+        assert not list(_names(server, "responses"))
+
+
+async def test_what_the_store_keeps_is_bounded_and_expires(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first, second):
+        first.responses.add("bob", response(999, size=MAX_BYTES))
+        for number in range(250):
+            first.responses.add("bob", response(number))
+            if number % 100 == 99:
+                await found(second, f"resp_{number}")
+        await found(second, "resp_249")
+        [order], [data] = _names(server, "responses-order"), _names(server, "responses")
+        assert server("ZCARD", order) == ":200"
+        assert server("HLEN", data) == ":800"
+        assert not await second.finds("resp_999")
+        assert int(server("TTL", data).removeprefix(":")) > 0
+        assert int(server("TTL", order).removeprefix(":")) > 0
+
+
+async def test_without_the_store_responses_stay_where_they_are_and_are_written_later(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first, second):
+        server.kill()
+        await until(lambda: not first.store.connected)
+        first.responses.add("bob", response(1))
+        assert first.responses.find("bob", "resp_1") is not None
+        assert not await second.finds("resp_1")
+        server.start()
+        await found(second, "resp_1")
