@@ -122,7 +122,9 @@ class UsageMonitor:
     async def _apply(self, model: ManagedModel, usage: MemoryUsage, *, settled: bool) -> None:
         before, need_before = model.usage, model.lifecycle.memory_need.total
         model.usage = usage
-        await model.lifecycle.record_memory(usage, settled=settled)
+        if not model.process.asleep:
+            # Asleep, its weights are elsewhere than while it serves.
+            await model.lifecycle.record_memory(usage, settled=settled)
         usage_changed = differs(before.rss, usage.rss) or differs(before.gpu, usage.gpu)
         need_changed = differs(need_before, model.lifecycle.memory_need.total)
         if usage_changed or need_changed:

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from fakes.memory_meter import FakeMemoryMeter
 from fakes.stub_programs import StubPrograms
 from system.running_gateway import gateway_starter
 
@@ -23,7 +24,7 @@ from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_command import engine_preset
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.memory import GIB
+from hostler.supervisor.memory import GIB, MIB, MemoryUsage
 
 pytestmark = pytest.mark.anyio
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
@@ -181,6 +182,20 @@ async def test_the_sleeping_model_that_was_used_least_recently_ends_first(sized:
         for before, name in zip(("", "a", "b", "c"), "abcd", strict=True):
             await manager.switch(name, evict=[before] if before else [])
         assert states(manager) == {"a": "stopped", "b": "sleeping", "c": "sleeping", "d": "ready"}
+
+
+async def test_what_a_sleeping_engine_takes_is_not_what_it_needs(sized: Sized, running: Running) -> None:
+    meter: Any = FakeMemoryMeter(MemoryUsage(rss=MIB))
+    profiles = [msgspec.structs.replace(sized(name), memory=None) for name in "ab"]
+    async with running(EngineManager(profiles, EXCLUSIVE, meter=meter, free_memory=lambda: 100 * GIB)) as manager:
+        await manager.switch("a")
+        address = await manager.switch("b", evict=["a"])
+        meter.usage = MemoryUsage(rss=30 * GIB)
+        await manager.report_first_response("b", generation=address.generation, cached=0, prompt=5)
+        status = manager.status_now()
+        assert [model.memory_bytes for model in status.models] == [30 * GIB] * 2
+        needs = [profile.memory_bytes for profile in status.profiles]
+        assert needs[0] < GIB and needs[1] == 30 * GIB
 
 
 async def test_clients_are_answered_by_engines_that_slept(stubs: StubPrograms, tmp_path: Path) -> None:
