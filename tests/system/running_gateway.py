@@ -46,7 +46,7 @@ class EngineLog:
 
     def events(self, kind: str | None = None, model: str | None = None) -> list[dict[str, Any]]:
         """The logged events, in order."""
-        text = self.log.read_text() if self._log.exists() else ""
+        text = self.log.read_text() if self.log.exists() else ""
         events = [json.loads(line) for line in text.splitlines()]
         return [event for event in events if kind in (None, event["event"]) and model in (None, event["model"])]
 
