@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from hostler.gateway.model_finder import ModelFinder
     from hostler.gateway.worker_service import WorkerService
     from hostler.supervisor.manager import EngineManager
+
+
+#: How long workers have to refuse their waiting requests before the host of this machine does, in seconds.
+_REFUSE_AFTER_S = 0.2
 
 
 def create_app(
@@ -311,9 +316,12 @@ class Gateway:
     def stop(self) -> None:
         """Refuse waiting requests, finish those in progress, and return from `run`. A second call does not wait."""
         self._stopping = True
-        self._parts.shut_down()
-        if self._workers is not None:
+        if self._workers is None:
+            self._parts.shut_down()
+        else:
             self._workers.stop()
+            # Waiting requests of workers are refused there, with the reason; later the host would refuse them without it.
+            asyncio.get_running_loop().call_later(_REFUSE_AFTER_S, self._parts.shut_down)
         if self._server is not None:
             self._server.stop()
 

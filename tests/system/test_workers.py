@@ -182,6 +182,33 @@ async def test_a_killed_worker_takes_only_its_own_streams_along(start_gateway: S
                 await chat(http)
 
 
+async def test_requests_that_wait_are_refused_when_the_gateway_stops(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    last = FlagFile(tmp_path / "last")
+    async with (
+        start_gateway({"a": {"script": {"last_when": last.path}}}, gateway=TWO) as gateway,
+        own_connections(gateway, 2) as clients,
+        anyio.create_task_group() as tasks,
+    ):
+        answers: list[httpx.Response] = []
+
+        async def ask(http: httpx.AsyncClient) -> None:
+            answers.append(await http.post("/v1/chat/completions", json=CHAT))
+
+        async with gateway.stream("a") as stream:
+            await first_token(stream)
+            for http in clients:
+                tasks.start_soon(ask, http)
+            await gateway.until_counts(serving=1, waiting=2)
+            gateway.app.stop()
+            with anyio.fail_after(30):
+                while len(answers) < 2:  # noqa: ASYNC110 - answers of another process
+                    await anyio.sleep(0.01)
+            last.set()
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(503, "shutting_down")}
+
+
 async def test_nothing_is_refused_while_a_worker_starts_again(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}, gateway=TWO) as gateway:
         pool = service(gateway).pool
