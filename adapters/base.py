@@ -13,12 +13,15 @@ import msgspec
 
 from hostler.adapters.canonical import (
     Chunk,
+    Download,
+    FindDownloads,
     ModelInfoRequest,
     Origin,
     Progress,
     PromptStatus,
     Request,
     ResponseHead,
+    StartDownload,
     StoredRequest,
 )
 from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
@@ -257,6 +260,10 @@ class Adapter(ABC):
     def stream_info(self, request: StoredRequest, found: Sequence[StreamInfo]) -> WireResponse:
         """The answer to a `lookup` of streams, or after a `stop`."""
         raise NotFound(f"The {self.name} adapter resumes no streams.")
+
+    def downloads_info(self, request: StartDownload | FindDownloads, found: Sequence[Download]) -> WireResponse:
+        """The answer to a request about downloads: those that it is about."""
+        raise NotFound(f"The {self.name} adapter downloads nothing in the background.")
 
     def check_for_engines(self, request: Request) -> None:
         """Raises `BadRequest` for what certainly cannot be sent to an engine. Called before one is started."""

@@ -180,14 +180,16 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     """A request that only the engine understands: forwarded as it is, its response returned as it comes.
 
-    `any_backend`: its path is unknown, so that without a model any backend may be the one that understands it. `has_json`:
-    its route is known to answer in JSON, so that anything else is no response; with `member` if that is not empty.
+    `any_backend`: its path is unknown, so that without a model any backend may be the one that understands it;
+    `any_server` leaves out hosts, whose engines certainly do not. `has_json`: its route is known to answer in JSON, so
+    that anything else is no response; with `member` if that is not empty.
     """
 
     origin: Origin
     model: str | None = None
     output: Output = Output()
     any_backend: bool = False
+    any_server: bool = False
     has_json: bool = False
     member: str = ""
 
@@ -237,6 +239,39 @@ class PullModel(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
     origin: Origin
     model: str
     stream: bool = False
+
+
+class StartDownload(msgspec.Struct, frozen=True, kw_only=True, tag="start_download"):
+    """Download a model in the background. `reference` is its name in a registry, if the client names one of a registry;
+    for other models there is no choice of a `quantization`."""
+
+    origin: Origin
+    model: str
+    reference: str | None = None
+    quantization: str | None = None
+
+
+class FindDownloads(msgspec.Struct, frozen=True, kw_only=True, tag="find_downloads"):
+    """Ask how far the download with this id is; without one, how far all are."""
+
+    origin: Origin
+    id: str | None = None
+    model: str | None = None
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """A download in the background as it is now. Sizes are in bytes, `total` is 0 while it is unknown, moments are in
+    seconds since the epoch. One without an `id` had nothing to fetch."""
+
+    id: str | None = None
+    status: Literal["downloading", "completed", "failed"] = "completed"
+    completed: int = 0
+    total: int = 0
+    bytes_per_second: float = 0.0
+    started_at: float = 0.0
+    estimated_end: float | None = None
+    ended_at: float | None = None
+    error: str = ""
 
 
 class CopyModel(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
@@ -296,6 +331,8 @@ Request = (
     | CreateModel
     | DeleteModel
     | FindBlob
+    | StartDownload
+    | FindDownloads
 )
 Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 

@@ -33,6 +33,7 @@ from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, f
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import Bus
 from hostler.gateway.last_good import load
+from hostler.gateway.middleware.downloads import DownloadsMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
@@ -164,6 +165,12 @@ def model_middleware(
                     ModelInfoMiddleware, listing=parts.model_list, refresh=parts.discovery.refresh, bus=serving.bus
                 ),
                 Middleware(ModelAdminMiddleware, model_admin=parts.model_admin),
+                Middleware(
+                    DownloadsMiddleware,
+                    downloads=parts.downloads,
+                    models=parts.model_admin,
+                    kinds={backend.kind for backend in parts.settings.backends.values()},
+                ),
             ],
         ),
     ]

@@ -22,6 +22,7 @@ from hostler.gateway.admin.model_downloads import ModelDownloads
 from hostler.gateway.admin.status import ChainView, chain_view
 from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.preview import preview_changes
+from hostler.gateway.background_downloads import BackgroundDownloads
 from hostler.gateway.batches.records import Batch
 from hostler.gateway.batches.service import Batches
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
@@ -108,6 +109,7 @@ class Components:
             refresh=refresh or self._read_library,
             get_from_registry=partial(_get_from_registry, settings.supervisor.engine),
         )
+        self.downloads = BackgroundDownloads(self.model_admin.fetch, wall=time.time, clock=clock)
         self.transcripts = transcripts(settings.gateway.recording)
         self.responses = response_store(settings.gateway.responses)
         self.streams = stream_store(settings.gateway.streams)
@@ -171,6 +173,7 @@ class Components:
             if self.key_usage is not None:
                 tasks.start_soon(self.key_usage.run)
             self.serving.start(tasks)
+            tasks.start_soon(self.downloads.run)
             tasks.start_soon(self.discovery.run)
             if self.responses is not None:
                 tasks.start_soon(self.responses.run)

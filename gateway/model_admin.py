@@ -89,54 +89,60 @@ class ModelAdmin:
         """Whether a file with this digest was uploaded."""
         return await anyio.to_thread.run_sync(self._blobs.path, digest) is not None
 
+    def downloads(self, model: str) -> bool:
+        """Whether the model is known, and one of the hosts here can fetch its file."""
+        card = self._catalog.listing.resolve(model)
+        return card is not None and bool(self._pull_hosts(self._catalog.find(card.name)))
+
+    def gets_new(self) -> bool:
+        """Whether models are fetched from registries that are not known here."""
+        return self._has_supervisor and self._rules.change
+
     async def pull(self, operation: PullModel, report: ReportStep) -> None:
-        """Fetch the model's file on the first reachable of its hosts; that of an unknown model from its registry."""
+        """Fetch the model, and report each step."""
         await report(ProgressStep(step="looking"))
-        if self._is_new(operation.model):
-            await self._pull_new(operation, report)
+        card = self._catalog.listing.resolve(operation.model)
+        digest = _digest("", operation.model) if card is None else _digest(card.digest, card.name)
+        pull = ModelPull(digest, report)
+        await pull.run(partial(self.fetch, operation.model))
+        await _report_end(report, digest, pull.size if card is None else card.size or pull.size)
+
+    async def fetch(self, model: str, report: ReportProgress) -> None:
+        """Fetch the model's file on the first reachable of its hosts; that of an unknown model from its registry."""
+        if self._is_new(model):
+            await self._get_new(model, report)
             return
-        placement = self._catalog.find(operation.model)
-        card = placement.card
-        digest = _digest(card.digest, card.name)
-        size = card.size
-        hosts = [] if size else self._pull_hosts(placement)
+        placement = self._catalog.find(model)
+        hosts = [] if placement.card.size else self._pull_hosts(placement)
         for name, supervisor in hosts:
             try:
-                pull = ModelPull(digest, report)
-                await pull.run(partial(_pull_on, supervisor, placement.model))
-                size = pull.size
-                break
+                await supervisor.pull(placement.model, report=report)
+                return
             except SupervisorUnreachable as error:
                 if name == hosts[-1][0]:
                     raise ModelUnavailable(
-                        f"{placement.model} could not be fetched: {name} is unreachable", model=operation.model
+                        f"{placement.model} could not be fetched: {name} is unreachable", model=model
                     ) from error
             except (SupervisorError, UnknownProfile) as error:
                 # The supervisor's message names files and folders: for the log only.
                 logger.warning("%s: fetching on %s failed: %s", placement.model, name, error)
                 raise ModelUnavailable(
-                    f"{placement.model} could not be fetched on {name}; see its log", model=operation.model
+                    f"{placement.model} could not be fetched on {name}; see its log", model=model
                 ) from error
-        await _report_end(report, digest, size)
 
     def _is_new(self, model: str) -> bool:
         """Whether this is an unknown model that its registry has, as far as the name says."""
         return self._catalog.listing.resolve(model) is None and is_registry_name(model)
 
-    async def _pull_new(self, operation: PullModel, report: ReportStep) -> None:
+    async def _get_new(self, name: str, report: ReportProgress) -> None:
         """Get a model from its registry, and add its profile."""
-        name = operation.model
         self.check_new(name)
-        pull = ModelPull(_digest("", name), report)
         try:
-            entry, preset = await pull.run(
-                lambda on_progress: pull_in_thread(partial(self._get_from_registry, name), on_progress)
-            )
+            entry, preset = await pull_in_thread(partial(self._get_from_registry, name), report)
         except SourceError as error:
             logger.warning("%s: fetching failed: %s", name, error)
             # What to do with files is for operators of this machine.
             raise ModelUnavailable(str(error).partition(". Put ")[0], model=name) from error
-        await _report_end(report, _digest("", name), pull.size)
         await self.add(name, entry, preset)
 
     def check_new(self, name: str) -> None:
@@ -350,10 +356,6 @@ class ModelAdmin:
         """The hosts that can fetch the model's file, in the order of the chain."""
         named = ((place.backend, self._supervisors.get(place.backend)) for place in placement.places)
         return [(name, each) for name, each in named if isinstance(each, SupportsPulling)]
-
-
-async def _pull_on(supervisor: SupportsPulling, model: str, report: ReportProgress) -> None:
-    await supervisor.pull(model, report=report)
 
 
 def _merged_profile(

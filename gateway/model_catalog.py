@@ -212,10 +212,11 @@ class Catalog:
         active = self._listing.index.get(self._listing.active) if self._listing.active is not None else None
         return self._listing.default if active is not None and "completion" not in active.capabilities else None
 
-    def without_model(self, *, sends: bool) -> Placement | None:
+    def without_model(self, *, sends: bool, hosts: bool = True) -> Placement | None:
         """Where a request without a model goes that no protocol describes: where the active model is, then to the servers
-        without a supervisor. What it `sends` does not go from a host to a remote server. `None` if there are none."""
-        name = self._listing.active or self._listing.default
+        without a supervisor. What it `sends` does not go from a host to a remote server. Without `hosts` these servers are
+        the only ones. `None` if there are none."""
+        name = (self._listing.active or self._listing.default) if hosts else None
         own = self._placements.get(name) if name is not None else None
         places = list(own.places) if own is not None else []
         known = {place.backend for place in places}

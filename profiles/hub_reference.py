@@ -73,6 +73,19 @@ def is_registry_name(text: str) -> bool:
         return False
 
 
+def hub_link(text: str, quantization: str | None = None) -> str | None:
+    """What a link to a repository or file of the Hugging Face Hub names, with a quantization; `None` for other texts.
+
+    Raises `SourceError` for a link that names no repository.
+    """
+    if not text.lower().startswith(_HUB_PREFIXES):
+        return None
+    reference = parse_reference(text)
+    if reference is None or reference.file:
+        return text
+    return msgspec.structs.replace(reference, tag=quantization or reference.tag).name
+
+
 def _on_hub(name: str, text: str) -> HubReference:
     # As in the browser's address bar.
     name = re.sub(r"/(?:blob|resolve)/([\w.-]+)/", r"@\1/", name.partition("?")[0].rstrip("/"))

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hostler import __version__
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.canonical import (
     ChatRequest,
     CompletionRequest,
+    Download,
+    FindDownloads,
     LoadRequest,
     ModelInfoRequest,
-    Passthrough,
     Request,
+    StartDownload,
 )
 from hostler.adapters.degrade import without_thinking
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
-from hostler.adapters.lmstudio import chat, models
+from hostler.adapters.lmstudio import chat, downloads, models
 from hostler.adapters.lmstudio.encoder import LMStudioChatEncoder, StatsEncoder, UnloadEncoder
 from hostler.adapters.lmstudio.errors import error_response
 from hostler.adapters.lmstudio.operations import OPENAI_PATHS, OPERATIONS, V1_PREFIX
-from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"
-
-_DOWNLOADS = ("download", "download_status")
 
 
 class LMStudioAdapter(Adapter):
@@ -49,24 +51,16 @@ class LMStudioAdapter(Adapter):
         if name == "chat_v1":
             body = JsonBody(incoming.body)
             return chat.decode_chat(origin, body, body.text("model") or model_outside_body(incoming))
-        if name in _DOWNLOADS:
-            if name == "download":
-                _required_model(incoming, "model")
-            return Passthrough(origin=origin, any_backend=True)
+        if name == "download":
+            return downloads.decode_download(origin, JsonBody(incoming.body), _required_model(incoming, "model"))
+        if name == "download_status":
+            return FindDownloads(origin=origin, id=incoming.path_params.get("id"))
         if name == "load":
             return ModelInfoRequest(origin=origin, kind=name, model=_required_model(incoming, "model"))
         if name == "unload":
             return LoadRequest(origin=origin, kind="unload", model=_required_model(incoming, "instance_id", "model"))
         model = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
         return ModelInfoRequest(origin=origin, kind=name, model=model)
-
-    def validate(self, request: Request, card: ModelCard) -> Request:
-        """Rejects downloads where no server may know them: for these alone no model is loaded."""
-        if request.origin.operation in _DOWNLOADS and card.state not in ("loaded", "loading"):
-            raise NotFound(
-                "no server here downloads models for clients; use `hostler get NAME` on the server's machine"
-            )
-        return request
 
     def expand(self, request: Request) -> Request:
         return request if request.origin.wire == WIRE else self._openai.expand(request)
@@ -90,6 +84,9 @@ class LMStudioAdapter(Adapter):
         if request.kind == "load":
             return models.loaded(models.find_card(listing, name), name)
         return super().model_info(request, listing)
+
+    def downloads_info(self, request: StartDownload | FindDownloads, found: Sequence[Download]) -> WireResponse:
+        return downloads.downloads_info(request, found)
 
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         if isinstance(request, LoadRequest):

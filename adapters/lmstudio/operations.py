@@ -28,12 +28,15 @@ OPERATIONS: tuple[Operation, ...] = (
         Operation(name="unload", path="/api/v1/models/unload" + slash, scope="operate", writes=True)
         for slash in ("", "/")
     ),
-    # Downloads are a server's own: it answers, and keeps their ids.
+    # Some server may have started the download: it answers for it, and keeps its id.
     *(
         Operation(name="download", path="/api/v1/models/download" + slash, scope="operate", writes=True)
         for slash in ("", "/")
     ),
-    Operation(name="download_status", path="/api/v1/models/download/status/{id}", methods=("GET",), scope="read"),
+    *(
+        Operation(name="download_status", path="/api/v1/models/download/status" + path, methods=("GET",), scope="read")
+        for path in ("", "/", "/{id}")
+    ),
     _model_info("list", "/api/v0/models"),
     _model_info("list", "/api/v0/models/"),
     _model_info("entry", "/api/v0/models/{id:path}"),

@@ -21,7 +21,7 @@ FindModel = Callable[[str | None], Placement]
 
 
 class FindAny(Protocol):
-    def __call__(self, *, sends: bool) -> Placement | None: ...
+    def __call__(self, *, sends: bool, hosts: bool) -> Placement | None: ...
 
 
 OrderTargets = Callable[[tuple[Target, ...], PromptIdentity | None], tuple[Target, ...]]
@@ -65,7 +65,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         try:
             if rules is not None and rules.models:
                 placement = self._find_allowed(name, rules)
-            elif name is None and isinstance(request, Passthrough) and request.any_backend:
+            elif name is None and isinstance(request, Passthrough) and (request.any_backend or request.any_server):
                 placement = self._find_any(request)
             else:
                 placement = self._find(name)
@@ -98,7 +98,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
 
     def _find_any(self, request: Passthrough) -> Placement:
         """Where a request goes that names no model, and that any backend may understand."""
-        placement = self._without_model(sends=bool(request.origin.body))
+        placement = self._without_model(sends=bool(request.origin.body), hosts=not request.any_server)
         return self._find(None) if placement is None else placement
 
     async def _dispatch_refreshed(self, context: RequestContext, call_next: CallNext) -> None:

@@ -6,6 +6,7 @@ import http.server
 import json
 import select
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.requests = 0
+        self.status = 200
         self.go_on = threading.Event()
         self.disconnected = threading.Event()
         hub = self
@@ -29,6 +31,9 @@ class Hub:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.requests += 1
+                if hub.status != 200:
+                    self.send_error(hub.status)
+                    return
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(CONTENT)))
                 self.end_headers()
@@ -137,3 +142,59 @@ def test_the_download_is_cancelled_when_all_clients_disconnect(
     assert not list((tmp_path / "cache").rglob("far.gguf"))
     again = httpx.post(f"{running.address}/api/pull", json={"model": "far", "stream": False}, timeout=20)
     assert again.json() == {"status": "success"} and hub.requests == 2
+
+
+def until_download(http: httpx.Client, url: str, status: str) -> dict[str, object]:
+    """Ask until the download has this status; there is nothing to wait for but the answer."""
+    for _ in range(2000):
+        found: dict[str, object] = http.get(url).json()
+        if found["status"] == status:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(found)
+
+
+def test_a_download_for_lm_studios_clients_goes_on_without_them(
+    running: HostlerProcess, hub: Hub, tmp_path: Path
+) -> None:
+    url = f"{running.address}/api/v1/models/download"
+    with httpx.Client(timeout=20) as http:
+        started = http.post(url, json={"model": "far"}).json()
+        assert started["status"] == "downloading"
+        assert started["total_size_bytes"] == len(CONTENT)
+        assert http.post(url, json={"model": "FAR"}).json()["job_id"] == started["job_id"]
+        status = f"{url}/status/{started['job_id']}"
+        now = http.get(status).json()
+        assert 0 < now["downloaded_bytes"] < len(CONTENT)
+        assert now["bytes_per_second"] > 0 and now["estimated_completion"] > now["started_at"]
+        assert [each["job_id"] for each in http.get(f"{url}/status").json()["downloading"]] == [started["job_id"]]
+    assert not hub.disconnected.is_set()
+    hub.go_on.set()
+    with httpx.Client(timeout=20) as http:
+        ended = until_download(http, status, "completed")
+        assert ended["downloaded_bytes"] == ended["total_size_bytes"] == len(CONTENT)
+        assert str(ended["completed_at"]) >= str(ended["started_at"])
+        assert until_download(http, status, "completed") == ended
+        again = http.post(url, json={"model": "far"}).json()
+        assert again == {"status": "already_downloaded"}
+        chosen = http.post(url, json={"model": "far", "quantization": "Q4_K_M"})
+        assert (chosen.status_code, "quantization" in chosen.text) == (400, True)
+        unknown = http.get(f"{url}/status/job_0")
+        assert (unknown.status_code, "job_0" in unknown.text) == (404, True)
+    (file,) = (tmp_path / "cache").rglob("far.gguf")
+    assert file.read_bytes() == CONTENT
+    assert hub.requests == 1
+
+
+def test_a_download_that_fails_says_so(running: HostlerProcess, hub: Hub) -> None:
+    hub.go_on.set()
+    hub.status = 404
+    url = f"{running.address}/api/v1/models/download"
+    with httpx.Client(timeout=20) as http:
+        started = http.post(url, json={"model": "far"}).json()
+        failed = until_download(http, f"{url}/status/{started['job_id']}", "failed")
+        assert "could not be fetched" in str(failed["error"])
+        assert http.get(f"{url}/status").json()["failed"] == [failed]
+        hub.status = 200
+        again = http.post(url, json={"model": "far"}).json()
+        assert until_download(http, f"{url}/status/{again['job_id']}", "completed")["job_id"] != started["job_id"]

@@ -168,12 +168,10 @@ async def test_files_are_forwarded_where_the_gateway_has_no_batches(tmp_path: Pa
 
 async def test_a_download_loads_no_model_where_no_server_may_know_it(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
-        asked = (
-            await gateway.http.post("/api/v1/models/download", json={"model": "ibm/granite-4-micro"}),
-            await gateway.http.get("/api/v1/models/download/status/job_1"),
-        )
-        for answer in asked:
-            assert (answer.status_code, "hostler get" in answer.text) == (404, True)
+        asked = await gateway.http.post("/api/v1/models/download", json={"model": "ibm/granite-4-micro"})
+        assert (asked.status_code, "hostler get" in asked.text) == (404, True)
+        status = await gateway.http.get("/api/v1/models/download/status/job_1")
+        assert (status.status_code, "job_1" in status.text) == (404, True)
         assert gateway.starts() == []
 
 
@@ -208,3 +206,25 @@ async def test_the_path_of_the_base_url_takes_the_place_of_v1(tmp_path: Path) ->
             server.prepared = [(200, JSON, b"{}")]
             await chain.http.post("/v1/score?b=2", json={"model": "m"})
     assert server.heads[-1][1] == "/api/paas/v4/score?b=2&a=1"
+
+
+async def test_a_download_goes_to_lm_studio_beside_engines_that_are_not_loaded(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    job = b'{"job_id": "job_1", "status": "downloading"}'
+    async with start_scripted_server() as studio:
+        studio.prepared = [(200, JSON, job)]
+        studio.documents = {
+            "/api/v1/models": {"models": []},
+            "/api/v1/models/download/status/job_1": {"job_id": "job_1", "status": "completed"},
+        }
+        backends = {"studio": {"kind": "lmstudio", "url": studio.url}}
+        async with start_gateway({"a": {"default": True}}, backends=backends) as gateway:
+            link = {"model": "https://huggingface.co/org/repo-GGUF", "quantization": "Q4_K_M"}
+            started = await gateway.http.post("/api/v1/models/download", json=link)
+            ended = await gateway.http.get("/api/v1/models/download/status/job_1")
+            own = await gateway.http.post("/api/v1/models/download", json={"model": "a"})
+            assert gateway.starts() == []
+    assert (started.content, ended.json()["status"]) == (job, "completed")
+    assert own.json() == {"status": "already_downloaded"}
+    assert studio.requests == [("/api/v1/models/download", link)]
