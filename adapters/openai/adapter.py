@@ -26,13 +26,14 @@ from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai import chat, models, responses
 from hostler.adapters.openai import stored as stored_responses
+from hostler.adapters.openai.chat_tools import uses_custom_tools
 from hostler.adapters.openai.custom_tools import has_custom_tools
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.errors import error_response
 from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
-from hostler.adapters.openai.schema import RESPONSES, WIRE, StreamOptions
+from hostler.adapters.openai.schema import CUSTOM_CHAT, RESPONSES, WIRE, StreamOptions
 from hostler.adapters.openai.whole_response import JSON_OPERATIONS
 from hostler.adapters.requested_model import model_outside_body
 from hostler.adapters.stored_response import StoredResponse, StoredResponses
@@ -45,8 +46,8 @@ _NO_ROUTE = frozenset({404, 405, 501})
 _NAMES_A_THING = re.compile(r"model|(response|item|conversation)\b.{0,20}\bid\b", re.IGNORECASE)
 # What servers answer for a body that they cannot read.
 _INVALID = frozenset({400, 422})
-# The wire of a responses request that is sent to a backend of this protocol as a chat.
-_AS_CHAT = "responses as chat"
+# The wire of a request that is sent to a backend of this protocol as a chat with functions.
+_AS_CHAT = "as chat"
 _STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 
 
@@ -81,6 +82,8 @@ class OpenAIAdapter(Adapter):
                 raise BadRequest("`messages` is missing.", param="messages")
             if bytes(memoryview(body.members["messages"])[:1]) != b"[":
                 raise BadRequest("`messages` must be an array.", param="messages")
+            if has_custom_tools(incoming.body) and uses_custom_tools(body):
+                origin = msgspec.structs.replace(origin, wire=CUSTOM_CHAT)
             return ChatRequest(origin=origin, model=model, output=_output(body))
         if name == "completions":
             return CompletionRequest(origin=origin, model=model, output=_output(body))
@@ -139,8 +142,8 @@ class OpenAIAdapter(Adapter):
             if origin.wire == RESPONSES and rejected.wire == WIRE and lacks_route:
                 raise
             return None  # no other form of the request exists: the backend's own error stands
-        is_unknown = lacks_route or _lacks_custom_tools(rejected, request)
-        if origin.wire == RESPONSES and rejected.wire == WIRE and is_unknown:
+        is_unknown = (lacks_route and origin.wire == RESPONSES) or _lacks_custom_tools(rejected, request)
+        if origin.wire in (RESPONSES, CUSTOM_CHAT) and rejected.wire == WIRE and is_unknown:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 

@@ -194,6 +194,8 @@ class _ChoiceCalls:
         return isinstance(pieces, list) and all(map(self._is_next, pieces))
 
     def _is_next(self, piece: Any) -> bool:
+        if isinstance(piece, dict) and isinstance(piece.get("custom"), dict):
+            return self._is_next_custom(piece)
         function = piece.get("function") if isinstance(piece, dict) else None
         if not isinstance(function, dict) or piece.get("type") not in _KINDS:
             return False
@@ -214,11 +216,25 @@ class _ChoiceCalls:
             return False
         return call_id in (None, "", call.id) and call.accepts(text)
 
+    def _is_next_custom(self, piece: dict[str, Any]) -> bool:
+        """The same for a piece of a custom tool's call: only servers that know them send some."""
+        index = piece.get("index")
+        if type(index) is not int or not 0 <= index <= len(self._sent):
+            return False
+        if index == len(self._sent):
+            call = _SentCall(str(piece.get("id") or ""), "")
+            call.has_arguments = True  # of another kind: nothing is missing at the end
+            self._sent.append(call)
+        return True
+
 
 def whole_calls(raw: Any, response_id: str) -> list[dict[str, Any]]:
     """The calls of a whole message, of any form, as the pieces of a stream. Raises `BackendBroken` for what is none."""
     calls: list[dict[str, Any]] = []
     for each in objects(raw if isinstance(raw, list) else [raw]):
+        if isinstance(each.get("custom"), dict):
+            calls.append({**each, "index": len(calls)})
+            continue
         delta = _convert_delta(lenient.encode({"tool_calls": [each]}))
         others = {name: value for name, value in each.items() if name not in _FIELDS}
         read = ToolCallReader().read(call_pieces(delta), whole=True)

@@ -20,20 +20,17 @@ from hostler.adapters.canonical import (
     RerankRequest,
     Sampling,
     Text,
-    Tool,
-    ToolCall,
 )
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON, JsonBody
+from hostler.adapters.openai.chat_tools import decode_tools, past_calls
 from hostler.adapters.openai.request_schema import (
     ChatBody,
     CompletionBody,
     ContentPart,
     EmbeddingsBody,
     JsonSchemaFormat,
-    OpenAIFunction,
     OpenAIMessage,
-    OpenAIToolChoice,
     ReasoningOptions,
     RerankBody,
     ResponseFormat,
@@ -181,13 +178,10 @@ def with_text_arguments(body: bytes) -> bytes:
 
 
 def _conversation(chat: ChatBody) -> Conversation:
-    functions = [tool.function for tool in chat.tools or () if tool.function is not None] or chat.functions or []
-    choice = chat.tool_choice
-    if isinstance(choice, OpenAIToolChoice):
-        choice = (choice.function.name if choice.function else None) or choice.name
+    tools, choice = decode_tools(chat)
     return Conversation(
         messages=tuple(_message(message, index) for index, message in enumerate(chat.messages)),
-        tools=tuple(_tool(function) for function in functions),
+        tools=tools,
         tool_choice=choice,
         parallel_tool_calls=chat.parallel_tool_calls,
         sampling=_sampling(chat),
@@ -204,19 +198,11 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
         parts = [_content_part(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content or ())]
     if message.role == "assistant":
         parts = list(map(_without_progress, parts))
-    calls = [
-        ToolCall(index=at, id=call.id, name=call.function.name, arguments=arguments_text(call.function.arguments))
-        for at, call in enumerate(message.tool_calls or ())
-        if call.function is not None
-    ]
-    if message.function_call is not None:
-        legacy = message.function_call
-        calls.append(ToolCall(name=legacy.name, arguments=arguments_text(legacy.arguments)))
     return ChatMessage(
         role="tool" if message.role == "function" else message.role,
         parts=tuple(parts),
         reasoning=without_progress_lines(message.reasoning_content or message.reasoning or "") or None,
-        tool_calls=tuple(calls),
+        tool_calls=past_calls(message),
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
@@ -237,15 +223,6 @@ def _content_part(part: ContentPart, param: str) -> Part:
     if part.type == "input_audio" and part.input_audio is not None:
         return Media(kind="audio", data=part.input_audio.data, mime=f"audio/{part.input_audio.format}")
     raise BadRequest(f"`{param}` is of a type that the backend of this model does not support.", param=param)
-
-
-def _tool(function: OpenAIFunction) -> Tool:
-    raw = bytes(function.parameters)
-    return Tool(
-        name=function.name,
-        description=function.description,
-        parameters=None if raw == NULL else msgspec.Raw(raw),
-    )
 
 
 def _thinking(chat: ChatBody) -> bool | str | None:

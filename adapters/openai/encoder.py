@@ -23,9 +23,12 @@ from hostler.adapters.canonical import (
 from hostler.adapters.errors import GatewayError, invalid_event
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.call_events import whole_calls
+from hostler.adapters.openai.chat_tools import custom_tools
 from hostler.adapters.openai.chunks import canonical_finish
+from hostler.adapters.openai.custom_tools import InputReader
 from hostler.adapters.openai.errors import error_event
 from hostler.adapters.openai.fold import StreamFold, objects
+from hostler.adapters.openai.schema import CUSTOM_CHAT
 from hostler.adapters.progress import ProgressLines
 
 _encode = msgspec.json.encode
@@ -58,6 +61,8 @@ class OpenAIEncoder(Encoder):
         self._created = created
         self.set_progress(progress)
         self._lines = ProgressLines()
+        document = request.origin.json_body
+        self._custom_tools = custom_tools(document) if self._wire == CUSTOM_CHAT and document else frozenset[str]()
         self._role_sent = False
         self.streaming = output.stream
         self.media_type = sse.MEDIA_TYPE if output.stream else _FOLDED
@@ -85,6 +90,7 @@ class OpenAIEncoder(Encoder):
         self._roles: set[int] = set()
         self._usage: Usage | None = None
         self._vectors: list[tuple[float, ...]] = []
+        self._inputs: dict[tuple[int, int], InputReader] = {}
         self._has_output = False
         self.length = None
 
@@ -204,21 +210,33 @@ class OpenAIEncoder(Encoder):
         if chunk.text or chunk.logprobs:
             pieces.append((index, {"content": chunk.text}, None, chunk.logprobs))
         if chunk.tool_calls:
-            calls = [self._tool_call(call) for call in chunk.tool_calls]
-            pieces.append((index, {"tool_calls": calls}, None, ()))
+            calls = [piece for call in chunk.tool_calls if (piece := self._tool_call(index, call))]
+            if calls:
+                pieces.append((index, {"tool_calls": calls}, None, ()))
         if chunk.finish:
+            if rest := self._rest_of_inputs(index):
+                pieces.append((index, {"tool_calls": rest}, None, ()))
             pieces.append((index, {}, chunk.finish, ()))
         return pieces
 
-    def _tool_call(self, call: ToolCall) -> dict[str, Any]:
+    def _tool_call(self, choice: int, call: ToolCall) -> dict[str, Any] | None:
+        """The next piece of a call, that of a custom tool with its input; `None` if nothing of that is certain yet."""
+        reader = self._inputs.get((choice, call.index))
         if call.name is None:
-            return {"index": call.index, "function": {"arguments": call.arguments}}
-        return {
-            "index": call.index,
-            "id": call.id or f"call_{self._id.rpartition('-')[2]}_{call.index}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
+            if reader is None:
+                return {"index": call.index, "function": {"arguments": call.arguments}}
+            text = reader.feed(call.arguments)
+            return {"index": call.index, "custom": {"input": text}} if text else None
+        head = {"index": call.index, "id": call.id or f"call_{self._id.rpartition('-')[2]}_{call.index}"}
+        if call.name not in self._custom_tools:
+            return {**head, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        reader = self._inputs[choice, call.index] = InputReader()
+        return {**head, "type": "custom", "custom": {"name": call.name, "input": reader.feed(call.arguments)}}
+
+    def _rest_of_inputs(self, choice: int) -> list[dict[str, Any]]:
+        """The pieces that complete the inputs of a choice's custom tools."""
+        rest = [(at, self._inputs.pop((choice, at)).finish()) for each, at in tuple(self._inputs) if each == choice]
+        return [{"index": at, "custom": {"input": text}} for at, text in rest if text]
 
     def _embeddings(self) -> bytes:
         usage = self._usage or Usage()

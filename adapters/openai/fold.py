@@ -24,7 +24,7 @@ _ONCE = frozenset({"id", "role", "type", "object", "format", "model", "created",
 _TEXTS = frozenset(
     {
         *("content", "reasoning_content", "reasoning", "reasoning_text", "thinking", "refusal", "text", "tool_plan"),
-        *("arguments", "data", "transcript"),
+        *("arguments", "input", "data", "transcript"),
     }
 )
 # Lists that come in pieces, and objects that do, or that hold such lists or strings.
@@ -34,10 +34,10 @@ _LISTS = frozenset(
         *("tokens", "token_logprobs", "top_logprobs", "text_offset"),
     }
 )
-_OBJECTS_IN_PIECES = frozenset({"function_call", "function", "audio", "logprobs"})
+_OBJECTS_IN_PIECES = frozenset({"function_call", "function", "custom", "audio", "logprobs"})
 # The order of llama-server's whole responses; in its streams `id` has another place.
 _LLAMA_ORDER = ("choices", "created", "model", "system_fingerprint", "object", "usage", "id", "timings")
-_CALL_ORDER = ("type", "function", "id")
+_CALL_ORDER = ("type", "function", "custom", "id")
 # Fields of an event that contains the whole response, but not of the response.
 _EVENT_ONLY = frozenset({"type", "sequence_number", "response"})
 # Fields that only streams have.

@@ -33,11 +33,19 @@ class PastFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: Any = None
 
 
+class PastCustomCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`input` is any text."""
+
+    name: str | None = None
+    input: str | None = None
+
+
 class PastToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call in the history."""
 
     id: str | None = None
     function: PastFunctionCall | None = None
+    custom: PastCustomCall | None = None
 
 
 class OpenAIMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +66,26 @@ class OpenAIFunction(msgspec.Struct, frozen=True, kw_only=True):
     parameters: msgspec.Raw = msgspec.Raw(NULL)
 
 
+class CustomGrammar(msgspec.Struct, frozen=True, kw_only=True):
+    syntax: str | None = None
+    definition: str | None = None
+
+
+class CustomToolFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "text"
+    grammar: CustomGrammar | None = None
+
+
+class OpenAICustomTool(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    description: str | None = None
+    format: CustomToolFormat | None = None
+
+
 class OpenAITool(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     function: OpenAIFunction | None = None
+    custom: OpenAICustomTool | None = None
 
 
 class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +95,16 @@ class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
 class OpenAIToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     function: FunctionName | None = None
+    custom: FunctionName | None = None
     name: str | None = None
+    allowed_tools: AllowedTools | None = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
+    """A choice among some of the tools: `mode` is `auto` or `required`."""
+
+    mode: str = "auto"
+    tools: list[OpenAIToolChoice] = []
 
 
 class ReasoningOptions(msgspec.Struct, frozen=True, kw_only=True):

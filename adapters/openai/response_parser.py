@@ -61,7 +61,8 @@ class OpenAIParser(Parser):
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
     everything else when the connection ends properly. With `fields`, each event is decoded too. `sent` is the body of a
-    request for embeddings or a ranking. `strips_progress`: the gateway has asked for the progress of reading the prompt, not the client.
+    request for embeddings or a ranking, `wire` the one whose bytes are forwarded. `strips_progress`: the gateway has asked
+    for the progress of reading the prompt, not the client.
 
     Until the first token, chunks that only open the response and signs of life are held back; then signs are, when they
     come alone.
@@ -72,6 +73,7 @@ class OpenAIParser(Parser):
         operation: str,
         *,
         fields: bool = False,
+        wire: str | None = None,
         choices: int = 1,
         sent: bytes = b"",
         strips_progress: bool = False,
@@ -79,7 +81,7 @@ class OpenAIParser(Parser):
         self._operation = operation
         self._sent = sent
         # Chat and responses are different wires: the bytes of one cannot be forwarded as the other.
-        self._wire = RESPONSES if operation == "responses" else WIRE
+        self._wire = wire or (RESPONSES if operation == "responses" else WIRE)
         self._fields = fields
         self._choices = choices
         self._strips_progress = strips_progress or fields

@@ -15,6 +15,9 @@ from hostler.adapters.lenient import Amount, Count, Numbers
 WIRE = "openai"
 #: The wire name of the responses API, which some servers of this protocol have beside chat.
 RESPONSES = "responses"
+
+#: The wire name of chats with custom tools, which some servers of this protocol do not know.
+CUSTOM_CHAT = "chat with custom tools"
 NULL = b"null"
 #: Finish reasons of answers that the server gave up; SGLang and vLLM abort.
 FAILED_FINISHES = frozenset({"error", "abort"})

@@ -31,7 +31,7 @@ from hostler.adapters.openai.chat import with_text_arguments
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.response_parser import OpenAIParser
-from hostler.adapters.openai.schema import NULL, RESPONSES, WIRE
+from hostler.adapters.openai.schema import CUSTOM_CHAT, NULL, RESPONSES, WIRE
 from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
@@ -268,8 +268,9 @@ class OpenAIUpstream(Upstream):
         return discovery.discover((self._prefix, *self._other_prefixes))
 
     def speaks(self, wire: str) -> bool:
-        """Engines get chats instead of responses: the events of llama-server's lack the sequence numbers."""
-        return wire == self.wire or (wire == RESPONSES and not self._engine)
+        """Engines get chats instead of responses: the events of llama-server's lack the sequence numbers. Nor does it know
+        custom tools."""
+        return wire == self.wire or (wire in (RESPONSES, CUSTOM_CHAT) and not self._engine)
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         origin = request.origin
@@ -302,6 +303,7 @@ class OpenAIUpstream(Upstream):
         return OpenAIParser(
             operation,
             fields=fields,
+            wire=CUSTOM_CHAT if request.origin.wire == CUSTOM_CHAT and not fields else None,
             choices=output_of(request).choices,
             sent=sent,
             strips_progress=self._progress and not asks_progress(request.origin.body),

@@ -198,3 +198,42 @@ async def test_progress_is_sent_in_comments(start_gateway: StartGateway) -> None
         assert "loading a" in shown
         assert all(line.startswith(":") for line in shown.splitlines() if line)
         assert "word4" in rest
+
+
+PATCH = '*** Begin Patch\n-"x"\n+"ü😀"\n*** End Patch\n'
+CUSTOM: Any = {"type": "custom", "custom": {"name": "apply_patch", "format": {"type": "text"}}}
+PATCHING = ScriptedAnswer(
+    words=(), calls=(("call_1", "apply_patch", json.dumps({"input": PATCH})),), finish="tool_calls"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["llamacpp", "ollama", "anthropic"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_custom_tool_of_a_chat(tmp_path: Path, backend: str, stream: bool) -> None:
+    past: Any = {"id": "call_0", "type": "custom", "custom": {"name": "apply_patch", "input": "old"}}
+    messages: Any = [
+        {"role": "user", "content": "Fix it."},
+        {"role": "assistant", "tool_calls": [past]},
+        {"role": "tool", "tool_call_id": "call_0", "content": "no"},
+    ]
+    async with meeting(tmp_path, backend) as (server, client):
+        server.answer = PATCHING
+        if stream:
+            head, text = None, ""
+            async for event in await client.chat.completions.create(
+                model="m", messages=messages, tools=[CUSTOM], stream=True
+            ):
+                for call in event.choices[0].delta.tool_calls or () if event.choices else ():
+                    piece = call.model_extra["custom"] if call.model_extra else {}
+                    head, text = head or (call.type, piece.get("name")), text + piece["input"]
+            assert head == ("custom", "apply_patch")
+            assert text == PATCH
+        else:
+            answer = await client.chat.completions.create(model="m", messages=messages, tools=[CUSTOM])
+            (whole,) = answer.choices[0].message.tool_calls or ()
+            assert whole.type == "custom"
+            assert (whole.custom.name, whole.custom.input) == ("apply_patch", PATCH)
+            assert answer.choices[0].finish_reason == "tool_calls"
+        asked = json.dumps(server.requests[-1][1])
+    assert "custom" not in asked
+    assert asked.count("apply_patch") >= 2
