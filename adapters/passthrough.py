@@ -120,7 +120,7 @@ class JsonForwardingParser(Parser):
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
-            if not self._body and data.lstrip()[:1] not in _STARTS:
+            if not self._tail and data.lstrip()[:1] not in _STARTS:
                 raise invalid_response()
             self._size += len(data)
             self._tail = data.strip()[-1:] or self._tail

@@ -49,9 +49,9 @@ _UNFINISHED = frozenset({"failed", "cancelled", "incomplete"})
 _RUNNING = frozenset({"queued", "in_progress"})
 _NOTHING = frozenset({b"", NULL})
 _EMPTY_TEXTS = _NOTHING | {b'""'}
-_EMPTY_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:null|\[\s*(?:\]|null)|"")')
-#: Numbers, lists of them (of each token), text in base64, or sparse numbers.
-_VECTOR = re.compile(rb'"embedding"\s*:\s*(?:\[\s*[-\d\[]|"[^"]|\{\s*")')
+_EMPTY_VECTOR = re.compile(rb'"embeddings?"\s*:\s*(?:null|\[\s*(?:\]|null)|"")')
+#: Numbers, lists of them (of each token, under either name), text in base64, or sparse numbers.
+_VECTOR = re.compile(rb'"embeddings?"\s*:\s*(?:\[\s*[-\d\[]|"[^"]|\{\s*")')
 _SHORT = 1024
 _decode_message = lenient.decoder(OpenAIDelta)
 _decode_summary = lenient.decoder(ResponseSummary)

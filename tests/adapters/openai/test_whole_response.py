@@ -22,6 +22,7 @@ GOOD: list[tuple[str, Any]] = [
     ("completions", {"choices": [{"text": "", "finish_reason": "length"}]}),
     ("embeddings", {"data": [{"index": 0, "embedding": [0.5]}]}),
     ("embeddings", {"data": [{"index": 0, "embedding": [[0.5, 1], [-1, 0]]}]}),
+    ("embeddings", {"data": [{"object": "embeddings", "index": 0, "embeddings": [[0.5, 1], [-1, 0]]}]}),
     ("rerank", {"results": [{"index": "0", "relevance_score": -3}]}),
     ("rerank", {"data": [{"index": 0, "relevance_score": 0.5}]}),
     ("rerank", [{"index": 0, "score": 0.5}]),
@@ -44,7 +45,7 @@ BAD: list[tuple[str, bytes]] = [
     ("embeddings", b'{"data":[{"index":0,"embedding":[ ]}]}'),
     ("embeddings", b'{"data":[{"index":0,"embedding":""}]}'),
     *(("embeddings", b'{"data":[%b]}' % entry) for entry in (
-        b"null", b"{}", b'"x"', b'{"embedding":["a"]}', b'{"embedding":[null,null]}', b'{"embedding":{}}')),
+        b"null", b"{}", b'"x"', b'{"embeddings":[]}', b'{"embedding":["a"]}', b'{"embedding":[null,null]}', b'{"embedding":{}}')),
     *(("rerank", b'{"results":%b}' % results) for results in (
         b"[]", b"[null]", b"[{}]", b'[{"index":0}]', b'[{"relevance_score":1}]', b'{"index":0,"score":1}')),
     ("rerank", b"[]"),
