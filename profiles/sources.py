@@ -113,16 +113,18 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     def local_path(self, cache: Path) -> Path:
         """Where the file is kept below the cache directory (a `path` source: where it is)."""
         models = cache / "models"
+        # On Windows a colon begins a drive or another stream of a file: `C:/x` would be outside of the cache.
+        file = self.file.replace(":", "-") if sys.platform == "win32" else self.file
         match self.kind:
             case "path" | "hub" | "none":
                 return _expanded(self.file)
             case "pypi":
-                return models / "pypi" / f"{self.origin}-{self.version}" / self.file
+                return models / "pypi" / f"{self.origin}-{self.version}" / file
             case "hf":
                 folder = models / "hf" / self.origin
-                return (folder if self.version == "main" else folder / f"@{self.version}") / self.file
+                return (folder if self.version == "main" else folder / f"@{self.version}") / file
             case "https":
-                return models / "https" / hashlib.sha256(self.origin.encode()).hexdigest()[:16] / self.file
+                return models / "https" / hashlib.sha256(self.origin.encode()).hexdigest()[:16] / file
 
 
 def is_hub_name(text: str) -> bool:

@@ -45,3 +45,15 @@ def test_the_cache_directory_follows_the_platform(tmp_path: Path) -> None:
     if sys.platform != "darwin":
         assert cache_directory({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "hostler"
         assert cache_directory({"XDG_CACHE_HOME": "relative"}) == Path.home() / ".cache" / "hostler"
+
+
+@pytest.mark.parametrize(
+    "model", ["hf:org/repo/C:/x.gguf", "https://registry.ollama.ai/v2/a/b/blobs/sha256:0a", "pypi:a==1/C:/x.gguf"]
+)
+def test_no_colon_leads_out_of_the_cache_on_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    source = ModelSource.parse(model)
+    assert source.local_path(tmp_path).name == source.name  # elsewhere they are names like others
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert ":" not in str(source.local_path(tmp_path).relative_to(tmp_path))
