@@ -93,7 +93,7 @@ class ManagedProcess(ProcessState):
         if not sleep:
             asleep = asleep or self._asleep
             if asleep is not None:
-                self._end_sleep()
+                self.end_sleep()
                 await asleep.ended.wait()
 
     def request_stop(self, *, sleep: bool = False) -> None:
@@ -105,12 +105,15 @@ class ManagedProcess(ProcessState):
         current = self._current
         if current is not None:
             current.result.settle(cancelled)
-            current.sleeps = sleep
+            current.sleeps = sleep and (current.sleeps or not current.cancelled)
             current.cancel()
         if not sleep:
-            self._end_sleep()
+            self.end_sleep()
 
-    def _end_sleep(self) -> None:
+    def end_sleep(self) -> None:
+        """Begin to end the engine that sleeps, or falls asleep."""
+        if self._current is not None:
+            self._current.sleeps = False
         if self._asleep is not None:
             self._asleep.leaving = True
             self._wake.set()
@@ -337,7 +340,7 @@ class ManagedProcess(ProcessState):
             if gracefully and current.sleeps:
                 self._asleep = await fall_asleep(current)
         finally:
-            if self._asleep is not None and current.child.returncode is None:
+            if self._asleep is not None and current.sleeps and current.child.returncode is None:
                 current.child.on_exit(lambda: self._wake.set())
             else:
                 self._asleep = None

@@ -122,13 +122,13 @@ class EngineManager:
             lambda: self._models.values(), switch=self.switch, describe=self._descriptions.describe_shared_file,
             is_crowded=lambda model: bool(self._policy.victims(model, self._others(model), ())),
         )  # fmt: skip
+        sleeping = SleepingModels(self._policy, lambda: self._models.values(), free_memory)
         self._switches = SwitchCoordinator(
-            self._policy, self._usage, self._load_times,
-            sleeping=SleepingModels(self._policy, lambda: self._models.values(), free_memory), others=self._others, describe=self._descriptions.describe_shared_file,
-            publish=self._subscriptions.publish,
+            self._policy, self._usage, self._load_times, sleeping=sleeping, others=self._others,
+            describe=self._descriptions.describe_shared_file, publish=self._subscriptions.publish,
         )  # fmt: skip
         self._next = NextModel(
-            settings.prepare_next, self._switches, self._policy, others=self._others,
+            settings.prepare_next, self._switches, self._policy, sleeping=sleeping, others=self._others,
             devices=lambda: self._devices.statuses, free_memory=free_memory,
         )  # fmt: skip
         self._models = {profile.name: self._add(profile) for profile in profiles}
@@ -187,9 +187,12 @@ class EngineManager:
         return await anyio.to_thread.run_sync(self._pins.write)
 
     async def drain(self, draining: bool) -> bool:
-        """See `contract.SupportsDraining`. A host that is back in service starts its pinned and leased models again."""
+        """See `contract.SupportsDraining`. No engine sleeps on; once back in service, pinned and leased models start again."""
         before, self._drain.draining = self._drain.draining, draining
         self._subscriptions.publish(self._snapshot())
+        if draining:
+            for model in self._models.values():
+                model.process.end_sleep()
         if before and not draining and self._tasks is not None:
             self._tasks.start_soon(self._starts.run)
         return await anyio.to_thread.run_sync(self._drain.write)

@@ -16,6 +16,7 @@ from hostler.supervisor.memory_meter import mapped_memory
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.placement import PlacementPolicy, footprint_of
 from hostler.supervisor.scheduling.eviction import models_to_evict
+from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.switches import SwitchCoordinator
 
 #: Failures of a start for which the models beside it may be the reason.
@@ -32,12 +33,13 @@ class NextModel:
 
     def __init__(
         self, mode: Literal["off", "read", "start"], switches: SwitchCoordinator, policy: PlacementPolicy, *,
-        others: Callable[[ManagedModel], list[ManagedModel]], devices: Callable[[], Sequence[DeviceStatus]],
-        free_memory: Callable[[], int],
+        sleeping: SleepingModels, others: Callable[[ManagedModel], list[ManagedModel]],
+        devices: Callable[[], Sequence[DeviceStatus]], free_memory: Callable[[], int],
     ) -> None:  # fmt: skip
         self._mode = mode
         self._switches = switches
         self._policy = policy
+        self._sleeping = sleeping
         self._others = others
         self._devices = devices
         self._free_memory = free_memory
@@ -85,6 +87,8 @@ class NextModel:
         together = msgspec.structs.replace(self._policy.capacity, exclusive=False, groups=(), sets=())
         if models_to_evict(need, map(footprint_of, self._others(model)), together) != frozenset():
             return False
+        if self._sleeping.asleep_besides(model, self._sleeping.may_sleep(model)):
+            return False  # what sleeps there ends only when the switch begins
         free = {each.name: _free(each) for each in self._devices()}
         if any(size > free.get(name, 0) for name, size in need.device_bytes.items()):
             return False

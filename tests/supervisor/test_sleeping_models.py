@@ -176,6 +176,47 @@ async def test_a_sleeping_model_ends_when_its_memory_is_needed(
         assert states(manager) == {"a": "stopped", "b": "stopped", "c": "ready"}
 
 
+async def test_no_engine_sleeps_on_a_host_that_is_drained(sized: Sized, running: Running) -> None:
+    async with running(manager_of(sized("a"), sized("b"))) as manager, manager.events() as events:
+        await manager.switch("a")
+        await manager.switch("b", evict=["a"])
+        assert states(manager)["a"] == "sleeping"
+        await manager.drain(True)
+        with anyio.fail_after(10):
+            async for _ in events:
+                if states(manager)["a"] == "stopped":
+                    break
+        assert states(manager) == {"a": "stopped", "b": "ready"}
+
+
+async def test_an_engine_that_falls_asleep_is_stopped_if_it_is_unloaded_meanwhile(
+    sized: Sized, running: Running, stubs: StubPrograms
+) -> None:
+    async with running(manager_of(sized("a"))) as manager:
+        await manager.switch("a")
+        process = manager._model("a").process
+        process.request_stop(sleep=True)
+        process.request_stop()
+        await process.stop(sleep=True)
+        assert states(manager) == {"a": "stopped"}
+    assert kinds(stubs) == ["start", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "states_then"), [(9, ["sleeping", "ready", "ready"]), (8, ["sleeping", "ready", "stopped"])]
+)
+async def test_the_next_model_starts_early_only_if_what_sleeps_may_go_on(
+    sized: Sized, running: Running, budget: int, states_then: list[str]
+) -> None:
+    profiles = [sized("a", 3), sized("b", 3), sized("c", 3)]
+    settings = msgspec.structs.replace(BUDGET, memory_budget=Size(budget * GIB), prepare_next="start")
+    async with running(manager_of(*profiles, settings=settings)) as manager:
+        await manager.switch("a")
+        await manager.switch("b", evict=["a"])
+        await manager.prepare_next("c", start=True)
+        assert list(states(manager).values()) == states_then
+
+
 async def test_the_sleeping_model_that_was_used_least_recently_ends_first(sized: Sized, running: Running) -> None:
     profiles = [sized(name, 3) for name in "abcd"]
     async with running(manager_of(*profiles, settings=BUDGET)) as manager:
