@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Collection
 
@@ -20,8 +21,8 @@ _DELETED = "responses-deleted"
 _MAX_OF_CLIENT = 200
 MAX_BYTES = 512 * 1024
 _MAX_READ = 4 * MAX_BYTES
-#: Responses that wait to be written, at most.
-_MAX_WAITING = 200
+#: Responses that wait to be written, and deletions, at most: a response may get lost, a deletion should not.
+_MAX_ADDED, _MAX_DELETED = 200, 10_000
 
 # A client's hash has for each response `r:ID` (its record), `p:ID` (the one before) and `n:ID` (its items), and for each
 # item `i:ITEM` (its response).
@@ -41,6 +42,9 @@ remove(hash, id)
 redis.call('HSET', hash, 'r:' .. id, ARGV[2], 'p:' .. id, ARGV[3], 'n:' .. id, ARGV[4])
 for item in string.gmatch(ARGV[4], '[^\\n]+') do redis.call('HSET', hash, 'i:' .. item, id) end
 redis.call('ZADD', order, ARGV[5], id)
+local old = ARGV[5] - ARGV[6]
+for _, each in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', old)) do remove(hash, each) end
+redis.call('ZREMRANGEBYSCORE', order, '-inf', old)
 while redis.call('ZCARD', order) > tonumber(ARGV[7]) do remove(hash, redis.call('ZPOPMIN', order)[1]) end
 redis.call('EXPIRE', hash, ARGV[6])
 redis.call('EXPIRE', order, ARGV[6])
@@ -68,6 +72,9 @@ return found
 """)
 
 
+_Key = tuple[str, str]
+
+
 class _Record(msgspec.Struct, frozen=True, array_like=True):
     client: str
     response: StoredResponse
@@ -89,7 +96,11 @@ class SharedResponses:
         self._announcements = announcements
         self._responses = responses
         self._ttl_s = max(1, int(max_age_s))
-        self._waiting: OrderedDict[tuple[str, str], StoredResponse | None] = OrderedDict()
+        self._added: OrderedDict[_Key, None] = OrderedDict()
+        self._deleted: OrderedDict[_Key, None] = OrderedDict()
+        #: For each request that reads, what was deleted meanwhile.
+        self._deleted_meanwhile: dict[int, set[_Key]] = {}
+        self._numbers = itertools.count()
         self._wake = anyio.Event()
         responses.peers = self
         announcements.listen(_DELETED, self._on_deleted)
@@ -97,26 +108,37 @@ class SharedResponses:
 
     def added(self, client: str, response: StoredResponse) -> None:
         """A response was stored here."""
-        self._wait(client, response.id, response)
+        key = client, response.id
+        self._deleted.pop(key, None)
+        _put(self._added, key, _MAX_ADDED)
+        self._wake.set()
 
     def deleted(self, client: str, response_id: str) -> None:
         """A response was deleted here."""
-        self._wait(client, response_id, None)
+        key = client, response_id
+        self._added.pop(key, None)
+        _put(self._deleted, key, _MAX_DELETED)
+        self._note_deleted(key)
+        self._wake.set()
 
     async def fetch(self, client: str, ids: Collection[str]) -> None:
         """Take over responses that others have stored, by their ids or those of their items, with all before them."""
-        ids = [each for each in ids if (client, each) not in self._waiting]
+        ids = [each for each in ids if (client, each) not in self._deleted]
         if not ids:
             return
+        number, deleted = next(self._numbers), set(self._deleted)
+        self._deleted_meanwhile[number] = deleted
         try:
             found = await self._store.run_script(
                 _READ, [self._keys(client)[0]], _MAX_READ, *ids, limit_s=REQUEST_LIMIT_S
             )
         except StoreAway:
             return
+        finally:
+            del self._deleted_meanwhile[number]
         for value in found:
             record = self._opened(value)
-            if record is not None and record.client == client:
+            if record is not None and record.client == client and (client, record.response.id) not in deleted:
                 self._responses.take_over(client, record.response)
 
     async def run(self) -> None:
@@ -125,37 +147,36 @@ class SharedResponses:
             await self._wake.wait()
             self._wake = anyio.Event()
             try:
-                while self._waiting and self._store.connected:
-                    await self._write_next()
+                while self._deleted and self._store.connected:
+                    await self._write_deletion()
+                while self._added and not self._deleted and self._store.connected:
+                    await self._write_response()
             except StoreAway:
                 continue
 
-    async def _write_next(self) -> None:
-        (client, response_id), response = self._waiting.popitem(last=False)
-        keys = self._keys(client)
-        try:
-            if response is None:
-                await self._store.run_script(_DELETE, keys, response_id, limit_s=BACKGROUND_LIMIT_S)
-                self._announcements.send(_DELETED, (client, response_id))
-                return
+    async def _write_deletion(self) -> None:
+        client, response_id = key = next(iter(self._deleted))
+        await self._store.run_script(_DELETE, self._keys(client), response_id, limit_s=BACKGROUND_LIMIT_S)
+        self._announcements.send(_DELETED, key)
+        self._deleted.pop(key, None)
+
+    async def _write_response(self) -> None:
+        client, response_id = key = next(iter(self._added))
+        response = self._responses.find(client, response_id)
+        if response is not None and _bytes_of(response) <= MAX_BYTES:
             record = self._signer.signed(msgspec.json.encode(_Record(client, response)))
             if len(record) <= MAX_BYTES:
                 items = "\n".join(each for each in response.output if "\n" not in each)
                 await self._store.run_script(
-                    _ADD, keys, response_id, record, response.previous or "", items, response.at, self._ttl_s,
-                    _MAX_OF_CLIENT, limit_s=BACKGROUND_LIMIT_S,
+                    _ADD, self._keys(client), response_id, record, response.previous or "", items, response.at,
+                    self._ttl_s, _MAX_OF_CLIENT, limit_s=BACKGROUND_LIMIT_S,
                 )  # fmt: skip
-        except BaseException:
-            self._waiting.setdefault((client, response_id), response)
-            self._waiting.move_to_end((client, response_id), last=False)
-            raise
+        if self._responses.find(client, response_id) is response:
+            self._added.pop(key, None)
 
-    def _wait(self, client: str, response_id: str, response: StoredResponse | None) -> None:
-        self._waiting[(client, response_id)] = response
-        self._waiting.move_to_end((client, response_id))
-        if len(self._waiting) > _MAX_WAITING:
-            self._waiting.popitem(last=False)
-        self._wake.set()
+    def _note_deleted(self, key: _Key) -> None:
+        for deleted in self._deleted_meanwhile.values():
+            deleted.add(key)
 
     def _on_connect(self) -> None:
         self._wake.set()
@@ -165,6 +186,7 @@ class SharedResponses:
             client, response_id = msgspec.json.decode(message, type=tuple[str, str])
         except (msgspec.MsgspecError, RecursionError):
             return
+        self._note_deleted((client, response_id))
         self._responses.forget(client, response_id)
 
     def _opened(self, value: bytes) -> _Record | None:
@@ -178,3 +200,15 @@ class SharedResponses:
     def _keys(client: str) -> tuple[str, str]:
         name = hashlib.sha256(client.encode("utf-8", "surrogateescape")).hexdigest()
         return f"responses:{name}", f"responses-order:{name}"
+
+
+def _put(keys: OrderedDict[_Key, None], key: _Key, most: int) -> None:
+    keys[key] = None
+    keys.move_to_end(key)
+    if len(keys) > most:
+        keys.popitem(last=False)
+
+
+def _bytes_of(response: StoredResponse) -> int:
+    """How long its record is at least."""
+    return sum(len(bytes(each)) for each in (response.body, *response.input, *response.output.values()))

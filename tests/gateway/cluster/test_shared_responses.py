@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
@@ -38,10 +39,10 @@ def response(number: int, *, previous: int | None = None, size: int = 10) -> Sto
 
 
 class StoringGateway(ClusterMember):
-    def __init__(self, server: RedisServer, name: str, *, token: str = "secret") -> None:
+    def __init__(self, server: RedisServer, name: str, *, token: str = "secret", max_age_s: float = 3600) -> None:
         super().__init__(server.url, name, SharedResponses.scripts, token=token)
         self.responses = ResponseStore(None, max_bytes=10**7, max_age_s=3600, wall=time.time)
-        self.shared = SharedResponses(self.store, self.signer, self.announcements, self.responses, max_age_s=3600)
+        self.shared = SharedResponses(self.store, self.signer, self.announcements, self.responses, max_age_s=max_age_s)
 
     async def finds(self, *ids: str, client: str = "bob") -> bool:
         await self.shared.fetch(client, ids)
@@ -103,6 +104,47 @@ async def test_a_deleted_response_is_gone_at_all_gateways(server: RedisServer) -
         assert not await third.finds("resp_1")
         assert not await third.finds("msg_1")
         assert not list(_names(server, "responses"))
+
+
+async def test_a_deletion_that_is_not_yet_written_holds_and_is_not_forgotten(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first), members_running(second):
+        first.responses.add("bob", response(1))
+        first.responses.add("bob", response(2, previous=1))
+        await found(second, "resp_1")
+        second.responses.delete("bob", "resp_1")
+        await found(second, "resp_2")
+        assert second.responses.find("bob", "resp_1") is None
+        for number in range(10, 260):
+            second.responses.add("bob", response(number))
+        async with running(second.shared.run):
+            await until(lambda: first.responses.find("bob", "resp_1") is None)
+            await until(lambda: server("HEXISTS", next(_names(server, "responses")), "r:resp_1") == ":0")
+
+
+async def test_what_is_deleted_while_it_is_read_stays_deleted(server: RedisServer) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first, second):
+        first.responses.add("bob", response(1))
+        first.responses.add("bob", response(2, previous=1))
+        await until(lambda: ":2" in server("ZCARD", next(_names(server, "responses-order"), "none")))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(second.shared.fetch, "bob", ["resp_2"])
+            await anyio.lowlevel.checkpoint()
+            assert second.shared._deleted_meanwhile  # it reads now
+            second.responses.delete("bob", "resp_1")
+        assert second.responses.find("bob", "resp_2") is not None
+        assert second.responses.find("bob", "resp_1") is None
+
+
+async def test_the_store_drops_responses_that_are_too_old(server: RedisServer) -> None:
+    gateway = StoringGateway(server, "a", max_age_s=10)
+    async with gateways_running(gateway):
+        gateway.responses.add("bob", msgspec.structs.replace(response(1), at=time.time() - 30))
+        gateway.responses.add("bob", response(2))
+        await until(lambda: server("HEXISTS", next(_names(server, "responses"), "none"), "r:resp_2") == ":1")
+        assert server("HEXISTS", next(_names(server, "responses")), "r:resp_1") == ":0"
+        assert server("ZCARD", next(_names(server, "responses-order"))) == ":1"
 
 
 async def test_what_the_store_keeps_is_bounded_and_expires(server: RedisServer) -> None:
