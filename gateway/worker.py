@@ -59,6 +59,7 @@ class _Worker:
         self._server: Server | None = None
         self._early: list[FrameToWorker] = []
         self._stop_requested: StopWorker | None = None
+        self._signalled = False
 
     async def run(self, descriptor: int) -> int:
         """Serve until the main process says otherwise. Returns the exit status."""
@@ -132,6 +133,8 @@ class _Worker:
                 self._channel.answered(frame.number, frame.reserved)
             case ModelsRefreshed():
                 self._channel.answered(frame.number, frame.asked)
+            case StopWorker() if self._signalled:
+                self._signalled = False  # the main process asks for the first time: that is no hurry
             case StopWorker():
                 self._stop(frame)
             case _ if self._app is None:
@@ -148,10 +151,12 @@ class _Worker:
             self._server.stop()
 
     async def _handle_signals(self) -> None:
-        """The terminal's Ctrl-C is for the main process. A SIGTERM for this process alone ends it after its requests."""
+        """The terminal's Ctrl-C is for the main process. A SIGTERM ends this one after its requests: it may be for this
+        process alone, or for all, as a service manager sends it."""
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 if number == signal.SIGTERM and self._stop_requested is None:
+                    self._signalled = True
                     self._stop(StopWorker(shared=True))
 
 

@@ -296,7 +296,9 @@ async def test_a_gateway_alone_has_workers_on_all_its_addresses(tmp_path: Path, 
         assert not socket.exists()
 
 
-async def test_sigterm_ends_answers_in_progress_before_the_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_all", [False, True])
+async def test_sigterm_ends_answers_in_progress_before_the_processes(tmp_path: Path, to_all: bool) -> None:
+    """A service manager sends it to the main process, or to all of them."""
     last = FlagFile(tmp_path / "last")
     path = configuration(tmp_path, last_when=last.path)
     with run_hostler("up", "--config", path, "--plain", errors=tmp_path / "log") as hostler:
@@ -306,6 +308,12 @@ async def test_sigterm_ends_answers_in_progress_before_the_processes(tmp_path: P
         ):
             lines = await first_token(answer)
             started = descendants(hostler.process.pid)
+            if to_all:
+                for pid in filter(is_worker, started):
+                    os.kill(pid, signal.SIGTERM)
+                with anyio.fail_after(60):
+                    while "another one is started" not in hostler.log:  # noqa: ASYNC110 - the idle worker ends
+                        await anyio.sleep(0.02)
             hostler.process.terminate()
             with anyio.fail_after(60):
                 while "finishing requests in progress" not in hostler.log:  # noqa: ASYNC110 - a file
