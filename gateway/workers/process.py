@@ -90,7 +90,11 @@ class WorkerProcess:
 
     async def run(self, start: WorkerStart) -> None:
         """Start it, and watch it until it has ended. Cancelling kills it."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self.reason = f"cannot be started: {error}"
+            return
         try:
             self._channel = Channel(frames_from_worker(), self._receive)
             await self._channel.connect(ours)
@@ -116,9 +120,9 @@ class WorkerProcess:
         finally:
             with anyio.CancelScope(shield=True):
                 await child.end(0.0, stop_signal=None)
-                self._channel.close()
                 with anyio.move_on_after(_EXIT_S):  # its last frames
                     await self._channel.closed.wait()
+                self._channel.close()
             self.is_ready, self.in_flight = False, ()
             self.reason = self.reason or self._why(child.returncode)
 

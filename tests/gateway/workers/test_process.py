@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -48,6 +50,10 @@ def start(number: int) -> WorkerStart:
         number=number, release="1", settings=Settings(), keys_needed=False, sockets=(), forward_to="", secret="", supervisor=None, presets={}, models={},
         profiles={}, active=None, spending=SpendingState(DailySpending(day=""), 0.0, 0.0, 0), log_level=20,
     )  # fmt: skip
+
+
+def no_descriptor_left() -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 class Handler(WorkerHandler):
@@ -125,6 +131,21 @@ async def test_workers_that_cannot_start_say_why(program: str, reason: str) -> N
         failure = await pool_of(program).run()
     assert failure is not None
     assert failure.endswith(reason)
+
+
+async def test_without_a_descriptor_a_worker_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(OBEDIENT)
+    async with running(pool):
+        before = pool.processes
+        with monkeypatch.context() as full:
+            full.setattr("socket.socketpair", no_descriptor_left)
+            assert before[0].pid is not None
+            os.kill(before[0].pid, signal.SIGKILL)
+            with anyio.fail_after(60):
+                while pool.restarts < 2:  # noqa: ASYNC110 - a process ends
+                    await anyio.sleep(0.01)
+        await replaced(pool, before)
+        assert before[1] in pool.processes
 
 
 async def test_a_worker_that_does_not_stop_is_killed(caplog: pytest.LogCaptureFixture) -> None:
