@@ -72,7 +72,9 @@ def decode_any(data: bytes | str) -> Any:
         return _decode_values(data)
     except msgspec.ValidationError:  # an integer of thousands of digits
         try:
-            return json.loads(data, parse_int=_float)
+            value = json.loads(data, parse_int=_float)
+            msgspec.json.encode(value)  # fails for half a character, which `json` accepts and nothing can send on
+            return value
         except ValueError as error:
             raise msgspec.DecodeError(str(error)) from None
 

@@ -121,3 +121,10 @@ def test_any_object_is_decoded(value: dict[str, Any]) -> None:
     assert isinstance(event.name, str)
     assert isinstance(event.done, bool)
     msgspec.json.encode(msgspec.structs.replace(event, other=None))
+
+
+def test_half_a_character_is_no_json_beside_a_number_beyond_all_ranges() -> None:
+    number = "1" * 5000
+    assert lenient.decode_any(f'{{"number": {number}, "text": "a"}}')["text"] == "a"
+    with pytest.raises(NOT_JSON):
+        lenient.decode_any(f'{{"number": {number}, "text": "\\ud800"}}')
