@@ -34,6 +34,8 @@ _MODEL = re.compile(r"(?<![^&])model=[^&]*")
 _DONE = b"[DONE]"
 _STARTS = frozenset({b"{", b"[", b""})
 _ENDS = frozenset({b"}", b"]"})
+#: Members of responses to other requests, and of reports about a server.
+_OTHER_MEMBERS = frozenset({"choices", "content", "data", "detail", "message", "object", "results", "status"})
 #: Bytes of a whole response that are checked, at most: an error is never so long.
 _MAX_CHECKED = 256 * 1024
 
@@ -67,11 +69,14 @@ def _with_model(body: bytes, content_type: str, model: str) -> bytes:
     return json_body.patch(body, {"model": msgspec.json.encode(model)}, members) if "model" in members else body
 
 
-def forwarding_parser(request: Request) -> Parser:
-    """The parser for the response to a request that is forwarded as it is."""
+def forwarding_parser(request: Request, *, foreign: bool = False) -> Parser:
+    """The parser for the response to a request that is forwarded as it is.
+
+    A `foreign` backend speaks another protocol: it may know the path, but answers in its own form.
+    """
     wire = request.origin.wire
     if isinstance(request, Passthrough) and request.has_json:
-        return JsonForwardingParser(wire, request.member)
+        return JsonForwardingParser(wire, request.member, foreign=foreign)
     return ForwardingParser(wire)
 
 
@@ -100,12 +105,14 @@ class ForwardingParser(Parser):
 class JsonForwardingParser(Parser):
     """Passes on a response in the client's own protocol, `wire`, on a route that answers in JSON, as a whole or in events.
 
-    Anything else is no response: an empty one, a login page, an error with status 200; or JSON without `member`.
+    Anything else is no response: an empty one, a login page, an error with status 200; or JSON without `member`. A `foreign`
+    backend may answer in a form of its own instead, but not with a response to something else.
     """
 
-    def __init__(self, wire: str, member: str = "") -> None:
+    def __init__(self, wire: str, member: str = "", *, foreign: bool = False) -> None:
         self._wire = wire
         self._member = member
+        self._foreign = foreign
         self.start(ResponseHead())
 
     def start(self, head: ResponseHead) -> None:
@@ -186,7 +193,12 @@ class JsonForwardingParser(Parser):
         if not self._member:
             return True
         answers = value if isinstance(value, list) else [value]
-        return bool(answers) and all(isinstance(each, dict) and each.get(self._member) is not None for each in answers)
+        return bool(answers) and all(isinstance(each, dict) and self._is_answer(each) for each in answers)
+
+    def _is_answer(self, value: dict[str, Any]) -> bool:
+        if value.get(self._member) is not None:
+            return True
+        return self._foreign and value.keys().isdisjoint(_OTHER_MEMBERS)
 
 
 def _checked(data: bytes, invalid: BackendBroken) -> Any:

@@ -147,7 +147,7 @@ class Proxy:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         is_forwarded = isinstance(request, Passthrough) and not same_wire
         if isinstance(request, Passthrough) and not same_wire:
-            parser: Parser = forwarding_parser(request)
+            parser: Parser = forwarding_parser(request, foreign=True)
         else:
             parser = backend.upstream.parser(request, fields=not same_wire)
         limits = attempt.target.limits

@@ -53,6 +53,7 @@ _EMPTY_VECTOR = re.compile(rb'"embeddings?"\s*:\s*(?:null|\[\s*(?:\]|null)|"")')
 #: Numbers, lists of them (of each token, under either name), text in base64, or sparse numbers.
 _VECTOR = re.compile(rb'"embeddings?"\s*:\s*(?:\[\s*[-\d\[]|"[^"]|\{\s*")')
 _SHORT = 1024
+_NO_MEMBERS = ResponseSummary()
 _decode_message = lenient.decoder(OpenAIDelta)
 _decode_summary = lenient.decoder(ResponseSummary)
 _decode_scores = lenient.decoder(list[RankedDocument])
@@ -131,7 +132,7 @@ def _summary(operation: str, raw: bytes, sent: bytes = b"") -> ResponseSummary |
     if error is not None:
         raise error
     is_empty = (_is_list(body.data) or _is_list(body.results)) and _is_without_input(sent)
-    if not _has_content(operation, body) and not is_empty:
+    if not _has_content(operation, body) and not is_empty and not _is_of_another_form(operation, body, raw):
         raise invalid_response()
     return body
 
@@ -160,7 +161,14 @@ def _has_content(operation: str, body: ResponseSummary) -> bool:
         return body.input_tokens is not None
     if operation == "rerank":
         return _are_scores(bytes(body.results)) or _are_scores(bytes(body.data))
+    if operation == "moderations" and _is_list(body.results):
+        return True
     return _has_entries(body.results) or _has_entries(body.data)
+
+
+def _is_of_another_form(operation: str, body: ResponseSummary, raw: bytes) -> bool:
+    """Whether a moderation has none of OpenAI's members, but others: servers have forms of their own for it."""
+    return operation == "moderations" and body == _NO_MEMBERS and lenient.decode_any(raw) != {}
 
 
 def _is_answer(choice: WholeChoice) -> bool:

@@ -94,7 +94,7 @@ async def test_requests_of_every_kind_are_changed_and_shown(tmp_path: Path) -> N
         }  # fmt: skip
         async with start_chain(tmp_path, {"box": backend}) as chain:
             (hop,) = (await chain.http.get("/admin/route", params={"model": "m"})).json()["hops"]
-            server.prepared = [(200, "application/json", b"{}")] * 3
+            server.prepared = [(200, "application/json", b'{"data": [{"url": "https://example/cat.png"}]}')] * 3
             for path in ("/v1/moderations", "/v1/images/generations", "/v1/score"):
                 await chain.http.post(path, json={"model": "m", "user": "u", "odd": 1})
     assert any('"dimensions": 2' in line for line in hop["changes"])
