@@ -114,6 +114,8 @@ def _with_details(model: RemoteModel, shown: Any) -> RemoteModel:
 def _metadata(facts: Mapping[str, Any]) -> dict[str, Fact]:
     found: dict[str, Fact] = {}
     for key, value in list(facts.items())[:_MAX_METADATA]:
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            continue  # of no type that GGUF has, and nothing could send it on
         if isinstance(value, bool | int | float) or value is None or (isinstance(value, str) and len(value) <= 1000):
             found[key[:200]] = value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from fakes import model_lists
 from fakes.questions import answered
@@ -35,6 +36,13 @@ def test_models_that_have_not_changed_are_not_asked_about_again() -> None:
     again, asked = answered(discover(known), {**model_lists.OLLAMA, "/api/ps": {"models": []}})
     assert asked == ["/api/tags", "/api/ps"]
     assert again.models[0].running_context == 8192, "a model that was unloaded is loaded with the same context"
+
+
+def test_numbers_that_nothing_could_send_on_are_left_out() -> None:
+    shown = b'{"model_info":{"a":%d,"b":%d,"c":true}}' % (2**64, 2**64 - 1)
+    report, _ = answered(discover({}), {**model_lists.OLLAMA, "/api/show": {"qwen3:8b": shown}})
+    assert report.models[0].metadata == {"b": 2**64 - 1, "c": True}
+    assert msgspec.msgpack.encode(report.models)
 
 
 def test_a_model_whose_details_are_missing_is_listed_all_the_same() -> None:
