@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
-import shutil
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +19,7 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL
 from hostler.gateway.events import BreakerChanged, Event, ModelsChanged
+from hostler.gateway.key_usage import KeyAdmission
 from hostler.gateway.server.http_protocol import Limits
 from hostler.gateway.server.server import Server, bind, server_certificate, spreads_connections
 from hostler.gateway.workers import log_entries
@@ -52,6 +49,7 @@ from hostler.gateway.workers.frames import (
 )
 from hostler.gateway.workers.listeners import Listeners
 from hostler.gateway.workers.pool import WorkerHandler, WorkerPool
+from hostler.gateway.workers.private_folder import private_folder
 from hostler.gateway.workers.process import WorkerProcess
 from hostler.profiles.presets import Preset
 from hostler.supervisor.api import create_app as create_api
@@ -74,10 +72,6 @@ _REPORT_S: Final = 0.02
 
 #: Time for the workers' connections to the supervisor to end, in seconds.
 _SUPERVISOR_DRAIN_S: Final = 1.0
-
-_FOLDER: Final = "hostler-workers-"
-#: A Unix socket's path has 104 characters at most on some systems; those here end in `/supervisor`.
-_MAX_FOLDER: Final = 80
 
 
 class WorkerService:
@@ -157,7 +151,7 @@ class WorkerService:
         server_certificate(settings.tls, "gateway.tls")  # raises now rather than in each worker
         self._foreign = foreign
         error: Exception | None = None
-        with _private_folder() as folder, contextlib.ExitStack() as cleanup:
+        with private_folder() as folder, contextlib.ExitStack() as cleanup:
             self._folder = folder
             listeners = self._listeners = Listeners(
                 sockets, self.pool.count, is_spread=spreads_connections, foreign=foreign
@@ -349,14 +343,28 @@ class _Handler(WorkerHandler):
     def close(self) -> None:
         self._accounts.close()
 
+    # A worker waits for each answer, and its client with it: there is one whatever fails.
+
     async def _admit(self, frame: AdmitKey) -> None:
-        self._worker.send(KeyAdmitted(frame.number, await self._accounts.admit(frame)))
+        admission = KeyAdmission(refused="this request could not be counted; try again", retry_after_s=1.0)
+        try:
+            admission = await self._accounts.admit(frame)
+        finally:
+            self._worker.send(KeyAdmitted(frame.number, admission))
 
     async def _reserve(self, frame: ReserveMoney) -> None:
-        self._worker.send(MoneyReserved(frame.number, await self._accounts.reserve_money(frame)))
+        reserved = False
+        try:
+            reserved = await self._accounts.reserve_money(frame)
+        finally:
+            self._worker.send(MoneyReserved(frame.number, reserved))
 
     async def _refresh(self, frame: RefreshModels) -> None:
-        self._worker.send(ModelsRefreshed(frame.number, await self._parts.discovery.refresh()))
+        asked = False
+        try:
+            asked = await self._parts.discovery.refresh()
+        finally:
+            self._worker.send(ModelsRefreshed(frame.number, asked))
 
 
 async def _logging_errors(work: Callable[..., Coroutine[Any, Any, None]], frame: object) -> None:
@@ -364,33 +372,3 @@ async def _logging_errors(work: Callable[..., Coroutine[Any, Any, None]], frame:
         await work(frame)
     except Exception:
         logger.exception("%s could not be answered", type(frame).__name__)
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder of this start alone, for Unix sockets, which is removed at the end. Those of killed processes are, too."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) + len(_FOLDER) + 10 > _MAX_FOLDER:
-        base = Path("/tmp")
-    for left in base.glob(f"{_FOLDER}*"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether no process listens in a folder that is this user's."""
-    try:
-        if folder.stat().st_uid != os.getuid():
-            return False
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(folder / "main"))
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
