@@ -36,8 +36,12 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
 
 
 def keys_as_decided(settings: Settings, needed: bool) -> KeyRing | None:
-    """The API keys where another process has decided whether they are needed: without any key left, nothing is admitted."""
-    return KeyRing(key_path(settings), settings.gateway.api_keys) if needed else None
+    """The API keys where another process has decided whether they are needed: without any key left, nothing is admitted.
+    Raises `ConfigError` for a key file that cannot be read."""
+    try:
+        return KeyRing(key_path(settings), settings.gateway.api_keys) if needed else None
+    except key_file.KeyFileError as error:
+        raise ConfigError(str(error)) from error
 
 
 def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> Iterator[str]:

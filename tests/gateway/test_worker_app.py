@@ -13,7 +13,7 @@ from hostler.adapters.registry import load_adapters
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.auth import keys
 from hostler.gateway.backends.cost import DailySpending
-from hostler.gateway.config import read
+from hostler.gateway.config import ConfigError, read
 from hostler.gateway.worker_app import WorkerApp
 from hostler.gateway.workers.channel import Channel
 from hostler.gateway.workers.frames import (
@@ -112,3 +112,12 @@ def test_whether_keys_are_needed_was_decided_by_the_main_process(tmp_path: Path)
     assert emptied.client("any") is None
     keys.add(tmp_path / "keys", "bob", ["infer"])
     assert worker(tmp_path, text, keys_needed=False).serving.keys is None
+
+
+def test_a_worker_that_cannot_read_the_keys_does_not_serve(tmp_path: Path) -> None:
+    """The main process keeps the keys that it has read; its log says why the worker cannot start again."""
+    text = BACKENDS.replace("gateway:", f"gateway:\n  api_keys_file: {tmp_path}/keys")
+    worker(tmp_path, text, keys_needed=True)
+    (tmp_path / "keys").write_text("no key")
+    with pytest.raises(ConfigError, match="keys"):
+        worker(tmp_path, text, keys_needed=True)
