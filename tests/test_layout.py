@@ -28,7 +28,6 @@ TESTED_ELSEWHERE = {
     "gateway/admin/key_list.py": ["system/test_key_limits.py", "gateway/cli/test_keys.py"],
     "gateway/admin/logs.py": ["system/test_admin_events.py"],
     "gateway/worker.py": ["system/test_workers.py"],
-    "gateway/worker_service.py": ["system/test_workers.py"],
     "gateway/workers/pool.py": ["gateway/workers/test_process.py"],
     "gateway/in_flight.py": ["gateway/admin/test_status.py", "system/test_admin_routes.py"],
     "gateway/target_request.py": ["gateway/test_proxy.py", "system/test_request_rewriting.py"],
