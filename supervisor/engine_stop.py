@@ -10,6 +10,8 @@ from typing import Final
 
 import anyio
 
+from hostler.profiles.engines import StopSignal
+from hostler.supervisor.child import FORCED_END
 from hostler.supervisor.engine_command import EngineCommand
 from hostler.supervisor.generation import Generation
 from hostler.supervisor.readiness import EXIT_LINE
@@ -28,12 +30,19 @@ async def stop_engine(current: Generation, grace_s: float, log: AddLine) -> None
     assert child is not None
     assert command is not None
     exit_line = EXIT_LINE if current.readiness.reported_ready and grace_s > 0 else None
-    stop_signal: int | None = signal.Signals[f"SIG{command.engine.stop.signal}"]
+    stop_signal: int | None = signal_number(command.engine.stop.signal)
     asked = bool(command.stop) and grace_s > 0 and child.returncode is None
     if asked and await _run(command.stop, command.environment, grace_s, log):
         stop_signal = None
     await child.end(grace_s, exit_line=exit_line, stop_signal=stop_signal)
     await clean_up(command, log)
+
+
+def signal_number(name: StopSignal) -> int:
+    """The number of a signal; Windows has only some, and ends a process in one way."""
+    if name == "KILL":
+        return FORCED_END
+    return int(getattr(signal, f"SIG{name}", signal.SIGTERM))
 
 
 async def clean_up(command: EngineCommand, log: AddLine) -> None:

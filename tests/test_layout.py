@@ -89,7 +89,6 @@ TESTED_ELSEWHERE = {
     "supervisor/engine_port.py": ["supervisor/test_engine_process.py"],
     "supervisor/engine_sleep.py": ["supervisor/test_sleeping_models.py"],
     "supervisor/process_state.py": ["supervisor/test_engine_process.py"],
-    "supervisor/engine_stop.py": ["system/test_engines.py"],
     "supervisor/generation.py": ["supervisor/test_engine_process.py"],
     "supervisor/llama_arguments.py": ["supervisor/test_engine_command.py", "supervisor/test_memory.py"],
     "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
