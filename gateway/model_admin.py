@@ -30,7 +30,7 @@ from hostler.profiles.downloads import Cancellation
 from hostler.profiles.gguf import read_facts
 from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.hub_reference import is_registry_name
-from hostler.profiles.presets import Preset, inherit_preset
+from hostler.profiles.presets import Preset, inherit_preset, is_model_name
 from hostler.profiles.schema import ModelFacts, ProfileEntry
 from hostler.profiles.sources import ReportProgress, SourceError
 from hostler.profiles.yaml_config import DocumentError
@@ -146,11 +146,15 @@ class ModelAdmin:
         await self.add(name, entry, preset)
 
     def check_new(self, name: str) -> None:
-        """Raises `Forbidden` if no profile of this name can be added here."""
+        """Raises `Forbidden` if no profile of this name can be added here, `BadRequest` if it is no name; empty: of any."""
         self._require_change_allowed()
         if not self._has_supervisor:
             raise Forbidden("this gateway runs no engines: get models on a host that does")
         self._library_file()
+        if name and not is_model_name(name):
+            raise BadRequest(
+                "`name` must be letters, digits and . _ - with at most two /, and perhaps a :tag", param="name"
+            )
         if (card := self._catalog.listing.resolve(name)) is not None:
             raise Forbidden(f"there is a model {card.name} already: choose another name")
 

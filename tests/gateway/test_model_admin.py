@@ -357,6 +357,15 @@ async def test_a_failed_fetch_from_a_registry_adds_nothing(setup: Setup) -> None
     assert setup.stored == Library()
 
 
+@pytest.mark.parametrize("name", ["My Model", "../m", "a\nb", "m:", "ü", "a/b/c/d"])
+async def test_names_that_no_profile_can_have_are_refused(setup: Setup, name: str) -> None:
+    setup.model_admin.check_new("")
+    setup.model_admin.check_new("gemma-3:4b")
+    with pytest.raises(BadRequest, match="letters, digits"):
+        await setup.model_admin.add(name, ProfileEntry(model="hf:org/repo/m.gguf"), None)
+    assert setup.stored == Library()
+
+
 async def test_models_of_registries_need_an_engine_here_and_permission(tmp_path: Path) -> None:
     for subject, reason in (
         (Setup(tmp_path, change=False), "creating models is disabled"),
