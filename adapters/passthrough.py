@@ -193,9 +193,13 @@ class JsonForwardingParser(Parser):
         if not self._member:
             return True
         answers = value if isinstance(value, list) else [value]
-        return bool(answers) and all(isinstance(each, dict) and self._is_answer(each) for each in answers)
+        return bool(answers) and all(map(self._is_answer, answers))
 
-    def _is_answer(self, value: dict[str, Any]) -> bool:
+    def _is_answer(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return self._foreign and bool(value)  # text-embeddings-inference lists the tokens of each text
+        if not isinstance(value, dict):
+            return False
         if value.get(self._member) is not None:
             return True
         return self._foreign and value.keys().isdisjoint(_OTHER_MEMBERS)

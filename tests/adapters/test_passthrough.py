@@ -106,6 +106,21 @@ def test_what_is_no_json_or_lacks_its_member_is_broken(head: ResponseHead, body:
         read(JsonForwardingParser("llamacpp", "tokens"), head, body)
 
 
+def test_a_server_of_another_kind_answers_in_its_own_form() -> None:
+    forms = (
+        ("content", b'{"prompt": "Hi"}'),  # vLLM
+        ("content", b'{"text": "Hi"}'),  # SGLang
+        ("tokens", b'[[{"id": 1, "text": "Hi", "special": false}], [{"id": 2}]]'),  # text-embeddings-inference
+    )
+    for member, body in forms:
+        assert read(JsonForwardingParser("llamacpp", member, foreign=True), WHOLE, body) == body
+        with pytest.raises(BackendBroken):
+            read(JsonForwardingParser("llamacpp", member), WHOLE, body)
+    for garbage in (b"[[]]", b"[null]", b'[["a"], 3]', b'{"data": [null]}'):
+        with pytest.raises(BackendBroken):
+            read(JsonForwardingParser("llamacpp", "tokens", foreign=True), WHOLE, garbage)
+
+
 def test_signs_of_life_before_the_first_event_commit_nothing() -> None:
     parser = JsonForwardingParser("llamacpp", "content")
     parser.start(STREAM)
