@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Container
 
 import anyio
 import msgspec
@@ -17,10 +17,12 @@ from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S, S
 from hostler.gateway.response_store import ResponseStore
 
 _DELETED = "responses-deleted"
-#: Responses of one client in the store, and their bytes, each and those that one request reads, at most.
+#: Responses of one client in the store, and their bytes, each, at most.
 _MAX_OF_CLIENT = 200
 MAX_BYTES = 512 * 1024
-_MAX_READ = 4 * MAX_BYTES
+#: Bytes that one step reads, unless it is a single response, and how many steps a request makes, at most. One that read
+#: everything would be late, and so would be what others ask the store for at that moment.
+_STEP_BYTES, _MAX_STEPS = MAX_BYTES // 2, 8
 #: Responses that wait to be written, and deletions, at most: a response may get lost, a deletion should not.
 _MAX_ADDED, _MAX_DELETED = 200, 10_000
 
@@ -63,7 +65,7 @@ for place = 2, #ARGV do
         local record = redis.call('HGET', hash, 'r:' .. id)
         if not record then break end
         bytes = bytes + #record
-        if bytes > tonumber(ARGV[1]) then return found end
+        if #found > 0 and bytes > tonumber(ARGV[1]) then return found end
         found[#found + 1] = record
         id = redis.call('HGET', hash, 'p:' .. id)
     end
@@ -129,17 +131,32 @@ class SharedResponses:
         number, deleted = next(self._numbers), set(self._deleted)
         self._deleted_meanwhile[number] = deleted
         try:
-            found = await self._store.run_script(
-                _READ, [self._keys(client)[0]], _MAX_READ, *ids, limit_s=REQUEST_LIMIT_S
-            )
+            await self._read(client, ids, deleted)
         except StoreAway:
             return
         finally:
             del self._deleted_meanwhile[number]
-        for value in found:
-            record = self._opened(value)
-            if record is not None and record.client == client and (client, record.response.id) not in deleted:
-                self._responses.take_over(client, record.response)
+
+    async def _read(self, client: str, ids: Collection[str], deleted: Container[_Key]) -> None:
+        seen: set[str] = set()
+        for _ in range(_MAX_STEPS):
+            found = await self._store.run_script(
+                _READ, [self._keys(client)[0]], _STEP_BYTES, *ids, limit_s=REQUEST_LIMIT_S
+            )
+            before = []
+            for value in found:
+                record = self._opened(value)
+                if record is None or record.client != client:
+                    continue
+                response = record.response
+                seen |= {response.id, *response.output}
+                if (client, response.id) not in deleted:
+                    self._responses.take_over(client, response)
+                    before += [response.previous] if response.previous is not None else []
+            rest = (each for each in (*ids, *before) if each not in seen and self._responses.find(client, each) is None)
+            ids = list(dict.fromkeys(rest))
+            if not found or not ids:
+                return
 
     async def run(self) -> None:
         """Write until cancelled."""

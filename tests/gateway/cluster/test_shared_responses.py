@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -88,6 +89,29 @@ async def test_a_client_finds_no_other_clients_responses_and_strangers_add_none(
         await until(lambda: ":2" in server("ZCARD", next(_names(server, "responses-order"))))
         assert not await second.finds("resp_1", client="eve")
         assert not await second.finds("resp_2")
+
+
+async def test_a_long_conversation_is_read_in_small_steps(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (StoringGateway(server, name) for name in "ab")
+    async with gateways_running(first, second):
+        for number in range(6):
+            first.responses.add("bob", response(number, previous=number - 1 if number else None, size=100_000))
+        await until(lambda: ":6" in server("ZCARD", next(_names(server, "responses-order"), "none")))
+        answers: list[int] = []
+        run_script = second.store.run_script
+
+        async def counted(*arguments: Any, **named: Any) -> Any:
+            answer = await run_script(*arguments, **named)
+            answers.append(sum(map(len, answer)))
+            return answer
+
+        monkeypatch.setattr(second.store, "run_script", counted)
+        await found(second, "resp_5")
+        assert second.responses.of("bob").history("resp_5") is not None
+        assert len(answers) == 3
+        assert max(answers) <= MAX_BYTES // 2
+        assert not await second.finds("resp_7")
+        assert len(answers) == 4
 
 
 def _names(server: RedisServer, kind: str) -> Iterator[str]:
