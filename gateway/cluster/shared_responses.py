@@ -19,10 +19,10 @@ from hostler.gateway.response_store import ResponseStore
 _DELETED = "responses-deleted"
 #: Responses of one client in the store, and their bytes, each, at most.
 _MAX_OF_CLIENT = 200
-MAX_BYTES = 512 * 1024
+MAX_BYTES = 128 * 1024
 #: Bytes that one step reads, unless it is a single response, and how many steps a request makes, at most. One that read
 #: everything would be late, and so would be what others ask the store for at that moment.
-_STEP_BYTES, _MAX_STEPS = MAX_BYTES // 2, 8
+_STEP_BYTES, _MAX_STEPS = MAX_BYTES, 16
 #: Responses that wait to be written, and deletions, at most: a response may get lost, a deletion should not.
 _MAX_ADDED, _MAX_DELETED = 200, 10_000
 
