@@ -200,9 +200,16 @@ class JsonForwardingParser(Parser):
             return self._foreign and bool(value)  # text-embeddings-inference lists the tokens of each text
         if not isinstance(value, dict):
             return False
-        if value.get(self._member) is not None:
+        if value.get(self._member) is not None or self._are_answers(value.get("data")):
             return True
         return self._foreign and value.keys().isdisjoint(_OTHER_MEMBERS)
+
+    def _are_answers(self, data: Any) -> bool:
+        """Whether this is a list of answers, as servers with OpenAI's forms send it: vectors with numbers, not of nothing."""
+        if self._member != "embedding" or not isinstance(data, list) or not data:
+            return False
+        vectors = [each.get(self._member) if isinstance(each, dict) else None for each in data]
+        return all(isinstance(vector, list) and vector and isinstance(vector[0], int | float) for vector in vectors)
 
 
 def _checked(data: bytes, invalid: BackendBroken) -> Any:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import msgspec
-import psutil
 
 from hostler.profiles.file_flags import BINARY
 from hostler.profiles.file_reading import FileTooLarge, read_limited
@@ -136,6 +135,8 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
 
 def _is_running(pid: int) -> bool:
     if sys.platform == "win32":  # where signal 0 is a Ctrl-C
+        import psutil  # not at start: only for files that a killed process has left
+
         return psutil.pid_exists(pid) and pid != os.getpid()
     try:
         os.kill(pid, 0)
