@@ -40,6 +40,7 @@ LAYERS = [
     "AccessLogMiddleware",
     "ModelInfoMiddleware",
     "ModelAdminMiddleware",
+    "DownloadsMiddleware",
     "ModelDetectionMiddleware",
     "KeyLimitsMiddleware",
     "FallbackMiddleware",

@@ -64,7 +64,7 @@ class Configured(EngineLog):
             name: {
                 "model": str(model),
                 **{key: value for key, value in profile.items() if key != "script"},
-                "env": {"FAKE_ENGINE": json.dumps({"log": str(self._log), **profile.get("script", {})})},
+                "env": {"FAKE_ENGINE": json.dumps({"log": str(self.log), **profile.get("script", {})})},
             }
             for name, profile in profiles.items()
         }

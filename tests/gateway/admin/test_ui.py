@@ -25,4 +25,4 @@ def test_the_page_has_a_text_for_every_outcome_and_reason() -> None:
     found = re.search(r"const TEXT = \{(.*?)\};", (FILES / "outcomes.js").read_text(), re.DOTALL)
     assert found is not None
     known = set(re.findall(r"^  (\w+): ", found[1], re.MULTILINE))
-    assert set(DESCRIPTIONS) | {"cancelled", "stopped", "gateway_failed"} == known
+    assert set(DESCRIPTIONS) | {"moved", "cancelled", "stopped", "gateway_failed"} == known

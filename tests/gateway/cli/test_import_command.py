@@ -18,7 +18,7 @@ apiKeys: [client-secret-key]
 models:
   chat:
     cmd: {program} --port ${{PORT}} -m chat.gguf -c 512
-    metadata: {{a: 1}}
+    unlistedKey: {{a: 1}}
   other:
     cmd: {program} serve ${{PORT}}
 peers:
@@ -91,7 +91,7 @@ def test_the_result_passes_the_check(folder: Path, kind: str) -> None:
 
 def test_the_report_has_lines_and_says_what_is_missing() -> None:
     result = run("llama-swap", "swap.yaml")
-    assert "not taken over: 1\n  swap.yaml:5: models.chat.metadata: " in result.stdout
+    assert "not taken over: 1\n  swap.yaml:5: models.chat.unlistedKey: " in result.stdout
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:
@@ -150,8 +150,8 @@ def test_json_has_every_note(folder: Path) -> None:
     report = json.loads(run("llama-swap", "swap.yaml", "--json").stdout)
     assert report["missing"] == [
         {
-            "file": "swap.yaml", "line": 5, "key": "models.chat.metadata",
-            "text": "lists of models have no place for it",
+            "file": "swap.yaml", "line": 5, "key": "models.chat.unlistedKey",
+            "text": "is unknown, or has a value of the wrong kind",
         }
     ]  # fmt: skip
     assert report["written"][0] == "hostler.yaml" and "profiles:" in report["configuration"]
