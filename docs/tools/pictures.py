@@ -20,12 +20,14 @@ from typing import Any
 import anyio
 from PIL import Image
 from playwright.async_api import Locator, Page, async_playwright
+from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from fakes.fake_openrouter import start_openrouter  # noqa: E402
+from fakes.flag_file import FlagFile  # noqa: E402
 from system.running_gateway import RunningGateway, gateway_starter, write_keys  # noqa: E402
 
 CLIENTS = {"alice": 0, "open-webui": 0, "home-assistant": 5, "claude-code": 0}
@@ -37,6 +39,8 @@ WINDOW: dict[str, Any] = {
     "locale": "en-GB",
     "timezone_id": "UTC",
 }
+#: The file without which the agent's model does not get ready: a busy machine takes its picture late.
+READY = "ready"
 #: As long as what an agent sends with each question.
 LONG_PROMPT = "Here is a list of what every room of the inn has. " * 150
 
@@ -46,14 +50,21 @@ def profiles(folder: Path) -> dict[str, dict[str, Any]]:
     file = folder / "model.gguf"
     return {
         "qwen3-1.7b": profile(file, "everyday chat", load_s=2.4, memory_mib=1240, parallel=2, default=True),
-        "qwen3-4b-agent": profile(file, "for coding agents", load_s=6.0, memory_mib=1530, context=65536),
+        "qwen3-4b-agent": profile(
+            file, "for coding agents", load_s=6.0, memory_mib=1530, context=65536, ready_when=str(folder / READY)
+        ),
         "gemma-3-1b": profile(file, "quick answers", load_s=1.6, memory_mib=790),
         "nomic-embed": profile(file, "vectors for searches", load_s=0.4, memory_mib=140, embeddings=True, pinned=True),
     }
 
 
-def profile(file: Path, description: str, *, load_s: float, memory_mib: int, **more: Any) -> dict[str, Any]:
-    script = {"ready_after": load_s, "memory_mib": memory_mib, "first_delay": 0.7, "chunks": 70, "chunk_delay": 0.05}
+def profile(
+    file: Path, description: str, *, load_s: float, memory_mib: int, ready_when: str | None = None, **more: Any
+) -> dict[str, Any]:
+    script = {
+        "ready_after": load_s, "ready_when": ready_when, "memory_mib": memory_mib,
+        "first_delay": 0.7, "chunks": 70, "chunk_delay": 0.05,
+    }  # fmt: skip
     memory = (memory_mib + 12) << 20
     return {
         "model": str(file),
@@ -99,8 +110,9 @@ async def save(place: Page | Locator, name: str) -> None:
     shot.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(PICTURES / name, optimize=True)
 
 
-async def take(gateway: RunningGateway, keys: dict[str, str], page: Page) -> None:
+async def take(gateway: RunningGateway, keys: dict[str, str], page: Page, ready: FlagFile) -> None:
     """Ask for several models, and take each picture when the page shows what it is about."""
+    ready.set()
 
     async def ask(client: str, model: str, prompt: str = "Name three animals at an inn.") -> None:
         body = {"model": model, "stream": True, "messages": [{"role": "user", "content": prompt}]}
@@ -111,6 +123,7 @@ async def take(gateway: RunningGateway, keys: dict[str, str], page: Page) -> Non
 
     for model in ("qwen3-4b-agent", "gemma-3-1b", "qwen3-1.7b", "qwen3-32b"):
         await ask("alice", model)
+    ready.clear()
     await page.goto(f"{gateway.url}/ui/#now")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask, "open-webui", "qwen3-1.7b")
@@ -123,8 +136,12 @@ async def take(gateway: RunningGateway, keys: dict[str, str], page: Page) -> Non
         await page.evaluate("scrollTo(0, 0)")
         await save(page, "forecast.png")
         await page.get_by_role("button", name="Cancel").click()
-        await page.get_by_text(re.compile(r"loading, [2-9]\d %")).wait_for()
+        try:
+            await page.get_by_text(re.compile(r"loading, [2-9]\d %")).wait_for(timeout=20_000)
+        except PlaywrightTimeout:
+            await page.get_by_text("loading").first.wait_for()
         await save(page, "now.png")
+        ready.set()
     await ask("alice", "gemma-3-1b")
     await page.goto(f"{gateway.url}/ui/#flow")
     past = page.get_by_role("list", name="Recent requests")
@@ -142,7 +159,7 @@ async def main() -> None:
             headers = {"Authorization": f"Bearer {keys['alice']}"}
             page = await (await browser.new_context(**WINDOW, extra_http_headers=headers)).new_page()
             page.set_default_timeout(120_000)
-            await take(gateway, keys, page)
+            await take(gateway, keys, page, FlagFile(Path(name) / READY))
             await browser.close()
 
 
