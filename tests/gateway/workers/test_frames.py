@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from fakes.serving_parts import BACKENDS
 
@@ -45,7 +46,7 @@ def test_frames_are_cut_out_of_pieces_of_any_size(size: int) -> None:
 
 
 def test_a_frame_of_the_other_direction_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="Invalid value"):
+    with pytest.raises(msgspec.ValidationError, match="Invalid value"):
         list(frames_from_worker().feed(encode_frame(StateQuery(1))))
 
 
