@@ -49,16 +49,6 @@ class WindowsChild(Child):
         child._watch()
         return child
 
-    def write_line(self, line: bytes) -> bool:
-        """See `Child`. An engine reads its commands at once, so this does not wait in practice."""
-        stdin = self._popen.stdin
-        if stdin is None or stdin.closed or self.returncode is not None:
-            return False
-        try:
-            return os.write(stdin.fileno(), line + b"\n") > len(line)
-        except OSError:
-            return False
-
     def signal(self, number: int) -> None:
         """Kill the job, or ask the process to end: the system has no other signals."""
         if self._empty:

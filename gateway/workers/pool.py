@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import msgspec
@@ -30,16 +30,14 @@ _CANCEL_S: Final = 2.0
 _EXIT_S: Final = 8.0
 
 
-class WorkerHandler:
+class WorkerHandler(Protocol):
     """What the main process does for one worker: `receive` its frames, and `close` once it has ended."""
 
     def receive(self, frame: FrameFromWorker) -> None:
         """A frame from the worker."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """The worker has ended."""
-        raise NotImplementedError
 
 
 class WorkerPool:
