@@ -210,7 +210,7 @@ async def test_requests_that_wait_are_refused_when_the_gateway_stops(
 
 
 async def test_nothing_is_refused_while_a_worker_starts_again(start_gateway: StartGateway) -> None:
-    async with start_gateway({"a": {}}, gateway=TWO) as gateway:
+    async with start_gateway({"a": {}}, gateway=TWO | {"queue": {"max_waiting": 20}}) as gateway:
         pool = service(gateway).pool
         assert pool.processes[0].pid is not None
         os.kill(pool.processes[0].pid, signal.SIGKILL)
