@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,11 @@ def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> 
             found += _certificate_mistakes(partial(pinned_context, backend.certificate), f"backends.{name}.certificate")
     if LOCAL in (settings.gateway.chain or ()) and not has_supervisor:
         found.append(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
+    if settings.gateway.workers > 1 and not hasattr(socket, "AF_UNIX"):
+        found.append(
+            "gateway.workers: this system has no Unix sockets, over which processes share their work; remove it, and one "
+            "process serves everything"
+        )
     if (cluster := settings.cluster) is not None:
         found += _secret_mistakes(cluster.token, cluster.token_file, "cluster.token_file")
         if importlib.util.find_spec("redis") is None:

@@ -19,6 +19,7 @@ from hostler.gateway.server.server import ListenError, Server, server_certificat
 from hostler.gateway.worker_app import WorkerApp
 from hostler.gateway.workers.channel import Channel
 from hostler.gateway.workers.frames import (
+    AbsentWorkers,
     CancelRequests,
     FrameToWorker,
     KeyAdmitted,
@@ -34,6 +35,7 @@ from hostler.gateway.workers.frames import (
     frames_to_worker,
 )
 from hostler.gateway.workers.log_entries import ChannelLogHandler
+from hostler.gateway.workers.stand_in import StandIn
 
 #: What these log, the main process logs as well, since it watches the same hosts and backends.
 _REPEATED: Final = ("hostler.supervisor.remote_host", "hostler.supervisor.client", "hostler.gateway.backends.registry")
@@ -57,6 +59,7 @@ class _Worker:
         self._channel: Channel[FrameToWorker] | None = None
         self._app: WorkerApp | None = None
         self._server: Server | None = None
+        self._stand_in: StandIn | None = None
         self._early: list[FrameToWorker] = []
         self._stop_requested: StopWorker | None = None
         self._signalled = False
@@ -105,9 +108,14 @@ class _Worker:
             started_callback=self._on_ready,
             certificate=certificate,
         )
+        others = {each: [_listening(number) for number in own] for each, own in start.others.items()}
+        self._stand_in = StandIn(others, self._server.accept_from)
         if self._stop_requested is not None:
             self._stop(self._stop_requested)
-        await self._server.serve([_listening(number) for number in start.sockets])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._stand_in.run)
+            await self._server.serve([_listening(number) for number in start.sockets])
+            tasks.cancel_scope.cancel()
         return 0
 
     def _on_ready(self) -> None:
@@ -133,6 +141,9 @@ class _Worker:
                 self._channel.answered(frame.number, frame.reserved)
             case ModelsRefreshed():
                 self._channel.answered(frame.number, frame.asked)
+            case AbsentWorkers():
+                if self._stand_in is not None and self._server is not None and self._server.started:
+                    self._stand_in.update(frame.numbers)
             case StopWorker() if self._signalled:
                 self._signalled = False  # the main process asks for the first time: that is no hurry
             case StopWorker():
@@ -146,6 +157,8 @@ class _Worker:
         self._stop_requested = frame
         if self._app is not None:
             self._app.shut_down()
+        if self._stand_in is not None:
+            self._stand_in.close()
         if self._server is not None:
             self._server.shared = frame.shared
             self._server.stop()

@@ -251,6 +251,7 @@ class WorkerService:
             settings=parts.settings,
             keys_needed=parts.serving.keys is not None,
             sockets=tuple(each.fileno() for each in listeners.of(number)),
+            others={each: tuple(sock.fileno() for sock in own) for each, own in listeners.of_others(number).items()},
             forward_to=str(self._folder / "main"),
             secret=self.secret,
             supervisor=None if self._leases is None else (f"unix:{self._folder / 'supervisor'}", self._token),

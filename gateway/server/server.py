@@ -229,6 +229,18 @@ class Server(uvicorn.Server):
         if self.started and self._started_callback is not None:
             self._started_callback()
 
+    async def accept_from(self, sock: socket.socket) -> asyncio.Server:
+        """Accept the connections of a further TCP socket as well, until `stop`, or until the result is closed. Either
+        closes the socket."""
+        loop, config = asyncio.get_running_loop(), self.config
+        state = {"config": config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        protocol = partial(cast(Any, config.http_protocol_class), **state)
+        server = await loop.create_server(protocol, sock=sock, ssl=config.ssl, backlog=config.backlog)
+        self.servers = [*(each for each in self.servers if each.is_serving()), server]
+        if self.should_exit:
+            server.close()
+        return server
+
     async def main_loop(self) -> None:
         # Like uvicorn's, but `stop` takes effect at once instead of at the next tick.
         counter = 0

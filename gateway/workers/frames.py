@@ -45,7 +45,8 @@ class SpendingState(msgspec.Struct, frozen=True, array_like=True):
 class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The first frame to a worker: what it serves, and where the main process listens.
 
-    `sockets` are the numbers of the listening sockets that it inherits. `forward_to` is the main process's Unix socket
+    `sockets` are the numbers of the listening sockets that it inherits, `others` those of other workers, which it serves
+    while they do not. `forward_to` is the main process's Unix socket
     for requests, which have to carry the `secret`, `supervisor` that of this machine's supervisor with its token.
     `keys_needed` is what the main process has decided when it started, whatever the key file contains by now. `models` are
     those of the backends without a supervisor, `profiles` those of hosts that may be asleep.
@@ -56,6 +57,7 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     settings: Settings
     keys_needed: bool
     sockets: tuple[int, ...]
+    others: dict[int, tuple[int, ...]]
     forward_to: str
     secret: str
     supervisor: tuple[str, str] | None
@@ -99,6 +101,12 @@ class SpendingChanged(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What has been spent, over all workers."""
 
     state: SpendingState
+
+
+class AbsentWorkers(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The workers of these numbers do not serve now: accept what connects to their sockets. All others do."""
+
+    numbers: tuple[int, ...]
 
 
 class StateQuery(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -240,6 +248,7 @@ FrameToWorker = (
     | ActiveModel
     | BreakerHint
     | SpendingChanged
+    | AbsentWorkers
     | StateQuery
     | CancelRequests
     | StopWorker

@@ -1,5 +1,5 @@
-"""The listening sockets of workers: connections are spread over them by the system, and wait there for a new worker when
-one has ended, since the main process keeps every socket open."""
+"""The listening sockets of workers: connections are spread over them by the system. The main process keeps every socket
+open, and the other workers serve those of one that has ended."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ class Listeners:
     def of(self, number: int) -> tuple[socket.socket, ...]:
         """The sockets of a worker, which are numbered from 1."""
         return (*self._own[number - 1], *self._shared)
+
+    def of_others(self, number: int) -> dict[int, tuple[socket.socket, ...]]:
+        """The sockets that only the other workers have, by their numbers."""
+        return {each: tuple(own) for each, own in enumerate(self._own, 1) if own and each != number}
 
     def close(self) -> None:
         """Close the sockets here; those that workers have inherited stay open there."""

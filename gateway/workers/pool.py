@@ -12,7 +12,7 @@ import msgspec
 
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.workers.channel import ChannelClosed
-from hostler.gateway.workers.frames import FrameFromWorker, WorkerStart
+from hostler.gateway.workers.frames import AbsentWorkers, FrameFromWorker, WorkerStart
 from hostler.gateway.workers.process import FROZEN_S, PROGRAM, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,7 @@ class WorkerPool:
             number,
             on_frame=lambda frame: handler.receive(frame),
             on_ready=partial(self._on_ready, number),
+            on_silence=self._report_absent,
             frozen_s=self._frozen_s,
             program=self._program,
         )
@@ -186,6 +187,7 @@ class WorkerPool:
         finally:
             del self._running[number]
             handler.close()
+            self._report_absent()
             ended, self._ended = self._ended, anyio.Event()
             ended.set()
         return worker
@@ -197,3 +199,10 @@ class WorkerPool:
             self.started.set()
         elif self.started.is_set():
             logger.warning("worker %d serves again", number)
+            self._report_absent()
+
+    def _report_absent(self) -> None:
+        """Have the other workers accept the connections of those that do not serve."""
+        if self.started.is_set() and not self._stopping.is_set():
+            serving = {number for number, worker in self._running.items() if worker.is_ready and not worker.is_silent}
+            self.broadcast(AbsentWorkers(tuple(number for number in range(1, self.count + 1) if number not in serving)))

@@ -39,6 +39,9 @@ PROGRAM: Final = ("-m", "hostler.gateway.worker")
 QUERY_S: Final = 1.0
 FROZEN_S: Final = 10.0
 
+#: After this silence other workers accept its connections as well, in seconds.
+_SILENT_S: Final = 3.0
+
 #: The longest a worker may take to start, in seconds.
 _START_S: Final = 60.0
 
@@ -50,7 +53,8 @@ _LAST_LINES: Final = 5
 
 
 class WorkerProcess:
-    """A running worker. `on_frame` gets what it sends, but for what concerns the process itself; `on_ready` is called once.
+    """A running worker. `on_frame` gets what it sends, but for what concerns the process itself; `on_ready` is called once,
+    `on_silence` when it falls silent and when it answers again (`is_silent`).
 
     `reason` says why it has ended, once it has.
     """
@@ -61,15 +65,17 @@ class WorkerProcess:
         *,
         on_frame: Callable[[FrameFromWorker], None],
         on_ready: Callable[[], None],
+        on_silence: Callable[[], None],
         frozen_s: float = FROZEN_S,
         program: Sequence[str] = PROGRAM,
     ) -> None:
         self.number = number
-        self.is_ready = False
+        self.is_ready = self.is_silent = False
         self.in_flight: tuple[RequestView, ...] = ()
         self.reason = ""
         self._on_frame = on_frame
         self._on_ready = on_ready
+        self._on_silence = on_silence
         self._frozen_s = frozen_s
         self._program = program
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -103,7 +109,11 @@ class WorkerProcess:
                     [sys.executable, *self._program, str(theirs.fileno())],
                     os.environ,
                     self._on_line,
-                    pass_fds=(theirs.fileno(), *start.sockets),
+                    pass_fds=(
+                        theirs.fileno(),
+                        *start.sockets,
+                        *(each for own in start.others.values() for each in own),
+                    ),
                 )
             except OSError as error:
                 self.reason = f"cannot be started: {error}"
@@ -168,12 +178,14 @@ class WorkerProcess:
                 # This process was suspended or busy itself, and cannot know what others did.
                 self._heard_at = now
             asked_at = now
+            self._set_silent(now - self._heard_at > _SILENT_S)
             if now - self._heard_at > self._frozen_s:
                 self.kill(f"has not answered for {self._frozen_s:g} s")
                 return
 
     def _receive(self, frame: FrameFromWorker) -> None:
         self._heard_at = anyio.current_time()
+        self._set_silent(False)
         match frame:
             case WorkerState():
                 self.in_flight = frame.in_flight
@@ -188,6 +200,11 @@ class WorkerProcess:
                 self.reason = frame.message
             case _:
                 self._on_frame(frame)
+
+    def _set_silent(self, silent: bool) -> None:
+        if silent != self.is_silent:
+            self.is_silent = silent
+            self._on_silence()
 
     def _answered(self, number: int, value: object) -> None:
         assert self._channel is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,12 @@ def test_addresses_in_conflict_are_found(tmp_path: Path) -> None:
     assert all_mistakes(configured(tmp_path, gateway={"listen": listen}))[0].startswith("gateway.listen[1]: ")
     supervisor = {"engine": ENGINE, "listen": "127.0.0.1:9000", "engine_ports": "9000-9010"}
     assert all_mistakes(configured(tmp_path, supervisor=supervisor))[0].startswith("supervisor.listen: ")
+
+
+def test_several_processes_need_unix_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = configured(tmp_path, gateway={"workers": 2, "api_keys_file": None})
+    assert all_mistakes(workers) == []
+    monkeypatch.delattr(socket, "AF_UNIX")  # as on Windows
+    assert [each.partition(";")[0] for each in startup_check("up")(workers)] == [
+        "gateway.workers: this system has no Unix sockets, over which processes share their work"
+    ]

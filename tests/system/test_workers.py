@@ -219,6 +219,33 @@ async def test_nothing_is_refused_while_a_worker_starts_again(start_gateway: Sta
         assert {answer.status_code for answer in answers} == {200}
 
 
+async def test_connections_are_served_while_a_worker_cannot_start(start_gateway: StartGateway, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    headers = {"Authorization": f"Bearer {keys.add(path, 'bob', ['infer'])}"}
+    async with start_gateway({"a": {}}, gateway={**TWO, "api_keys_file": str(path)}) as gateway:
+        pool, good = service(gateway).pool, path.read_text()
+
+        async def ask() -> set[int]:
+            async with own_connections(gateway, 12) as clients:
+                answers = [await http.post("/v1/chat/completions", json=CHAT, headers=headers) for http in clients]
+            return {answer.status_code for answer in answers}
+
+        async def until_serving(count: int) -> None:
+            with anyio.fail_after(60):
+                while pool.serving != count:  # noqa: ASYNC110 - processes end and start
+                    await anyio.sleep(0.02)
+
+        path.write_text("no key")  # the others keep those that they have read
+        assert pool.processes[0].pid is not None
+        os.kill(pool.processes[0].pid, signal.SIGKILL)
+        await until_serving(1)
+        assert await ask() == {200}
+        assert pool.serving == 1
+        path.write_text(good)
+        await until_serving(2)
+        assert await ask() == {200}
+
+
 def configuration(folder: Path, **script: Any) -> str:
     """A configuration file with one model, for `hostler up` with two workers; its path."""
     model = folder / "model.gguf"

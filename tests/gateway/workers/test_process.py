@@ -33,6 +33,8 @@ while data := sock.recv(65536):
             sock.sendall(encode_frame(WorkerState(frame.number, ())))
         elif isinstance(frame, CancelRequests):
             sock.sendall(encode_frame(RequestsCancelled(frame.number, 1)))
+        elif isinstance(frame, AbsentWorkers):
+            print("absent:", *frame.numbers, flush=True)
         elif isinstance(frame, StopWorker):
             sys.exit()
 """
@@ -47,7 +49,7 @@ sys.exit(1)
 
 def start(number: int) -> WorkerStart:
     return WorkerStart(
-        number=number, release="1", settings=Settings(), keys_needed=False, sockets=(), forward_to="", secret="", supervisor=None, presets={}, models={},
+        number=number, release="1", settings=Settings(), keys_needed=False, sockets=(), others={}, forward_to="", secret="", supervisor=None, presets={}, models={},
         profiles={}, active=None, spending=SpendingState(DailySpending(day=""), 0.0, 0.0, 0), log_level=20,
     )  # fmt: skip
 
@@ -110,6 +112,29 @@ async def test_a_killed_worker_is_replaced_and_the_others_stay(caplog: pytest.Lo
         assert other in pool.processes
     assert pool.restarts == 1
     assert "worker 1 was ended by SIGKILL" in caplog.text
+
+
+async def absent(caplog: pytest.LogCaptureFixture, *reports: str) -> None:
+    """Wait until worker 1 has been told of these absent workers, one report after the other."""
+    found: list[str] = []
+    with anyio.fail_after(60):
+        while found != [*reports]:
+            await anyio.sleep(0.01)
+            found = [each for each in caplog.messages if each.startswith("worker 1: absent:")]
+
+
+async def test_the_others_accept_connections_for_one_that_does_not_serve(caplog: pytest.LogCaptureFixture) -> None:
+    pool = pool_of(OBEDIENT, frozen_s=60.0)
+    async with running(pool):
+        silent = pool.processes[1]
+        assert silent.pid is not None
+        os.kill(silent.pid, signal.SIGSTOP)
+        away, back = "worker 1: absent: 2", "worker 1: absent:"
+        await absent(caplog, away)
+        os.kill(silent.pid, signal.SIGCONT)
+        await absent(caplog, away, back)
+        os.kill(silent.pid, signal.SIGKILL)
+        await absent(caplog, away, back, away, back)
 
 
 async def test_a_frozen_worker_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
