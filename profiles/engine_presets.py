@@ -14,8 +14,9 @@ from hostler.profiles.templates import TemplateWord
 _TEXT: Final[tuple[Service, ...]] = ("chat", "completions")
 _LISTEN: Final[tuple[TemplateWord, ...]] = ("--host", "${host}", "--port", "${port}")
 
+#: vLLM will drop `--model` of `vllm serve`.
 _VLLM: Final[tuple[TemplateWord, ...]] = (
-    "--model", "${model}", "--served-model-name", "${name}", *_LISTEN, "--max-model-len", "${context}",
+    "serve", "${model}", "--served-model-name", "${name}", *_LISTEN, "--max-model-len", "${context}",
     "--max-num-seqs", "${parallel}",
 )  # fmt: skip
 _SGLANG: Final[tuple[TemplateWord, ...]] = (
@@ -39,7 +40,8 @@ _KOBOLD: Final[tuple[TemplateWord, ...]] = (
 )  # fmt: skip
 _LLAMA_PYTHON: Final[tuple[TemplateWord, ...]] = (
     "--model", "${model}", "--model_alias", "${name}", *_LISTEN, "--n_ctx", "${context}", "--n_batch", "${batch}",
-    "--api_key", "${key}", ("--n_threads", "${threads}"), ("--clip_model_path", "${mmproj}"),
+    "--api_key", "${key}", ("--n_threads", "${threads}"), ("--n_gpu_layers", "${gpu_layers}"),
+    ("--clip_model_path", "${mmproj}"),
 )  # fmt: skip
 
 #: Programs that are run directly.
@@ -47,12 +49,12 @@ _PROGRAMS: Final[Mapping[str, EngineEntry]] = {
     "llama-server": EngineEntry(command=("llama-server",), protocol="llamacpp", ready=ReadyRules(path="/health")),
     "embedded": EngineEntry(command=("embedded",), protocol="llamacpp", ready=ReadyRules(path="/health")),
     "vllm": EngineEntry(
-        command=("vllm", "serve", *_VLLM), env={"VLLM_API_KEY": "${key}"}, ready="/health", serves=_TEXT,
+        command=("vllm", *_VLLM), env={"VLLM_API_KEY": "${key}"}, ready="/health", serves=_TEXT,
         capabilities=("tools",),
     ),
     # The routes for it exist in the mode for development only, which has others that no key protects.
     "vllm-sleep": EngineEntry(
-        command=("vllm", "serve", *_VLLM, "--enable-sleep-mode"),
+        command=("vllm", *_VLLM, "--enable-sleep-mode"),
         env={"VLLM_API_KEY": "${key}", "VLLM_SERVER_DEV_MODE": "1"}, ready="/health", serves=_TEXT, capabilities=("tools",),
         sleep=SleepRules(path="/sleep?level=1", wake="/wake_up"),
     ),
@@ -74,8 +76,8 @@ _PROGRAMS: Final[Mapping[str, EngineEntry]] = {
         command=("koboldcpp", *_KOBOLD), ready="/api/v1/model", key="none", serves=_TEXT, watchdog_s=0.0
     ),
     "mlx-lm": EngineEntry(
-        command=("mlx_lm.server", "--model", "${model}", *_LISTEN), ready="/health", key="none", serves=_TEXT,
-        capabilities=("tools",), model_name="default_model",
+        command=("mlx_lm.server", "--model", "${model}", *_LISTEN, ("--draft-model", "${draft}")), ready="/health",
+        key="none", serves=_TEXT, capabilities=("tools",), model_name="default_model",
     ),
     "llama-cpp-python": EngineEntry(
         command=("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON), ready=ReadyRules(port=True), serves=_TEXT,
@@ -96,7 +98,7 @@ _IMAGES: Final[Mapping[str, tuple[str, tuple[TemplateWord, ...]]]] = {
     "whisper-server": ("ghcr.io/ggml-org/whisper.cpp:main", _WHISPER),
     "sd-server": ("ghcr.io/leejet/stable-diffusion.cpp:master", _DIFFUSION),
     "tabbyapi": ("ghcr.io/theroyallab/tabbyapi:latest", ("main.py", *_TABBY)),
-    "koboldcpp": ("koboldai/koboldcpp:latest", _KOBOLD),
+    "koboldcpp": ("koboldai/koboldcpp:latest", ()),
     "llama-cpp-python": (
         "ghcr.io/abetlen/llama-cpp-python:latest",
         ("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON),
@@ -113,8 +115,35 @@ _GPU: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 }  # fmt: skip
 
 
-#: The variable that an image takes its key from.
-_KEYS: Final[Mapping[str, str]] = {"vllm": "VLLM_API_KEY", "llama-server": "LLAMA_API_KEY"}
+#: Environment variables of containers.
+_CONTAINER_ENV: Final[Mapping[str, Mapping[str, str]]] = {
+    "vllm": {"VLLM_API_KEY": "${key}"},
+    "llama-server": {"LLAMA_API_KEY": "${key}"},
+    # The image's command is a script that takes no arguments: it splits KCPP_ARGS as a shell does, and opens a tunnel to the
+    # internet unless it is forbidden.
+    "koboldcpp": {
+        "KCPP_DONT_TUNNEL": "true",
+        "KCPP_DONT_UPDATE": "true",
+        "KCPP_ARGS": "".join((
+            '--model "$MODEL_FILE" --host 0.0.0.0 --port ${port} --contextsize ${context} --skiplauncher',
+            ' --mmproj "$MMPROJ_FILE" --draftmodel "$DRAFT_FILE"',  # empty by default
+            ' $(test -z "$THREADS" || echo --threads "$THREADS")',
+            ' $(test -z "$GPU_LAYERS" || echo --gpulayers "$GPU_LAYERS") ${options}',
+        )),
+        "MODEL_FILE": "${model}", "THREADS": "${threads}", "GPU_LAYERS": "${gpu_layers}", "MMPROJ_FILE": "${mmproj}",
+        "DRAFT_FILE": "${draft}",
+    },
+}  # fmt: skip
+
+#: Programs of images whose own entrypoint is another one, or was another one in earlier releases.
+_ENTRYPOINTS: Final[Mapping[str, str]] = {"vllm": "vllm", "whisper-server": "whisper-server", "sd-server": "/sd-server"}
+
+#: What else is mounted.
+_VOLUMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "vllm": ("${hub}:/root/.cache/huggingface",),
+    "sglang": ("${hub}:/root/.cache/huggingface",),
+    "koboldcpp": ("hostler-koboldcpp:/workspace",),  # the program, which the image downloads
+}
 
 
 def _in_container(runtime: str, name: str) -> EngineEntry:
@@ -122,12 +151,16 @@ def _in_container(runtime: str, name: str) -> EngineEntry:
     image, arguments = _IMAGES[name]
     program = _PROGRAMS[name]
     macros: dict[str, Macro] = {"image": image, "run": _GPU[runtime].get(name, ())}
-    env = {_KEYS[name]: "${key}"} if name in _KEYS else {}
+    if name == "koboldcpp":
+        macros["options"] = ()
+    env = _CONTAINER_ENV.get(name, {})
     options: list[TemplateWord] = [word for variable in env for word in ("--env", variable)]
+    options += [("--volume", f"${{{file}}}:${{{file}}}:ro") for file in ("mmproj", "draft")]
+    options += [word for volume in _VOLUMES.get(name, ()) for word in ("--volume", volume)]
     if name in ("vllm", "sglang"):  # they download models themselves
-        options += ("--volume", "${hub}:/root/.cache/huggingface")
-    if name == "whisper-server":  # the image's own entrypoint is a shell
-        options += ("--entrypoint", "whisper-server")
+        options += ("--env", "HF_TOKEN")
+    if name in _ENTRYPOINTS:
+        options += ("--entrypoint", _ENTRYPOINTS[name])
     command: tuple[TemplateWord, ...] = (
         runtime, "run", "--rm", "--init", "--name", "${container}", "--publish", "${address}:${port}",
         ("--volume", "${folder}:${folder}:ro"), *options, "${run}", "${image}",

@@ -50,7 +50,7 @@ VARIABLES: Mapping[str, str] = {
     "parallel": "conversations at the same time",
     "batch": "prompt tokens processed at once",
     "threads": "CPU threads; empty if the profile sets none",
-    "gpu_layers": "layers on the GPU; empty if the profile sets none",
+    "gpu_layers": "layers on the GPU: 999 for `all`, empty for `auto` and if the profile sets none",
     "container": "a name for a container, the same for each start of the profile",
 }
 

@@ -21,7 +21,7 @@ from hostler.profiles.sources import source_of
 from hostler.profiles.templates import expand, expand_text
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
-from hostler.supervisor.llama_arguments import batch_size, llama_arguments
+from hostler.supervisor.llama_arguments import batch_size, layer_number, llama_arguments
 
 EMBEDDED: Final = "embedded"
 
@@ -226,6 +226,7 @@ def _values(
 ) -> dict[str, str]:
     """The values of a template's variables."""
     source = source_of(profile.model)
+    layers = layer_number(profile.gpu_layers)
     folder = "" if file is None else str(file if file.is_dir() else file.parent)
     hub = inherited.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
     return {
@@ -246,7 +247,7 @@ def _values(
         "parallel": str(profile.parallel),
         "batch": str(batch_size(profile)),
         "threads": "" if profile.threads is None else str(profile.threads),
-        "gpu_layers": "" if profile.gpu_layers is None else str(profile.gpu_layers),
+        "gpu_layers": "" if layers is None else str(layers),
         "container": "hostler-" + _NOT_IN_CONTAINER_NAMES.sub("-", profile.name),
     }
 

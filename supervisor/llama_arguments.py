@@ -15,6 +15,9 @@ from hostler.supervisor.context_checkpoints import ARGUMENTS, DEFAULT_COUNT, VAR
 #: The longest text that becomes an embedding unless a profile's `batch` is larger: it is processed in one batch.
 EMBEDDED_TOKENS: Final = 2048
 
+#: More layers than any model has.
+ALL_LAYERS: Final = 999
+
 # Arguments without a value, and the value that they stand for.
 _SWITCHES: Final = {"-kvu": "on", "--kv-unified": "on", "-no-kvu": "off", "--no-kv-unified": "off"}
 
@@ -51,6 +54,13 @@ def physical_batch_size(profile: Profile) -> int:
     return batch or (batch_size(profile) if profile.embeddings else min(512, profile.batch))
 
 
+def layer_number(layers: int | str | None) -> int | None:
+    """The layers on the GPU for programs that take numbers only; `None` leaves the choice to them."""
+    if isinstance(layers, str):
+        return ALL_LAYERS if layers == "all" else None
+    return layers
+
+
 def plain_name(word: str) -> str:
     """An argument's name as it is documented: the engine takes underscores for hyphens, too."""
     return word.replace("_", "-") if word.startswith("--") else word
@@ -76,7 +86,7 @@ def llama_arguments(
     # Every llama-server has these.
     arguments = ["-m", str(file), "--host", host, "--port", str(port), "-c", str(profile.context * profile.parallel)]
     lost = []
-    for option in (*_profile_options(profile, facts), *_common_options(profile, settings, facts, program)):
+    for option in (*_profile_options(profile, facts, known), *_common_options(profile, settings, facts, program)):
         spelling = next((each for each in option.spellings if known is None or each in known), None)
         if spelling is not None:
             arguments += (spelling, *option.values)
@@ -85,14 +95,18 @@ def llama_arguments(
     return arguments, lost
 
 
-def _profile_options(profile: Profile, facts: ModelFacts | None) -> Iterator[LlamaOption]:
+def _profile_options(
+    profile: Profile, facts: ModelFacts | None, known: Collection[str] | None
+) -> Iterator[LlamaOption]:
     yield LlamaOption(("-np", "--parallel"), (str(profile.parallel),), "one conversation at a time")
     yield LlamaOption(("-b", "--batch-size"), (str(batch_size(profile)),), "its own batch size")
     if profile.threads is not None:
         yield LlamaOption(("-t", "--threads"), (str(profile.threads),), "its own number of threads")
-    if profile.gpu_layers is not None:
-        values = (str(profile.gpu_layers),)
-        yield LlamaOption(("-ngl", "--gpu-layers", "--n-gpu-layers"), values, "built without a GPU")
+    layers = profile.gpu_layers
+    if layers is not None and known is not None and "--fit" not in known:  # from before it took words
+        layers = layer_number(layers)
+    if layers is not None:
+        yield LlamaOption(("-ngl", "--gpu-layers", "--n-gpu-layers"), (str(layers),), "built without a GPU")
     if profile.mmproj:
         yield LlamaOption(("--mmproj", "-mm"), (profile.mmproj,), "no images and no sound")
     if profile.draft:

@@ -15,17 +15,22 @@ from pathlib import Path
 
 #: Options with a value of each program, by its name; those without a value end in a `!`.
 OPTIONS = {
-    "vllm": "--model --served-model-name --host --port --max-model-len --max-num-seqs --gpu-memory-utilization "
+    "vllm": "--served-model-name --host --port --max-model-len --max-num-seqs --gpu-memory-utilization "
     "--enable-sleep-mode!",
     "sglang.launch_server": "--model-path --served-model-name --host --port --context-length --max-running-requests --api-key",
     "whisper-server": "-m --host --port --inference-path -t --convert!",
     "sd-server": "-m --listen-ip --listen-port -t --vae",
     "main.py": "--host --port --model-dir --model-name --max-seq-len --disable-auth",
-    "koboldcpp": "--model --host --port --contextsize --threads --gpulayers --mmproj --draftmodel --skiplauncher! --quiet!",
-    "mlx_lm.server": "--model --host --port",
-    "llama_cpp.server": "--model --model_alias --host --port --n_ctx --n_batch --api_key --n_threads --clip_model_path",
+    "koboldcpp": "--model --host --port --contextsize --threads --gpulayers --mmproj --draftmodel --skiplauncher! --quiet! "
+    "--usecuda!",
+    "mlx_lm.server": "--model --host --port --draft-model",
+    "llama_cpp.server": "--model --model_alias --host --port --n_ctx --n_batch --api_key --n_threads --n_gpu_layers "
+    "--clip_model_path",
+    "llama-server": "-m --alias --host --port -c -np -b --metrics! -t -ngl --mmproj -md",
     "stub": "--host --port -m --key --name --context --flag! --mmproj",
 }
+#: Options of these programs that take a number only.
+NUMBERS = {"--port", "--contextsize", "--threads", "--gpulayers", "--n_gpu_layers", "--max-model-len", "-np"}
 #: The path that answers when it is ready; the path that no key is needed for.
 READY = {"sd-server": "/v1/models", "koboldcpp": "/api/v1/model", "llama_cpp.server": "/v1/models", "stub": "/ok"}
 SCRIPT = {
@@ -51,6 +56,8 @@ def parsed(name, words):
             values[word] = True
         elif word in allowed and rest:
             values[word] = rest.pop(0)
+            if word in NUMBERS and not values[word].lstrip("-").isdigit():
+                sys.exit(f"error: argument {word}: invalid int value: {values[word]!r}")
         else:
             sys.exit(f"error: unrecognized arguments: {word}")
     return values
@@ -154,7 +161,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(program, words):
-    values = parsed(program, words)
+    if program == "vllm":
+        if words[0] != "serve" or words[1].startswith("-"):
+            sys.exit("error: `model` should be the first positional argument of `vllm serve`")
+        values = parsed(program, words[2:])
+    else:
+        values = parsed(program, words)
     script = {**SCRIPT, **json.loads(os.environ.get("STUB_ENGINE") or "{}")}
     log("start", program=program, argv=words, cwd=os.getcwd(), stub=os.environ.get("STUB_VALUE"))  # noqa: PTH109
     signal.signal(signal.SIGINT, lambda *_: stop("INT"))
@@ -180,6 +192,45 @@ def stop(name):
 
 #: Options of `docker run` with a value.
 RUN_OPTIONS = {"--name", "--publish", "--volume", "--env", "--gpus", "--ipc", "--device", "--entrypoint"}
+#: What each image runs, before the words after its name; and the programs that its --entrypoint can be.
+IMAGES = {
+    "vllm/vllm-openai": (["vllm", "serve"], {"vllm"}),
+    "lmsysorg/sglang": ([], set()),
+    "ghcr.io/ggml-org/llama.cpp": (["llama-server"], set()),
+    "ghcr.io/ggml-org/whisper.cpp": (["bash", "-c"], {"whisper-server"}),
+    "ghcr.io/leejet/stable-diffusion.cpp": (["/sd-cli"], {"/sd-cli", "/sd-server"}),
+    "ghcr.io/theroyallab/tabbyapi": (["python3"], set()),
+    "koboldai/koboldcpp": ([], set()),
+    "ghcr.io/abetlen/llama-cpp-python": ([], set()),
+}
+
+
+def program_of(image, options, words, environment):
+    """The program and its words that a container of an image runs."""
+    entrypoint, programs = IMAGES.get(image.rpartition(":")[0], (["stub"], set()))
+    if given := options.get("--entrypoint"):
+        if given not in programs:
+            sys.exit(f"exec: {given}: not found")
+        entrypoint = [given]
+    words = [*entrypoint, *words]
+    if image.startswith("koboldai/koboldcpp"):
+        if words:
+            sys.exit(f"exec: {words[0]}: not found")
+        if environment.get("KCPP_DONT_TUNNEL") != "true":
+            sys.exit("the stub opens no tunnel to the internet")
+        line = "printf '%s\\0' koboldcpp --quiet " + environment["KCPP_ARGS"]
+        done = subprocess.run(["/bin/sh", "-c", line], env=environment, stdout=subprocess.PIPE, check=True)
+        words = done.stdout.decode().split("\0")[:-1]
+        # Its own parser takes an empty file for none.
+        pairs = list(zip(words, [*words[1:], ""], strict=True))
+        empty = {n for n, pair in enumerate(pairs) if pair[0] in ("--mmproj", "--draftmodel") and not pair[1]}
+        words = [word for n, word in enumerate(words) if n not in empty and n - 1 not in empty]
+    if words[0] == "python3":
+        words = words[2:] if words[1] == "-m" else words[1:]
+    program = words[0].rpartition("/")[2]
+    if program not in OPTIONS:
+        sys.exit(f"exec: {words[0]}: not found")
+    return program, words[1:]
 
 
 def container(words):
@@ -196,13 +247,16 @@ def container(words):
             pass
         file.unlink()
         return
-    options, rest = {}, words[1:]
+    options, rest, environment = {}, words[1:], {}
     while rest[0].startswith("-"):
         word = rest.pop(0)
         if word in RUN_OPTIONS:
             options[word] = rest.pop(0)
+            if word == "--env" and options[word] in os.environ:
+                environment[options[word]] = os.environ[options[word]]
     image, *arguments = rest
-    program = {"vllm/vllm-openai:latest": "vllm"}.get(image, options.get("--entrypoint", "stub"))
+    arguments = [word.replace("0.0.0.0", "127.0.0.1") for word in arguments]
+    program, arguments = program_of(image, options, arguments, environment)
     file = folder / f"{options['--name']}.pid"
     if file.exists():
         sys.exit(f"Conflict. The container name {options['--name']} is already in use")
@@ -222,8 +276,6 @@ def main():
         program, words = words[1], words[2:]
     elif program == "python3":
         program, words = words[0], words[1:]
-    elif program == "vllm":
-        words = words[1:]
     return serve(program if program in OPTIONS else "stub", words)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.llama_arguments import llama_arguments
 from hostler.supervisor.llama_program import LlamaPrograms, parse_devices, parse_options, read_program
 from hostler.supervisor.manager import EngineManager
 
@@ -90,6 +91,28 @@ async def test_the_oldest_program_is_started_and_what_is_lost_is_logged_once(
     lost = [record.getMessage() for record in caplog.records if "is too old for" in record.getMessage()]
     assert sum("--slot-save-path (conversations are not kept over a switch)" in line for line in lost) == 1
     assert not any("--alias" in line for line in lost), "nothing is lost without it"
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "words"),
+    [
+        ("all", {"-ngl"}, ["-ngl", "999"]),
+        ("auto", {"-ngl"}, []),
+        (12, {"-ngl"}, ["-ngl", "12"]),
+        ("all", {"-ngl", "--fit"}, ["-ngl", "all"]),
+        ("auto", {"-ngl", "--fit"}, ["-ngl", "auto"]),
+    ],
+)
+def test_a_program_from_before_words_for_layers_gets_numbers(
+    tmp_path: Path, layers: int | str, options: set[str], words: list[str]
+) -> None:
+    profile = Profile(name="a", model="m", gpu_layers=layers)
+    settings = SupervisorSettings(slots_dir=None)
+    arguments, _ = llama_arguments(
+        profile, settings, file=tmp_path, host="127.0.0.1", port=1, facts=None, known=options
+    )
+    at = arguments.index("-ngl") if "-ngl" in arguments else len(arguments)
+    assert arguments[at : at + 2] == words
 
 
 async def test_an_older_spelling_is_used(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ No package registry has most of these programs: stubs stand for them, with the s
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ async def ask(gateway: RunningGateway, path: str, **body: Any) -> httpx.Response
 
 @pytest.mark.parametrize(
     "engine",
-    ["vllm", "sglang", "tabbyapi", "koboldcpp", "mlx-lm", "llama-cpp-python", "vllm-docker", "vllm-podman"],
-)
+    [
+        "vllm", "sglang", "tabbyapi", "koboldcpp", "mlx-lm", "llama-cpp-python", "vllm-docker", "vllm-podman",
+        "sglang-docker", "tabbyapi-podman", "koboldcpp-docker", "koboldcpp-podman", "llama-cpp-python-docker",
+    ],
+)  # fmt: skip
 async def test_a_profile_names_a_preset_and_no_more(
     start_gateway: StartGateway, stubs: StubPrograms, folder: Path, tmp_path: Path, engine: str
 ) -> None:
@@ -114,6 +118,62 @@ async def test_forms_and_binary_answers_pass_through(start_gateway: StartGateway
         assert other.json()["path"] == "/sdapi/v1/txt2img"
 
 
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+async def test_sound_and_images_come_from_containers(
+    start_gateway: StartGateway, stubs: StubPrograms, runtime: str
+) -> None:
+    profiles = {
+        "whisper": {"engine": f"whisper-server-{runtime}", "env": stubs.env()},
+        "painter": {"engine": f"sd-server-{runtime}", "env": stubs.env()},
+    }
+    async with start_gateway(profiles) as gateway:
+        file = {"file": ("a.wav", b"RIFF", "audio/wav")}
+        heard = await gateway.http.post("/v1/audio/transcriptions", data={"model": "whisper"}, files=file)
+        assert heard.status_code == 200, heard.text
+        image = await ask(gateway, "/v1/images/generations", model="painter", prompt="a lighthouse")
+        assert image.status_code == 200, image.text
+    assert [event["program"] for event in stubs.events("start")] == ["whisper-server", "sd-server"]
+
+
+async def test_a_container_of_koboldcpp_gets_every_option_of_its_profile(
+    start_gateway: StartGateway, stubs: StubPrograms, tmp_path: Path
+) -> None:
+    model, projector = tmp_path / "the model's.gguf", tmp_path / "$(touch x).gguf"
+    model.write_bytes(b"GGUF")
+    projector.write_bytes(b"GGUF")
+    profile = {
+        "engine": "kobold", "model": str(model), "mmproj": str(projector), "gpu_layers": "all", "threads": 3,
+        "context": 8192, "env": stubs.env(),
+    }  # fmt: skip
+    engines = {"kobold": {"base": "koboldcpp-docker", "macros": {"options": ["--usecuda"]}}}
+    async with start_gateway({"a": profile}, engines=engines) as gateway:
+        assert (await gateway.chat("a")).status_code == 200
+    [start] = stubs.events("start")
+    words = start["argv"]
+    pairs = dict(pairwise(words))
+    given = {name: pairs[name] for name in ("--model", "--mmproj", "--gpulayers", "--threads", "--contextsize")}
+    assert given == {
+        "--model": str(model), "--mmproj": str(projector), "--gpulayers": "999", "--threads": "3", "--contextsize": "8192",
+    }  # fmt: skip
+    assert "--usecuda" in words
+    assert "--draftmodel" not in words
+
+
+@pytest.mark.parametrize(
+    ("layers", "given"), [("all", ["--n_gpu_layers", "999"]), ("auto", []), (7, ["--n_gpu_layers", "7"])]
+)
+async def test_engines_that_take_numbers_get_numbers_of_layers(
+    start_gateway: StartGateway, stubs: StubPrograms, layers: Any, given: list[str]
+) -> None:
+    profile = {"engine": "llama-cpp-python", "gpu_layers": layers, "env": stubs.env()}
+    async with start_gateway({"a": profile}) as gateway:
+        assert (await gateway.chat("a")).status_code == 200
+    [start] = stubs.events("start")
+    words = start["argv"]
+    at = words.index("--n_gpu_layers") if "--n_gpu_layers" in words else len(words)
+    assert words[at : at + 2] == given
+
+
 async def test_a_chat_for_an_engine_without_chat_is_refused_before_it_is_started(
     start_gateway: StartGateway, stubs: StubPrograms
 ) -> None:
@@ -135,7 +195,7 @@ async def test_a_name_on_the_hub_is_left_to_the_engine(start_gateway: StartGatew
     async with start_gateway({"qwen": profile}) as gateway:
         assert (await gateway.chat("qwen")).status_code == 200
     [start] = stubs.events("start")
-    assert start["argv"][:2] == ["--model", "Qwen/Qwen3-8B"]
+    assert start["argv"][:2] == ["serve", "Qwen/Qwen3-8B"]
 
 
 async def test_what_an_earlier_supervisor_left_behind_is_removed(
