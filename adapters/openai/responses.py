@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -16,13 +17,19 @@ from hostler.adapters.canonical import (
     Part,
     Sampling,
     Text,
-    Tool,
     ToolCall,
 )
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import NOT_JSON, JsonBody
+from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
-from hostler.adapters.openai.custom_tools import CustomFormat, as_arguments, as_function
+from hostler.adapters.openai.custom_tools import as_arguments
+from hostler.adapters.openai.responses_tools import (
+    DECLARING_ITEMS,
+    KINDS,
+    CallableTools,
+    ResponsesTool,
+    callable_name,
+)
 from hostler.adapters.openai.schema import NULL
 from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import arguments_text
@@ -32,13 +39,12 @@ _ROLES = frozenset({"user", "assistant", "system", "developer"})
 # Items that are tool calls, and their results.
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _CALL_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
-_TOOLS = frozenset({"function", "custom"})
 
 # Items of OpenAI's own tools in the history: other models cannot read them.
 _HOSTED_TOOL_ITEMS = frozenset(
     {
         *("web_search_call", "file_search_call", "computer_call", "code_interpreter_call", "image_generation_call"),
-        *("mcp_list_tools", "mcp_call", "compaction"),
+        *("mcp_list_tools", "mcp_call", "compaction", "tool_search_call"),
     }
 )
 
@@ -58,22 +64,17 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     summary: list[ResponsesPart] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: Any = None
     input: Any = None
     output: str | list[ResponsesPart] | None = None
-
-
-class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
-    type: str = "function"
-    name: str = ""
-    description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(NULL)
-    format: CustomFormat | None = None
+    tools: list[ResponsesTool] | None = None
 
 
 class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     name: str | None = None
+    namespace: str | None = None
     mode: str | None = None
 
 
@@ -105,7 +106,6 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _TEXT = msgspec.json.Decoder(ResponsesText | None)
-_TOOL_NAMES = msgspec.json.Decoder(list[ResponsesTool])
 _INCLUDE = msgspec.json.Decoder(list[str] | None)
 
 
@@ -122,16 +122,6 @@ def decode_output(document: JsonBody) -> Output:
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
 
 
-def custom_tools(tools: Any) -> frozenset[str]:
-    """The names of the custom tools among a request's `tools`, as bytes of JSON."""
-    if not isinstance(tools, msgspec.Raw) or b'"custom"' not in bytes(tools):
-        return frozenset()
-    try:
-        return frozenset(tool.name for tool in _TOOL_NAMES.decode(tools) if tool.type == "custom")
-    except NOT_JSON:
-        return frozenset()
-
-
 def decode_request(request: ChatRequest) -> ChatRequest:
     """The request with its conversation. Raises `BadRequest` naming the field that is invalid or not supported."""
     body = decode_body(request.origin.body, ResponsesBody)
@@ -144,14 +134,15 @@ def decode_request(request: ChatRequest) -> ChatRequest:
         raise BadRequest("`input` is missing.", param="input")
     messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
     messages += _messages(body.input or "")
-    tools = [tool for tool in body.tools or () if tool.type in _TOOLS]
+    declaring = [] if isinstance(body.input, str) else [item.tools or () for item in body.input or ()]
+    tools = CallableTools([*(body.tools or ()), *chain.from_iterable(declaring)])
     choice = body.tool_choice
     if isinstance(choice, ResponsesToolChoice):
-        choice = choice.name if choice.type in _TOOLS else choice.mode
+        choice = callable_name(choice.name or "", choice.namespace) if choice.type in KINDS else choice.mode
     effort = body.reasoning.effort if body.reasoning is not None else None
     conversation = Conversation(
         messages=tuple(with_one_system_turn(messages)),
-        tools=tuple(map(_tool, tools)),
+        tools=tuple(tools.functions()),
         tool_choice=choice if tools else None,
         parallel_tool_calls=body.parallel_tool_calls if tools else None,
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, max_tokens=body.max_output_tokens),
@@ -169,7 +160,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
     for index, item in enumerate(items):
         param = f"input[{index}]"
         kind = item.type or ("message" if item.role is not None else "")
-        if kind in _HOSTED_TOOL_ITEMS:
+        if kind in _HOSTED_TOOL_ITEMS or kind in DECLARING_ITEMS:
             continue
         if kind in _CALLS or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
             assistant = _with_item(assistant or ChatMessage(role="assistant"), item, kind, param)
@@ -200,7 +191,8 @@ def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str)
     if kind in _CALLS:
         is_custom = kind == "custom_tool_call"
         arguments = as_arguments(str(item.input or "")) if is_custom else arguments_text(item.arguments)
-        call = ToolCall(index=len(message.tool_calls), id=item.call_id, name=item.name or "", arguments=arguments)
+        name = callable_name(item.name or "", item.namespace)
+        call = ToolCall(index=len(message.tool_calls), id=item.call_id, name=name, arguments=arguments)
         return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":
         parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
@@ -226,10 +218,3 @@ def _part(part: ResponsesPart, param: str) -> Part:
         audio: Mapping[str, str] = part.input_audio
         return Media(kind="audio", data=audio.get("data"), mime=f"audio/{audio.get('format', 'wav')}")
     raise BadRequest(f"`{param}` is of a type that the backend of this model does not support.", param=param)
-
-
-def _tool(tool: ResponsesTool) -> Tool:
-    if tool.type == "custom":
-        return as_function(tool.name, tool.description, tool.format)
-    raw = bytes(tool.parameters)
-    return Tool(name=tool.name, description=tool.description, parameters=None if raw == NULL else msgspec.Raw(raw))

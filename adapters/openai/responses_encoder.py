@@ -14,7 +14,7 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.custom_tools import InputReader
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_events
-from hostler.adapters.openai.responses import custom_tools
+from hostler.adapters.openai.responses_tools import callable_tools
 from hostler.adapters.openai.schema import RESPONSES
 from hostler.adapters.openai.stored import MAX_STORED
 
@@ -40,14 +40,20 @@ class OutputItem:
     `arguments` are those of a call as the model wrote them; `input` reads that of a custom tool from them.
     """
 
-    __slots__ = ("arguments", "call_id", "id", "index", "input", "is_open", "kind", "logprobs", "name", "pieces")
+    __slots__ = (
+        *("arguments", "call_id", "id", "index", "input", "is_open", "kind", "logprobs", "name", "namespace"),
+        "pieces",
+    )
 
-    def __init__(self, kind: str, index: int, item_id: str, *, call_id: str = "", name: str = "") -> None:
+    def __init__(
+        self, kind: str, index: int, item_id: str, *, call_id: str = "", name: str = "", namespace: str | None = None
+    ) -> None:
         self.kind = kind
         self.index = index
         self.id = item_id
         self.call_id = call_id
         self.name = name
+        self.namespace = namespace
         self.pieces: list[str] = []
         self.arguments: list[str] = []
         self.input = InputReader() if kind == "custom_tool_call" else None
@@ -84,7 +90,8 @@ class OutputItem:
         status = "in_progress" if self.is_open else "completed"
         if self.kind in _CALLS:
             call = {self.content_name: self.text, "call_id": self.call_id, "name": self.name}
-            return {"id": self.id, "type": self.kind, "status": status, **call}
+            where = {} if self.namespace is None else {"namespace": self.namespace}
+            return {"id": self.id, "type": self.kind, "status": status, **call, **where}
         content = [] if self.is_open else [self.part()]
         if self.kind == "reasoning":
             return {"id": self.id, "type": self.kind, "status": status, "summary": [], "content": content}
@@ -106,7 +113,7 @@ class ResponsesEncoder(Encoder):
         self._model = request.model or ""
         given = {name: raw for name, raw in json_body.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, default) for name, default in _REPEATED.items()}
-        self._custom_tools = custom_tools(given.get("tools"))
+        self._tools = callable_tools(given, request.origin.body)
         self.streaming = request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
@@ -236,9 +243,13 @@ class ResponsesEncoder(Encoder):
     def _open_call(self, call: ToolCall, events: list[_Event]) -> OutputItem:
         events += self._close_items()
         call_id = call.id or f"call_{self._id}_{call.index}"
-        index, name = len(self._items), call.name or ""
-        kind, prefix = ("custom_tool_call", "ctc") if name in self._custom_tools else ("function_call", "fc")
-        item = OutputItem(kind, index, f"{prefix}_{self._id}_{index}", call_id=call_id, name=name)
+        index, name, namespace = len(self._items), call.name or "", None
+        kind, prefix = "function_call", "fc"
+        if (declared := self._tools.get(name)) is not None:
+            name, namespace = declared.tool.name, declared.namespace
+            if declared.is_custom:
+                kind, prefix = "custom_tool_call", "ctc"
+        item = OutputItem(kind, index, f"{prefix}_{self._id}_{index}", call_id=call_id, name=name, namespace=namespace)
         self._calls[call.index] = item
         self._items.append(item)
         events.append(_item_event("added", item))

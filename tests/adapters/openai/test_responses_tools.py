@@ -1,0 +1,150 @@
+"""Tools in namespaces, as Codex sends those of MCP servers: functions for the model, and the client's own names in the answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pydantic
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+
+from hostler.adapters import sse
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.base import Incoming, Upstream
+from hostler.adapters.canonical import ChatRequest, Chunk, ResponseHead, ToolCall
+from hostler.adapters.errors import BackendRejected
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.responses_tools import callable_name
+from hostler.adapters.openai.upstream import OpenAIUpstream
+
+SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}}
+LOOK = {"type": "function", "name": "look", "description": "Look.", "parameters": SCHEMA, "strict": False}
+EDIT = {"type": "custom", "name": "edit", "description": "Edit."}
+FILES = {"type": "namespace", "name": "mcp__files", "description": "Files of the machine.", "tools": [LOOK, EDIT]}
+WEB = {"type": "namespace", "name": "web.pages", "description": "Pages.", "tools": [LOOK]}
+SHELL = {"type": "function", "name": "look", "parameters": {"type": "object"}}
+CALL = {
+    "type": "function_call",
+    "call_id": "c1",
+    "namespace": "mcp__files",
+    "name": "look",
+    "arguments": '{"path":"a"}',
+}
+HISTORY = [
+    {"role": "user", "content": "Look."},
+    CALL,
+    {"type": "function_call_output", "call_id": "c1", "namespace": "mcp__files", "name": "look", "output": "42"},
+]
+EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
+in_every_protocol = pytest.mark.parametrize(
+    "upstream",
+    [OpenAIUpstream(engine=True), AnthropicUpstream(), OllamaUpstream()],
+    ids=["openai", "anthropic", "ollama"],
+)
+
+
+def requested(**body: Any) -> ChatRequest:
+    adapter = OpenAIAdapter()
+    operation = next(each for each in adapter.operations if each.path == "/v1/responses")
+    content = {"model": "m", "input": HISTORY, "tools": [SHELL, FILES, WEB, {"type": "web_search"}], **body}
+    incoming = Incoming(method="POST", path="/v1/responses", body=json.dumps(content).encode())
+    request = adapter.decode(operation, incoming)
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+def sent(upstream: Upstream, **body: Any) -> dict[str, Any]:
+    expanded = OpenAIAdapter().expand(requested(**body))
+    content: dict[str, Any] = json.loads(upstream.build(expanded, model="there", stream=True).body)
+    return content
+
+
+def answered(name: str, arguments: str, *, stream: bool, **body: Any) -> bytes:
+    encoder = OpenAIAdapter().encoder(requested(stream=stream, **body), response_id="req-1", created=17, progress="off")
+    encoder.start(ResponseHead(media_type="text/event-stream"))
+    call = ToolCall(index=0, id="c2", name=name, arguments=arguments)
+    return b"".join([*map(encoder.encode, (Chunk(tool_calls=(call,)), Chunk(finish="tool_calls"))), encoder.finish()])
+
+
+def names(body: dict[str, Any]) -> list[str]:
+    return [tool.get("function", tool)["name"] for tool in body["tools"]]
+
+
+@in_every_protocol
+def test_the_tools_of_a_namespace_are_functions_with_names_of_their_own(upstream: Upstream) -> None:
+    body = sent(upstream)
+    plain, look, edit, other = names(body)
+    assert (plain, look, edit) == ("look", "mcp__files__look", "mcp__files__edit")
+    assert other.startswith("web_pages__look_"), "servers accept no dots"
+    assert "path" in json.dumps(body["tools"][1])
+
+
+def test_the_history_names_a_tool_as_the_model_has_called_it() -> None:
+    call = sent(OpenAIUpstream(engine=True))["messages"][1]["tool_calls"][0]
+    assert (call["id"], call["function"]["name"]) == ("c1", "mcp__files__look")
+    choice = {"type": "function", "namespace": "mcp__files", "name": "look"}
+    body = sent(OpenAIUpstream(engine=True), tool_choice=choice)
+    assert body["tool_choice"]["function"]["name"] == "mcp__files__look"
+
+
+@pytest.mark.parametrize(
+    ("called", "kind", "name", "namespace"),
+    [
+        ("mcp__files__look", "function_call", "look", "mcp__files"),
+        ("mcp__files__edit", "custom_tool_call", "edit", "mcp__files"),
+        (callable_name("look", "web.pages"), "function_call", "look", "web.pages"),
+        ("look", "function_call", "look", None),
+        ("unknown", "function_call", "unknown", None),
+    ],
+)
+def test_a_call_reaches_the_client_with_the_tools_name_and_namespace(
+    called: str, kind: str, name: str, namespace: str | None
+) -> None:
+    arguments = '{"input":"x"}' if kind == "custom_tool_call" else '{"path":"b"}'
+    whole = Response.model_validate_json(answered(called, arguments, stream=False))
+    streamed = [
+        EVENT.validate_json(content) for _, content in sse.EventReader().feed(answered(called, arguments, stream=True))
+    ]
+    added = next(event.item for event in streamed if event.type == "response.output_item.added")
+    for item in (*whole.output, added, streamed[-1].response.output[0]):
+        assert (item.type, item.name, item.namespace, item.call_id) == (kind, name, namespace, "c2")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "additional_tools", "role": "developer", "tools": [FILES]},
+        {"type": "tool_search_output", "call_id": "s1", "execution": "client", "status": "completed", "tools": [FILES]},
+    ],
+    ids=lambda item: str(item["type"]),
+)
+def test_tools_that_the_history_declares_can_be_called(item: dict[str, Any]) -> None:
+    search = {"type": "tool_search_call", "call_id": "s1", "execution": "client", "arguments": {"query": "files"}}
+    declared = {"input": [{"role": "user", "content": "Look."}, search, item], "tools": [SHELL]}
+    assert names(sent(OpenAIUpstream(engine=True), **declared)) == ["look", "mcp__files__look", "mcp__files__edit"]
+    (call,) = Response.model_validate_json(answered("mcp__files__look", "{}", stream=False, **declared)).output
+    assert call.type == "function_call"
+    assert (call.name, call.namespace) == ("look", "mcp__files")
+
+
+def test_names_stay_short_and_apart() -> None:
+    long = [callable_name("x" * length, "n") for length in (80, 81)]
+    assert all(len(name) <= 64 for name in long) and long[0] != long[1]
+    assert callable_name("look", "mcp__files__") == "mcp__files__look"
+    assert callable_name("any.name at all", None) == "any.name at all"
+
+
+def test_a_backend_that_rejects_namespaces_gets_a_chat() -> None:
+    words = b'{"error": {"message": "tools[1].type: expected function", "param": "tools"}}'
+    rejected = BackendRejected("no", backend="b", wire="openai", backend_status=400, headers={}, body=words)
+    amended = OpenAIAdapter().amend(requested(), rejected)
+    assert amended is not None
+    body = json.loads(OpenAIUpstream().build(amended, model="there", stream=False).body)
+    assert names(body)[1:3] == ["mcp__files__look", "mcp__files__edit"]
+
+
+def test_a_server_of_the_same_protocol_gets_namespaces_as_they_are() -> None:
+    body = json.loads(OpenAIUpstream().build(requested(), model="there", stream=False).body)
+    assert body["tools"][1:3] == [FILES, WEB]
