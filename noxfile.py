@@ -351,6 +351,8 @@ NODE_CLIENTS = [
 
 #: Large ones, for `nox -s clients -- all`.
 LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"], "aider": ["aider-chat==0.86.2"]}
+#: With torch, gigabytes. It cannot be installed with later versions of Python.
+OPEN_WEBUI, OPEN_WEBUI_BEFORE = {"webui": ["open-webui==0.12.4"]}, (3, 13)
 NODE_AGENTS = ["@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"]
 
 
@@ -358,13 +360,14 @@ NODE_AGENTS = ["@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"]
 def clients(session: nox.Session) -> None:
     """Run third-party clients, unmodified, against a running Hostler, also with the embedded engine.
 
-    `nox -s clients -- all` adds coding agents, which are large.
+    `nox -s clients -- all` adds coding agents and Open WebUI, which are large.
     """
     _install(session, "tests", "-e", ".[embedded]")
     _pull(session, Path(session.bin) / "hostler")
     every = "all" in session.posargs
     folder = Path(session.create_tmp()).resolve() / "clients"
-    for name, packages in (CLIENTS | LARGE_CLIENTS if every else CLIENTS).items():
+    large = LARGE_CLIENTS if sys.version_info >= OPEN_WEBUI_BEFORE else LARGE_CLIENTS | OPEN_WEBUI
+    for name, packages in (CLIENTS | large if every else CLIENTS).items():
         room = folder / name
         if not (room / "bin" / "pip").exists():
             session.run("python", "-m", "venv", str(room), silent=True)
@@ -383,6 +386,8 @@ def clients(session: nox.Session) -> None:
     environment = {**_test_environment(), "HOSTLER_TEST_CLIENTS": str(folder)}
     session.run("pytest", *SIDE_BY_SIDE, *OFFICIAL_CLIENTS, env=environment)
     session.run("pytest", "-n", str(WORKERS), "tests/system/test_clients_installed.py", *words, env=environment)
+    if every:
+        session.run("pytest", "tests/system/test_open_webui.py", env=environment)
 
 
 def _fill_node_modules(session: nox.Session, folder: Path, packages: list[str]) -> None:

@@ -36,6 +36,15 @@ _ADVICE: Final[Mapping[str, str]] = {
     "budget_reserved": "raise gateway.spending.daily_limit, or wait for the requests in progress",
     "draining": "it is out of service; `hostler drain --undo {0}` takes it back",
     "non_local": "local-only requests are not sent to external backends",
+    "no_models": "check backends.{0}.url, or name its models in backends.{0}.models",
+}
+#: What a test request asks, by the kind of the model.
+_TESTS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "chat": (
+        "/v1/chat/completions",
+        {"max_tokens": 1, "messages": [{"role": "user", "content": "Say one word."}]},
+    ),
+    "embedding": ("/v1/embeddings", {"input": "One word."}),
 }
 
 
@@ -46,6 +55,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     name_there: str
     ok: bool
     seconds: float
+    model: str = ""
     queue_s: float = 0.0
     switch_s: float = 0.0
     kind: str = ""
@@ -90,11 +100,50 @@ class Doctor:
             "reason": response.headers.get("x-hostler-reason", "") or failure,
         }
 
-    def examine(self, model: str, hop: Mapping[str, Any]) -> Finding:
+    def examine_all(self) -> tuple[str | None, list[Finding]]:
+        """The active or default model, if there is one, and the result of a test request through every backend: with that
+        model, or else with one of its own. Supervisors are not asked for others, which would have to be loaded."""
+        unnamed: CallFailed | None = None
+        try:
+            route: dict[str, Any] = self.route(None)
+        except CallFailed as error:
+            if error.status != 400:
+                raise
+            # None is loaded, and none is the default.
+            unnamed, route = error, {"model": None, "hops": []}
+        hops = {str(hop["backend"]): hop for hop in route["hops"]}
+        findings: list[Finding] = []
+        for backend in self._client.get("/admin/backends")["backends"]:
+            if (hop := hops.get(backend["backend"])) is not None:
+                findings.append(self.examine(route["model"], hop))
+            elif backend["kind"] != "supervisor":
+                findings += self._examine_own(backend)
+        if unnamed is not None and not findings:
+            raise unnamed
+        return route["model"], findings
+
+    def _examine_own(self, backend: Mapping[str, Any]) -> Iterator[Finding]:
+        """A test request with a model of the backend; nothing where it only has models of which no test is known."""
+        models = [model for kind in _TESTS for model in backend["models"] if model["kind"] == kind]
+        if models:
+            yield self.examine(models[0]["name"], {**models[0], "backend": backend["backend"]}, models[0]["kind"])
+        elif not backend["models"]:
+            yield Finding(
+                backend=backend["backend"],
+                name_there="",
+                ok=False,
+                seconds=0.0,
+                kind="no_models" if backend["reachable"] else "unreachable",
+                message=backend["problem"] or "it lists no models",
+                advice=_ADVICE["no_models"].format(backend["backend"]),
+            )
+
+    def examine(self, model: str, hop: Mapping[str, Any], model_kind: str = "chat") -> Finding:
         """Send a test request through one backend of a route, unless that would wait until the backend is in service."""
         backend, name_there = str(hop["backend"]), str(hop["name_there"])
         if hop.get("reason") == "draining":
             return Finding(
+                model=model,
                 backend=backend,
                 name_there=name_there,
                 ok=False,
@@ -104,7 +153,7 @@ class Doctor:
                 advice=_ADVICE["draining"].format(backend),
             )
         began_at = time.perf_counter()
-        response = self._test_request(model, only=backend)
+        response = self._test_request(model, model_kind, only=backend)
         seconds = round(time.perf_counter() - began_at, 4)
         message = error_message(response.body)
         if response.status in (401, 403) and not _KIND.search(message):
@@ -112,6 +161,7 @@ class Doctor:
             raise CallFailed(f"{text} ({message})", UNAUTHORIZED, response.status)
         if response.status == 200:
             return Finding(
+                model=model,
                 backend=backend,
                 name_there=name_there,
                 ok=True,
@@ -121,6 +171,7 @@ class Doctor:
             )
         kind = _failure_kind(response.status, message, supervised=bool(hop.get("supervised")))
         return Finding(
+            model=model,
             backend=backend,
             name_there=name_there,
             ok=False,
@@ -136,10 +187,10 @@ class Doctor:
         found = self._client.get("/admin/backends")["backends"]
         return {each["backend"]: state(each) for each in found if each["problem"] or each["prefix"] is not None}
 
-    def _test_request(self, model: str, *, only: str | None = None) -> AdminResponse:
-        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Say one word."}]}
+    def _test_request(self, model: str, kind: str = "chat", *, only: str | None = None) -> AdminResponse:
+        path, body = _TESTS[kind]
         headers = {} if only is None else {"X-Hostler-Only": only}
-        return self._client.send("/v1/chat/completions", body, headers, TEST_S)
+        return self._client.send(path, {"model": model, **body}, headers, TEST_S)
 
 
 def _failure_kind(status: int, message: str, *, supervised: bool) -> str:
@@ -160,6 +211,7 @@ def finding_rows(findings: list[Finding]) -> list[tuple[str, ...]]:
     return [
         (
             each.backend,
+            each.model or "-",
             "ok" if each.ok else each.kind,
             format_seconds(each.seconds),
             format_seconds(each.switch_s),

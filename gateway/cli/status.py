@@ -249,8 +249,11 @@ def doctor(
         target = connect(config, url, key_file)
         target.require_gateway("only gateways have backends")
         examiner = Doctor(target.client)
-        found = examiner.route(None if model is None else target.model_name(model))
-        findings = [examiner.examine(found["model"], hop) for hop in found["hops"]]
+        if model is None:
+            tested, findings = examiner.examine_all()
+        else:
+            found = examiner.route(target.model_name(model))
+            tested, findings = found["model"], [examiner.examine(found["model"], hop) for hop in found["hops"]]
         notes = examiner.notes()
         programs = examiner.programs()
         speeds = examiner.speeds()
@@ -258,7 +261,7 @@ def doctor(
     if as_json:
         print_json(
             {
-                "model": found["model"],
+                "model": tested,
                 "hops": findings,
                 "backends": notes,
                 "programs": programs,
@@ -267,10 +270,10 @@ def doctor(
             }
         )
     else:
-        print_parts(f"{found['model']}:")
         print_table(
             [
                 Column("BACKEND", named=True),
+                Column("MODEL", named=True, drop=2),
                 Column("RESULT"),
                 Column("TOOK", right=True),
                 Column("SWITCHING", right=True, drop=1),

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
-from fakes import model_lists
-from fakes.scripted_server import ScriptedServer, start_scripted_server
-from system.fallback_chain import RunningChain, start_chain
+from fakes.scripted_server import ScriptedAnswer
+from system.five_servers import MODELS, five_servers
 
 pytestmark = pytest.mark.anyio
 
-#: Kind, path of the address, and what the server answers about its models.
-SERVERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "ollama": ("ollama", "", model_lists.OLLAMA),
-    "studio": ("lmstudio", "", model_lists.LM_STUDIO),
-    "llama": ("llamacpp", "", model_lists.LLAMA_SERVER),
-    "vllm": ("openai", "", model_lists.VLLM),
-    "openrouter": ("openai", "/api/v1", model_lists.OPENROUTER),
-}
-#: A model of each server, its context, and whether it is known to use tools and to see.
-MODELS: dict[str, tuple[str, int, tuple[bool, bool]]] = {
-    "ollama": ("qwen3:8b", 8192, (True, True)),
-    "studio": ("gemma-3-270m-it-qat", 4096, (True, True)),
-    "llama": ("Llama-3.1-8B-Q4_K_M", 16384, (True, True)),
-    "vllm": ("Qwen/Qwen3-8B-AWQ", 40960, (False, False)),
-    "openrouter": ("openai/gpt-5", 400_000, (True, True)),
-}
 CHATS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
     "/v1/responses": {"input": "Hello"},
@@ -38,20 +22,6 @@ CHATS: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": [{"role": "user", "content": "Hello"}]},
     "/api/v1/chat": {"input": "Hello"},
 }
-
-
-@asynccontextmanager
-async def installation(tmp_path: Path) -> AsyncIterator[tuple[RunningChain, dict[str, ScriptedServer]]]:
-    """The gateway before all of the servers."""
-    async with AsyncExitStack() as stack:
-        servers: dict[str, ScriptedServer] = {}
-        backends: dict[str, dict[str, Any]] = {}
-        for name, (kind, path, documents) in SERVERS.items():
-            server = servers[name] = await stack.enter_async_context(start_scripted_server())
-            server.documents = documents
-            server.base = path
-            backends[name] = {"kind": kind, "url": server.url + path}
-        yield await stack.enter_async_context(start_chain(tmp_path, backends)), servers
 
 
 async def lists(http: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
@@ -68,7 +38,7 @@ async def lists(http: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
 
 
 async def test_every_model_is_in_five_lists_with_context_and_capabilities(tmp_path: Path) -> None:
-    async with installation(tmp_path) as (chain, _):
+    async with five_servers(tmp_path) as (chain, _):
         listed = await lists(chain.http)
     for model, context, (tools, vision) in MODELS.values():
         tagged = model if ":" in model else f"{model}:latest"
@@ -91,7 +61,7 @@ async def test_every_model_is_in_five_lists_with_context_and_capabilities(tmp_pa
 @pytest.mark.parametrize("path", CHATS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_model_chats_in_every_protocol(tmp_path: Path, path: str, stream: bool) -> None:
-    async with installation(tmp_path) as (chain, servers):
+    async with five_servers(tmp_path) as (chain, servers):
         for name, (model, _, _) in MODELS.items():
             body = {"model": model, "stream": stream, **CHATS[path]}
             response = await chain.http.post(path, json=body)
@@ -100,3 +70,19 @@ async def test_every_model_chats_in_every_protocol(tmp_path: Path, path: str, st
             assert servers[name].requests[-1][1]["model"] == model
             assert [other for other in servers if servers[other].requests] == [name]
             servers[name].requests.clear()
+
+
+async def test_the_doctor_tests_a_model_of_every_server(tmp_path: Path) -> None:
+    async with five_servers(tmp_path) as (chain, servers):
+        servers["studio"].answer = ScriptedAnswer(error=(500, "out of memory"))
+        command = [sys.executable, "-m", "hostler.gateway", "doctor", "--url", str(chain.http.base_url)]
+        done = await anyio.run_process([*command, "--json"], check=False)
+        shown = await anyio.run_process(command, check=False)
+    found = json.loads(done.stdout)
+    assert (found["model"], done.returncode, shown.returncode) == (None, 1, 1)
+    assert [(each["backend"], each["model"], each["ok"]) for each in found["hops"]] == [
+        (server, model, server != "studio") for server, (model, _, _) in MODELS.items()
+    ]
+    assert found["backends"]["vllm"] == "reachable; its URL has no path, /v1 worked"
+    assert shown.stdout.count(b" ok ") == len(MODELS) - 1
+    assert all(model.encode() in shown.stdout for model, _, _ in MODELS.values())

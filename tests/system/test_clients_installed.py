@@ -17,6 +17,7 @@ import anyio
 import pytest
 from fakes.scripted_server import ScriptedAnswer, start_scripted_server
 from system.fallback_chain import start_chain
+from system.five_servers import MODELS, five_servers
 from system.hostler_process import run_hostler, write_shipped_model_config
 from system.running_gateway import RunningGateway, StartGateway, write_keys
 
@@ -288,6 +289,9 @@ LAUNCHED = {
     ),
 }
 
+#: Programs that refuse to work with less.
+LEAST_CONTEXT = {"hermes": 64_000}
+
 
 @pytest.mark.parametrize("program", LAUNCHED)
 async def test_a_launched_program_gets_an_answer_whatever_its_users_settings_say(
@@ -308,6 +312,26 @@ async def test_a_launched_program_gets_an_answer_whatever_its_users_settings_say
     assert WORDS.strip() in answer
     assert gateway.url in shown and of["agent"] not in shown
     assert {name: (home / name).read_text() for name in CONTRARY} == CONTRARY
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", LAUNCHED)
+async def test_a_launched_program_uses_a_model_of_any_server(tmp_path: Path, program: str) -> None:
+    folder, arguments = LAUNCHED[program]
+    environ = {"PATH": f"{INSTALLED}/{folder}{os.pathsep}{os.environ['PATH']}"}
+    async with five_servers(tmp_path) as (chain, servers):
+        url = str(chain.http.base_url).rstrip("/")
+        for server, (model, context, _) in MODELS.items():
+            if context < LEAST_CONTEXT.get(program, 0):
+                continue
+            home = tmp_path / server
+            home.mkdir()
+            command = [f"{Path(sys.executable).parent}/hostler", "launch", program, "--url", url]
+            answer = await run([*command, model, "--", *arguments], home, **environ)
+            assert "Zürich" in answer, (model, answer)
+            assert {body["model"] for _, body in servers[server].requests if "messages" in body} == {model}
+            assert [name for name in servers if servers[name].requests] == [server]
+            servers[server].requests.clear()
 
 
 def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str) -> str:
