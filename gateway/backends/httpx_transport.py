@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.cookiejar
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -62,7 +63,7 @@ class HttpxTransport:
 
     def __init__(self, client: httpx.AsyncClient | None = None) -> None:
         self._given = client
-        self._clients: dict[tuple[TlsOptions, str | None], httpx.AsyncClient] = {}
+        self._clients: dict[tuple[TlsOptions | None, str | None], httpx.AsyncClient] = {}
         self._in_flight: set[HttpxResponse] = set()
 
     def send(
@@ -105,7 +106,7 @@ class HttpxTransport:
             return self._given
         options = endpoint.options or EndpointOptions(proxy="environment")
         proxy, origin = _proxy(endpoint, options)
-        key = (options.tls, proxy)
+        key = (options.tls if endpoint.tls else None, proxy)
         client = self._clients.get(key)
         if client is None:
             client = self._clients[key] = _new_client(*key, origin, endpoint.name)
@@ -121,7 +122,7 @@ def connection_problem(endpoint: Endpoint, *, direct: bool) -> str | None:
         if endpoint.tls:
             tls_context(options.tls, endpoint.name)
         if proxy is not None:
-            _new_client(TlsOptions(insecure=True), proxy, origin, endpoint.name)
+            _new_client(None, proxy, origin, endpoint.name)
     except BackendUnavailable as error:
         return error.message.partition("cannot be reached: ")[2] or error.message
     return None
@@ -135,15 +136,18 @@ def _proxy(endpoint: Endpoint, options: EndpointOptions) -> tuple[str | None, st
     return environment_proxy(scheme, endpoint.host, endpoint.port) or (None, "")
 
 
-def _new_client(tls: TlsOptions, proxy: str | None, origin: str, backend: str) -> httpx.AsyncClient:
-    """`origin` is the setting or variable that names the proxy. Raises `BackendUnavailable`."""
+def _new_client(tls: TlsOptions | None, proxy: str | None, origin: str, backend: str) -> httpx.AsyncClient:
+    """A client for plain HTTP, for which certificates do not matter, or one for TLS.
+
+    `origin` is the setting or variable that names the proxy. Raises `BackendUnavailable`.
+    """
     try:
-        proxying = None if proxy is None else httpx.Proxy(proxy)
+        proxying = None if proxy is None else _proxying(proxy, tls, backend)
         client = httpx.AsyncClient(
             follow_redirects=False,
             cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEP_S),
-            verify=tls_context(tls, backend),
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if tls is None else tls_context(tls, backend),
             proxy=proxying,
             trust_env=False,
         )
@@ -158,6 +162,17 @@ def _new_client(tls: TlsOptions, proxy: str | None, origin: str, backend: str) -
         if isinstance(transport, httpx.AsyncHTTPTransport):
             transport._pool._network_backend = InterimLimit(transport._pool._network_backend)
     return client
+
+
+def _proxying(url: str, tls: TlsOptions | None, backend: str) -> httpx.Proxy:
+    """Raises `ValueError` and `httpx.InvalidURL` for what is no URL of a proxy, `BackendUnavailable` for its certificates."""
+    proxy = httpx.Proxy(url)
+    if not 0 <= (proxy.url.port or 0) < 65536:
+        raise ValueError("a port is at most 65535")
+    if proxy.url.scheme != "https":
+        return proxy
+    trusted = TlsOptions(ca_file=None if tls is None else tls.ca_file)
+    return httpx.Proxy(url, ssl_context=tls_context(trusted, backend))
 
 
 class HttpxResponse:

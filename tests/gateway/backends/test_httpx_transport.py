@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import anyio
 import httpx
+import msgspec
 import pytest
 from fakes.fake_openrouter import start_openrouter
 from pytest_httpx import HTTPXMock, IteratorStream
@@ -15,7 +16,7 @@ from pytest_httpx import HTTPXMock, IteratorStream
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
 from hostler.gateway.backends.httpx_transport import HttpxTransport
-from hostler.gateway.backends.transport import Endpoint, Timeouts
+from hostler.gateway.backends.transport import Endpoint, EndpointOptions, Timeouts, TlsOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -238,3 +239,32 @@ async def test_a_connection_that_was_not_accepted_in_time_is_not_tried_again(
             pass
     assert caught.value.timed_out
     assert len(httpx_mock.get_requests()) == 1
+
+
+@pytest.mark.parametrize(("variable", "value"), [("SSL_CERT_FILE", "/no/such.pem"), ("SSL_CERT_DIR", "/no/such")])
+async def test_certificates_do_not_matter_for_a_backend_without_tls(
+    transport: HttpxTransport, httpx_mock: HTTPXMock, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    plain = msgspec.structs.replace(CLOUD, tls=False, port=80)
+    httpx_mock.add_response(url=URL.replace("https:", "http:"), json={})
+    async with transport.send(CHAT, plain, Timeouts()) as answer:
+        assert await answer.read(100) == b"{}"
+    with pytest.raises(BackendUnavailable, match=f"{variable} names {value}"):
+        async with transport.send(CHAT, CLOUD, Timeouts()):
+            pass
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:99999", "http://[::1", "://", "socks4://127.0.0.1:1", "ftp://x"])
+async def test_what_is_no_proxy_is_named(transport: HttpxTransport, proxy: str) -> None:
+    endpoint = msgspec.structs.replace(CLOUD, options=EndpointOptions(proxy=proxy))
+    with pytest.raises(BackendUnavailable, match="proxy does not name a proxy that can be used"):
+        async with transport.send(CHAT, endpoint, Timeouts()):
+            pass
+
+
+async def test_a_proxy_with_tls_is_verified_with_the_certificates_of_the_backend(transport: HttpxTransport) -> None:
+    options = EndpointOptions(proxy="https://127.0.0.1:1", tls=TlsOptions(ca_file="/no/ca.pem", insecure=True))
+    with pytest.raises(BackendUnavailable, match=r"ca_file names /no/ca\.pem"):
+        async with transport.send(CHAT, msgspec.structs.replace(CLOUD, options=options), Timeouts()):
+            pass
