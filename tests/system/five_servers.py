@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 from fakes import model_lists
 from fakes.scripted_server import ScriptedServer, start_scripted_server
 from system.fallback_chain import RunningChain, start_chain
@@ -31,7 +32,7 @@ MODELS: dict[str, tuple[str, int, tuple[bool, bool]]] = {
 
 @asynccontextmanager
 async def five_servers(tmp_path: Path) -> AsyncIterator[tuple[RunningChain, dict[str, ScriptedServer]]]:
-    """The gateway before all of the servers."""
+    """The gateway before all of the servers, when it knows what each has."""
     async with AsyncExitStack() as stack:
         servers: dict[str, ScriptedServer] = {}
         backends: dict[str, dict[str, Any]] = {}
@@ -40,4 +41,8 @@ async def five_servers(tmp_path: Path) -> AsyncIterator[tuple[RunningChain, dict
             server.documents = documents
             server.base = path
             backends[name] = {"kind": kind, "url": server.url + path}
-        yield await stack.enter_async_context(start_chain(tmp_path, backends)), servers
+        chain = await stack.enter_async_context(start_chain(tmp_path, backends))
+        with anyio.fail_after(20):
+            while not all(each["found"] for each in (await chain.http.get("/admin/backends")).json()["backends"]):  # noqa: ASYNC110 - asked as an operator would
+                await anyio.sleep(0.01)
+        yield chain, servers

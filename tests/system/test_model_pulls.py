@@ -7,8 +7,9 @@ import json
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -66,9 +67,15 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def running(tmp_path: Path, hub: Hub) -> Iterator[HostlerProcess]:
+def workers() -> int:
+    """The number of the gateway's worker processes."""
+    return 1
+
+
+@pytest.fixture
+def running(tmp_path: Path, hub: Hub, workers: int) -> Iterator[HostlerProcess]:
     document = {
-        "gateway": {"listen": ["127.0.0.1:0"]},
+        "gateway": {"listen": ["127.0.0.1:0"], "workers": workers},
         "supervisor": {"engine": f"python3 -I -S {FAKE_ENGINE}"},
         "profiles": {
             "far": {"model": "hf:org/repo/far.gguf", "context": 2048},
@@ -184,6 +191,30 @@ def test_a_download_for_lm_studios_clients_goes_on_without_them(
     (file,) = (tmp_path / "cache").rglob("far.gguf")
     assert file.read_bytes() == CONTENT
     assert hub.requests == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [2])
+def test_every_worker_knows_the_downloads_of_all(running: HostlerProcess, hub: Hub) -> None:
+    url = f"{running.address}/api/v1/models/download"
+
+    def on_new_connections(ask: Callable[[httpx.Client], dict[str, Any]]) -> list[dict[str, Any]]:
+        answers = []
+        for _ in range(6):
+            with httpx.Client(timeout=20, trust_env=False) as http:
+                answers.append(ask(http))
+        return answers
+
+    started = on_new_connections(lambda http: http.post(url, json={"model": "far"}).json())
+    (job,) = {each["job_id"] for each in started}
+    found = on_new_connections(lambda http: http.get(f"{url}/status/{job}").json())
+    assert [each["status"] for each in found] == ["downloading"] * 6
+    assert hub.requests == 1
+    hub.go_on.set()
+    with httpx.Client(timeout=20, trust_env=False) as http:
+        until_download(http, f"{url}/status/{job}", "completed")
+    listed = on_new_connections(lambda http: http.get(f"{url}/status").json())
+    assert all([each["job_id"] for each in lists["completed"]] == [job] for lists in listed)
 
 
 def test_a_download_that_fails_says_so(running: HostlerProcess, hub: Hub) -> None:

@@ -20,7 +20,7 @@ def test_a_host_out_of_service_is_not_waited_for() -> None:
     hop = {"backend": "pc", "name_there": "m", "reason": "draining", "words": "is being drained for maintenance"}
     finding = Doctor(cast(Any, None)).examine("m", hop)
     assert (finding.ok, finding.kind, finding.message) == (False, "draining", "is being drained for maintenance")
-    ((_, result, *_, advice),) = finding_rows([finding])
+    ((_, _, result, *_, advice),) = finding_rows([finding])
     assert (result, advice) == ("draining", "it is out of service; `hostler drain --undo pc` takes it back")
 
 
