@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Final
 
 from hostler.supervisor.devices.command_output import command_output
-from hostler.supervisor.devices.reading import DeviceError, DeviceReading
+from hostler.supervisor.devices.reading import DeviceError, DeviceReading, finite_number
 from hostler.supervisor.devices.unified_memory import unified_memory
 
 _FIELDS: Final = ("uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw")
@@ -41,7 +41,7 @@ class NvidiaSmiSource:
         """By the device's UUID. `None` if the driver does not report their memory, as in some containers."""
         found: dict[str, dict[int, int]] = {}
         for uuid, pid, mib in self._query("compute-apps", ("gpu_uuid", "pid", "used_gpu_memory")):
-            amount = _number(mib)
+            amount = finite_number(mib)
             if amount is None or not pid.isdecimal():
                 return None
             found.setdefault(uuid, {})[int(pid)] = int(amount * _MIB)
@@ -56,25 +56,17 @@ class NvidiaSmiSource:
 
     def _device(self, row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
         uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
-        total, used = _number(total_mib), _number(used_mib)
+        total, used = finite_number(total_mib), finite_number(used_mib)
         unified = total_mib in _NOT_SUPPORTED
         if total is None and not unified:
             raise DeviceError(f"{self._program}: memory of {uuid}: {total_mib}")
         sizes = unified_memory() if unified else (_bytes(total), _bytes(used))
         return DeviceReading(
-            id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=_number(utilization),
-            temperature_c=_number(temperature_c), power_w=_number(power_w),
+            id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=finite_number(utilization),
+            temperature_c=finite_number(temperature_c), power_w=finite_number(power_w),
             processes=None if processes is None else processes.get(uuid, {}), unified=unified,
         )  # fmt: skip
 
 
 def _bytes(mib: float | None) -> int | None:
     return None if mib is None else int(mib * _MIB)
-
-
-def _number(text: str) -> float | None:
-    """`None` for `[N/A]`, `[Not Supported]` and the like."""
-    try:
-        return float(text)
-    except ValueError:
-        return None

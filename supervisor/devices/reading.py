@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,6 +33,15 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
 def by_name(readings: Iterable[DeviceReading]) -> dict[str, DeviceReading]:
     """All devices of a host by their names: `gpu0`, `gpu1` and so on, in the order of the readings."""
     return {f"gpu{index}": reading for index, reading in enumerate(readings)}
+
+
+def finite_number(value: Any) -> float | None:
+    """A tool's number; `None` for `[N/A]`, `nan` and everything else that is no amount: none of them is negative."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 class DeviceSource(Protocol):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from hostler.supervisor.devices.command_output import command_output
-from hostler.supervisor.devices.reading import DeviceError, DeviceReading
+from hostler.supervisor.devices.reading import DeviceError, DeviceReading, finite_number
 
 _OPTIONS: Final = (
     "--showmeminfo", "vram", "--showuse", "--showtemp", "--showpower", "--showbus", "--showproductname", "--json",
 )  # fmt: skip
+#: Where a line begins with an object.
+_OBJECT: Final = re.compile(r"^\s*\{\s*\"", re.MULTILINE)
 
 
 class RocmSmiSource:
@@ -30,9 +33,12 @@ class RocmSmiSource:
     def read(self, pids: Collection[int]) -> list[DeviceReading]:
         """See `DeviceSource`."""
         output = command_output([self._program, *_OPTIONS])
+        start = _OBJECT.search(output)
         try:
-            # Warnings may stand before the object.
-            cards = json.loads(output[output.index("{") :])
+            # Warnings may stand before the object, and after it.
+            cards, _ = json.JSONDecoder().raw_decode(output, start.start() if start else 0)
+            if not isinstance(cards, dict):
+                raise ValueError("no object")
         except ValueError as error:
             raise DeviceError(f"{self._program}: unexpected output {output[:200]!r}") from error
         return [
@@ -56,10 +62,5 @@ def _device(name: str, card: Mapping[str, Any]) -> DeviceReading:
 
 def _number(card: Mapping[str, Any], words: str) -> float | None:
     """The first number whose label contains `words`: labels differ between versions and cards."""
-    for label, value in card.items():
-        if words in label:
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                continue
-    return None
+    found = (finite_number(value) for label, value in card.items() if words in label)
+    return next((number for number in found if number is not None), None)

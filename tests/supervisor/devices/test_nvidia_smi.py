@@ -49,12 +49,20 @@ def test_amounts_that_are_hidden_in_a_container_are_unknown(tool: FakeTool) -> N
     [
         ("echo 'NVIDIA-SMI has failed' >&2; exit 9", "exited with 9: NVIDIA-SMI has failed"),
         ("echo 'No devices were found'", "unexpected output"),
+        (TWO.replace("24576, 9041", "nan, 1"), "memory of GPU-a: nan"),
+        (TWO.replace("24576, 9041", "1e999, 1"), "memory of GPU-a: 1e999"),
+        (TWO.replace("24576, 9041", "-1, 1"), "memory of GPU-a: -1"),
         (TWO.replace("24576, 9041", "[Unknown Error], [Unknown Error]"), r"memory of GPU-a: \[Unknown Error\]"),
     ],
 )
 def test_a_tool_that_fails_is_an_error(tool: FakeTool, script: str, words: str) -> None:
     with pytest.raises(DeviceError, match=words):
         read(tool, script)
+
+
+def test_values_that_are_no_amounts_are_unknown(tool: FakeTool) -> None:
+    first, _ = read(tool, TWO.replace("9041, 12, 41, 33.81", "nan, inf, -nan, 1e400"))
+    assert (first.used, first.utilization, first.temperature_c, first.power_w) == (None, None, None, None)
 
 
 def test_without_the_tool_there_is_no_source(tool: FakeTool) -> None:

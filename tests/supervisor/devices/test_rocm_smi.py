@@ -35,3 +35,22 @@ def test_reads_the_cards(tool: FakeTool) -> None:
 def test_other_output_is_an_error(tool: FakeTool) -> None:
     with pytest.raises(DeviceError, match="unexpected output"):
         read(tool, "echo 'No AMD GPUs'")
+
+
+@pytest.mark.parametrize("words", ["nan", "1e999", "-1", "N/A", ""])
+def test_a_number_that_is_no_amount_is_unknown(tool: FakeTool, words: str) -> None:
+    (card,) = read(tool, f"""echo '{{"card0": {{"VRAM Total Memory (B)": "{words}", "GPU use (%)": "{words}"}}}}'""")
+    assert (card.total, card.utilization) == (None, None)
+
+
+def test_warnings_with_braces_around_the_object_are_skipped(tool: FakeTool) -> None:
+    (card,) = read(
+        tool, """echo 'WARNING: {low power}'; echo '{"card0": {"VRAM Total Memory (B)": "5"}}'; echo 'WARNING: x'"""
+    )
+    assert card.total == 5
+
+
+@pytest.mark.parametrize("output", ["[]", "", '["card0"]', '{"card0": ', "5"])
+def test_output_without_an_object_is_an_error(tool: FakeTool, output: str) -> None:
+    with pytest.raises(DeviceError, match="unexpected output"):
+        read(tool, f"echo '{output}'")
