@@ -185,6 +185,7 @@ class Server(uvicorn.Server):
             ws="none",
             http=cast(Any, partial(HTTPProtocol, limits=limits or Limits())),
             backlog=2048,
+            workers=1,  # else uvicorn reads WEB_CONCURRENCY
         )
         super().__init__(config)
         config.load()

@@ -19,7 +19,7 @@ def inherited(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    sockets = [socket.socket(fileno=_FIRST + number) for number in range(int(environ.get("LISTEN_FDS", "0")))]
+    sockets = [socket.socket(fileno=_FIRST + number) for number in range(_number("LISTEN_FDS", environ))]
     for each in sockets:
         each.setblocking(False)
         each.set_inheritable(False)
@@ -42,8 +42,14 @@ def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 async def keep_watchdog(environ: Mapping[str, str] = os.environ) -> None:
     """Notify systemd's watchdog, twice as often as required. Returns at once without a watchdog."""
-    interval_s = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
+    interval_s = _number("WATCHDOG_USEC", environ) / 1e6 / 2
     if interval_s <= 0 or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return
     while notify("WATCHDOG=1", environ):  # noqa: ASYNC110 - this is a clock, not a wait
         await anyio.sleep(interval_s)
+
+
+def _number(name: str, environ: Mapping[str, str]) -> int:
+    """The variable's value; 0 if it is not set, or no number."""
+    value = environ.get(name, "")
+    return int(value) if value.isdecimal() else 0

@@ -55,3 +55,10 @@ def test_takes_only_sockets_that_were_meant_for_this_process() -> None:
     assert inherited({"LISTEN_PID": str(os.getpid() + 1), "LISTEN_FDS": "1"}) == []
     told = subprocess.run([sys.executable, "-c", _LISTENER], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "1"]
+
+
+@pytest.mark.anyio
+async def test_numbers_that_are_none_are_ignored() -> None:
+    assert inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "two"}) == []
+    for text in ("soon", "-1", "1.5", ""):
+        await keep_watchdog({"NOTIFY_SOCKET": "/no/such", "WATCHDOG_USEC": text})
