@@ -307,6 +307,14 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     return state_file("models.yaml", environ)
 
 
+def engines_folder(path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where `hostler engine update` installs: below /opt for the service's configuration file, since the service runs as
+    another user, else in the user's state directory."""
+    if path is None or path.absolute() != _SYSTEM_FILE:
+        return state_file("engines", environ)
+    return path.with_name("engines") if sys.platform == "win32" else Path("/opt/hostler/engines")
+
+
 _NETWORK_RULES: Mapping[str, Callable[[str], str | None]] = {
     "allowed_hosts": host_mistake,
     "cors_origins": origin_mistake,

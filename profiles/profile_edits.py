@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,17 @@ import msgspec
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import MANIFEST_KEY, check_profiles, escape_dollars, read_text, replace_text
 from hostler.profiles.yaml_config import Document, DocumentError, parse
+from hostler.profiles.yaml_nodes import (
+    AnyEnvironment,
+    child,
+    compose,
+    last_line,
+    pairs,
+    pairs_at,
+    round_trip,
+    scalars,
+    to_yaml,
+)
 
 #: A name that YAML reads as a text without quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z][A-Za-z0-9._/-]*", re.IGNORECASE)
@@ -46,19 +55,12 @@ def write_sections(path: Path, sections: Mapping[str, Any]) -> None:
 
 def sections_text(sections: Mapping[str, Any]) -> str:
     """These sections as a configuration file has them."""
-    return _to_yaml(escape_dollars(dict(sections))) if sections else ""
-
-
-class _Environment(dict[str, str]):
-    """`os.environ`, in which every variable is set: the service may have variables that this command does not."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return os.environ.get(key, "1")
+    return to_yaml(escape_dollars(dict(sections))) if sections else ""
 
 
 def _parse_for_writing(text: str, path: Path) -> tuple[Document, tuple[str, ...]]:
     """The document, and the keys that lead to its profiles."""
-    document = parse(text, str(path), env=_Environment())
+    document = parse(text, str(path), env=AnyEnvironment())
     value = document.value
     if not isinstance(value, dict):
         raise document.error((), "expected a mapping")
@@ -110,54 +112,27 @@ def _insert_lines(
         return None
     indent = root.value[0][0].start_mark.column
     lines = old.splitlines(keepends=True)
-    last = _last_line(root)
+    last = last_line(root)
     if not lines[last].endswith("\n"):
         lines[last] += "\n"
     ending = "\r\n" if lines[last].endswith("\r\n") else "\n"
-    block = [" " * indent + line + ending for line in _to_yaml({name: plain}).splitlines()]
+    block = [" " * indent + line + ending for line in to_yaml({name: plain}).splitlines()]
     gap = [ending] if any(not line.strip() for line in lines[root.start_mark.line : last]) else []
     return "".join([*lines[: last + 1], *gap, *block, *lines[last + 1 :]])
 
 
-def _last_line(node: Any) -> int:
-    """The last line of `node` itself: its end mark lies behind the comments that follow."""
-    if isinstance(node.value, list) and node.value:
-        last = node.value[-1]
-        inside = max(_last_line(child) for child in (last if isinstance(last, tuple) else (last,)))
-        return max(inside, int(node.end_mark.line)) if node.flow_style else inside
-    end = node.end_mark
-    return int(end.line) if end.column or end.line == node.start_mark.line else int(end.line) - 1
-
-
 def _rewrite(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str:
-    from ruamel.yaml import YAML
+    if compose(old) is None:
+        return old + ("" if not old or old.endswith("\n") else "\n") + to_yaml({MANIFEST_KEY: {name: plain}})
 
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    root: Any = yaml.load(old)
-    if root is None:
-        return old + ("" if not old or old.endswith("\n") else "\n") + _to_yaml({MANIFEST_KEY: {name: plain}})
-    mapping = root
-    for step in prefix:
-        if not mapping.get(step):
-            mapping[step] = {}
-        mapping = mapping[step]
-    mapping[name] = plain
-    stream = io.StringIO()
-    yaml.dump(root, stream)
-    return stream.getvalue()
+    def add(mapping: Any) -> None:
+        for step in prefix:
+            if not mapping.get(step):
+                mapping[step] = {}
+            mapping = mapping[step]
+        mapping[name] = plain
 
-
-def _to_yaml(value: Any) -> str:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 4096
-    stream = io.StringIO()
-    yaml.dump(value, stream)
-    return stream.getvalue()
+    return round_trip(old, add)
 
 
 def remove_profile(path: Path, name: str) -> None:
@@ -184,15 +159,13 @@ def rename_profile(path: Path, name: str, new_name: str) -> None:
     profiles = _existing(document, prefix, name)
     if new_name in profiles:
         raise document.error((*prefix, new_name), "a profile of that name already exists")
-    root = _compose(old)
-    edits = [key for key, _ in _mapping(root, prefix) if key.value == name]
-    edits += [value for _, entry in _mapping(root, prefix) for key, value in _pairs(entry) if key.value == "base"]
+    root = compose(old)
+    edits = [key for key, _ in pairs_at(root, prefix) if key.value == name]
+    edits += [value for _, entry in pairs_at(root, prefix) for key, value in pairs(entry) if key.value == "base"]
     if prefix:
-        variants = [pair for _, variant in _mapping(root, ("variants",)) for pair in _pairs(variant)]
+        variants = [pair for _, variant in pairs_at(root, ("variants",)) for pair in pairs(variant)]
         edits += [value for key, value in variants if key.value == "model"]
-        edits += _scalars(_child(_child(root, "supervisor"), "groups")) + _scalars(
-            _child(_child(root, "supervisor"), "sets")
-        )
+        edits += scalars(child(child(root, "supervisor"), "groups")) + scalars(child(child(root, "supervisor"), "sets"))
     new = old
     written = new_name if _PLAIN.fullmatch(new_name) else f'"{new_name}"'
     for node in sorted(edits, key=lambda each: -int(each.start_mark.index)):
@@ -217,58 +190,20 @@ def _replace_checked(path: Path, old: str, new: str) -> None:
 
 def _without_lines(old: str, prefix: tuple[str, ...], name: str) -> str | None:
     """Without the lines of the profile; `None` where it shares them with others."""
-    root = _compose(old)
+    root = compose(old)
     for step in prefix:
-        root = _child(root, step)
+        root = child(root, step)
     if root.flow_style or len(root.value) < 2:
         return None
     key, value = next(pair for pair in root.value if pair[0].value == name)
     lines = old.splitlines(keepends=True)
-    return "".join([*lines[: key.start_mark.line], *lines[_last_line(value) + 1 :]])
+    return "".join([*lines[: key.start_mark.line], *lines[last_line(value) + 1 :]])
 
 
 def _rewritten_without(old: str, prefix: tuple[str, ...], name: str) -> str:
-    from ruamel.yaml import YAML
+    def remove(mapping: Any) -> None:
+        for step in prefix:
+            mapping = mapping[step]
+        del mapping[name]
 
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    root: Any = yaml.load(old)
-    mapping = root
-    for step in prefix:
-        mapping = mapping[step]
-    del mapping[name]
-    stream = io.StringIO()
-    yaml.dump(root, stream)
-    return stream.getvalue()
-
-
-def _compose(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).compose(text)
-
-
-def _child(node: Any, name: str) -> Any:
-    """The value of a key; `None` if there is none."""
-    return next((value for key, value in _pairs(node) if key.value == name), None)
-
-
-def _pairs(node: Any) -> list[tuple[Any, Any]]:
-    return node.value if node is not None and node.id == "mapping" else []
-
-
-def _mapping(root: Any, path: tuple[str, ...]) -> list[tuple[Any, Any]]:
-    for step in path:
-        root = _child(root, step)
-    return _pairs(root)
-
-
-def _scalars(node: Any) -> list[Any]:
-    """All scalar values below a node, without keys."""
-    if node is None:
-        return []
-    if node.id == "scalar":
-        return [node]
-    children = [value for _, value in node.value] if node.id == "mapping" else node.value
-    return [each for child in children for each in _scalars(child)]
+    return round_trip(old, remove)

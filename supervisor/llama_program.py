@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """A llama-server. `options` is `None` where its help could not be read: then it is taken for a current one.
+    """A llama-server. `options` is `None` where its help could not be read, and `failure` says why: then it is taken for a
+    current one.
 
     `draft_heads`: it takes an MTP head as a draft.
     """
@@ -39,6 +41,7 @@ class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
     build: str = ""
     devices: tuple[str, ...] = ()
     draft_heads: bool = False
+    failure: str = ""
 
 
 class LlamaPrograms:
@@ -81,18 +84,21 @@ async def read_program(
     program: tuple[str, ...], environment: Mapping[str, str], limit_s: float = LIMIT_S
 ) -> LlamaProgram:
     """Run the program up to three times, for `limit_s` at most each. Never raises."""
-    text = await _output([*program, "--help"], environment, limit_s)
-    options = parse_options(text)
+    shown = await _run([*program, "--help"], environment, limit_s)
+    options = parse_options(shown.text)
     if options is None:
-        return LlamaProgram()
-    version = await _output([*program, "--version"], environment, limit_s) if "--version" in options else ""
-    build = _BUILD.search(version)
-    listed = await _output([*program, "--list-devices"], environment, limit_s) if "--list-devices" in options else ""
+        return LlamaProgram(failure=shown.failure or "its --help is not that of a llama-server")
+
+    async def output(option: str) -> str:
+        return (await _run([*program, option], environment, limit_s)).text if option in options else ""
+
+    build = _BUILD.search(await output("--version"))
+    listed = await output("--list-devices")
     return LlamaProgram(
         options=options,
         build=build[1].strip() if build else "",
         devices=parse_devices(listed),
-        draft_heads="draft-mtp" in text,
+        draft_heads="draft-mtp" in shown.text,
     )
 
 
@@ -112,22 +118,44 @@ def _options_of(line: str) -> list[str]:
     return _OPTION.findall(re.split(r"\s{2,}(?![-\s])", line, maxsplit=1)[0])
 
 
-async def _output(command: Sequence[str], environment: Mapping[str, str], limit_s: float) -> str:
-    """What the program prints; empty if it does not end in time. Like an engine, it survives neither cancellation nor the
-    death of this process."""
+class _Run(msgspec.Struct, frozen=True):
+    """What a program printed, and why it failed, if it did."""
+
+    text: str
+    failure: str = ""
+
+
+async def _run(command: Sequence[str], environment: Mapping[str, str], limit_s: float) -> _Run:
+    """Run a program, and ignore its output if it does not end in time. Like an engine, it survives neither cancellation nor
+    the death of this process."""
     lines: list[str] = []
     try:
         child = Child.start(command, environment, lambda _, line: lines.append(line))
-    except (OSError, ValueError):
-        return ""
+    except (OSError, ValueError) as error:
+        return _Run("", f"it cannot be started: {getattr(error, 'strerror', None) or error}")
     try:
         with anyio.move_on_after(limit_s):
             await child.exited.wait()
-            return "\n".join(lines) + "\n"
+            return _Run("\n".join(lines) + "\n", _failure(child.returncode, lines))
         logger.warning("%s %s did not end within %g s; its output is ignored", command[0], command[-1], limit_s)
-        return ""
+        return _Run("", f"{command[-1]} did not end within {limit_s:g} s")
     finally:
         await child.end(0)
+
+
+def _failure(status: int | None, lines: Sequence[str]) -> str:
+    """Why a program has failed that ended with this status; empty if it has not."""
+    if not status:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    if status > 0:
+        return f"it ended with status {status}: {last}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = "it is built for another processor" if name == "SIGILL" else last
+    return f"it was ended by {name}: {hint}"
 
 
 def _identity(program: tuple[str, ...]) -> tuple[object, ...]:

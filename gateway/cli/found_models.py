@@ -68,7 +68,7 @@ def _hardware(findings: Findings) -> Iterator[str]:
     gpus = ", ".join(f"{each.name} {each.model} ({format_bytes(each.free)} free)" for each in engine.devices)
     yield f"engine: {engine.name}; GPUs: {gpus or 'none'}; memory: {format_bytes(findings.memory)} free"
     if findings.unused_gpus:
-        yield f"not used: {', '.join(findings.unused_gpus)}; put a llama-server that is built for it on the PATH"
+        yield f"not used: {', '.join(findings.unused_gpus)}; get a llama-server that is built for it (see docs/engines.md)"
 
 
 def _row(found: FoundProfile) -> tuple[str, ...]:

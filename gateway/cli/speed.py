@@ -97,7 +97,7 @@ def _estimate(size: int, held: int | None, gpus: Sequence[str]) -> tuple[float |
     if held is None:
         return None, "this host has no GPU"
     if not held:
-        return None, "runs on the CPU: raise gpu_layers, or install a llama-server for this GPU"
+        return None, "runs on the CPU: raise gpu_layers, or get a llama-server for this GPU (docs/engines.md)"
     if held < _WHOLE * size:
         return None, f"{1 - held / size:.0%} is in the machine's memory: a smaller quantization or context would fit"
     known = [bandwidth for card in gpus if (bandwidth := bandwidth_of(card)) is not None]
