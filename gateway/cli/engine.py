@@ -61,9 +61,9 @@ _FolderOption = Annotated[
 
 @engine_app.command("list")
 def engine_list(config: ConfigOption = None, folder: _FolderOption = None, as_json: JsonOption = False) -> None:
-    """List the llama-servers that are configured, on the PATH or installed, with their builds and devices.
+    """List the llama-servers, with their builds and devices.
 
-    The default one, for profiles that name no engine, has a *. Each is run briefly, to ask what it is.
+    Those that are configured, on the PATH or installed. The default one, for profiles that name no engine, has a *. Each is run briefly, to ask what it is.
     """
     from hostler.supervisor.engine_builds import installed_builds
     from hostler.supervisor.engine_inventory import known_engines
@@ -95,9 +95,9 @@ def engine_use(
     folder: _FolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set the engine of profiles that name none, in the configuration file; comments are kept.
+    """Set the engine of profiles that name none.
 
-    It is run first: what does not run is refused. Takes effect when Hostler is started again.
+    The rest of the configuration file stays, comments included. The engine is run first: what does not run is refused. Takes effect when Hostler is started again.
     """
     found = read_configuration(config)
     _report(found, *_set_engine(found, _resolve(found, engine, _folder(found, folder))), as_json=as_json)
@@ -120,9 +120,9 @@ def engine_update(
     folder: _FolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Install a llama-server beside the one in use, and use it if it runs.
+    """Install a llama-server beside the others, and use it.
 
-    The old one stays, and `hostler engine use` goes back to it. Engines that are running are not touched. Nothing is
+    What does not run is not installed. The old one stays, and `hostler engine use` goes back to it. Engines that are running are not touched. Nothing is
     downloaded unless ARCHIVE is an address.
     """
     from hostler.profiles.sources import SourceError

@@ -15,7 +15,20 @@ from hostler.gateway.cli.main import app
 WIDTH = 62
 
 #: Commands that call no running gateway.
-LOCAL = {"import", "up", "gateway", "supervisor", "pull", "get", "check", "certificate", "schema", "keys", "profiles"}
+LOCAL = {
+    "import",
+    "up",
+    "gateway",
+    "supervisor",
+    "pull",
+    "get",
+    "check",
+    "certificate",
+    "schema",
+    "keys",
+    "profiles",
+    "engine",
+}
 
 
 def commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
