@@ -155,10 +155,12 @@ class Encoder(ABC):
 class Parser(ABC):
     """Reads one backend's response, segment by segment, wherever the segments are cut.
 
-    `prompt` is what the backend last reported about reading the prompt.
+    `prompt` is what the backend last reported about reading the prompt. `is_silent`: what was fed last says nothing, as
+    keep-alives do, although it may have to be forwarded.
     """
 
     prompt: PromptStatus | None = None
+    is_silent: bool = False
 
     @abstractmethod
     def start(self, head: ResponseHead) -> None:

@@ -239,7 +239,8 @@ class Proxy:
                     await asyncio.sleep(0)
             if received > MAX_FOLDED and not writer.committed:
                 raise oversized_response(MAX_FOLDED)
-            if not ready and (not held or (attempt.segments > 2 and segment.isspace())):
+            is_silent = not ready or parser.is_silent
+            if is_silent and (not held or (attempt.segments > 2 and segment.isspace())):
                 limit = limit or TokenLimit(timeouts, began_at)
                 await self._on_sign(context, answer, parser, limit)
         if start is not None:

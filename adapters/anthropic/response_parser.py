@@ -28,6 +28,7 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.held_chunks import HeldChunks
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.silence import says_nothing
 from hostler.adapters.tool_calls import CallPiece, ToolCallReader
 
 _MAX_BODY = 64 * 1024 * 1024
@@ -76,6 +77,7 @@ class AnthropicParser(Parser):
         self._held = HeldChunks()
         self._started = False
         self._done = False
+        self.is_silent = False
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
@@ -102,6 +104,7 @@ class AnthropicParser(Parser):
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
         chunks: list[Chunk] = []
+        self.is_silent = True
         try:
             for event in sse.split(block):
                 chunks += self._parse(event)
@@ -141,6 +144,8 @@ class AnthropicParser(Parser):
             chunk = self._decode_event(kind, body)
         except UnicodeError:
             raise invalid_event() from None
+        nothing = not (chunk.text or chunk.reasoning or chunk.tool_calls) and kind == "content_block_delta"
+        self.is_silent = self.is_silent and (kind == "ping" or (nothing and says_nothing(data)))
         if self._fields:
             has_content = chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish or chunk.usage
             return [chunk] if has_content else []

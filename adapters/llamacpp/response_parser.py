@@ -28,7 +28,10 @@ _MAX_KEPT = 256 * 1024
 _STARTS = frozenset({b"{", b"[", b""})
 _ENDS = frozenset({b"}", b"]"})
 _TAIL = 64
+# So many events without anything in them are held back before the first token.
+_MAX_HELD = 16
 _NOTHING = frozenset({b"", b"null"})
+_NO_WORDS = _NOTHING | {b'""'}
 
 _decode = lenient.decoder(LlamaEvent)
 _decode_list = lenient.decoder(list[LlamaEvent])
@@ -57,7 +60,9 @@ class LlamaCppParser(Parser):
         self._tail = b""
         self._started = False
         self._held = HeldChunks()
+        self._predicted = 0
         self.prompt = None
+        self.is_silent = False
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._is_body:
@@ -92,7 +97,7 @@ class LlamaCppParser(Parser):
         kept: list[bytes] = []
         finish: str | None = None
         usage: Usage | None = None
-        are_signs = True
+        are_signs = self.is_silent = True
         for event in sse.split(block):
             _, data = sse.parse(event)
             if data is None:
@@ -104,7 +109,7 @@ class LlamaCppParser(Parser):
                 if (error := flat_error(data)) is not None:
                     return self._raise_after(kept, finish, usage, error)
                 kept.append(event)  # JSON of another shape: forwarded as it is
-                are_signs = False
+                are_signs = self.is_silent = False
                 continue
             except NOT_JSON:
                 return self._raise_after(kept, finish, usage, invalid_event())
@@ -119,6 +124,7 @@ class LlamaCppParser(Parser):
                 continue
             kept.append(event)
             are_signs = False
+            self.is_silent = self.is_silent and self._is_silent_event(parsed)
             if parsed.stop:
                 self._stopped.add(parsed.index)
                 self._usage = usage = _add_usage(self._usage, parsed)
@@ -126,7 +132,20 @@ class LlamaCppParser(Parser):
         if kept and are_signs:
             self._held.add_sign(WIRE, b"".join(kept))
             return []
+        if self.is_silent and not self._started:
+            # Before the first token these are held, too: another backend may still answer.
+            if self._held.openings < _MAX_HELD:
+                self._held.add([Chunk(wire=WIRE, raw=b"".join(kept))] if kept else [])
+            return []
         return self._complete(kept, finish, usage)
+
+    def _is_silent_event(self, event: LlamaEvent) -> bool:
+        """Whether an event only keeps the connection alive: without text, and no token more than in the last one, which is
+        not known of fields that the client has chosen."""
+        last, self._predicted = self._predicted, event.tokens_predicted
+        if not self._responses or event.stop or event.timings is not None or last != self._predicted:
+            return False
+        return bytes(event.content) in _NO_WORDS
 
     def _complete(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:

@@ -33,6 +33,7 @@ from hostler.adapters.openai.schema import (
     OpenAIEvent,
     PromptProgress,
 )
+from hostler.adapters.silence import says_nothing
 from hostler.adapters.tool_calls import ToolCallReader
 
 # A whole response is kept up to this size, in bytes, to find its usage; if its fields are decoded, up to the other one.
@@ -47,6 +48,8 @@ _WITH_END_MARK = frozenset({"chat", "completions", "responses"})
 _WITH_FINISH = frozenset({"chat", "completions"})
 _ENDS = frozenset({b"}", b"]"})
 _TAIL = 64
+# What the responses API sends while there is nothing else to say.
+_WAITING_EVENTS = frozenset({"response.queued", "response.in_progress"})
 # So many chunks that only open the response are held back: a backend that fails right after them has not begun to
 # answer, and another one may.
 _MAX_HELD = 16
@@ -65,7 +68,7 @@ class OpenAIParser(Parser):
     for the progress of reading the prompt, not the client.
 
     Until the first token, chunks that only open the response and signs of life are held back; then signs are, when they
-    come alone.
+    come alone. Chunks without anything new are signs, too.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class OpenAIParser(Parser):
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self._is_fast = False
         self.prompt = None
+        self.is_silent = False
         if self._is_body:
             return
         self._held = HeldChunks()
@@ -109,6 +113,7 @@ class OpenAIParser(Parser):
         self._done = False
         self._started = False
         self._prompt_usage: Usage | None = None
+        self._completed = 0
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._head is None:
@@ -122,7 +127,8 @@ class OpenAIParser(Parser):
             return (Chunk(wire=self._wire, raw=block),)
         chunks = self._read(block)
         # From the first token to the end, unless something held back has to come before the next one.
-        self._is_fast = self._is_simple and self._started and not (self._done or self._held or self._holds_call)
+        waits = self._done or self._held or self._holds_call or self.is_silent
+        self._is_fast = self._is_simple and self._started and not waits
         return chunks
 
     def take_signs(self) -> bytes:
@@ -174,10 +180,11 @@ class OpenAIParser(Parser):
         usage: Usage | None = None
         chunks: list[Chunk] = []
         is_opening, are_signs = not self._started, True
+        self.is_silent = True
         for event in sse.split(block):
             if not is_opening and self._is_simple and not self._holds_call and _is_next_token(event):
                 kept.append(event)
-                are_signs = False
+                are_signs = self.is_silent = False
                 continue
             name, data = sse.parse(event)
             if data is None:
@@ -188,7 +195,7 @@ class OpenAIParser(Parser):
                 if not self._is_finished or self._operation in whole_response.WHOLE_OPERATIONS:
                     return self._raise_after(kept, chunks, finish, usage, incomplete_response())
                 self._done = True
-                is_opening = are_signs = False
+                is_opening = are_signs = self.is_silent = False
                 kept.append(event)
                 continue
             if self._done:
@@ -201,12 +208,12 @@ class OpenAIParser(Parser):
                     return self._raise_after(kept, chunks, finish, usage, error)
                 # JSON of another shape (llama.cpp sometimes sends a bare `null`): forwarded as it is.
                 kept.append(event)
-                is_opening = are_signs = False
+                is_opening = are_signs = self.is_silent = False
                 continue
             except NOT_JSON:
                 if self._operation not in whole_response.JSON_OPERATIONS:
                     kept.append(event)
-                    are_signs = False
+                    are_signs = self.is_silent = False
                     continue
                 return self._raise_after(kept, chunks, finish, usage, invalid_event())
             error = _error_in(body, name, data)
@@ -229,7 +236,9 @@ class OpenAIParser(Parser):
             if forwarded := event if self._fields else self._forward(event, data):
                 kept.append(forwarded)
             are_signs = False
-            is_opening = is_opening and _is_opening_event(data)
+            is_silent = self._is_silent_event(body, data)
+            self.is_silent = self.is_silent and is_silent
+            is_opening = is_opening and (is_silent or _is_opening_event(data))
             for choice in body.choices or ():
                 index = choice.index if self._choices > 1 else 0
                 if choice.finish_reason:
@@ -253,8 +262,24 @@ class OpenAIParser(Parser):
         if is_opening and self._held.openings < _MAX_HELD:
             self._held.add(completed)
             return []
+        if is_opening and self.is_silent:
+            return []  # one more of those that are held
         self._started = True
         return self._held.take() + completed
+
+    def _is_silent_event(self, body: OpenAIEvent | EventSummary, data: bytes) -> bool:
+        """Whether an event only keeps the connection alive. Where each one reports the usage, that grows with every token."""
+        if body.usage is not None:
+            before, self._completed = self._completed, body.usage.completion_tokens or 0
+            if self._completed != before:
+                return False
+        if body.timings is not None:
+            return False
+        if any(choice.finish_reason is not None for choice in body.choices or ()):
+            return False
+        if body.type is not None and body.type.startswith("response.") and not body.type.endswith(".delta"):
+            return body.type in _WAITING_EVENTS
+        return says_nothing(data)
 
     def _notice_progress(self, progress: PromptProgress) -> None:
         self.prompt = prompt_status(progress)
@@ -363,7 +388,13 @@ def _is_next_token(block: bytes) -> bool:
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
     for choice in event.choices or ():  # in a loop: a call for each choice would take a frame for each token
-        if choice.finish_reason is not None or (choice.delta is not None and choice.delta.tool_calls):
+        delta = choice.delta
+        if choice.finish_reason is not None:
+            return False
+        if delta is None:
+            if not choice.text:
+                return False
+        elif delta.tool_calls or not (delta.content or delta.reasoning_content or delta.reasoning):
             return False
     return bool(event.choices)
 

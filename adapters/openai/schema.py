@@ -186,8 +186,11 @@ class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NextDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """What shows that the next piece of a message is no tool call."""
+    """What shows that the next piece of a message has text, and no tool call."""
 
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
     tool_calls: list[msgspec.Raw] | None = None
 
 
@@ -195,6 +198,7 @@ class NextChoice(msgspec.Struct, frozen=True, kw_only=True):
     """What shows that a choice of a stream goes on."""
 
     finish_reason: str | None = None
+    text: Any = None
     delta: NextDelta | None = None
 
 

@@ -43,9 +43,9 @@ class Engine:
     async def send(self, data: bytes) -> None:
         await self._peer.send(b"%x\r\n%s\r\n" % (len(data), data))
 
-    async def ping(self, times: int) -> None:
+    async def ping(self, times: int, data: bytes = PING) -> None:
         for _ in range(times):
-            await self.send(PING)
+            await self.send(data)
             await anyio.sleep(0.02)
 
     async def ping_until(self, event: anyio.Event) -> None:
@@ -62,6 +62,9 @@ class Engine:
     async def answer(self, words: ScriptedAnswer = WORDS) -> None:
         for each in openai_chat(words, self.body):
             await self.send(each if isinstance(each, bytes) else event(each))
+        await self.end()
+
+    async def end(self) -> None:
         await self._peer.send(b"0\r\n\r\n")
 
 
@@ -291,11 +294,27 @@ async def test_keep_alives_show_that_a_long_prompt_is_read(tmp_path: Path) -> No
         assert [each.outcome for each in chain.finished] == ["ok", "ok"]
 
 
+#: Keep-alives as servers send them: as comments, and as events that say nothing.
+KEEP_ALIVES = {
+    "comment": PING,
+    "ping": b"event: ping\ndata: {}\n\n",
+    "typed": event({"type": "ping"}),
+    "no choices": event({"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []}),
+    "no delta": event({"choices": [{"index": 0, "delta": {}, "finish_reason": None}]}),
+    "no content": event(
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], "usage": None}
+    ),
+    "no call": event({"choices": [{"index": 0, "delta": {"content": None, "tool_calls": []}, "logprobs": None}]}),
+    "same usage": event({"choices": [{"index": 0, "delta": {"content": ""}}], "usage": {"prompt_tokens": 3}}),
+}
+
+
+@pytest.mark.parametrize("form", KEEP_ALIVES)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_keep_alives_alone_go_to_the_next_hop_in_the_end(tmp_path: Path, stream: bool) -> None:
+async def test_keep_alives_alone_go_to_the_next_hop_in_the_end(tmp_path: Path, stream: bool, form: str) -> None:
     async def hang(engine: Engine) -> None:
         await engine.begin()
-        await engine.ping(10_000)
+        await engine.ping(10_000, KEEP_ALIVES[form])
 
     async def serve(engine: Engine) -> None:
         await engine.begin()
@@ -310,8 +329,35 @@ async def test_keep_alives_alone_go_to_the_next_hop_in_the_end(tmp_path: Path, s
             assert [each.backend for each in chain.finished] == ["b"]
 
 
+async def test_tokens_without_text_are_no_keep_alives(tmp_path: Path) -> None:
+    """Where each event reports the usage, it grows."""
+    tokens = 0
+
+    async def serve(engine: Engine) -> None:
+        nonlocal tokens
+        await engine.begin()
+        begun, *rest = [event_bytes(each) for each in openai_chat(WORDS, engine.body)]
+        await engine.send(begun)
+        await engine.send(rest[0])
+        for tokens in range(30):  # twice the limit
+            delta = {"index": 0, "delta": {"content": ""}, "finish_reason": None}
+            await engine.ping(1, event({"choices": [delta], "usage": {"completion_tokens": tokens}}))
+        for each in rest[1:]:
+            await engine.send(each)
+        await engine.end()
+
+    async with engine(serve) as url, start_chain(tmp_path, {"a": backend(url)}, gateway=LIMITS) as chain:
+        for stream in (True, False):
+            assert (await chain.chat(stream=stream)).status_code == 200
+        assert [each.outcome for each in chain.finished] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("form", KEEP_ALIVES)
+@pytest.mark.parametrize("client", ["openai", "ollama"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_keep_alives_alone_after_some_words_break_the_answer(tmp_path: Path, stream: bool) -> None:
+async def test_keep_alives_alone_after_some_words_break_the_answer(
+    tmp_path: Path, stream: bool, client: str, form: str
+) -> None:
     gone = anyio.Event()
 
     async def serve(engine: Engine) -> None:
@@ -320,16 +366,14 @@ async def test_keep_alives_alone_after_some_words_break_the_answer(tmp_path: Pat
         for each in events:
             await engine.send(event_bytes(each))
         try:
-            await engine.ping(10_000)
+            await engine.ping(10_000, KEEP_ALIVES[form])
         finally:
             gone.set()
 
     async with engine(serve) as url, start_chain(tmp_path, {"a": backend(url)}, gateway=LIMITS) as chain:
+        path, fields = CHATS[client][0](stream)
         with anyio.fail_after(20):
-            response = await chain.chat(stream=stream)
+            response = await chain.http.post(path, json={"model": "m", **fields})
             await gone.wait()
-        if stream:
-            assert "error" in data_events(response.text)[-1]
-        else:
-            assert response.status_code >= 500
+        assert '"error"' in response.text if stream else response.status_code >= 500
         assert [each.outcome for each in chain.finished] == ["broken" if stream else "failed"]

@@ -237,9 +237,10 @@ def test_opening_events_are_held_back_until_the_first_token(error: bytes, fields
 
 
 def test_opening_events_are_not_held_back_for_ever() -> None:
-    parser = parser_of()
-    given = [chunk for _ in range(100) for chunk in parser.feed(delta(content=""))]
-    assert b"".join(chunk.raw for chunk in given) == delta(content="") * 100
+    parser = parser_of("responses")
+    opening = event(type="response.content_part.added", part={"type": "output_text", "text": ""}, item_id="i")
+    given = [chunk for _ in range(100) for chunk in parser.feed(opening)]
+    assert b"".join(chunk.raw for chunk in given) == opening * 100
 
 
 def reading(processed: int) -> bytes:
