@@ -106,7 +106,7 @@ class LlamaCppAdapter(Adapter):
         if name == WEBSOCKET:
             return self._decode_websocket(operation, incoming)
         if name in UNKNOWN:
-            return _decode_unknown(self.origin(operation, incoming), incoming)
+            return _decode_unknown(self.origin(operation, incoming, content_type=_content_type(incoming)), incoming)
         if name == "rerank":
             return self._openai.decode(_RERANK, incoming)
         # JSON whatever the client calls it, on the path as the engine knows it.
@@ -146,7 +146,7 @@ class LlamaCppAdapter(Adapter):
         model, path = _upstream_path(incoming.path)
         if _ENGINE_STATE.intersection(path.lower().strip("/").split("/")):
             raise NotFound(f"{path[:200]} is not forwarded: it changes the state of the engine for all of its clients")
-        origin = self.origin(operation, incoming, path=path)
+        origin = self.origin(operation, incoming, path=path, content_type=_content_type(incoming))
         stream = incoming.method == "POST" and _model_and_stream(incoming.body, origin.content_type)[1]
         return Passthrough(origin=origin, model=model, output=Output(stream=stream))
 
@@ -272,11 +272,21 @@ def _check_path(incoming: Incoming) -> None:
     raise NotFound(f"there is no {incoming.method} {path[:200]} here")
 
 
+def _content_type(incoming: Incoming) -> str | None:
+    """That of a body which names none and is no JSON; `None` leaves it to the request."""
+    named = incoming.headers.get("content-type") or _first_byte(incoming.body) in (b"", b"{", b"[")
+    return None if named else "application/octet-stream"
+
+
+def _first_byte(body: bytes) -> bytes:
+    return body.lstrip(b" \t\r\n")[:1]
+
+
 def _model_and_stream(body: bytes, content_type: str) -> tuple[str | None, bool]:
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _FORM:
         return multipart.field(body, content_type, "model"), multipart.field(body, content_type, "stream") == "true"
-    start = body.lstrip(b" \t\r\n")[:1]
+    start = _first_byte(body)
     if start == b"{" or (start and start != b"[" and kind == "application/json"):
         document = JsonBody(body)
         return document.text("model"), document.flag("stream")

@@ -229,6 +229,12 @@ async def test_any_path_of_an_engine_is_reached_by_the_name_of_its_model(
         assert version.json() == {"version": "stub"}
         form = await gateway.http.post("/upstream/org%2Ftool/api/upload?x=1", files={"file": ("a.png", b"PNG")})
         assert form.json()["path"] == "/api/upload?x=1"
+        for path in ("/upstream/org%2Ftool/api/sound", "/api-of-it/sound?model=org/tool"):
+            sound = await gateway.http.post(path, content=b"RIFF\x00\xff")  # without a type
+            assert sound.json()["bytes"] == 6, sound.text
+            assert stubs.events("request")[-1]["content_type"] == "application/octet-stream"
+        broken = await gateway.http.post("/upstream/org%2Ftool/api/sound", content=b'{"a": 1')
+        assert broken.status_code == 400
         state = await gateway.http.get("/upstream/org%2Ftool/slots")
         assert state.status_code == 404
         unknown = await gateway.http.get("/upstream/unknown/version")
