@@ -221,7 +221,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     `name` is `gpu0`, `gpu1` and so on; `vendor` is `None` for one that is configured and was not found. `other_bytes` is
     taken by programs that are no engines. Models may take `capacity_bytes` together, `None` if that is not limited; it
     is the configured `budget_bytes`, or what other programs leave if that is less. `unified`: it shares the machine's
-    memory. `yielding`: other programs need memory, and idle models are unloaded for them.
+    memory. `yielding`: other programs need memory, and idle models are unloaded for them. `driver`: with its version.
     """
 
     name: str
@@ -238,6 +238,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     unified: bool = False
     yielding: bool = False
+    driver: str = ""
 
 
 class EngineProgram(msgspec.Struct, frozen=True, kw_only=True):

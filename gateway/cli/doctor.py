@@ -11,7 +11,7 @@ import msgspec
 
 from hostler.gateway.cli.backends import state
 from hostler.gateway.cli.client import AdminClient, AdminResponse, CallFailed, error_message
-from hostler.gateway.cli.formatting import format_seconds
+from hostler.gateway.cli.formatting import MISSING, format_bytes, format_seconds
 from hostler.gateway.cli.speed import SpeedCheck, model_speeds
 from hostler.gateway.cli.start_options import UNAUTHORIZED
 
@@ -81,6 +81,15 @@ class Doctor:
             {"backend": host["backend"], **program}
             for host in hosts
             for program in (host.get("host") or {}).get("programs", ())
+        ]
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The GPUs of all hosts, with their drivers."""
+        hosts = self._client.get("/admin/status")["hosts"]
+        return [
+            {"backend": host["backend"], **device}
+            for host in hosts
+            for device in (host.get("host") or {}).get("devices", ())
         ]
 
     def speeds(self) -> list[SpeedCheck]:
@@ -231,6 +240,20 @@ def program_rows(programs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             ", ".join(each["lacks"]) or "-",
         )
         for each in programs
+    ]
+
+
+def device_rows(devices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows of a table: host, name, card, driver, memory. Supervisors of earlier versions report no drivers."""
+    return [
+        (
+            each["backend"],
+            each["name"],
+            each["model"] or "not found",
+            each.get("driver") or MISSING,
+            f"{format_bytes(each['used_bytes'])} of {format_bytes(each['total_bytes'])}",
+        )
+        for each in devices
     ]
 
 

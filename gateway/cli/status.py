@@ -241,7 +241,7 @@ def doctor(
 ) -> None:
     """Send a test request through each backend and report problems."""
     from hostler.gateway.cli import views
-    from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows
+    from hostler.gateway.cli.doctor import Doctor, device_rows, finding_rows, program_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
     from hostler.gateway.cli.speed import speed_rows
 
@@ -255,6 +255,7 @@ def doctor(
             found = examiner.route(target.model_name(model))
             tested, findings = found["model"], [examiner.examine(found["model"], hop) for hop in found["hops"]]
         notes = examiner.notes()
+        devices = examiner.devices()
         programs = examiner.programs()
         speeds = examiner.speeds()
         store = views.store_problem(target.status)
@@ -264,6 +265,7 @@ def doctor(
                 "model": tested,
                 "hops": findings,
                 "backends": notes,
+                "devices": devices,
                 "programs": programs,
                 "speeds": speeds,
                 "store": store,
@@ -282,6 +284,15 @@ def doctor(
             finding_rows(findings),
         )
         print_parts(*(f"{name}: {note}" for name, note in notes.items()))
+        if devices:
+            columns = [
+                Column("HOST", named=True),
+                Column("GPU"),
+                Column("CARD"),
+                Column("DRIVER"),
+                Column("MEMORY", right=True),
+            ]
+            print_table(columns, device_rows(devices))
         if programs:
             columns = [
                 Column("HOST", named=True),

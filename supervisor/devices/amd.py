@@ -6,7 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from hostler.supervisor.devices.drm import Card, find_cards, process_memory, read_number, read_sensor, read_text
+from hostler.supervisor.devices.drm import (
+    Card,
+    find_cards,
+    kernel_driver,
+    process_memory,
+    read_number,
+    read_sensor,
+    read_text,
+)
 from hostler.supervisor.devices.reading import DeviceReading
 
 _VENDOR: Final = "0x1002"
@@ -45,7 +53,7 @@ class AmdSource:
             used=used, utilization=read_number(card.folder / "gpu_busy_percent"),
             temperature_c=read_sensor(card, ("temp1_input",), 1000),
             power_w=read_sensor(card, ("power1_average", "power1_input"), 1_000_000),
-            processes=memory.get(card.address, {}), unified=unified,
+            processes=memory.get(card.address, {}), unified=unified, driver=kernel_driver(self._root, card),
         )  # fmt: skip
 
 

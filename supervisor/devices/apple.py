@@ -33,6 +33,7 @@ class AppleSource:
     ) -> None:
         self._run = run
         self._memory = memory
+        self._system: str | None = None
 
     @classmethod
     def find(cls) -> AppleSource | None:
@@ -51,12 +52,21 @@ class AppleSource:
             DeviceReading(
                 id="apple", vendor="apple", model=model[1] if model else "Apple GPU", total=limit,
                 used=max(0, used - (machine - limit)), utilization=float(utilization[1]) if utilization else None,
-                unified=True,
+                unified=True, driver=self._driver(),
             )
         ]  # fmt: skip
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _driver(self) -> str:
+        """The system, whose part the driver is. It does not change while it runs."""
+        if self._system is None:
+            try:
+                self._system = f"macOS {self._run(['sw_vers', '-productVersion']).strip()}"
+            except DeviceError:
+                self._system = ""
+        return self._system
 
     def _number(self, command: Sequence[str]) -> int:
         try:

@@ -64,5 +64,6 @@ class DeviceReader:
 
 def _without_values(reading: DeviceReading) -> DeviceReading:
     return DeviceReading(
-        id=reading.id, vendor=reading.vendor, model=reading.model, total=reading.total, unified=reading.unified
-    )
+        id=reading.id, vendor=reading.vendor, model=reading.model, total=reading.total, unified=reading.unified,
+        driver=reading.driver,
+    )  # fmt: skip

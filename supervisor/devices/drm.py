@@ -36,6 +36,18 @@ def find_cards(root: Path, vendor: str) -> list[Card]:
     return [cards[address] for address in sorted(cards)]
 
 
+def kernel_driver(root: Path, card: Card) -> str:
+    """A card's driver with its version: that of a driver installed by itself, else of the kernel that it comes with."""
+    link = card.folder / "driver"
+    if not link.exists():
+        return ""
+    name = link.resolve().name
+    if version := read_text(root / "sys/module" / name / "version"):
+        return f"{name} {version}"
+    release = read_text(root / "proc/sys/kernel/osrelease")
+    return f"{name} of Linux {release}" if release else name
+
+
 def read_text(file: Path) -> str | None:
     """The content without surrounding white space; `None` if it cannot be read."""
     try:

@@ -10,6 +10,7 @@ from hostler.supervisor.devices.drm import (
     Card,
     all_pids,
     find_cards,
+    kernel_driver,
     process_memory,
     read_number,
     read_sensor,
@@ -41,20 +42,20 @@ class IntelSource:
         for card in find_cards(self._root, _VENDOR):
             total = _total(card)
             if total:
-                found.append(_device(card, total, memory.get(card.address, {})))
+                found.append(_device(card, total, memory.get(card.address, {}), kernel_driver(self._root, card)))
         return found
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _device(card: Card, total: int, processes: dict[int, int]) -> DeviceReading:
+def _device(card: Card, total: int, processes: dict[int, int], driver: str) -> DeviceReading:
     available = read_number(card.folder / "lmem_avail_bytes")
     used = sum(processes.values()) if available is None else max(0, total - available)
     return DeviceReading(
         id=card.address, vendor="intel", model=read_text(card.folder / "label") or "Intel GPU", total=total, used=used,
         temperature_c=read_sensor(card, ("temp2_input", "temp1_input"), 1000),
-        power_w=read_sensor(card, ("power1_input", "power1_average"), 1_000_000), processes=processes,
+        power_w=read_sensor(card, ("power1_input", "power1_average"), 1_000_000), processes=processes, driver=driver,
     )  # fmt: skip
 
 

@@ -11,7 +11,9 @@ from hostler.supervisor.devices.command_output import command_output
 from hostler.supervisor.devices.reading import DeviceError, DeviceReading, finite_number
 from hostler.supervisor.devices.unified_memory import unified_memory
 
-_FIELDS: Final = ("uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw")
+_FIELDS: Final = (
+    "uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw", "driver_version",
+)  # fmt: skip
 _MIB: Final = 1024**2
 #: What stands for a value that a device does not have, unlike `[Unknown Error]` and `[GPU is lost]`.
 _NOT_SUPPORTED: Final = ("[N/A]", "N/A", "[Not Supported]")
@@ -55,7 +57,7 @@ class NvidiaSmiSource:
         return rows
 
     def _device(self, row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
-        uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
+        uuid, name, total_mib, used_mib, utilization, temperature_c, power_w, driver = row
         total, used = finite_number(total_mib), finite_number(used_mib)
         unified = total_mib in _NOT_SUPPORTED
         if total is None and not unified:
@@ -65,6 +67,7 @@ class NvidiaSmiSource:
             id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=finite_number(utilization),
             temperature_c=finite_number(temperature_c), power_w=finite_number(power_w),
             processes=None if processes is None else processes.get(uuid, {}), unified=unified,
+            driver="" if driver in _NOT_SUPPORTED else driver,
         )  # fmt: skip
 
 

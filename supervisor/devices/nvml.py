@@ -31,8 +31,10 @@ class NvmlSource:
         """See `DeviceSource`."""
         self._start()
         nvml = self._nvml
+        driver = _text(self._ask(nvml.nvmlSystemGetDriverVersion) or "")
         try:
-            return [self._device(nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+            return [self._device(handle, driver) for handle in handles]
         except nvml.NVMLError as error:
             # A driver that was updated needs a new session.
             self.close()
@@ -53,7 +55,7 @@ class NvmlSource:
             raise DeviceError(f"NVML: {error}") from error
         self._open = True
 
-    def _device(self, handle: Any) -> DeviceReading:
+    def _device(self, handle: Any, driver: str) -> DeviceReading:
         nvml = self._nvml
         total, used, unified = self._memory(handle)
         milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
@@ -64,7 +66,7 @@ class NvmlSource:
             utilization=None if rates is None else float(rates.gpu),
             temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if milliwatts is None else milliwatts / 1000,
-            processes=self._processes(handle), unified=unified,
+            processes=self._processes(handle), unified=unified, driver=driver,
         )  # fmt: skip
 
     def _memory(self, handle: Any) -> tuple[int, int, bool]:

@@ -15,7 +15,7 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU. Sizes in bytes; `None` stands for what its driver does not report.
 
     `id` is NVIDIA's UUID, else the PCI address: it stays the same over restarts. `processes` is the memory of each
-    process. `unified`: the GPU shares the machine's memory.
+    process. `unified`: the GPU shares the machine's memory. `driver`: its driver with the version, empty if unknown.
     """
 
     id: str
@@ -28,6 +28,7 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     processes: Mapping[int, int] | None = None
     unified: bool = False
+    driver: str = ""
 
 
 def by_name(readings: Iterable[DeviceReading]) -> dict[str, DeviceReading]:

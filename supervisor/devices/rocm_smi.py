@@ -12,7 +12,8 @@ from hostler.supervisor.devices.command_output import command_output
 from hostler.supervisor.devices.reading import DeviceError, DeviceReading, finite_number
 
 _OPTIONS: Final = (
-    "--showmeminfo", "vram", "--showuse", "--showtemp", "--showpower", "--showbus", "--showproductname", "--json",
+    "--showmeminfo", "vram", "--showuse", "--showtemp", "--showpower", "--showbus", "--showproductname",
+    "--showdriverversion", "--json",
 )  # fmt: skip
 #: Where a line begins with an object.
 _OBJECT: Final = re.compile(r"^\s*\{\s*\"", re.MULTILINE)
@@ -41,22 +42,26 @@ class RocmSmiSource:
                 raise ValueError("no object")
         except ValueError as error:
             raise DeviceError(f"{self._program}: unexpected output {output[:200]!r}") from error
+        system = cards.get("system")
+        driver = str(system.get("Driver version", "")) if isinstance(system, dict) else ""
         return [
-            _device(name, card) for name, card in cards.items() if name.startswith("card") and isinstance(card, dict)
+            _device(name, card, driver)
+            for name, card in cards.items()
+            if name.startswith("card") and isinstance(card, dict)
         ]
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _device(name: str, card: Mapping[str, Any]) -> DeviceReading:
+def _device(name: str, card: Mapping[str, Any], driver: str) -> DeviceReading:
     total, used = _number(card, "VRAM Total Memory (B)"), _number(card, "VRAM Total Used Memory (B)")
     return DeviceReading(
         id=str(card.get("PCI Bus", name)).lower(), vendor="amd",
         model=str(card.get("Card Series") or card.get("Card series") or "AMD GPU"),
         total=None if total is None else int(total), used=None if used is None else int(used),
         utilization=_number(card, "GPU use (%)"), temperature_c=_number(card, "Temperature"),
-        power_w=_number(card, "Power (W)"),
+        power_w=_number(card, "Power (W)"), driver=f"amdgpu {driver}" if driver else "",
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ class DeviceTracker:
             name=name, vendor=reading.vendor, model=reading.model, id=reading.id, total_bytes=reading.total,
             used_bytes=reading.used, other_bytes=others, budget_bytes=budget,
             capacity_bytes=capacity, utilization=reading.utilization, temperature_c=reading.temperature_c,
-            power_w=reading.power_w, unified=reading.unified,
+            power_w=reading.power_w, unified=reading.unified, driver=reading.driver,
             yielding=self._yields and self._is_needed(name, reading, loaded, capacity),
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from hostler.gateway.cli.doctor import Doctor, finding_rows, program_rows, route_rows
+from hostler.gateway.cli.doctor import Doctor, device_rows, finding_rows, program_rows, route_rows
 
 
 def test_a_skipped_hop_says_for_how_long() -> None:
@@ -45,4 +45,17 @@ def test_a_llama_server_is_shown_with_its_build_its_devices_and_what_it_lacks() 
     assert program_rows([old, new]) == [
         ("pc", "/opt/llama-server", "4242", "CPU only", "several conversations at a time, embeddings"),
         ("pc", "/opt/llama-server", "-", "CUDA0: NVIDIA, CPU", "-"),
+    ]
+
+
+def test_a_card_is_shown_with_its_driver() -> None:
+    gib = 1024**3
+    card = {
+        "backend": "pc", "name": "gpu0", "model": "NVIDIA GeForce RTX 4090", "driver": "570.124.06",
+        "used_bytes": 3 * gib, "total_bytes": 24 * gib,
+    }  # fmt: skip
+    gone = {"backend": "pc", "name": "gpu1", "model": "", "used_bytes": None, "total_bytes": None}
+    assert device_rows([card, gone]) == [
+        ("pc", "gpu0", "NVIDIA GeForce RTX 4090", "570.124.06", "3.0 GiB of 24.0 GiB"),
+        ("pc", "gpu1", "not found", "-", "- of -"),
     ]

@@ -40,12 +40,14 @@ APU = {
 
 
 def test_a_separate_card_has_its_own_memory_only(files: FakeFiles) -> None:
-    source = AmdSource.find(files(CARD))
+    root = files(CARD | {"sys/bus/pci/drivers/amdgpu/bind": "", "sys/module/amdgpu/version": "6.10.5\n"})
+    (root / "sys/class/drm/card1/device/driver").symlink_to(root / "sys/bus/pci/drivers/amdgpu")
+    source = AmdSource.find(root)
     assert source is not None
     assert source.read([77, 78]) == [
         DeviceReading(
             id="device", vendor="amd", model="Radeon RX 7900 XTX", total=24 * GIB, used=6 * GIB, utilization=93,
-            temperature_c=54, power_w=251, processes={77: 5 * GIB},
+            temperature_c=54, power_w=251, processes={77: 5 * GIB}, driver="amdgpu 6.10.5",
         )
     ]  # fmt: skip
 

@@ -23,6 +23,8 @@ def test_the_gpu_shares_the_machines_memory(limit: str | None, total: int) -> No
     def run(command: Sequence[str]) -> str:
         if command[0] == "ioreg":
             return REGISTRY
+        if command[0] == "sw_vers":
+            return "15.3.1\n"
         if limit is None:
             raise DeviceError("unknown oid")
         return f"{limit}\n"
@@ -30,5 +32,5 @@ def test_the_gpu_shares_the_machines_memory(limit: str | None, total: int) -> No
     (device,) = AppleSource(run, memory=lambda: (64 * GIB, 30 * GIB)).read(())
     assert device == DeviceReading(
         id="apple", vendor="apple", model="Apple M2 Max", total=total, used=30 * GIB - (64 * GIB - total),
-        utilization=17, unified=True,
+        utilization=17, unified=True, driver="macOS 15.3.1",
     )  # fmt: skip

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from hostler.supervisor.devices.drm import all_pids, find_cards, process_memory, read_number, read_sensor, read_text
+from hostler.supervisor.devices.drm import (
+    all_pids,
+    find_cards,
+    kernel_driver,
+    process_memory,
+    read_number,
+    read_sensor,
+    read_text,
+)
 
 from .conftest import FakeFiles
 
@@ -22,6 +30,18 @@ def test_finds_the_cards_of_a_vendor_by_address(files: FakeFiles) -> None:
         (card / "device").symlink_to(device)
     assert [card.address for card in find_cards(root, "0x1")] == ["0000:03:00.0", "0000:0a:00.0"]
     assert find_cards(root / "nowhere", "0x1") == []
+
+
+def test_a_driver_is_named_with_its_version_or_that_of_its_kernel(files: FakeFiles) -> None:
+    root = files({"sys/class/drm/card0/device/vendor": "0x1", "sys/bus/pci/drivers/amdgpu/bind": ""})
+    (card,) = find_cards(root, "0x1")
+    assert kernel_driver(root, card) == ""
+    (card.folder / "driver").symlink_to(root / "sys/bus/pci/drivers/amdgpu")
+    assert kernel_driver(root, card) == "amdgpu"
+    files({"proc/sys/kernel/osrelease": "6.8.0-49-generic\n"})
+    assert kernel_driver(root, card) == "amdgpu of Linux 6.8.0-49-generic"
+    files({"sys/module/amdgpu/version": "6.10.5\n"})
+    assert kernel_driver(root, card) == "amdgpu 6.10.5"
 
 
 def test_what_cannot_be_read_is_none(files: FakeFiles) -> None:

@@ -24,9 +24,12 @@ XE = {
 
 
 def test_sums_up_what_processes_have_of_a_card(files: FakeFiles) -> None:
-    source = IntelSource.find(files(XE))
+    root = files(XE | {"sys/bus/pci/drivers/xe/bind": "", "proc/sys/kernel/osrelease": "6.14.2\n"})
+    (root / DEVICE / "driver").symlink_to(root / "sys/bus/pci/drivers/xe")
+    source = IntelSource.find(root)
     assert source is not None
     (device,) = source.read(())
+    assert device.driver == "xe of Linux 6.14.2"
     assert (device.total, device.used, device.temperature_c) == (16 * GIB, 250 * MIB, 47)
     assert device.processes == {5: 200 * MIB, 6: 50 * MIB}
 

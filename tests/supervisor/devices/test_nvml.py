@@ -37,6 +37,9 @@ class _Nvml:
     def nvmlShutdown(self) -> None:
         self.stops += 1
 
+    def nvmlSystemGetDriverVersion(self) -> bytes:
+        return b"570.124.06"
+
     def nvmlDeviceGetCount(self) -> int:
         if self.lost:
             raise self.NVMLError("GPU is lost")
@@ -79,7 +82,7 @@ def test_reads_what_each_device_supports() -> None:
     full, poor = NvmlSource(_Nvml()).read(())
     assert full == DeviceReading(
         id="GPU-new", vendor="nvidia", model="NVIDIA GeForce RTX 4090", total=24 * GIB, used=5 * GIB, utilization=37,
-        temperature_c=61, power_w=121.5, processes={7: 3 * GIB, 8: GIB},
+        temperature_c=61, power_w=121.5, processes={7: 3 * GIB, 8: GIB}, driver="570.124.06",
     )  # fmt: skip
     # One without a memory of its own uses the machine's.
     assert (poor.id, poor.unified, poor.utilization, poor.power_w) == ("GPU-old", True, None, None)

@@ -13,7 +13,7 @@ OUTPUT = """WARNING: AMD GPU device(s) is/are in a low-power state. Check power 
 {"card0": {"PCI Bus": "0000:03:00.0", "Card Series": "Radeon RX 7900 XTX",
  "Temperature (Sensor edge) (C)": "48.0", "Average Graphics Package Power (W)": "31.0", "GPU use (%)": "4",
  "VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "1048576"},
- "card1": {"VRAM Total Memory (B)": "N/A"}, "system": {"Driver version": "6.8"}}"""
+ "card1": {"VRAM Total Memory (B)": "N/A"}, "system": {"Driver version": "6.10.5"}}"""
 
 
 def read(tool: FakeTool, script: str) -> list[DeviceReading]:
@@ -27,7 +27,7 @@ def test_reads_the_cards(tool: FakeTool) -> None:
     first, second = read(tool, f"while read -r line; do echo \"$line\"; done <<'END'\n{OUTPUT}\nEND")
     assert first == DeviceReading(
         id="0000:03:00.0", vendor="amd", model="Radeon RX 7900 XTX", total=25753026560, used=1048576, utilization=4,
-        temperature_c=48, power_w=31,
+        temperature_c=48, power_w=31, driver="amdgpu 6.10.5",
     )  # fmt: skip
     assert (second.id, second.total) == ("card1", None)
 
