@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from hostler.adapters.errors import BadRequest
 
@@ -23,30 +25,52 @@ def boundary(content_type: str) -> bytes:
     return (match[1] or match[2]).encode("latin-1", "replace")
 
 
-def spans(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
-    """The start and end of each text field's value in the body. Raises `BadRequest` if the form is malformed."""
+class TextField(NamedTuple):
+    """A text field: where its part begins and the next one does, and where its value begins and ends."""
+
+    name: str
+    part: int
+    start: int
+    end: int
+
+    @property
+    def next_part(self) -> int:
+        return self.end + 2
+
+
+def text_fields(body: bytes, content_type: str) -> Iterator[TextField]:
+    """The fields that are no files, in order. Raises `BadRequest` if the form is malformed."""
     mark = b"--" + boundary(content_type)
-    found: dict[str, tuple[int, int]] = {}
     at = body.find(mark)
     if at < 0:
         raise BadRequest("The multipart body does not contain the boundary from its Content-Type.")
     for _ in range(MAX_PARTS):
-        at += len(mark)
-        if body.startswith(b"--", at):
-            return found
-        head_end = body.find(b"\r\n\r\n", at, at + 16384)
-        next_mark = body.find(b"\r\n" + mark, max(head_end, at))
+        head_start = at + len(mark)
+        if body.startswith(b"--", head_start):
+            return
+        head_end = body.find(b"\r\n\r\n", head_start, head_start + 16384)
+        next_mark = body.find(b"\r\n" + mark, max(head_end, head_start))
         if head_end < 0 or next_mark < 0:
             raise BadRequest("The multipart body is cut off or malformed.")
-        head = body[at:head_end]
+        head = body[head_start:head_end]
         match = _NAME.search(head)
-        if match is not None and b"filename" not in head.lower() and next_mark - head_end <= MAX_FIELD:
+        if match is not None and b"filename" not in head.lower():
             name = (match[1] if match[1] is not None else match[2]).decode("utf-8", "replace")
-            if name in found and name == "model":
-                raise BadRequest("The form has `model` more than once.", param="model")
-            found[name] = (head_end + 4, next_mark)
+            yield TextField(name, at, head_end + 4, next_mark)
         at = next_mark + 2
     raise BadRequest(f"The multipart body has more than {MAX_PARTS} parts.")
+
+
+def spans(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
+    """The start and end of each short text field's value in the body. Raises `BadRequest` if the form is malformed."""
+    found: dict[str, tuple[int, int]] = {}
+    for each in text_fields(body, content_type):
+        if each.end - each.start + 4 > MAX_FIELD:
+            continue
+        if each.name in found and each.name == "model":
+            raise BadRequest("The form has `model` more than once.", param="model")
+        found[each.name] = (each.start, each.end)
+    return found
 
 
 def field(body: bytes, content_type: str, name: str) -> str | None:
@@ -67,10 +91,15 @@ def patch(body: bytes, content_type: str, name: str, value: str) -> bytes:
     span = spans(body, content_type).get(name)
     if span is not None:
         return b"".join((body[: span[0]], value.encode(), body[span[1] :]))
+    return insert(body, content_type, name, value.encode())
+
+
+def insert(body: bytes, content_type: str, name: str, value: bytes) -> bytes:
+    """The body with one more text field, which comes first."""
     mark = b"--" + boundary(content_type)
     at = body.index(mark)
-    part = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-    return b"".join((body[:at], mark, part, body[at:]))
+    head = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+    return b"".join((body[:at], mark, head, value, b"\r\n", body[at:]))
 
 
 def file(body: bytes, content_type: str, name: str) -> tuple[str, bytes] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import WireRequest
+from hostler.adapters.form_rewriting import MEDIA_TYPE, rewrite_form
 from hostler.adapters.json_body import NOT_JSON, patch
 from hostler.adapters.json_body import members as members_of
 from hostler.profiles.request_rules import RequestChanges
@@ -73,6 +74,8 @@ _encode = msgspec.json.encode
 def rewrite(request: WireRequest, changes: Iterable[RequestChanges]) -> WireRequest:
     """The request with these changes, one after the other; the same object if nothing changes."""
     form = _form(request.path)
+    if request.content_type.lower().startswith(MEDIA_TYPE):
+        return rewrite_form(request, changes, form.takes)
     if not request.body.lstrip(b" \t\r\n").startswith(b"{"):
         return request
     body = request.body

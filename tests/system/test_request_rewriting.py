@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,29 @@ async def test_requests_of_every_kind_are_changed_and_shown(tmp_path: Path) -> N
     assert any('"dimensions": 2' in line for line in hop["changes"])
     assert not any("temperature" in line for line in hop["changes"])
     assert [body for _, body in server.requests] == [{"model": "there", "odd": 1, "dimensions": 2}] * 3
+
+
+@pytest.mark.parametrize("kind", ["openai", "llamacpp", "ollama", "lmstudio"])
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits", "/v1/videos"])
+async def test_the_fields_of_forms_are_changed(tmp_path: Path, kind: str, path: str) -> None:
+    rules = {
+        "drop": ["user"], "default": {"language": "de"}, "force": {"size": "512x512", "temperature": 0},
+        "rename": {"quality": "detail"}, "limits": {"seconds": 8}, "system": "Be nice.",
+    }  # fmt: skip
+    given = {"model": "m", "user": "u", "quality": "high", "seconds": "20", "size": "9x9"}
+    content = bytes(range(256)) * 300
+    async with start_scripted_server() as server:
+        backend = {"kind": kind, "url": server.url, "models": {"m": "there"}, "request": rules}
+        async with start_chain(tmp_path, {"box": backend}) as chain:
+            server.prepared = [(200, "application/json", b'{"data": [{"url": "https://example/cat.png"}]}')] * 2
+            response = await chain.http.post(path, data=given, files={"file": ("a.png", content, "image/png")})
+            assert response.status_code == 200
+    body = server.bodies[0]
+    fields = dict(re.findall(rb'name="(\w+)"\r\n\r\n([^\r]*)\r\n', body))
+    assert fields == {
+        b"model": b"there", b"language": b"de", b"size": b"512x512", b"detail": b"high", b"seconds": b"8"
+    }  # fmt: skip
+    assert content in body
 
 
 async def test_without_rules_the_bytes_of_a_request_arrive_as_they_were_sent(tmp_path: Path) -> None:
