@@ -127,7 +127,7 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """All kinds but `supervisor`: further headers for every request; they replace those of the same name, the API key's
     as well."""
     query: Mapping[str, str] = {}
-    """All kinds but `supervisor`: parameters that are added to the query of every request."""
+    """All kinds but `supervisor`: parameters that are added to the query of every request, in place of those of the same name."""
     ca_file: str | None = None
     """All kinds but `supervisor`: the certificates to trust instead of the system's and those of `SSL_CERT_FILE`, as
     PEM."""

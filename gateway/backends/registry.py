@@ -26,6 +26,7 @@ from hostler.gateway.backends.transport import (
     Timeouts,
     TlsOptions,
     Transport,
+    with_query,
 )
 from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
 from hostler.supervisor.contract import Supervisor
@@ -197,7 +198,7 @@ def _options(backend: BackendSettings, url: SplitResult, secrets: tuple[str, ...
         headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         secrets = (*secrets, *filter(None, (password,)))
     options = EndpointOptions(
-        query="&".join(filter(None, (url.query, urlencode(backend.query, quote_via=quote)))),
+        query=with_query(url.query, urlencode(backend.query, quote_via=quote)),
         headers=tuple(headers.items()),
         tls=TlsOptions(
             ca_file=backend.ca_file,

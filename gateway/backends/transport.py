@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -58,11 +59,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     options: EndpointOptions | None = None
 
     def target(self, path: str) -> str:
-        """The path of a request with the backend's own path and query."""
+        """The path of a request with the backend's own path and query, whose parameters replace those of the same name."""
         path = self.base_path.rstrip("/") + path
         if self.options is None or not self.options.query:
             return path
-        return f"{path}{'&' if '?' in path else '?'}{self.options.query}"
+        path, _, query = path.partition("?")
+        return f"{path}?{with_query(query, self.options.query)}"
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
@@ -222,3 +224,15 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
             headers=headers,
             health_path=HEALTH_PATHS[address.protocol],
         )
+
+
+def with_query(query: str, own: str) -> str:
+    """A query with parameters of our own in place of those of the same name."""
+    if not query or not own:
+        return query or own
+    names = {_parameter(each) for each in own.split("&")}
+    return "&".join([each for each in query.split("&") if _parameter(each) not in names] + [own])
+
+
+def _parameter(text: str) -> str:
+    return unquote_plus(text.partition("=")[0])
