@@ -32,7 +32,10 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     token_file: str | None = None
     """File that contains the token of all members."""
     member: str | None = None
-    """This gateway's name, as the others show it. Default: the host's name."""
+    """This gateway's name, as the others show it, or that of the host of a supervisor. Default: the machine's name."""
+    url: str | None = None
+    """Supervisors: the URL under which gateways of the cluster reach this host. Default: the address of
+    `supervisor.listen`, or, if that is `0.0.0.0` or `[::]`, the one from which this machine reaches the store."""
 
     @property
     def shown_store(self) -> str:
@@ -57,6 +60,14 @@ class StoreAddress(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None = None
     sentinel_username: str | None = None
     sentinel_password: str | None = None
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """A host and port of the store, or of its first sentinel; `None` for a Unix socket."""
+        if self.sentinels:
+            return self.sentinels[0]
+        url = urlsplit(self.url or "")
+        return None if url.hostname is None else (url.hostname, url.port or _PORT)
 
 
 def store_address(text: str) -> StoreAddress:
@@ -133,6 +144,23 @@ def _database(text: str) -> int:
     return int(text or 0)
 
 
+def is_host_url(url: str) -> bool:
+    """Whether a gateway would connect to a host there: an address of HTTP and nothing else."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and port != 0
+        and parts.username is None
+        and parts.path in ("", "/")
+        and not (parts.query or parts.fragment)
+    )
+
+
 def cluster_mistakes(settings: ClusterSettings) -> Iterator[tuple[str, str]]:
     """The keys of values that cannot be used, and why."""
     try:
@@ -143,3 +171,5 @@ def cluster_mistakes(settings: ClusterSettings) -> Iterator[tuple[str, str]]:
         yield "name", f"{settings.name!r} must consist of letters, digits, `-`, `_` and `.`, at most 64"
     if settings.member is not None and not (settings.member.strip() and settings.member.isprintable()):
         yield "member", "must be a name in plain text"
+    if settings.url is not None and not is_host_url(settings.url):
+        yield "url", f"{settings.url!r} must be http:// or https:// with a host and a port, and nothing else"

@@ -18,8 +18,19 @@ class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
     own: bool
 
 
+class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that joined by itself; `name` is that of its backend. `since` is the start of its supervisor, in seconds since the
+    epoch."""
+
+    id: str
+    name: str
+    url: str
+    version: str
+    since: float
+
+
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster's store and its gateways. `connected`: the store is in use; otherwise `reason` is why not, and `since` is
+    """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason` is why not, and `since` is
     when that changed, in seconds since the epoch. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
 
     name: str
@@ -28,4 +39,5 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     since: float
     gateways: tuple[ClusterMember, ...] = ()
+    hosts: tuple[ClusterHost, ...] = ()
     calls: Mapping[str, int] = {}

@@ -31,6 +31,8 @@ from hostler.gateway.context import Client
 from hostler.gateway.events import ModelsChanged
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.in_flight import OtherProcesses, OtherRequests, RequestView, request_views
+from hostler.gateway.joined_host import JoinedHost
+from hostler.gateway.joining_hosts import JoiningHosts
 from hostler.gateway.key_usage import KeyUsage, usage_file
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
@@ -84,6 +86,8 @@ class Components:
     ) -> None:
         self.settings = settings
         self._others = others
+        #: Called when hosts join or leave.
+        self.on_hosts: Callable[[Sequence[JoinedHost]], None] | None = None
         self._library = library
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
         self.cluster = _cluster(settings, clock)
@@ -159,6 +163,7 @@ class Components:
             transcripts=self.transcripts,
             clock=clock,
         )
+        self.joining = JoiningHosts(serving, self._restore_host)
         if self.cluster is not None:
             self._share(self.cluster)
 
@@ -169,6 +174,7 @@ class Components:
             tasks.start_soon(self.admin.run)
             if self.cluster is not None:
                 tasks.start_soon(self.cluster.run)
+                tasks.start_soon(self.joining.run)
             tasks.start_soon(anyio.to_thread.run_sync, self.blobs.remove_abandoned, time.time())
             if self.key_usage is not None:
                 tasks.start_soon(self.key_usage.run)
@@ -229,8 +235,21 @@ class Components:
         if self.responses is not None:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
-        urls = {name: backend.shown_url for name, backend in self.settings.backends.items()}
-        cluster.share_breakers(serving.chain.hops, urls, serving.bus)
+        cluster.share_breakers(serving.chain.hops, serving.entries, serving.bus)
+        cluster.follow_hosts(self.settings.backends, self._is_reachable, self.use_hosts)
+
+    def use_hosts(self, hosts: Sequence[JoinedHost]) -> None:
+        """These hosts have joined the cluster, and no others."""
+        self.joining.update(hosts)
+        if self.on_hosts is not None:
+            self.on_hosts(self.joining.wanted)
+
+    def _is_reachable(self, name: str) -> bool:
+        host = self.serving.hosts.get(name)
+        return host is not None and host.reachable
+
+    def _restore_host(self, name: str) -> None:
+        self.serving.catalog.restore_host(name, self._host_cache.profiles(name))
 
     def _requests_of_gateways(self) -> OtherRequests | None:
         """The requests of other gateways, if there are any."""
@@ -303,12 +322,12 @@ class Components:
         self.serving.bus.publish(ModelsChanged(backend=name, models=len(models)))
 
     def _chain_view(self) -> ChainView:
-        serving, backends = self.serving, self.settings.backends
+        serving, backends = self.serving, self.serving.entries
         kinds = {name: LOCAL if name == LOCAL else backends[name].kind for name in serving.chain_order}
         return chain_view(serving.chain.hops, kinds, now=serving.clock(), wall=time.time())
 
     def _backend_models(self) -> BackendModels:
-        urls = {name: backend.shown_url for name, backend in self.settings.backends.items()}
+        urls = {name: backend.shown_url for name, backend in self.serving.entries.items()}
         return backend_models(self.serving.catalog, self._chain_view(), urls, self.discovery.views)
 
     async def _read_library(self) -> None:

@@ -150,10 +150,18 @@ class Catalog:
 
     def restore_host(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
         """The profiles of a host that has not been reached yet: it may sleep, and a request for one of them may wake it."""
-        if profiles and backend in self._unknown:
+        if profiles and backend not in self._hosts:
             self._hosts[backend] = HostStatus(profiles=profiles)
             self._unknown.discard(backend)
             self._rebuild()
+
+    def set_chain(self, chain: Sequence[str], *, gone: str | None = None) -> None:
+        """The backends in their order, to which a host was added, or from which `gone` was removed. What a new one has is
+        known once it reports it."""
+        self._chain = tuple(chain)
+        if gone is not None:
+            self._hosts.pop(gone, None)
+        self._rebuild()
 
     @property
     def unknown_hosts(self) -> frozenset[str]:

@@ -13,10 +13,11 @@ from hostler.gateway.address_conflicts import address_mistakes
 from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
 from hostler.gateway.checked_config import FindMistakes
-from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
+from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, ClusterSettings
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
 from hostler.gateway.gateway_settings import MISSING_TRACING_EXTRA
+from hostler.gateway.host_address import join_mistake, joins_cluster
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
@@ -39,10 +40,13 @@ def _mistakes(command: Command, configuration: Configuration) -> list[str]:
     found: list[str] = []
     if command != "supervisor":
         found += _gateway_mistakes(configuration, has_supervisor=command == "up")
-    if command == "gateway" and not configuration.settings.backends:
+    if command == "gateway" and not (configuration.settings.backends or joins_cluster(configuration.settings)):
         found.append("no backends are configured; add `backends:`, or run `hostler up`")
     if command == "supervisor":
         found += supervisor_mistakes(configuration)
+        cluster = configuration.settings.cluster
+        if cluster is not None and joins_cluster(configuration.settings):
+            found += filter(None, [join_mistake(cluster, configuration.settings.supervisor)])
     if command != "gateway":
         engines = engine_mistakes(configuration)
         others = command == "up" and configuration.settings.backends
@@ -61,7 +65,7 @@ def all_mistakes(configuration: Configuration) -> list[str]:
     found = _gateway_mistakes(configuration, has_supervisor=True)
     found += connection_mistakes(settings)
     found += address_mistakes(settings, _engine_ports(settings))
-    found += supervisor_mistakes(configuration)
+    found += dict.fromkeys(each for each in supervisor_mistakes(configuration) if each not in found)
     if runs_models:
         found += dict.fromkeys(engine_mistakes(configuration).values())
         found += gpu_mistakes(configuration)
@@ -89,9 +93,7 @@ def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> 
             "process serves everything"
         )
     if (cluster := settings.cluster) is not None:
-        found += _secret_mistakes(cluster.token, cluster.token_file, "cluster.token_file")
-        if importlib.util.find_spec("redis") is None:
-            found.append(MISSING_CLUSTER_EXTRA)
+        found += _cluster_mistakes(cluster)
     if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
         found.append(MISSING_TRACING_EXTRA)
     return found
@@ -119,8 +121,18 @@ def supervisor_mistakes(configuration: Configuration) -> list[str]:
     found = _secret_mistakes(settings.token, settings.token_file, "supervisor.token_file")
     found += _tls_mistakes(settings.tls, "supervisor.tls")
     host, port = parse_address(settings.listen)
-    if settings.token is None and settings.token_file is None and not is_loopback(host):
+    cluster, joins = configuration.settings.cluster, joins_cluster(configuration.settings)
+    if settings.token is None and settings.token_file is None and not joins and not is_loopback(host):
         found.append(without_token(host, port))
+    if cluster is not None and joins:
+        found += _cluster_mistakes(cluster)
+    return found
+
+
+def _cluster_mistakes(cluster: ClusterSettings) -> list[str]:
+    found = _secret_mistakes(cluster.token, cluster.token_file, "cluster.token_file")
+    if importlib.util.find_spec("redis") is None:
+        found.append(MISSING_CLUSTER_EXTRA)
     return found
 
 

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from hostler import __version__
@@ -18,13 +20,15 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.cost import SpendingTracker
 from hostler.gateway.backends.http_transport import LanTransport
-from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
+from hostler.gateway.backends.registry import build_backends, chain_order, host_backend, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
+from hostler.gateway.backends.watches import Watches
 from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
 from hostler.gateway.host_choice import HostChoice
+from hostler.gateway.joined_host import JoinedHost, chain_with
 from hostler.gateway.lease_moves import LeaseMoves
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -35,10 +39,13 @@ from hostler.supervisor.scheduling.events import HostEvent
 from hostler.supervisor.scheduling.host import Host, is_draining
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
-from hostler.supervisor.tls import CertificateError, pinned_context
+from hostler.supervisor.tls import CertificateError, certificate_context, pinned_context
 
 if TYPE_CHECKING:
     from hostler.supervisor.client import SupervisorClient
+
+#: How often it is checked whether the last requests for a host that leaves have ended, in seconds.
+_RETIRE_TICK_S = 0.2
 
 #: The longest pause between two calls to a supervisor that does not answer, in seconds.
 _MAX_RETRY_S = 2.0
@@ -64,7 +71,7 @@ class ServingComponents:
     """The parts that serve requests for models, built from the settings and connected. Nothing runs before `start`.
 
     `local` is this machine's supervisor, which `open_local` makes a host of, and `presets` are the models that clients
-    created. `on_status` receives what the supervisors of other machines report, `on_return` a backend without a
+    created. Further hosts may join and leave while it runs: `entries` are the settings of all backends. `on_status` receives what the supervisors of other machines report, `on_return` a backend without a
     supervisor that responds again. `spending` counts costs, in the file of the settings by default.
     `keys_needed`: another process has decided whether clients need a key. Raises `ConfigError`
     for settings that contradict each other, and for an address beyond loopback without a key.
@@ -92,11 +99,14 @@ class ServingComponents:
         self.retry_budget = RetryBudget(RetryRules())
         self._on_status = on_status
         self._open_local = open_local
-        self._tokens: dict[str, str | None] = {}
+        self.entries = dict(settings.backends)
+        self.joined: dict[str, JoinedHost] = {}
+        self._host_runs = Watches()
         self._tls: dict[str, ssl.SSLContext | None] = {}
-        self._clients = self._find_clients()
+        self._clients: dict[str, SupervisorClient] = {}
+        self._find_clients()
         self.supervisors: dict[str, object] = {**({} if local is None else {LOCAL: local}), **self._clients}
-        self.chain_order = chain_order(settings, local)
+        self._configured_order = self.chain_order = chain_order(settings, local)
         self.catalog = Catalog(
             settings.backends,
             self.chain_order,
@@ -111,6 +121,8 @@ class ServingComponents:
         self.backends = self._build_backends()
         self.hosts: dict[str, Host] = {} if local is None else {LOCAL: self._local_host(local)}
         self.hosts |= {name: self._remote_host(name, client) for name, client in self._clients.items()}
+        for name, host in self.hosts.items():
+            self._host_runs.add(name, host.run)
         self.host_choice = HostChoice(self.hosts, settings.gateway.placement)
         self.lease_moves = LeaseMoves(self.hosts, settings.gateway.placement, clock)
         self.chain = Chain(
@@ -125,19 +137,54 @@ class ServingComponents:
             bus=self.bus,
             clock=clock,
             spending=spending,
+            entries=self.entries,
         )
 
     def start(self, tasks: TaskGroup) -> None:
         """Run the background tasks in the group, until it is cancelled."""
-        for host in self.hosts.values():
-            tasks.start_soon(host.run)
+        tasks.start_soon(self._host_runs.run)
         tasks.start_soon(self.lease_moves.run)
         tasks.start_soon(self.chain.run)
 
     async def synced(self) -> None:
         """Wait until every supervisor has been reached."""
-        for host in self.hosts.values():
+        for host in list(self.hosts.values()):
             await host.synced.wait()
+
+    def add_host(self, joined: JoinedHost) -> None:
+        """Use a host of the cluster, like one of the file. Its models are served once it was reached."""
+        name, entry = joined.name, joined.settings
+        self.joined[name], self.entries[name] = joined, entry
+        self._tls[name] = None if joined.certificate is None else certificate_context(joined.certificate)
+        client = self._clients[name] = self.supervisors[name] = self._client(entry.url, joined.token, self._tls[name])
+        self.backends[name] = host_backend(self.settings, name, self._near)
+        self.hosts[name] = self._remote_host(name, client)
+        self.chain.add_supervisor(name)
+        self._host_runs.add(name, self.hosts[name].run)
+        self._set_chain_order()
+
+    def renew_certificate(self, joined: JoinedHost) -> None:
+        """A host of the cluster has another certificate."""
+        self.joined[joined.name] = joined
+        context = self._tls[joined.name]
+        if context is not None and joined.certificate is not None:
+            context.load_verify_locations(cadata=joined.certificate)
+
+    async def remove_host(self, name: str) -> None:
+        """Send no request to a host any more, and forget it once those that may still go there have ended."""
+        del self.joined[name]
+        self._set_chain_order(gone=name)
+        there = {id(context): context for context in self.in_flight.contexts()}
+        while any(id(context) in there for context in self.in_flight.contexts()):  # noqa: ASYNC110 - a rare event
+            await anyio.sleep(_RETIRE_TICK_S)
+        self._host_runs.end(name)
+        await self.chain.remove(name)
+        del self.hosts[name], self.backends[name], self.entries[name], self._tls[name], self.supervisors[name]
+        await self._clients.pop(name).aclose()
+
+    def _set_chain_order(self, gone: str | None = None) -> None:
+        self.chain_order = chain_with(self._configured_order, self.hosts.keys() - self.joined.keys(), self.joined)
+        self.catalog.set_chain(self.chain_order, gone=gone)
 
     def shut_down(self) -> None:
         """Refuse waiting requests, and wake those that pause between attempts."""
@@ -156,27 +203,28 @@ class ServingComponents:
             stack.push_async_callback(self._remote.aclose)
             stack.push_async_callback(self._lan.aclose)
 
-    def _find_clients(self) -> dict[str, SupervisorClient]:
+    def _find_clients(self) -> None:
         """A client for each supervisor of another machine."""
-        clients: dict[str, SupervisorClient] = {}
         for name, backend in self.settings.backends.items():
             if backend.kind == "supervisor":
-                from hostler.supervisor.client import ClientLimits, SupervisorClient
-
-                token = self._tokens[name] = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
+                token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
                 tls = self._tls[name] = _pinned(backend.certificate, f"backends.{name}.certificate")
-                limits = ClientLimits(max_retry_s=_MAX_RETRY_S)
-                clients[name] = SupervisorClient(backend.url, token, limits=limits, tls=tls)
-        return clients
+                self.entries[name] = msgspec.structs.replace(backend, token=token)
+                self._clients[name] = self._client(backend.url, token, tls)
+
+    def _client(self, url: str, token: str | None, tls: ssl.SSLContext | None) -> SupervisorClient:
+        from hostler.supervisor.client import ClientLimits, SupervisorClient
+
+        return SupervisorClient(url, token, limits=ClientLimits(max_retry_s=_MAX_RETRY_S), tls=tls)
 
     def _build_backends(self) -> dict[str, Backend]:
-        near, far = self._lan, self._remote
+        self._near, far = self._lan, self._remote
         if self.tracer is not None:
             from hostler.gateway.telemetry.tracing import TracedTransport
 
-            near = TracedTransport(near, self.clock, propagate=True)
+            self._near = TracedTransport(self._near, self.clock, propagate=True)
             far = TracedTransport(far, self.clock, propagate=self.settings.gateway.tracing.to_clouds)
-        return build_backends(self.settings, self.supervisors, near, far)
+        return build_backends(self.settings, self.supervisors, self._near, far)
 
     def _update_host(self, name: str, status: HostStatus) -> None:
         self.catalog.update_host(name, status)
@@ -220,7 +268,7 @@ class ServingComponents:
         return RemoteHost(
             name,
             client.url,
-            self._tokens[name],
+            self.entries[name].token,
             client=client,
             limits=self._scheduler_settings,
             publish=self.bus.publish,

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from hostler.gateway.config import Configuration, find_file, parse_address, secret
+from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
+from hostler.gateway.config import ConfigError, Configuration, Settings, find_file, parse_address, secret
 from hostler.gateway.config_reload import Reloader
+from hostler.gateway.host_address import joins_cluster
 from hostler.gateway.last_good import load
 from hostler.gateway.model_finder import ModelFinder
 from hostler.gateway.preflight import startup_check
+from hostler.gateway.state_files import state_file
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from hostler.gateway.cluster.host_member import HostMember
     from hostler.supervisor.manager import EngineManager
 
 
@@ -50,6 +54,7 @@ def create_app(
         host, _ = parse_address(settings.listen)
         host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
         manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
+    member = _host_member(configuration.settings)
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
     finder.is_loaded = manager.is_loaded
     reloader = Reloader(
@@ -65,11 +70,15 @@ def create_app(
             if settings.sleep is not None:
                 sleep = MachineSleep(settings.sleep, leases, keep_awake=engines.is_fetching, clock=leases.clock)
                 tasks.start_soon(sleep.run)
+            if member is not None:
+                tasks.start_soon(member.run)
             try:
                 yield
             finally:
                 app.state.stopping.set()
             tasks.cancel_scope.cancel()
+        if member is not None:
+            member.close()
 
     api = create_api(
         manager,
@@ -79,6 +88,20 @@ def create_app(
         metrics=lambda: engines.metrics.render(queue=(leases.host.waiting, leases.host.serving)),
         allowed_hosts=configuration.settings.gateway.allowed_hosts,
         lifespan=lifespan,
+        cluster_token=None if member is None else member.token,
     )
     api.state.leases = leases
     return api
+
+
+def _host_member(settings: Settings) -> HostMember | None:
+    """`None` for a host that belongs to no cluster: nothing of it is imported then."""
+    if settings.cluster is None or not joins_cluster(settings):
+        return None
+    try:
+        from hostler.gateway.cluster.host_member import HostMember
+    except ModuleNotFoundError as error:
+        raise ConfigError(MISSING_CLUSTER_EXTRA) from error
+    token = secret(settings.cluster.token, settings.cluster.token_file, "cluster.token_file")
+    assert token is not None, "see `joins_cluster`"
+    return HostMember(settings.cluster, settings.supervisor, token=token, state=state_file)

@@ -38,7 +38,12 @@ from hostler.gateway.workers.log_entries import ChannelLogHandler
 from hostler.gateway.workers.stand_in import StandIn
 
 #: What these log, the main process logs as well, since it watches the same hosts and backends.
-_REPEATED: Final = ("hostler.supervisor.remote_host", "hostler.supervisor.client", "hostler.gateway.backends.registry")
+_REPEATED: Final = (
+    "hostler.gateway.joining_hosts",
+    "hostler.supervisor.remote_host",
+    "hostler.supervisor.client",
+    "hostler.gateway.backends.registry",
+)
 
 #: Of several workers only the first one logs what these do.
 _ONCE: Final = ("hostler.supervisor.tls", "hostler.adapters.registry")

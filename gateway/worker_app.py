@@ -20,6 +20,7 @@ from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished
 from hostler.gateway.in_flight import RequestView, request_views
+from hostler.gateway.joining_hosts import JoiningHosts
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.model_pipeline import model_middleware
 from hostler.gateway.proxy import Proxy
@@ -37,6 +38,7 @@ from hostler.gateway.workers.frames import (
     BreakerHint,
     FinishedRequest,
     FrameToWorker,
+    HostsJoined,
     PresetsReplaced,
     RecordedTranscript,
     RefreshModels,
@@ -91,6 +93,8 @@ class WorkerApp:
             keys_needed=start.keys_needed,
         )
         catalog = self.serving.catalog
+        self._joining = JoiningHosts(self.serving)
+        self._joining.update(start.joined)
         for host, profiles in start.profiles.items():
             catalog.restore_host(host, profiles)
         for backend, models in start.models.items():
@@ -106,6 +110,8 @@ class WorkerApp:
         match frame:
             case ServerModels():
                 catalog.update_models(frame.backend, frame.models)
+            case HostsJoined():
+                self._joining.update(frame.hosts)
             case PresetsReplaced():
                 catalog.set_presets(frame.presets)
             case ActiveModel():
@@ -147,6 +153,7 @@ class WorkerApp:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             self.serving.start(tasks)
+            tasks.start_soon(self._joining.run)
             with anyio.move_on_after(_FIRST_SYNC_S):
                 await self.serving.synced()
             try:

@@ -32,6 +32,7 @@ from hostler.gateway.workers.frames import (
     BreakerHint,
     FinishedRequest,
     FrameFromWorker,
+    HostsJoined,
     KeyAdmitted,
     LogEntry,
     ModelsRefreshed,
@@ -129,6 +130,7 @@ class WorkerService:
         self._components = components
         components.serving.bus.listen(self._on_event)
         components.serving.chain.spending.on_change = self._on_spending
+        components.on_hosts = lambda hosts: self.pool.broadcast(HostsJoined(tuple(hosts)))
 
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
         """Clients have created other models."""
@@ -258,6 +260,7 @@ class WorkerService:
             presets=dict(parts.serving.catalog.presets),
             models={name: view.models for name, view in parts.discovery.views.items() if view.models},
             profiles={name: parts.profiles_of(name) for name in supervised},
+            joined=parts.joining.wanted,
             active=self._active,
             spending=self._spending_state(),
             log_level=logging.getLogger().getEffectiveLevel(),

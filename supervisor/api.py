@@ -100,13 +100,16 @@ def create_app(
     metrics: MetricsRenderer | None = None,
     allowed_hosts: Iterable[str] = (),
     lifespan: Lifespan[Starlette] | None = None,
+    cluster_token: str | None = None,
 ) -> Starlette:
     """The HTTP API of `supervisor`, whose models are used by `leases`, which must run.
 
-    `token=None` accepts every client that reaches the port: only for loopback. Setting `app.state.stopping` (an
+    `cluster_token` is valid as well as `token`. Without either, every client that reaches the port is accepted: only for
+    loopback. Setting `app.state.stopping` (an
     `anyio.Event`) ends all streams and pending requests, so that the server can stop; switches go on.
     """
     api = _Api(supervisor, leases, logs, metrics)
+    tokens = tuple(each for each in (token, cluster_token) if each is not None)
     routes = [
         Route("/healthz", api.healthz, methods=["GET"]),
         Route("/models/available", api.available, methods=["GET"]),
@@ -134,7 +137,7 @@ def create_app(
         routes=routes,
         middleware=[
             Middleware(
-                SupervisorAuthMiddleware, token=token, allowed_hosts=tuple(allowed_hosts), open_paths=("/healthz",)
+                SupervisorAuthMiddleware, tokens=tokens, allowed_hosts=tuple(allowed_hosts), open_paths=("/healthz",)
             ),
         ],
         exception_handlers={

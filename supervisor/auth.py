@@ -189,16 +189,16 @@ def error_response(status: int, body: SupervisorErrorBody, *, retry_after_s: flo
 
 
 class SupervisorAuthMiddleware:
-    """Rejects requests with a foreign `Host` or `Origin`, or without the token.
+    """Rejects requests with a foreign `Host` or `Origin`, or without a valid token.
 
-    Without a token every client that reaches the port is accepted. `open_paths` need no token, but the right host.
+    Without any token every client that reaches the port is accepted. `open_paths` need no token, but the right host.
     """
 
     def __init__(
-        self, app: ASGIApp, *, token: str | None, allowed_hosts: Collection[str], open_paths: Collection[str]
+        self, app: ASGIApp, *, tokens: Collection[str], allowed_hosts: Collection[str], open_paths: Collection[str]
     ) -> None:
         self._app = app
-        self._token = None if token is None else TokenCheck(token)
+        self._tokens = [TokenCheck(token) for token in tokens]
         self._hosts = HostCheck(allowed_hosts)
         self._open_paths = frozenset(open_paths)
         self._throttle = FailureThrottle()
@@ -245,18 +245,18 @@ class SupervisorAuthMiddleware:
         same = f"{scope['scheme']}://{hosts[0]}".lower()
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
             raise RequestRejected(403, "forbidden", "requests from web pages of other sites are rejected")
-        if self._token is None and is_public((scope.get("server") or ("",))[0] or ""):
+        if not self._tokens and is_public((scope.get("server") or ("",))[0] or ""):
             raise RequestRejected(403, "forbidden", "without supervisor.token only this machine is served")
         if scope["path"].removeprefix(scope.get("root_path", "")) not in self._open_paths:
             self._check_token(headers, (scope.get("client") or ("",))[0])
 
     def _check_token(self, headers: list[tuple[bytes, bytes]], address: str) -> None:
-        if self._token is None:
+        if not self._tokens:
             return
         values = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         # Compared even if nothing was sent, so that a missing and a wrong token take the same time.
-        if not self._token.matches(token.strip()) or scheme.lower() != b"bearer":
+        if not sum(each.matches(token.strip()) for each in self._tokens) or scheme.lower() != b"bearer":
             wait_s = self._throttle.failed(address) if values else 0.0
             if wait_s > 0:
                 raise RequestRejected(

@@ -69,17 +69,27 @@ def pinned_context(certificate: str) -> ssl.SSLContext:
     Raises `CertificateError`.
     """
     path = Path(certificate).expanduser()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False  # only the holder of the key has this certificate
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(cadata=path.read_text(encoding="ascii"))
+        return certificate_context(path.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else "is no PEM file"
         )
         raise CertificateError(f"{path}: the certificate cannot be read: {reason}") from error
+
+
+def certificate_context(text: str) -> ssl.SSLContext:
+    """A client's context that accepts exactly these certificates, PEM, whatever names they have.
+
+    Raises `ssl.SSLError` or `ValueError` for what are none.
+    """
+    if not text.isascii():
+        raise ValueError("a certificate in PEM is ASCII")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False  # only the holder of the key has this certificate
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=text)
     return context
 
 

@@ -135,7 +135,8 @@ class AdminApp:
             self._status, hosts, self._history, metrics=self._render_metrics, version=__version__
         )
         self._log_routes = LogRoutes(
-            self._log_buffer, {name: each.logs for name, each in supervisors.items() if isinstance(each, SupportsLogs)}
+            self._log_buffer,
+            lambda: {name: each.logs for name, each in supervisors.items() if isinstance(each, SupportsLogs)},
         )
         self._downloads = downloads
         self._mcp = MCPRoutes(__version__)

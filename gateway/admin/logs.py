@@ -28,7 +28,7 @@ _PING_S = 15.0
 class LogRoutes:
     """The gateway's log, or with `backend` and `model` that of an engine. With `follow=0` only the buffered lines."""
 
-    def __init__(self, buffer: LogBuffer, engines: Mapping[str, ReadEngineLog]) -> None:
+    def __init__(self, buffer: LogBuffer, engines: Callable[[], Mapping[str, ReadEngineLog]]) -> None:
         self._buffer = buffer
         self._engines = engines
         self._closed = anyio.Event()
@@ -46,10 +46,10 @@ class LogRoutes:
         follow = query.get("follow", "1").lower() not in ("0", "false", "no")
         if not backend and not model:
             lines = self._own(follow)
-        elif backend in self._engines:
-            lines = self._engine(backend, model, follow)
+        elif (read := (engines := self._engines()).get(backend)) is not None:
+            lines = self._engine(read, model, follow)
         else:
-            raise NotFound(f"no engine logs on that backend; backends with logs: {', '.join(self._engines) or 'none'}")
+            raise NotFound(f"no engine logs on that backend; backends with logs: {', '.join(engines) or 'none'}")
         await _LogStream(lines, self._closed, ends=not follow).run(receive, send)
 
     async def _own(self, follow: bool) -> AsyncIterator[LogLine]:
@@ -60,9 +60,9 @@ class LogRoutes:
                 async for line in fresh:
                     yield line
 
-    async def _engine(self, backend: str, model: str, follow: bool) -> AsyncIterator[LogLine]:
+    async def _engine(self, read: ReadEngineLog, model: str, follow: bool) -> AsyncIterator[LogLine]:
         try:
-            async for text in self._engines[backend](model, follow):
+            async for text in read(model, follow):
                 yield LogLine(text=text)
         except GatewayError as error:
             yield LogLine(text=error.message, level="error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random as chance
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
 from hostler.gateway.backends.transport import Backend, Endpoint
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
+from hostler.gateway.backends.watches import Watches
 from hostler.gateway.config import Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
 from hostler.supervisor.contract import EngineAddress
@@ -52,7 +54,7 @@ async def _responds_always() -> bool:
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
-    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
+    `entries` are their settings by name: those of the file by default. `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
     whether it will be soon, `draining` whether it is out of service; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
     a supervisor that responds again. `spending` counts costs, in the file of the settings by default.
     """
@@ -72,41 +74,61 @@ class Chain:
         clock: Callable[[], float],
         random: Callable[[], float] = chance.random,
         spending: SpendingTracker | None = None,
+        entries: Mapping[str, BackendSettings] | None = None,
     ) -> None:
         self._settings = settings
+        self._backends = settings.backends if entries is None else entries
+        self._reachable, self._returning, self._draining = reachable, returning, draining
         self._bus = bus
         self._clock = clock
         self._random = random
         self._drop_requests = drop_requests
         self._on_return = on_return
         self._connect_s = settings.gateway.timeouts.connect_s
-        self._stall_detectors: list[StallDetector] = []
-        self._http_checks: list[HttpCheck] = []
+        self._detectors = Watches()
+        self._http_checks: dict[str, list[HttpCheck]] = defaultdict(list)
         self.spending = _spending(settings) if spending is None else spending
         self.hops: dict[str, Hop] = {}
-        breakers = {name: self._breakers(name) for name in (*supervisors, *backends)}
-        checked = [self._checked_supervisor(name, breakers[name]) for name in supervisors]
-        checked += [self._checked_server(backend, breakers[name]) for name, backend in backends.items()]
-        self._health = HealthChecker(checked, clock=clock, random=random)
+        self._health = HealthChecker((), clock=clock, random=random)
         for name in supervisors:
-            self.hops[name] = self._supervised_hop(
-                name, breakers[name], partial(reachable, name), partial(returning, name), partial(draining, name)
-            )
+            self.add_supervisor(name)
         for name, backend in backends.items():
-            self.hops[name] = self._plain_hop(backend, breakers[name])
+            breakers = self._breakers(name)
+            self._health.add(self._checked_server(backend, breakers))
+            self.hops[name] = self._plain_hop(backend, breakers)
         bus.listen(self._on_event)
+
+    def add_supervisor(self, name: str) -> None:
+        """A hop for a host, of this machine or of another one, which `entries` has."""
+        breakers = self._breakers(name)
+        self._health.add(self._checked_supervisor(name, breakers))
+        self.hops[name] = self._supervised_hop(
+            name,
+            breakers,
+            partial(self._reachable, name),
+            partial(self._returning, name),
+            partial(self._draining, name),
+        )
+
+    async def remove(self, name: str) -> None:
+        """Take a backend out of the chain, whose last request has ended."""
+        del self.hops[name]
+        self._health.remove(name)
+        self._detectors.end(name)
+        for check in self._http_checks.pop(name, ()):
+            await check.aclose()
 
     async def run(self) -> None:
         """Watch the backends until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._health.run)
-            for detector in self._stall_detectors:
-                tasks.start_soon(detector.run)
+            tasks.start_soon(self._detectors.run)
 
     async def aclose(self) -> None:
         """Close the connections of the checks."""
-        for check in self._http_checks:
-            await check.aclose()
+        for checks in list(self._http_checks.values()):
+            for check in checks:
+                await check.aclose()
 
     @property
     def has_remote(self) -> bool:
@@ -163,7 +185,7 @@ class Chain:
         returning: Callable[[], bool],
         draining: Callable[[], bool],
     ) -> Hop:
-        settings = self._settings.backends.get(name)
+        settings = self._backends.get(name)
         wake = settings.wake if settings is not None else None
         return Hop(
             name=name,
@@ -181,7 +203,7 @@ class Chain:
         )
 
     def _plain_hop(self, backend: Backend, breakers: CircuitBreakers) -> Hop:
-        settings, health = self._settings.backends[backend.name], self._health.of(backend.name)
+        settings, health = self._backends[backend.name], self._health.of(backend.name)
         wake = None if settings.wake is None else WakeOnLan(backend.name, settings.wake, self._clock)
         return Hop(
             name=backend.name,
@@ -211,13 +233,13 @@ class Chain:
 
     def _checked_supervisor(self, name: str, breakers: CircuitBreakers) -> CheckedBackend:
         """A supervisor's heartbeat reports its return; a check only notices sooner that the machine has vanished."""
-        settings = self._settings.backends.get(name)
+        settings = self._backends.get(name)
         check: Check = _responds_always
         if settings is not None:
             check = HttpCheck(
                 supervisor_endpoint(name, settings), "/healthz", (), connect_s=self._connect_s, proxied=False
             )
-            self._http_checks.append(check)
+            self._http_checks[name].append(check)
         # A machine that can be woken must be tried by a request now and then: that is what wakes it.
         sleeps = settings is None or settings.wake is not None
         down_every_s = None if sleeps else self._settings.gateway.probing.down_every_s
@@ -227,7 +249,7 @@ class Chain:
 
     def _checked_server(self, backend: Backend, breakers: CircuitBreakers) -> CheckedBackend:
         name, probing = backend.name, self._settings.gateway.probing
-        local = self._settings.backends[name].is_local
+        local = self._backends[name].is_local
         http_check = self._http_check(backend, timeout_s=CHECK_TIMEOUT_S)
 
         async def check() -> bool:
@@ -241,7 +263,7 @@ class Chain:
             every_s=probing.every_s if local else None,
             down_every_s=probing.down_every_s * (1.0 if local else _REMOTE_FACTOR),
             # A machine that can be woken must be tried by a request: that is what wakes it.
-            opens_circuit=self._settings.backends[name].wake is None,
+            opens_circuit=self._backends[name].wake is None,
             on_result=partial(self._on_checked, name),
         )
 
@@ -255,7 +277,7 @@ class Chain:
 
     def _http_check(self, backend: Backend, *, timeout_s: float) -> HttpCheck:
         """A check of a backend without a supervisor."""
-        settings = self._settings.backends[backend.name]
+        settings = self._backends[backend.name]
         assert backend.endpoint is not None, "only supervised backends have no endpoint of their own"
         check = HttpCheck(
             backend.endpoint,
@@ -265,7 +287,7 @@ class Chain:
             proxied=not settings.is_direct,
             timeout_s=timeout_s,
         )
-        self._http_checks.append(check)
+        self._http_checks[backend.name].append(check)
         return check
 
     def _is_busy(self, name: str) -> bool:
@@ -280,7 +302,7 @@ class Chain:
         for a model there is no engine."""
         check = partial(HttpCheck, connect_s=self._connect_s, proxied=False, timeout_s=_STALL_TIMEOUT_S)
         supervisor = check(supervisor_endpoint(name, settings), "/healthz", ())
-        self._http_checks.append(supervisor)
+        self._http_checks[name].append(supervisor)
 
         async def is_alive(address: EngineAddress | None) -> bool:
             if address is None and not self.hops[name].reachable():
@@ -341,7 +363,7 @@ class Chain:
         max_requests: float = math.inf,
     ) -> StallDetector:
         detector = StallDetector(name, is_alive=is_alive, drop=drop, max_requests=max_requests)
-        self._stall_detectors.append(detector)
+        self._detectors.add(name, detector.run)
         return detector
 
     def _give_up(self, name: str, breakers: CircuitBreakers) -> None:

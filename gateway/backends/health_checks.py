@@ -17,6 +17,7 @@ from hostler.gateway.backends.circuit_breaker import CircuitBreakers
 from hostler.gateway.backends.http_pool import PoolSettings
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.transport import Endpoint, Timeouts, Transport
+from hostler.gateway.backends.watches import Watches
 
 #: The time for a check, from its first byte to the head of the response, in seconds.
 CHECK_TIMEOUT_S = 5.0
@@ -106,18 +107,31 @@ class HealthCheck:
 
 
 class HealthChecker:
-    """The health checks of all backends."""
+    """The health checks of all backends. Backends may be added and removed while it runs."""
 
     def __init__(
         self, backends: Sequence[CheckedBackend], *, clock: Callable[[], float], random: Callable[[], float]
     ) -> None:
-        self._checks = {backend.name: HealthCheck(backend, clock, random) for backend in backends}
+        self._clock = clock
+        self._random = random
+        self._checks: dict[str, HealthCheck] = {}
+        self._watches = Watches()
+        for backend in backends:
+            self.add(backend)
 
     async def run(self) -> None:
         """Check until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            for check in self._checks.values():
-                tasks.start_soon(check.run)
+        await self._watches.run()
+
+    def add(self, backend: CheckedBackend) -> None:
+        """Check this backend as well."""
+        check = self._checks[backend.name] = HealthCheck(backend, self._clock, self._random)
+        self._watches.add(backend.name, check.run)
+
+    def remove(self, name: str) -> None:
+        """Check this backend no more."""
+        self._watches.end(name)
+        del self._checks[name]
 
     def of(self, name: str) -> HealthCheck:
         """The health check of a backend."""

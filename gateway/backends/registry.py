@@ -82,26 +82,10 @@ def build_backends(
     settings: Settings, supervisors: Iterable[str], lan: Transport, remote: Transport
 ) -> dict[str, Backend]:
     """All backends by name: the hosts of these supervisors, and the ones without. Raises `ConfigError`."""
-    engine = LlamaCppUpstream(progress=settings.gateway.switching.progress != "off")
-    engines: dict[str, Upstream] = {
-        "openai": OpenAIUpstream(),
-        "ollama": OllamaUpstream(),
-        "anthropic": AnthropicUpstream(),
-    }
+    engine = _engine(settings)
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     own = {name: _timeouts(timeouts, backend.timeouts) for name, backend in settings.backends.items()}
-    backends = {
-        name: Backend(
-            name=name,
-            upstream=engine,
-            transport=lan,
-            timeouts=own.get(name, timeouts),
-            folds=True,
-            local=True,
-            engines=engines,
-        )
-        for name in supervisors
-    }
+    backends = {name: host_backend(settings, name, lan) for name in supervisors}
     for name, backend in settings.backends.items():
         if backend.kind != "supervisor":
             prefix = _prefix(urlsplit(backend.url))
@@ -120,6 +104,25 @@ def build_backends(
                 built = with_prefix(built, prefix, supposed=not urlsplit(backend.url).path.rstrip("/"))
             backends[name] = built
     return backends
+
+
+def host_backend(settings: Settings, name: str, lan: Transport) -> Backend:
+    """The engines of a host. Those that join by themselves are in no settings, and have the usual time limits."""
+    entry = settings.backends.get(name)
+    timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
+    return Backend(
+        name=name,
+        upstream=_engine(settings),
+        transport=lan,
+        timeouts=_timeouts(timeouts, None if entry is None else entry.timeouts),
+        folds=True,
+        local=True,
+        engines={"openai": OpenAIUpstream(), "ollama": OllamaUpstream(), "anthropic": AnthropicUpstream()},
+    )
+
+
+def _engine(settings: Settings) -> Upstream:
+    return LlamaCppUpstream(progress=settings.gateway.switching.progress != "off")
 
 
 def with_prefix(backend: Backend, prefix: str, *, supposed: bool = False) -> Backend:

@@ -19,6 +19,7 @@ from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.cli.stop_signals import stop_signals
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.events import SwitchChanged
+from hostler.gateway.host_address import joins_cluster
 from hostler.gateway.preflight import without_token
 from hostler.gateway.server import systemd
 from hostler.gateway.server.event_loop import Loop
@@ -103,7 +104,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None, *, fi
     certificate = _or_cannot_run(lambda: server_certificate(settings.tls, "supervisor.tls"))
     scheme = "http" if certificate is None else "https"
     sockets, shared = _listen([(host, port)], "supervisor.listen")
-    if token is None:
+    if token is None and not joins_cluster(configuration.settings):
         _refuse_without_token(bound_addresses(sockets))
 
     async def main() -> None:

@@ -90,14 +90,19 @@ def config_errors(status: Mapping[str, Any]) -> list[str]:
 
 
 def cluster(status: Mapping[str, Any]) -> list[str]:
-    """The cluster's store and its gateways, as lines."""
+    """The cluster's store, its gateways and the hosts that joined, as lines."""
     found = status.get("cluster")
     if not found:
         return []
     state = store_problem(status) or f"store {found['store']} connected"
     names = [each["name"] + (" (this one)" if each["own"] else "") for each in found["gateways"]]
     count = f"{len(names)} gateway{'' if len(names) == 1 else 's'}"
-    return [f"Cluster {found['name']}: {state}", f"  {count}: {', '.join(names)}"]
+    lines = [f"Cluster {found['name']}: {state}", f"  {count}: {', '.join(names)}"]
+    if hosts := found.get("hosts"):  # older gateways have none
+        joined = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'} joined"
+        shown = [f"{each['name']} ({each['url']})" for each in hosts]
+        lines.append(f"  {joined}: {', '.join(shown)}")
+    return lines
 
 
 def store_problem(status: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.cluster.announcements import Announcements
 from hostler.gateway.events import BreakerChanged, Event
@@ -25,7 +26,7 @@ class _Hint(msgspec.Struct, frozen=True, array_like=True):
 class BreakerHints:
     """Announces circuits that open here, and tries what others have announced.
 
-    Backends are the same if they have the same URL: `urls` are those of the backends by name. `wall` is a clock that all
+    Backends are the same if they have the same URL: `entries` are the settings of the backends by name. `wall` is a clock that all
     gateways have in common, in seconds since the epoch; hints end with the time for which the circuit is open there.
     """
 
@@ -33,14 +34,14 @@ class BreakerHints:
         self,
         announcements: Announcements,
         hops: Mapping[str, Hop],
-        urls: Mapping[str, str],
+        entries: Mapping[str, BackendSettings],
         *,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self._announcements = announcements
         self._hops = hops
-        self._ids = {name: hashlib.sha256(url.encode()).hexdigest()[:16] for name, url in urls.items()}
+        self._entries = entries
         self._clock = clock
         self._wall = wall
         self._following = False
@@ -50,9 +51,10 @@ class BreakerHints:
         """A circuit has changed here."""
         if not isinstance(event, BreakerChanged) or event.state != "open" or self._following:
             return
-        backend, hop = self._ids.get(event.backend), self._hops.get(event.backend)
-        if backend is None or hop is None:
+        entry, hop = self._entries.get(event.backend), self._hops.get(event.backend)
+        if entry is None or hop is None:
             return
+        backend = _id(entry)
         breaker = hop.breakers.host if event.model is None else hop.breakers.models.get(event.model)
         seconds = 0.0 if breaker is None else breaker.retry_in(self._clock())
         if seconds > 0:
@@ -67,9 +69,13 @@ class BreakerHints:
             return
         self._following = True
         try:
-            for name, backend in self._ids.items():
-                if backend == hint.backend and name in self._hops:
+            for name, entry in self._entries.items():
+                if name in self._hops and _id(entry) == hint.backend:
                     # Open until now: the next call is a trial, and the others wait for its result.
                     self._hops[name].breakers.follow(hint.model, "open", self._clock(), 0.0)
         finally:
             self._following = False
+
+
+def _id(entry: BackendSettings) -> str:
+    return hashlib.sha256(entry.shown_url.encode()).hexdigest()[:16]

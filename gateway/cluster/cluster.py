@@ -13,10 +13,12 @@ import anyio
 from hostler import __version__
 from hostler.gateway.auth.middleware import KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.cost import spending_file
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.cluster.announcements import Announcements
 from hostler.gateway.cluster.breaker_hints import BreakerHints
+from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
@@ -28,10 +30,11 @@ from hostler.gateway.cluster.shared_throttle import SharedThrottle
 from hostler.gateway.cluster.spending import SharedSpending
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
-from hostler.gateway.cluster_view import ClusterMember, ClusterView
+from hostler.gateway.cluster_view import ClusterHost, ClusterMember, ClusterView
 from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.in_flight import RequestView
+from hostler.gateway.joined_host import JoinedHost, is_configured, named_hosts
 from hostler.gateway.key_usage import usage_file
 from hostler.gateway.response_store import ResponseStore
 
@@ -57,10 +60,20 @@ class Cluster:
         self.store = Store(
             store_address(settings.store),
             name=settings.name,
-            scripts=(*Membership.scripts, *Ledger.scripts, *SharedSessions.scripts, *SharedResponses.scripts),
+            scripts=(
+                *Membership.scripts,
+                *Ledger.scripts,
+                *SharedSessions.scripts,
+                *SharedResponses.scripts,
+                *HostDirectory.scripts,
+            ),
             clock=clock,
             wall=wall,
         )
+        self._host_keys = None if token is None else HostKeys(token, settings.name)
+        self._host_file = state("cluster-hosts.json")
+        self._joined: dict[str, JoinedHost] = {}
+        self._directory: HostDirectory | None = None
         self.ledger = Ledger(self.store, self._identity.id, file=state("cluster-budgets.json"), clock=clock, wall=wall)
         own = Member(
             id=self._identity.id,
@@ -115,9 +128,46 @@ class Cluster:
         shared = SharedResponses(self.store, self._signer, self._announcements, responses, max_age_s=max_age_s)
         self._runs.append(shared.run)
 
-    def share_breakers(self, hops: Mapping[str, Hop], urls: Mapping[str, str], bus: Bus) -> None:
+    def follow_hosts(
+        self,
+        configured: Mapping[str, BackendSettings],
+        is_reachable: Callable[[str], bool],
+        on_change: Callable[[Sequence[JoinedHost]], None],
+    ) -> None:
+        """Hosts that join the cluster, but for those that are `configured`. Without a token there are none. To be called
+        before `run`; what was known before is reported at once."""
+        keys = self._host_keys
+        if keys is None:
+            return
+
+        def on_hosts(records: Mapping[str, HostRecord]) -> None:
+            fresh = {each.id: each for each in records.values() if not is_configured(each.url, configured)}
+            names = named_hosts(((each.id, each.name) for each in fresh.values()), configured)
+            self._joined = {
+                host_id: JoinedHost(
+                    name=name,
+                    url=fresh[host_id].url.rstrip("/"),
+                    token=keys.token(host_id),
+                    certificate=fresh[host_id].certificate,
+                )
+                for host_id, name in names.items()
+            }
+            on_change([*self._joined.values()])
+
+        self._directory = HostDirectory(
+            self.store,
+            keys,
+            file=self._host_file,
+            clock=self._clock,
+            is_reachable=lambda host_id: (host := self._joined.get(host_id)) is not None and is_reachable(host.name),
+            on_change=on_hosts,
+        )
+        self._directory.restore()
+        self._runs.append(self._directory.run)
+
+    def share_breakers(self, hops: Mapping[str, Hop], entries: Mapping[str, BackendSettings], bus: Bus) -> None:
         """Circuits that open at other gateways. To be called before `run`."""
-        hints = BreakerHints(self._announcements, hops, urls, clock=self._clock, wall=self.ledger.wall)
+        hints = BreakerHints(self._announcements, hops, entries, clock=self._clock, wall=self.ledger.wall)
         bus.listen(hints.on_event)
 
     def view(self) -> ClusterView:
@@ -136,6 +186,13 @@ class Cluster:
                 )
                 for each in sorted(self.membership.members.values(), key=lambda each: (each.name, each.id))
             ),
+            hosts=tuple(
+                ClusterHost(
+                    id=host_id, name=host.name, url=host.url, version=directory.hosts[host_id].version,
+                    since=directory.hosts[host_id].since,
+                )
+                for host_id, host in sorted(self._joined.items(), key=lambda item: item[1].name)
+            ) if (directory := self._directory) is not None else (),
             calls=dict(self.store.calls),
         )  # fmt: skip
 

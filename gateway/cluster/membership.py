@@ -18,7 +18,7 @@ HEARTBEAT_S, LIFETIME_S = 2.0, 6.0
 _CHANNEL = "members"
 
 #: Reports the member KEYS[2] and returns the records of all that are alive. A member without a record leaves.
-_REPORT = Script("""
+REPORT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local index, id, record, lifetime = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -77,7 +77,7 @@ class Signer:
 class Membership:
     """Reports this gateway and knows the others. While the store is away, the last known members stay."""
 
-    scripts = (_REPORT,)
+    scripts = (REPORT,)
 
     def __init__(self, store: Store, signer: Signer, own: Member) -> None:
         self.own = own
@@ -110,7 +110,7 @@ class Membership:
 
     async def _report(self, record: bytes) -> list[bytes]:
         found: list[bytes] = await self.store.run_script(
-            _REPORT,
+            REPORT,
             ["gateways", f"gateway:{self.own.id}"],
             self.own.id,
             record,

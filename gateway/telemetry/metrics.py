@@ -235,9 +235,11 @@ def _of_workers(count: int, replaced: int) -> list[Instrument]:
 def _of_cluster(view: ClusterView) -> list[Instrument]:
     store = Gauge("hostler_cluster_store_connected", "1 if the cluster's store is in use.")
     gateways = Gauge("hostler_cluster_gateways", "Gateways of the cluster, as far as this one knows.")
+    hosts = Gauge("hostler_cluster_hosts", "Hosts that have joined the cluster by themselves.")
     calls = Counter("hostler_cluster_store_calls", "Commands for the cluster's store, by outcome.", ["outcome"])
     store.set(view.connected)
     gateways.set(len(view.gateways))
+    hosts.set(len(view.hosts))
     for outcome in ("ok", "failed", "away"):
         calls.inc(outcome, amount=view.calls.get(outcome, 0))
-    return [store, gateways, calls]
+    return [store, gateways, hosts, calls]

@@ -17,6 +17,7 @@ from hostler.gateway.config import Settings
 from hostler.gateway.context import KeyRules
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.in_flight import RequestView
+from hostler.gateway.joined_host import JoinedHost
 from hostler.gateway.key_usage import KeyAdmission, KeyReservation
 from hostler.gateway.telemetry.transcripts import Transcript
 from hostler.profiles.presets import Preset
@@ -49,7 +50,8 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     while they do not. `forward_to` is the main process's Unix socket
     for requests, which have to carry the `secret`, `supervisor` that of this machine's supervisor with its token.
     `keys_needed` is what the main process has decided when it started, whatever the key file contains by now. `models` are
-    those of the backends without a supervisor, `profiles` those of hosts that may be asleep.
+    those of the backends without a supervisor, `profiles` those of hosts that may be asleep, `joined` are hosts that no file
+    names.
     """
 
     number: int
@@ -64,6 +66,7 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     presets: dict[str, Preset]
     models: dict[str, tuple[RemoteModel, ...]]
     profiles: dict[str, tuple[ProfileInfo, ...]]
+    joined: tuple[JoinedHost, ...]
     active: str | None
     spending: SpendingState
     log_level: int
@@ -74,6 +77,12 @@ class ServerModels(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     backend: str
     models: tuple[RemoteModel, ...]
+
+
+class HostsJoined(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """These hosts have joined the cluster, and no others."""
+
+    hosts: tuple[JoinedHost, ...]
 
 
 class PresetsReplaced(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -244,6 +253,7 @@ class RefreshModels(msgspec.Struct, frozen=True, array_like=True, tag=True):
 FrameToWorker = (
     WorkerStart
     | ServerModels
+    | HostsJoined
     | PresetsReplaced
     | ActiveModel
     | BreakerHint

@@ -47,7 +47,7 @@ def worker(
     file.write_text(text, encoding="utf-8")
     start = WorkerStart(
         number=1, release="1", settings=read(file, {}).settings, keys_needed=keys_needed, sockets=(), others={}, forward_to="/m", secret="s", supervisor=None, presets={},
-        models={}, profiles={}, active=None, spending=NOTHING, log_level=20,
+        models={}, profiles={}, joined=(), active=None, spending=NOTHING, log_level=20,
     )  # fmt: skip
     return WorkerApp(start, cast(Channel[FrameToWorker], main or MainProcess()))
 

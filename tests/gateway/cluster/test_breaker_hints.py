@@ -12,6 +12,7 @@ from fakes.cluster_members import ClusterMember, members_running
 from fakes.redis_server import RedisServer, needs_redis, redis_server
 from fakes.store_client import until
 
+from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.cluster.breaker_hints import BreakerHints
@@ -40,7 +41,8 @@ class HintedGateway(ClusterMember):
             for backend in urls
         }
         wall = lambda: time.time() + ahead_s  # noqa: E731
-        self._hints = BreakerHints(self.announcements, self.hops, urls, clock=time.monotonic, wall=wall)
+        entries = {name: BackendSettings(kind="openai", url=url) for name, url in urls.items()}
+        self._hints = BreakerHints(self.announcements, self.hops, entries, clock=time.monotonic, wall=wall)
 
     def _on_change(self, backend: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
         self.changes.append((backend, state))

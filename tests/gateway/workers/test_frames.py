@@ -25,7 +25,7 @@ from hostler.gateway.workers.frames import (
 def start(settings: Settings) -> WorkerStart:
     return WorkerStart(
         number=1, release="1", settings=settings, keys_needed=False, sockets=(3, 4), others={2: (5,)}, forward_to="/m", secret="s", supervisor=("unix:/s", "t"), presets={},
-        models={}, profiles={}, active="big", spending=SpendingState(DailySpending(day="today"), 0.0, 0.5, 1), log_level=20,
+        models={}, profiles={}, joined=(), active="big", spending=SpendingState(DailySpending(day="today"), 0.0, 0.5, 1), log_level=20,
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ sys.exit(1)
 def start(number: int) -> WorkerStart:
     return WorkerStart(
         number=number, release="1", settings=Settings(), keys_needed=False, sockets=(), others={}, forward_to="", secret="", supervisor=None, presets={}, models={},
-        profiles={}, active=None, spending=SpendingState(DailySpending(day=""), 0.0, 0.0, 0), log_level=20,
+        profiles={}, joined=(), active=None, spending=SpendingState(DailySpending(day=""), 0.0, 0.0, 0), log_level=20,
     )  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""A supervisor's part in a cluster: it reports its host, so that gateways use it without an entry in their files."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+
+from hostler import __version__
+from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
+from hostler.gateway.cluster.identity import Identity
+from hostler.gateway.cluster.store import Store
+from hostler.gateway.cluster_settings import ClusterSettings, store_address
+from hostler.gateway.host_address import announced_url
+from hostler.supervisor.config import SupervisorSettings
+
+#: The first certificate of a file, which may contain its key as well.
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?")
+
+
+class HostMember:
+    """`token` is what gateways of the cluster send. `run` until cancelled, then `close`. `state` is where a file of this name
+    is kept."""
+
+    def __init__(
+        self, settings: ClusterSettings, supervisor: SupervisorSettings, *, token: str, state: Callable[[str], Path]
+    ) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._since = round(time.time(), 3)
+        self._identity = Identity(state("cluster-host"))
+        keys = HostKeys(token, settings.name)
+        self.token = keys.token(self._identity.id)
+        self._store = Store(
+            store_address(settings.store),
+            name=settings.name,
+            scripts=HostReporter.scripts,
+            clock=time.monotonic,
+            wall=time.time,
+        )
+        self._reporter = HostReporter(self._store, keys, self._identity.id, self._record)
+
+    async def run(self) -> None:
+        connection = anyio.CancelScope(shield=True)
+
+        async def connect() -> None:
+            with connection:
+                await self._store.run()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connect)
+            try:
+                await self._reporter.run()
+            finally:
+                connection.cancel()  # now, since the host leaves through it
+
+    def close(self) -> None:
+        self._identity.close()
+
+    def _record(self) -> HostRecord | None:
+        """What is reported now: addresses and certificates change. Blocks."""
+        url = announced_url(self._settings, self._supervisor)
+        if url is None:
+            return None
+        return HostRecord(
+            id=self._identity.id,
+            name=self._settings.member or socket.gethostname().partition(".")[0],
+            version=__version__,
+            url=url,
+            certificate=self._certificate(),
+            since=self._since,
+        )
+
+    def _certificate(self) -> str | None:
+        if self._supervisor.tls is None:
+            return None
+        try:
+            found = _CERTIFICATE.search(Path(self._supervisor.tls.cert).expanduser().read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+        return None if found is None else found[0]

@@ -1,0 +1,217 @@
+"""Which hosts the cluster has: their supervisors report themselves, signed with the cluster's token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, Signer
+from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
+from hostler.gateway.cluster_settings import is_host_url
+from hostler.supervisor.state_store import JsonStore
+from hostler.supervisor.tls import certificate_context
+
+logger = logging.getLogger(__name__)
+
+#: A host that neither reports itself nor can be reached for this time has left, in seconds.
+FORGOTTEN_S = 60.0
+
+_CHANNEL = "hosts"
+_INDEX = "hosts"
+
+#: The records of all hosts that are alive.
+_LIST = Script("""
+local records = {}
+for _, each in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local found = redis.call('GET', ARGV[1] .. each)
+    if found then records[#records + 1] = found end
+end
+return records
+""")
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A host of the cluster. `id` stays the same over its restarts; `certificate` is the supervisor's, as PEM; `since` is its
+    start, in seconds since the epoch."""
+
+    id: str
+    name: str
+    version: str
+    url: str
+    certificate: str | None = None
+    since: float = 0.0
+
+
+class HostKeys:
+    """What follows from the cluster's token for its hosts: their records' signatures, and the token of each."""
+
+    def __init__(self, token: str, cluster: str) -> None:
+        self.signer = Signer(token, f"{cluster}\0hosts")  # a gateway's record is none of a host
+        self._key = hashlib.sha256(f"{cluster}\0tokens\0{token}".encode()).digest()
+
+    def token(self, host_id: str) -> str:
+        """What the host with this id expects of gateways. It says nothing of the cluster's token, or of other hosts'."""
+        return hmac.digest(self._key, host_id.encode(), "sha256").hex()
+
+
+class HostReporter:
+    """Reports a host while it is up. `own` returns its record, `None` while it has none."""
+
+    scripts = (REPORT,)
+
+    def __init__(self, store: Store, keys: HostKeys, own_id: str, own: Callable[[], HostRecord | None]) -> None:
+        self._store = store
+        self._signer = keys.signer
+        self._id = own_id
+        self._own = own
+        self._now = anyio.Event()
+        store.on_connect(self._now_please)
+
+    async def run(self) -> None:
+        """Report until cancelled, and then that it leaves."""
+        try:
+            while True:
+                record = await anyio.to_thread.run_sync(self._own)
+                if record is not None:
+                    await self._report(self._signer.signed(msgspec.json.encode(record)))
+                with anyio.move_on_after(HEARTBEAT_S):
+                    await self._now.wait()
+                self._now = anyio.Event()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._report(b"")
+
+    async def _report(self, record: bytes) -> None:
+        try:
+            await self._store.run_script(
+                REPORT,
+                [_INDEX, f"host:{self._id}"],
+                self._id,
+                record,
+                int(LIFETIME_S * 1000),
+                self._store.prefix + _CHANNEL,
+                f"{self._store.prefix}host:",
+                limit_s=BACKGROUND_LIMIT_S,
+            )
+        except StoreAway:
+            pass
+
+    def _now_please(self) -> None:
+        self._now.set()
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """The records as they were signed."""
+
+    records: tuple[bytes, ...] = ()
+
+
+class HostDirectory:
+    """The hosts that have reported themselves. `on_change` is called when they change; `is_reachable` says whether this
+    gateway reaches the host with an id.
+
+    While the store is away, all hosts stay, and `file` keeps them over restarts. Otherwise one is dropped that has neither
+    reported itself nor been reachable for `forgotten_s`.
+    """
+
+    scripts = (_LIST,)
+
+    def __init__(
+        self,
+        store: Store,
+        keys: HostKeys,
+        *,
+        file: Path | None,
+        clock: Callable[[], float],
+        is_reachable: Callable[[str], bool],
+        on_change: Callable[[Mapping[str, HostRecord]], None],
+        forgotten_s: float = FORGOTTEN_S,
+    ) -> None:
+        self._store = store
+        self._signer = keys.signer
+        self._clock = clock
+        self._is_reachable = is_reachable
+        self._on_change = on_change
+        self._forgotten_s = forgotten_s
+        self._file = JsonStore(file, _Known, contents="hosts of the cluster")
+        self._signed: dict[str, bytes] = {}
+        self._heard_at: dict[str, float] = {}
+        self._refused: set[bytes] = set()
+        self._now = anyio.Event()
+        self.hosts: dict[str, HostRecord] = {}
+        store.on_connect(self._on_connect)
+        store.subscribe(_CHANNEL, self._on_message)
+
+    def restore(self) -> None:
+        """The hosts that were known when this gateway was stopped."""
+        self._see((self._file.read() or _Known()).records)
+
+    async def run(self) -> None:
+        """Follow what hosts report until cancelled."""
+        while True:
+            try:
+                self._see(
+                    await self._store.run_script(
+                        _LIST, [_INDEX], f"{self._store.prefix}host:", limit_s=BACKGROUND_LIMIT_S
+                    )
+                )
+            except StoreAway:
+                pass
+            with anyio.move_on_after(HEARTBEAT_S):
+                await self._now.wait()
+            self._now = anyio.Event()
+
+    def _see(self, records: Iterable[bytes]) -> None:
+        now, found, refused = self._clock(), dict(self.hosts), set()
+        signed = dict(self._signed)
+        for record in records:
+            host = self._host(record)
+            if host is None:
+                refused.add(record)
+                continue
+            found[host.id], signed[host.id], self._heard_at[host.id] = host, record, now
+        if refused - self._refused:
+            logger.warning(
+                "a host with another token, or of another release, reports itself in the store; it is ignored"
+            )
+        self._refused = refused
+        for host_id in list(found):
+            if self._is_reachable(host_id):
+                self._heard_at[host_id] = now
+            if now - self._heard_at[host_id] > self._forgotten_s:
+                del found[host_id], signed[host_id], self._heard_at[host_id]
+        if found == self.hosts:
+            return
+        self.hosts, self._signed = found, signed
+        self._file.write(lambda: _Known(tuple(signed.values())))
+        self._on_change(found)
+
+    def _host(self, record: bytes) -> HostRecord | None:
+        content = self._signer.opened(record)
+        try:
+            host = None if content is None else msgspec.json.decode(content, type=HostRecord)
+            if host is None or not is_host_url(host.url):
+                return None
+            if host.certificate is not None:
+                certificate_context(host.certificate)
+        except (msgspec.MsgspecError, RecursionError, ssl.SSLError, ValueError):
+            return None
+        return host
+
+    def _on_connect(self) -> None:
+        """Nobody was heard while the store was away: that is no silence."""
+        now = self._clock()
+        self._heard_at = dict.fromkeys(self._heard_at, now)
+        self._now.set()
+
+    def _on_message(self, host_id: bytes) -> None:
+        """A host came or went; ordinary reports are empty."""
+        if host_id:
+            self._now.set()

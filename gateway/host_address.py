@@ -1,0 +1,69 @@
+"""Whether a supervisor joins its cluster, and the URL under which gateways reach it there."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+
+from hostler.gateway.cluster_settings import ClusterSettings, store_address
+from hostler.gateway.config import Settings, parse_address
+from hostler.supervisor.config import SupervisorSettings
+
+_ANY = frozenset({"0.0.0.0", "::", ""})
+
+
+def joins_cluster(settings: Settings) -> bool:
+    """Whether the supervisor of these settings reports itself: only records that the cluster's token signs are believed."""
+    cluster = settings.cluster
+    return cluster is not None and (cluster.token is not None or cluster.token_file is not None)
+
+
+def join_mistake(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
+    """Why gateways could not reach the supervisor."""
+    if cluster.url is not None:
+        return None
+    host, port = parse_address(supervisor.listen)
+    if host.startswith("/"):
+        return "supervisor.listen: gateways of the cluster cannot reach a Unix socket; set an address, or cluster.url"
+    if port == 0:
+        return "supervisor.listen: gateways of the cluster need a port that stays; set one, or cluster.url"
+    return None
+
+
+def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
+    """The URL as configured, or that of the address at which it listens; `None` if there is none now. Blocks.
+
+    A supervisor that listens at all addresses is reached at the one from which this machine reaches the store.
+    """
+    if cluster.url is not None:
+        return cluster.url
+    if join_mistake(cluster, supervisor) is not None:
+        return None
+    host, port = parse_address(supervisor.listen)
+    if host in _ANY:
+        found = _own_address(cluster)
+        if found is None:
+            return None
+        host = found
+    scheme = "http" if supervisor.tls is None else "https"
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            host = f"[{host}]"
+    return f"{scheme}://{host}:{port}"
+
+
+def _own_address(cluster: ClusterSettings) -> str | None:
+    """This machine's address on the way to the store. Nothing is sent."""
+    try:
+        place = store_address(cluster.store).place
+        if place is None:
+            return socket.gethostbyname(socket.gethostname())
+        for family, kind, _, _, address in socket.getaddrinfo(*place, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as sock:
+                sock.connect(address)
+                found: str = sock.getsockname()[0]
+                return found
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,157 @@
+"""Hosts that report themselves in the store, and gateways that find them there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+from fakes.certificates import make_pair
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.store_client import make_store, running, until
+
+from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord, HostReporter
+from hostler.gateway.cluster.membership import Member, Membership, Signer
+
+pytestmark = [pytest.mark.anyio, needs_redis]
+
+URL = "http://192.168.1.9:8080"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+class ReportingHost:
+    """A host that reports itself while it runs."""
+
+    def __init__(self, url: str, name: str, *, token: str = "secret", at: str = URL) -> None:
+        self.record = HostRecord(id=name * 4, name=name, version="1", url=at)
+        self.store = make_store(url, HostReporter.scripts)
+        self._reporter = HostReporter(self.store, HostKeys(token, "home"), self.record.id, lambda: self.record)
+        self.runs = (self.store.run, self._reporter.run)
+
+
+class Gateway:
+    """A gateway's view of hosts. `reachable` are the ids of those that it reaches."""
+
+    def __init__(self, url: str, file: Path | None = None, forgotten_s: float = 600.0) -> None:
+        self.store = make_store(url, HostDirectory.scripts)
+        self.reachable: set[str] = set()
+        self.changes: list[list[str]] = []
+        self.directory = HostDirectory(
+            self.store,
+            HostKeys("secret", "home"),
+            file=file,
+            clock=time.monotonic,
+            is_reachable=self.reachable.__contains__,
+            on_change=self._on_change,
+            forgotten_s=forgotten_s,
+        )
+        self.runs = (self.store.run, self.directory.run)
+
+    def _on_change(self, hosts: Mapping[str, HostRecord]) -> None:
+        self.changes.append(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(each.name for each in self.directory.hosts.values())
+
+
+async def test_a_host_is_found_when_it_starts_and_forgotten_once_it_has_left(server: RedisServer) -> None:
+    gateway, host = Gateway(server.url, forgotten_s=0.3), ReportingHost(server.url, "a")
+    async with running(*gateway.runs):
+        await until(lambda: gateway.store.connected)
+        async with running(*host.runs):
+            await until(lambda: gateway.names == ["a"])
+        await until(lambda: gateway.names == [])
+    assert gateway.changes == [["a"], []]
+
+
+async def test_a_host_without_the_store_stays_while_it_is_reachable(server: RedisServer) -> None:
+    gateway, host = Gateway(server.url, forgotten_s=0.3), ReportingHost(server.url, "a")
+    gateway.reachable.add(host.record.id)
+    async with running(*gateway.runs):
+        async with running(*host.runs):
+            await until(lambda: gateway.names == ["a"])
+        await until(lambda: server("ZCARD", "hostler:home:hosts") == ":0")
+        async with running(*(late := ReportingHost(server.url, "b")).runs):
+            await until(lambda: gateway.names == ["a", "b"])
+        assert late.record.id not in gateway.reachable
+        await until(lambda: gateway.names == ["a"])
+        gateway.reachable.clear()
+        await until(lambda: gateway.names == [])
+
+
+async def test_hosts_stay_without_the_store_and_over_restarts(server: RedisServer, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.json"
+    gateway, host = Gateway(server.url, file, forgotten_s=0.3), ReportingHost(server.url, "a")
+    async with running(*gateway.runs, *host.runs):
+        await until(lambda: gateway.names == ["a"])
+        server.kill()
+        await until(lambda: not gateway.store.connected)
+        assert gateway.names == ["a"]
+    restarted = Gateway(server.url, file)
+    restarted.directory.restore()
+    assert (restarted.names, restarted.changes) == (["a"], [["a"]])
+
+
+async def test_a_moved_host_is_found_at_its_new_address(server: RedisServer) -> None:
+    gateway, host = Gateway(server.url), ReportingHost(server.url, "a")
+    async with running(*gateway.runs, *host.runs):
+        await until(lambda: gateway.names == ["a"])
+        host.record = msgspec.structs.replace(host.record, url="http://192.168.1.10:8080")
+        await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [host.record.url])
+
+
+def record(name: str, url: str = URL) -> bytes:
+    return msgspec.json.encode(HostRecord(id=name * 4, name=name, version="1", url=url))
+
+
+async def test_strangers_do_not_join(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    signer = HostKeys("secret", "home").signer
+    records = {
+        "of another token": HostKeys("guessed", "home").signer.signed(record("b")),
+        "of another cluster": HostKeys("secret", "work").signer.signed(record("c")),
+        "without a signature": b"." + record("d"),
+        "of a gateway": Signer("secret", "home").signed(record("e")),
+        "with a socket": signer.signed(record("f", "unix:/run/x")),
+        "with a path": signer.signed(record("g", f"{URL}/latest/meta-data")),
+        "of another release": signer.signed(b'{"id": "h", "name": "h"}'),
+    }
+    for name, written in records.items():
+        server("SET", f"hostler:home:host:{name}", written.decode())
+        server("ZADD", "hostler:home:hosts", "9999999999999", name)
+    gateway, own = Gateway(server.url), ReportingHost(server.url, "a")
+    async with running(*gateway.runs, *own.runs):
+        await until(lambda: gateway.names == ["a"])
+    assert len(gateway.directory._refused) == len(records)
+    assert caplog.text.count("a host with another token, or of another release") == 1
+
+
+def test_the_record_of_a_gateway_is_none_of_a_host() -> None:
+    record = Signer("secret", "home").signed(msgspec.json.encode(Member(id="a", name="a", version="1")))
+    assert HostKeys("secret", "home").signer.opened(record) is None
+    assert Membership.scripts == HostReporter.scripts
+
+
+def test_each_host_has_a_token_of_its_own() -> None:
+    keys = HostKeys("secret", "home")
+    assert keys.token("a") == HostKeys("secret", "home").token("a")
+    assert len({keys.token("a"), keys.token("b"), HostKeys("secret", "work").token("a"), "secret"}) == 4
+
+
+def test_a_record_with_something_else_than_a_certificate_is_refused(tmp_path: Path) -> None:
+    localhost = make_pair(tmp_path, "localhost")
+    keys = HostKeys("secret", "home")
+    directory = Gateway("redis://127.0.0.1:1").directory
+    record = HostRecord(id="a", name="a", version="1", url=URL)
+    for text, accepted in ((Path(localhost.cert).read_text(), True), ("no certificate", False), ("é", False)):
+        signed = keys.signer.signed(msgspec.json.encode(msgspec.structs.replace(record, certificate=text)))
+        assert (directory._host(signed) is not None) is accepted

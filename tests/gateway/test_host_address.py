@@ -1,0 +1,53 @@
+"""The URL under which a supervisor reports itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostler.gateway.cluster_settings import ClusterSettings
+from hostler.gateway.config import Settings
+from hostler.gateway.host_address import announced_url, join_mistake, joins_cluster
+from hostler.supervisor.config import SupervisorSettings, TLSSettings
+
+CLUSTER = ClusterSettings(store="redis://127.0.0.1:6379", token="t")
+TLS = TLSSettings(cert="c", key="k")
+
+
+@pytest.mark.parametrize(
+    ("listen", "tls", "url"),
+    [
+        ("192.168.1.9:8080", None, "http://192.168.1.9:8080"),
+        ("pc.lan:8080", TLS, "https://pc.lan:8080"),
+        ("[fd00::9]:8080", None, "http://[fd00::9]:8080"),
+        ("0.0.0.0:8080", None, "http://127.0.0.1:8080"),  # from where the store is reached
+        ("unix:/run/hostler.sock", None, None),
+        ("127.0.0.1:0", None, None),
+    ],
+)
+def test_it_is_the_address_where_the_supervisor_listens(listen: str, tls: TLSSettings | None, url: str | None) -> None:
+    supervisor = SupervisorSettings(listen=listen, tls=tls)
+    assert announced_url(CLUSTER, supervisor) == url
+    mistake = join_mistake(CLUSTER, supervisor)
+    assert (mistake is None) is (url is not None)
+    assert mistake is None or mistake.startswith("supervisor.listen: gateways of the cluster")
+
+
+def test_the_configured_url_counts() -> None:
+    cluster = ClusterSettings(store="redis://127.0.0.1", token="t", url="https://gpu.example:8443")
+    supervisor = SupervisorSettings(listen="unix:/run/hostler.sock")
+    assert join_mistake(cluster, supervisor) is None
+    assert announced_url(cluster, supervisor) == "https://gpu.example:8443"
+
+
+def test_without_an_address_nothing_is_reported() -> None:
+    unknown = ClusterSettings(store="redis://unknown.invalid", token="t")
+    assert announced_url(unknown, SupervisorSettings(listen="0.0.0.0:8080")) is None
+
+
+@pytest.mark.parametrize(
+    ("cluster", "joins"),
+    [(None, False), (ClusterSettings(store="redis://a"), False), (CLUSTER, True),
+     (ClusterSettings(store="redis://a", token_file="f"), True)],
+)  # fmt: skip
+def test_only_a_supervisor_with_the_clusters_token_joins(cluster: ClusterSettings | None, joins: bool) -> None:
+    assert joins_cluster(Settings(cluster=cluster)) is joins
