@@ -36,6 +36,27 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     def reserved(self) -> Pair:
         return self.reserved_a, self.reserved_b
 
+    def counts(self, since: float) -> bool:
+        """Whether it holds anything that still counts: of its window only what is later than `since`."""
+        return any((*self.used, *self.reserved, self.open)) or any(at > since for at, _, _ in self.window)
+
+
+def read_entries(fields: Sequence[bytes]) -> dict[str, Entry]:
+    """The entries of a book by gateway, without what is withheld for silent ones."""
+    found = {}
+    for id_, value in zip(fields[::2], fields[1::2], strict=True):
+        if not id_.startswith(b"~") and (entry := read_entry(value)) is not None:
+            found[id_.decode("ascii", "replace")] = entry
+    return found
+
+
+def read_entry(value: bytes) -> Entry | None:
+    """`None` for what no gateway of this release has written."""
+    try:
+        return msgspec.json.decode(value, type=Entry)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
 
 class Book(msgspec.Struct, frozen=True, kw_only=True):
     """Figures with the same limits. `by_minute`: its first measure counts when a request begins. `whole` measures have no

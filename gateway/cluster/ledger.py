@@ -6,6 +6,7 @@ and nothing is counted twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,21 @@ from typing import Any
 import anyio
 import msgspec
 
-from hostler.gateway.cluster.budget_books import Book, BookKeeper, Charge, Entry, Others, Pair
-from hostler.gateway.cluster.ledger_scripts import DAY_TTL_S, GONE_S, LEAVE, MINUTE_TTL_S, RESTORE, STEP
+from hostler.gateway.cluster.budget_books import (
+    Book,
+    BookKeeper,
+    Charge,
+    Entry,
+    Others,
+    Pair,
+    read_entries,
+    read_entry,
+)
+from hostler.gateway.cluster.ledger_scripts import DAY_TTL_S, GONE_S, LEAVE, LOST, MINUTE_TTL_S, NAMES, RESTORE, STEP
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S, Store, StoreAway
 from hostler.supervisor.state_store import JsonStore
+
+logger = logging.getLogger(__name__)
 
 _CHANNEL = "budgets"
 _SEEN, _INDEX = "budgets:seen", "budgets:index"
@@ -56,7 +68,7 @@ class Ledger:
     waits for the store for `limit_s` at most.
     """
 
-    scripts = (STEP, RESTORE, LEAVE)
+    scripts = (STEP, RESTORE, NAMES, LEAVE)
 
     def __init__(
         self,
@@ -267,7 +279,7 @@ class Ledger:
             "books": [
                 {
                     "name": book.name, "entry": self._entry(book.name), "limits": book.limits, "whole": book.whole,
-                    "by_minute": book.by_minute, "ttl": book.ttl,
+                    "by_minute": book.by_minute, "ttl": book.ttl, "known": self._counting(book.name),
                 }
                 for book in books.values()
             ],
@@ -280,6 +292,9 @@ class Ledger:
         try:
             keys = [_SEEN, _INDEX, *(_key(name) for name in books)]
             answer = await self._store.run_script(STEP, keys, msgspec.json.encode(ask), limit_s=limit_s)
+            if answer[0] == LOST:
+                self._on_lost(answer[1])
+                raise StoreAway
         except BaseException:
             self._changed = {**books, **self._changed}
             for want in wants:
@@ -288,13 +303,14 @@ class Ledger:
         self._take(answer, list(books.values()), wants, began)
 
     def _take(self, answer: Any, books: Sequence[Book], wants: Sequence[_Want], began: float) -> None:
-        now, gateways, results, found = answer
+        now, gateways, results, found, damaged = answer
+        _report_damage(damaged)
         self._follow(float(now), began)
         self._gateways = {each.decode() for each in gateways} | {self._own}
         for book, (own, withheld, others) in zip(books, found, strict=True):
             self._sent[book.name] = msgspec.json.decode(own, type=Entry)
             self._withheld[book.name] = msgspec.json.decode(withheld, type=tuple[float, float])
-            self._learn(book.name, _entries(others))
+            self._learn(book.name, read_entries(others))
         for want, result in zip(wants, results, strict=True):
             want.result = result
             if result and want.abandoned:
@@ -319,6 +335,11 @@ class Ledger:
         if abs(offset - self._offset) > 0.1:
             self._offset = offset
 
+    def _counting(self, name: str) -> list[str]:
+        """The other gateways whose entries in a book count now, and so have to be in the store."""
+        now = self.wall()
+        return [gateway for gateway, entry in self._others.get(name, {}).items() if entry.counts(now - _MINUTE_S)]
+
     def _entry(self, name: str) -> Entry:
         self._sequence = max(self._sequence + 1, int(self._local_wall() * 1000))
         keeper = self._keeper(name)
@@ -333,9 +354,15 @@ class Ledger:
         self._restored = False
         self._wake.set()
 
+    def _on_lost(self, damaged: Sequence[bytes]) -> None:
+        """The store was emptied, or has dropped an entry, while it was in use."""
+        _report_damage(damaged)
+        logger.warning("the store has lost budgets; they are brought back")
+        self._on_connect()
+
     async def _restore(self) -> None:
         """Bring all that is known to the store, and learn what is not."""
-        names = await self._store.execute("ZRANGE", self._store.prefix + _INDEX, 0, -1, limit_s=BACKGROUND_LIMIT_S)
+        names: list[bytes] = await self._store.run_script(NAMES, [_INDEX], limit_s=BACKGROUND_LIMIT_S)
         self._forget_old()
         books = {book.name: book for keeper in self._keepers.values() for book in keeper.books()}
         every = list(dict.fromkeys([*books, *self._others, *(name.decode("utf-8", "replace") for name in names)]))
@@ -359,10 +386,13 @@ class Ledger:
         ask = {"id": self._own, "gateways": sorted(self._gateways), "books": asked}
         keys = [_SEEN, _INDEX, *(_key(name) for name in names)]
         began = self._local_wall()
-        now, found = await self._store.run_script(RESTORE, keys, msgspec.json.encode(ask), limit_s=BACKGROUND_LIMIT_S)
+        now, found, damaged = await self._store.run_script(
+            RESTORE, keys, msgspec.json.encode(ask), limit_s=BACKGROUND_LIMIT_S
+        )
         self._follow(float(now), began)
+        _report_damage(damaged)
         for name, fields in zip(names, found, strict=True):
-            known = _entries(fields)
+            known = read_entries(fields)
             own = known.pop(self._own, None)
             if own is not None:
                 self._sequence = max(self._sequence, own.sequence)
@@ -389,7 +419,7 @@ class Ledger:
         id_ = own.decode("ascii", "replace")
         if id_ == self._own:
             return
-        entry = _entry(value)
+        entry = read_entry(value)
         if entry is not None:
             self._learn(name.decode("utf-8", "replace"), {id_: entry})
 
@@ -409,25 +439,13 @@ class Ledger:
             )
 
 
+def _report_damage(names: Sequence[bytes]) -> None:
+    for name in names:
+        logger.warning("a damaged entry in the store was removed: %s", name.decode("utf-8", "replace"))
+
+
 def _asked(parts: Sequence[Charge], places: Mapping[str, int]) -> list[dict[str, object]]:
     return [{"book": places[part.book.name], "rules": part.rules, "amounts": part.amounts} for part in parts]
-
-
-def _entries(fields: Sequence[bytes]) -> dict[str, Entry]:
-    """The entries of a book by gateway, without what is withheld for silent ones."""
-    found = {}
-    for id_, value in zip(fields[::2], fields[1::2], strict=True):
-        if not id_.startswith(b"~") and (entry := _entry(value)) is not None:
-            found[id_.decode("ascii", "replace")] = entry
-    return found
-
-
-def _entry(value: bytes) -> Entry | None:
-    """`None` for what no gateway of this release has written."""
-    try:
-        return msgspec.json.decode(value, type=Entry)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
 
 
 def _sum(pairs: Iterable[Pair]) -> Pair:

@@ -15,11 +15,49 @@ MINUTE_TTL_S: Final = 180
 
 # An entry is [sequence, used a, used b, reserved a, reserved b, open, window]; the window's parts are [moment, a, b].
 # A book is a hash: a gateway's id -> its entry, and `~` and its id -> what is withheld for it while it is silent.
+# What something else has written at one of these places is removed, and its name added to `damaged`.
 _COMMON: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local ask = cjson.decode(ARGV[1])
 local seen, index = KEYS[1], KEYS[2]
+local damaged = {{}}
+
+local function replace(key, kind)
+    local found = redis.call('TYPE', key).ok
+    if found ~= 'none' and found ~= kind then
+        redis.call('DEL', key)
+        damaged[#damaged + 1] = key
+    end
+end
+
+local function amounts(value, count)
+    if type(value) ~= 'table' or #value < count then return false end
+    for place = 1, count do
+        local each = value[place]
+        if type(each) ~= 'number' or not (each >= 0 and each < 1e300) then return false end
+    end
+    return true
+end
+
+local function decoded(key, field, value)
+    local ok, found = pcall(cjson.decode, value)
+    if ok then
+        if string.sub(field, 1, 1) == '~' then
+            ok = amounts(found, 2)
+        else
+            ok = amounts(found, 6) and type(found[7]) == 'table'
+            for _, part in ipairs(ok and found[7] or {{}}) do ok = ok and amounts(part, 3) end
+        end
+    end
+    if ok then return found end
+    redis.call('HDEL', key, field)
+    damaged[#damaged + 1] = key .. ' ' .. field
+    return nil
+end
+
+replace(seen, 'zset')
+replace(index, 'zset')
 redis.call('ZREMRANGEBYSCORE', seen, '-inf', now - {GONE_S})
 
 local function written(entry)
@@ -39,10 +77,14 @@ local function keep(key, name, ttl, field, value)
 end
 """
 
+#: How the answer of a step begins if the store has lost anything that this gateway knows of: it has to be restored before.
+LOST: Final = b"lost"
+
 #: Writes own entries and admits what fits: KEYS are the gateways seen, the index, and the books.
 STEP: Final = Script(
     _COMMON
     + f"""
+if not redis.call('ZSCORE', seen, ask.id) then return {{'lost', damaged}} end
 redis.call('ZADD', seen, now, ask.id)
 redis.call('EXPIRE', seen, {GONE_S:.0f})
 redis.call('ZREMRANGEBYSCORE', index, '-inf', now)
@@ -73,35 +115,41 @@ for number, asked in ipairs(ask.books) do
     local key = KEYS[number + 2]
     local book = {{key = key, name = asked.name, ttl = asked.ttl, limits = asked.limits, by_minute = asked.by_minute, own = asked.entry,
         used = {{0, 0}}, reserved = {{0, 0}}, open = 0, others = {{}}}}
+    replace(key, 'hash')
+    local missing = {{}}
+    for _, id in ipairs(asked.known) do missing[id] = true end
     local fields, held = redis.call('HGETALL', key), {{}}
     for i = 1, #fields, 2 do
         local id, value = fields[i], fields[i + 1]
-        if string.sub(id, 1, 1) == '~' then
-            held[string.sub(id, 2)] = value
-        elseif id ~= ask.id then
+        local entry = id ~= ask.id and decoded(key, id, value)
+        if entry and string.sub(id, 1, 1) == '~' then
+            held[string.sub(id, 2)] = entry
+        elseif entry then
             -- What an ended gateway has reserved counts for a minute in the minute, and as used in the day.
-            add(book, cjson.decode(value), not asked.by_minute or (last[id] or 0) > now - 60)
+            add(book, entry, not asked.by_minute or (last[id] or 0) > now - 60)
             book.others[#book.others + 1] = id
             book.others[#book.others + 1] = value
+            missing[id] = nil
         end
     end
+    if next(missing) then return {{'lost', damaged}} end
     add(book, book.own, true)
     local withheld = {{0, 0}}
     for _, id in ipairs(silent) do
-        local amounts = {{0, 0}}
+        local share = {{0, 0}}
         if held[id] then
-            amounts = cjson.decode(held[id])
+            share = held[id]
         else
             for measure = 1, 2 do
                 local rest = book.limits[measure] - book.used[measure] - book.reserved[measure]
-                if book.limits[measure] >= 0 and rest > 0 then amounts[measure] = rest / gateways end
+                if book.limits[measure] >= 0 and rest > 0 then share[measure] = rest / gateways end
             end
             if book.limits[1] >= 0 or book.limits[2] >= 0 then
-                redis.call('HSET', key, '~' .. id, string.format('[%.17g,%.17g]', amounts[1], amounts[2]))
+                redis.call('HSET', key, '~' .. id, string.format('[%.17g,%.17g]', share[1], share[2]))
             end
         end
         held[id] = nil
-        for measure = 1, 2 do withheld[measure] = withheld[measure] + amounts[measure] end
+        for measure = 1, 2 do withheld[measure] = withheld[measure] + share[measure] end
     end
     for id in pairs(held) do redis.call('HDEL', key, '~' .. id) end
     for measure = 1, 2 do
@@ -170,7 +218,7 @@ for number, book in ipairs(books) do
 end
 local known = {{}}
 for id in pairs(last) do known[#known + 1] = id end
-return {{string.format('%.17g', now), known, results, answer}}
+return {{string.format('%.17g', now), known, results, answer, damaged}}
 """
 )
 
@@ -187,13 +235,16 @@ for _, id in ipairs(ask.gateways) do
         if lost or (score and tonumber(score) < now - {SILENT_S}) then absent[#absent + 1] = id end
     end
 end
+redis.call('ZADD', seen, now, ask.id)
 redis.call('EXPIRE', seen, {GONE_S:.0f})
 local answer = {{}}
 for number, book in ipairs(ask.books) do
     local key = KEYS[number + 2]
+    replace(key, 'hash')
     for id, entry in pairs(book.entries) do
-        local known = redis.call('HGET', key, id)
-        if not known or cjson.decode(known)[1] < entry[1] then keep(key, book.name, book.ttl, id, written(entry)) end
+        local found = redis.call('HGET', key, id)
+        local known = found and decoded(key, id, found)
+        if not known or known[1] < entry[1] then keep(key, book.name, book.ttl, id, written(entry)) end
     end
     for _, id in ipairs(absent) do
         if book.share[1] + book.share[2] > 0 then
@@ -203,9 +254,19 @@ for number, book in ipairs(ask.books) do
     end
     answer[number] = redis.call('HGETALL', key)
 end
-return {{string.format('%.17g', now), answer}}
+return {{string.format('%.17g', now), answer, damaged}}
 """
 )
 
 #: This gateway stops, and leaves its share to the others.
 LEAVE: Final = Script("return redis.call('ZREM', KEYS[1], ARGV[1])")
+
+#: The names of all books. Something else at the place of their index is removed.
+NAMES: Final = Script("""
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' then
+    redis.call('DEL', KEYS[1])
+    return {}
+end
+return redis.call('ZRANGE', KEYS[1], 0, -1)
+""")

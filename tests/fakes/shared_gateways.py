@@ -71,3 +71,27 @@ async def budget_gateways(
     async with running(*(each.store.run for each in gateways)), running(*(each.ledger.run for each in gateways)):
         await until(lambda: all(each.ledger.connected and each.ledger.gateways == count for each in gateways))
         yield gateways
+
+
+async def admitted(gateways: list[BudgetGateway], rules: KeyRules, requests: int, *, dollars: float = 0.0) -> list[int]:
+    """How many of so many requests, all at once at all gateways, each one has admitted."""
+    counts = [0] * len(gateways)
+
+    async def ask(number: int) -> None:
+        if await gateways[number].admit(rules, dollars=dollars) is not None:
+            counts[number] += 1
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(requests):
+            tasks.start_soon(ask, number % len(gateways))
+    return counts
+
+
+def connected(gateways: list[BudgetGateway]) -> bool:
+    """Whether the store decides for all of them."""
+    return all(each.ledger.connected for each in gateways)
+
+
+def day_book(gateway: BudgetGateway) -> str:
+    """The key of the book of its day, without the prefix."""
+    return next(f"budget:{book.name}" for book in gateway.keys.books() if book.name.startswith("day:"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from fakes.redis_server import RedisServer, needs_redis, redis_server
-from fakes.shared_gateways import BudgetGateway, budget_gateways
+from fakes.shared_gateways import BudgetGateway, admitted, budget_gateways, connected, day_book
 from fakes.store_client import until
 
 from hostler.gateway.context import KeyRules
@@ -20,24 +20,6 @@ pytestmark = [pytest.mark.anyio, needs_redis]
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with redis_server(tmp_path / "redis") as server:
         yield server
-
-
-async def admitted(gateways: list[BudgetGateway], rules: KeyRules, requests: int, *, dollars: float = 0.0) -> list[int]:
-    """How many of so many requests, all at once at all gateways, each one has admitted."""
-    counts = [0] * len(gateways)
-
-    async def ask(number: int) -> None:
-        if await gateways[number].admit(rules, dollars=dollars) is not None:
-            counts[number] += 1
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(requests):
-            tasks.start_soon(ask, number % len(gateways))
-    return counts
-
-
-def connected(gateways: list[BudgetGateway]) -> bool:
-    return all(each.ledger.connected for each in gateways)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +77,10 @@ async def test_a_request_makes_two_calls_to_the_store_at_most(server: RedisServe
         server("CONFIG", "RESETSTAT")
         for number in range(1, 101):
             assert await gateway.use(rules, 10, dollars=0.01)
-            await until(
-                lambda number=number: f"{10 * number}," in server("HVALS", "hostler:home:" + _day_book(gateway))
-            )
+            await until(lambda number=number: f"{10 * number}," in server("HVALS", "hostler:home:" + day_book(gateway)))
         # Beside them it reports each second that it is there.
         assert server.count("evalsha") <= 200 + 60
         assert gateway.store.calls["failed"] == 0
-
-
-def _day_book(gateway: BudgetGateway) -> str:
-    return next(f"budget:{book.name}" for book in gateway.keys.books() if book.name.startswith("day:"))
 
 
 @pytest.mark.parametrize("fault", ["kill", "suspend"])
@@ -205,7 +181,7 @@ async def test_a_gateway_that_lost_its_files_adopts_what_it_had_reported(server:
     rules = KeyRules(tokens_per_day=5000, dollars_per_day=1)
     async with budget_gateways(server.url, tmp_path, 1, limit=10.0) as [first]:
         assert await first.use(rules, 4000, dollars=0.5)
-        await until(lambda: "4000" in server("HVALS", "hostler:home:" + _day_book(first)))
+        await until(lambda: "4000" in server("HVALS", "hostler:home:" + day_book(first)))
     again = BudgetGateway(server.url, tmp_path / "empty", "gateway0", limit=10.0)
     async with again.running():
         await until(lambda: again.ledger.connected)

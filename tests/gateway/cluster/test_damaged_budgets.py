@@ -1,0 +1,95 @@
+"""Budgets in a store that loses entries, or in which something else has written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.shared_gateways import admitted, budget_gateways, connected, day_book
+from fakes.store_client import until
+
+from hostler.gateway.context import KeyRules
+
+pytestmark = [pytest.mark.anyio, needs_redis]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.mark.parametrize("lost", ["FLUSHALL", "the entries"])
+async def test_entries_that_vanish_while_the_store_is_used_are_brought_back(
+    server: RedisServer, tmp_path: Path, lost: str
+) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path) as gateways:
+        first, second, third = gateways
+        assert await first.use(rules, 4000)
+        await until(lambda: second.known_tokens() == third.known_tokens() == 4000)
+        server("FLUSHALL") if lost == "FLUSHALL" else server("DEL", "hostler:home:" + day_book(first))
+        # One of each gateway at most, as without the store.
+        assert 1 <= sum(await admitted([second, third], rules, 20)) <= 2
+        await until(lambda: connected(gateways) and "4000," in server("HVALS", "hostler:home:" + day_book(first)))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", "{", "7", "[1]", '[1,"a",0,0,0,0,[]]', "[1,0,0,0,0,0,[[1]]]", "[1,0,0,0,0,0,7]", "[1,-5,0,0,0,0,[]]", "[1,1e999,0,0,0,0,[]]"],
+)  # fmt: skip
+async def test_a_damaged_entry_is_removed_and_logged_and_the_store_stays_in_use(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: str
+) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        assert await gateway.use(rules, 10)
+        await until(lambda: "10," in server("HVALS", "hostler:home:" + day_book(gateway)))
+        for field in ("stranger", "~stranger"):
+            server("HSET", "hostler:home:" + day_book(gateway), field, entry)
+        server("ZADD", "hostler:home:budgets:seen", "1", "~stranger")
+        assert await gateway.use(rules, 10)
+        await until(lambda: "stranger" not in server("HKEYS", "hostler:home:" + day_book(gateway)))
+        assert "a damaged entry in the store" in caplog.text
+        assert (gateway.ledger.connected, gateway.store.calls["failed"], gateway.known_tokens()) == (True, 0, 20)
+
+
+async def test_a_damaged_entry_of_a_known_gateway_is_brought_back(server: RedisServer, tmp_path: Path) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 2) as (first, second):
+        assert await first.use(rules, 5000)
+        await until(lambda: second.known_tokens() == 5000)
+        server("HSET", "hostler:home:" + day_book(first), "gateway0", "[]")
+        assert await admitted([second], rules, 20) == [0]
+        await until(
+            lambda: connected([second]) and "5000," in server("HGET", "hostler:home:" + day_book(first), "gateway0")
+        )
+
+
+@pytest.mark.parametrize("key", ["budgets:seen", "budgets:index", "book"])
+async def test_a_key_of_another_type_is_replaced(server: RedisServer, tmp_path: Path, key: str) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 2) as gateways:
+        assert await gateways[0].use(rules, 4000)
+        await until(lambda: gateways[1].known_tokens() == 4000)
+        server("SET", "hostler:home:" + (day_book(gateways[0]) if key == "book" else key), "something else")
+        assert 1 <= sum(await admitted(gateways, rules, 20)) <= 2
+        await until(lambda: connected(gateways))
+        assert all(each.store.calls["failed"] == 0 for each in gateways)
+        assert "4000," in server("HVALS", "hostler:home:" + day_book(gateways[0]))
+
+
+async def test_a_damaged_entry_does_not_keep_a_gateway_from_the_store(server: RedisServer, tmp_path: Path) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        assert await gateway.use(rules, 4000)
+        await until(lambda: "4000," in server("HVALS", "hostler:home:" + day_book(gateway)))
+        server("HSET", "hostler:home:" + day_book(gateway), "gateway0", "[]", "stranger", "{")
+        server("SET", "hostler:home:budgets:index", "something else")
+        server("CLIENT", "KILL", "TYPE", "normal")
+        await until(
+            lambda: gateway.ledger.connected and "4000," in server("HVALS", "hostler:home:" + day_book(gateway))
+        )
+        assert sum(await admitted([gateway], rules, 20)) == 1
