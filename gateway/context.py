@@ -34,14 +34,19 @@ ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
 _NEVER = float("inf")
 
 
+#: The largest count that every part of a cluster can add exactly.
+MAX_COUNT = 2**53
+_Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+
+
 class KeyRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a key may use: models and backends by patterns in which `*` stands for anything (none: all), and how much."""
 
     models: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
-    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    tokens_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    requests_per_minute: _Count | None = None
+    tokens_per_minute: _Count | None = None
+    tokens_per_day: _Count | None = None
     dollars_per_day: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def allows_model(self, name: str) -> bool:

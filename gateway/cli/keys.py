@@ -53,13 +53,14 @@ _BackendOption = Annotated[
     typer.Option("--backend", metavar="PATTERN", help="Backend it may use; repeatable. Default: all."),
 ]
 _RequestsOption = Annotated[
-    int | None, typer.Option("--requests-per-minute", min=0, help="Most requests in a minute; 0 for no limit.")
+    int | None,
+    typer.Option("--requests-per-minute", min=0, max=2**53, help="Most requests in a minute; 0 for no limit."),
 ]
 _TokensMinuteOption = Annotated[
-    int | None, typer.Option("--tokens-per-minute", min=0, help="Most tokens in a minute; 0 for no limit.")
+    int | None, typer.Option("--tokens-per-minute", min=0, max=2**53, help="Most tokens in a minute; 0 for no limit.")
 ]
 _TokensDayOption = Annotated[
-    int | None, typer.Option("--tokens-per-day", min=0, help="Most tokens in a day; 0 for no limit.")
+    int | None, typer.Option("--tokens-per-day", min=0, max=2**53, help="Most tokens in a day; 0 for no limit.")
 ]
 _DollarsOption = Annotated[
     float | None, typer.Option("--dollars-per-day", help="Most US dollars in a day; a negative number for no limit.")

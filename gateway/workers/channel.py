@@ -65,8 +65,8 @@ class Channel(asyncio.Protocol, Generic[_T]):
         if self.closed.is_set():
             raise ChannelClosed
         answer = self._calls[number] = self._loop.create_future()
-        self.send(make(number))
         try:
+            self.send(make(number))
             return await answer
         except asyncio.CancelledError:
             if on_late is not None:

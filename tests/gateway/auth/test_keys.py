@@ -10,7 +10,7 @@ import pytest
 
 from hostler.gateway.auth import keys
 from hostler.gateway.auth.keys import KeyFileError, KeyRing, add
-from hostler.gateway.context import ALL_SCOPES
+from hostler.gateway.context import ALL_SCOPES, MAX_COUNT, KeyRules
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 
 _ADD = """
@@ -122,6 +122,19 @@ def test_priorities_are_bounded(path: Path, priority: int) -> None:
     assert path.read_bytes() == before
     path.write_bytes(before.replace(b"1000000", str(priority).encode()))
     with pytest.raises(KeyFileError, match=r":2: is not a key record: .*priority"):
+        keys.read(path)
+
+
+@pytest.mark.parametrize("limit", [MAX_COUNT + 1, 2**64, 10**30])
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute", "tokens_per_day"])
+def test_limits_are_bounded(path: Path, name: str, limit: int) -> None:
+    keys.add(path, "much", ["infer"], rules=KeyRules(**{name: MAX_COUNT}))
+    written = path.read_bytes()
+    with pytest.raises(KeyFileError, match=f"is not changed: .*{name}"):
+        keys.add(path, "more", ["infer"], rules=KeyRules(**{name: limit}))
+    assert path.read_bytes() == written
+    path.write_bytes(written.replace(str(MAX_COUNT).encode(), str(limit).encode()))
+    with pytest.raises(KeyFileError, match=f":2: is not a key record: .*{name}"):
         keys.read(path)
 
 

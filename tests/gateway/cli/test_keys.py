@@ -87,6 +87,9 @@ def test_a_key_is_changed_and_what_is_not_given_stays(config: Path) -> None:
         (("set", "eve", "--note", "x"), 1, "no key named 'eve'"),
         (("add", "eve", "--expires", "soon"), 2, "write 2027-01-31, 12h, 30d, 4w or never"),
         (("add", "eve", "--requests-per-minute", "-1"), 2, "--requests-per-minute"),
+        (("add", "eve", "--requests-per-minute", str(2**53 + 1)), 2, "--requests-per-minute"),
+        (("add", "eve", "--tokens-per-minute", str(2**64)), 2, "--tokens-per-minute"),
+        (("set", "bob", "--tokens-per-day", str(2**70)), 2, "--tokens-per-day"),
     ],
 )
 def test_a_mistake_is_named(config: Path, arguments: tuple[str, ...], code: int, words: str) -> None:

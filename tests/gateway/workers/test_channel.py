@@ -108,6 +108,13 @@ async def test_calls_end_with_the_other_process() -> None:
             await ends.worker.call(RefreshModels)
 
 
+async def test_a_call_whose_frame_cannot_be_written_leaves_nothing_behind() -> None:
+    async with channel() as ends:
+        with pytest.raises(OverflowError):
+            await ends.worker.call(lambda number: RefreshModels(number + 2**64))
+        assert ends.worker._calls == {}
+
+
 async def test_a_frame_that_cannot_be_handled_does_not_stop_those_after_it(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = socket.socketpair()
     handled = anyio.Event()
