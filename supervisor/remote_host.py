@@ -206,12 +206,13 @@ class RemoteHost:
         priority: int = 0,
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
+        waited_s: float = 0.0,
         background: bool = False,
     ) -> Lease:
         """See `Host`."""
         number = next(self._ids)
         lease = Lease(
-            self, lease_id=number, model=model, requested_at=self._clock(), client=client, request_id=request_id,
+            self, lease_id=number, model=model, requested_at=self._clock() - waited_s, client=client, request_id=request_id,
             keep_alive_s=keep_alive_s, priority=priority, client_port=client_port, prompt=prompt,
             background=background,
         )  # fmt: skip
@@ -229,7 +230,7 @@ class RemoteHost:
             lease.acknowledged = False
             self._view.asked(model)
             if self._welcome:  # else it is asked for with all others
-                self._link.send(ask_frame(lease))
+                self._link.send(ask_frame(lease, waited_s))
         return lease
 
     def release(self, lease: Lease) -> None:

@@ -78,7 +78,8 @@ class QueueingMiddleware(RequestMiddleware):
             finally:
                 lease.release()
 
-    def _ask(self, context: RequestContext, host: Host, target: Target) -> Lease:
+    def _ask(self, context: RequestContext, host: Host, target: Target, since: float | None = None) -> Lease:
+        """Ask for a lease; the request has waited elsewhere `since` then."""
         keep_alive_s = getattr(context.request, "keep_alive_s", None)
         if keep_alive_s is None:
             keep_alive_s = self._moves.replica_keep_alive_s(target.backend, context.candidates)
@@ -90,13 +91,15 @@ class QueueingMiddleware(RequestMiddleware):
             priority=context.client.priority,
             client_port=context.client_port,
             prompt=context.prompt,
+            waited_s=0.0 if since is None else max(0.0, self._clock() - since),
             background=context.background,
         )
 
     async def _wait(self, context: RequestContext, lease: Lease) -> None:
         """Wait until the lease is granted or refused. Its time counts in the attempt, however waiting ends."""
         try:
-            with self._moves.queued(context, lease, partial(self._ask, context)) as queued:
+            ask_elsewhere = partial(self._ask, context, since=lease.requested_at)
+            with self._moves.queued(context, lease, ask_elsewhere) as queued:
                 await self._settled(context, lease, queued)
         finally:
             if not lease.settled:

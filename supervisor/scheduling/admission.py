@@ -74,7 +74,7 @@ class AdmissionControl:
         place = self._returning(ticket, now)
         if place is not None:
             self._line.remove(place)
-            self._ranks.serve(place.entry)
+            self._ranks.serve(place.entry, now)
             self._observe(returned=True)
 
     def retry_after_s(self, ticket: Ticket, first_s: float, interval_s: float, now: float) -> float:

@@ -46,10 +46,12 @@ class Host(Protocol):
         priority: int = 0,
         client_port: int = 0,
         prompt: PromptIdentity | None = None,
+        waited_s: float = 0.0,
         background: bool = False,
     ) -> Lease:
         """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued.
 
+        `waited_s` is how long the request has waited already, at another host: it is queued as if it had waited here.
         `client_port` as in `Ticket`, `prompt` identifies the conversation: the lease then names the slot that holds it.
         `background` as in `Lease`.
         """

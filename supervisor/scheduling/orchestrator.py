@@ -128,7 +128,7 @@ class Orchestrator(DecisionExecutor):
         waited_s: float = 0.0,
         background: bool = False,
     ) -> Lease:
-        """See `Host.lease`. `waited_s` is how long the request has waited already."""
+        """See `Host.lease`."""
         now = self._clock()
         lease = Lease(
             self, lease_id=next(self._ids), model=model, requested_at=now - waited_s, client=client, request_id=request_id,

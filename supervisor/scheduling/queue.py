@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_right
 from typing import Final
 
 import msgspec
@@ -10,12 +12,15 @@ import msgspec
 #: The highest priority of a ticket; the lowest is its negative.
 MAX_PRIORITY: Final = 1_000_000
 
-#: (negative priority, virtual time, arrival number): the lowest is served first.
-QueueRank = tuple[int, float, int]
+#: (negative priority, virtual time, arrival time, arrival number): the lowest is served first.
+QueueRank = tuple[int, float, float, int]
+
+#: So many moments at which tickets were served are remembered at least.
+_REMEMBERED: Final = 500
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a model. `at` is its arrival in seconds; tickets of different `client`s share the host fairly.
+    """A request for a model. `at` is its arrival in seconds, perhaps at another host; tickets of different `client`s share the host fairly.
 
     `client_port` is that of the client's connection, by which its next request is recognised; 0 if unknown. `background`:
     it is served while the host has nothing else to do.
@@ -42,27 +47,40 @@ class FairQueue:
     next.
 
     This is fair queueing with a virtual clock. The clock advances with every ticket served, so that the number of later
-    tickets that overtake a queued one is bounded.
+    tickets that overtake a queued one is bounded. A ticket that has waited elsewhere, since `Ticket.at`, is ranked as if it
+    had come here then.
     """
 
     def __init__(self) -> None:
         self._clock = 0.0
+        self._clock_at: list[tuple[float, float]] = [(-math.inf, 0.0)]
         self._arrivals = 0
         self._next_round: dict[str, float] = {}
         self._waiting: dict[str, int] = {}
 
     def join(self, ticket: Ticket) -> QueueEntry:
         """Rank the ticket behind the earlier ones of its client."""
-        at = max(self._clock, self._next_round.get(ticket.client, self._clock))
+        then = self._clock_of(ticket.at)
+        at = max(then, self._next_round.get(ticket.client, then))
         self._next_round[ticket.client] = at + 1.0
         self._waiting[ticket.client] = self._waiting.get(ticket.client, 0) + 1
         self._arrivals += 1
-        return QueueEntry(ticket, (-ticket.priority, at, self._arrivals))
+        return QueueEntry(ticket, (-ticket.priority, at, ticket.at, self._arrivals))
 
-    def serve(self, entry: QueueEntry) -> None:
+    def serve(self, entry: QueueEntry, now: float) -> None:
         """The entry's ticket was granted."""
         self._clock = max(self._clock + 1.0 / len(self._waiting), entry.rank[1])
+        self._clock_at.append((now, self._clock))
+        if len(self._clock_at) > 2 * _REMEMBERED:
+            del self._clock_at[:_REMEMBERED]
         self.leave(entry)
+
+    def _clock_of(self, at: float) -> float:
+        """What the virtual clock showed at a moment, or at the earliest that is remembered."""
+        if at >= self._clock_at[-1][0]:
+            return self._clock
+        place = bisect_right(self._clock_at, at, key=lambda each: each[0])
+        return self._clock_at[max(0, place - 1)][1]
 
     def leave(self, entry: QueueEntry) -> None:
         """The entry's ticket is not queued any more."""

@@ -474,7 +474,7 @@ class Scheduler(SchedulerSteps):
                 return
             state.batch = max(0, state.batch - 1)
             self._dequeue(entry.ticket.id)
-            self._queue.serve(entry)
+            self._queue.serve(entry, now)
             decisions.append(self._grant(entry.ticket, state, now))
 
     def _no_plan(self) -> list[PlannedLoad]:

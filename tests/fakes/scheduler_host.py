@@ -84,10 +84,13 @@ class SchedulerHost:
                 self.unloads.append(decision.model)
         return decisions
 
-    def request(self, model: str, client: str = "", priority: int = 0, *, background: bool = False) -> int:
-        number = next(self._ids)
+    def request(
+        self, model: str, client: str = "", priority: int = 0, *, background: bool = False, waited_s: float = 0.0
+    ) -> int:
+        """A new request, which has waited elsewhere for some time."""
+        number, at = next(self._ids), self.now - waited_s
         self.waiting.add(number)
-        ticket = Ticket(id=number, model=model, at=self.now, client=client, priority=priority, background=background)
+        ticket = Ticket(id=number, model=model, at=at, client=client, priority=priority, background=background)
         self.note(self.scheduler.request(ticket, self.now))
         return number
 

@@ -193,6 +193,19 @@ async def test_operations_go_by_http(gateway: Gateway, fake_supervisor: Any) -> 
         await gateway.host.unload("gamma")
 
 
+async def test_a_lease_that_has_waited_elsewhere_brings_its_age(
+    gateway: Gateway, fake_supervisor: Any, leases: LeaseServer
+) -> None:
+    fake_supervisor.gate = anyio.Event()
+    lease = gateway.host.lease("alpha", waited_s=30.0)
+    await gateway.until(lambda: leases.host.waiting)
+    assert leases.host.queue()[0].waited_s >= 30.0
+    fake_supervisor.gate.set()
+    await gateway.settled(lease)
+    assert lease.waited_s >= 30.0
+    lease.release()
+
+
 async def test_a_lost_connection_is_renewed_and_what_waits_is_asked_for_again(
     gateway: Gateway, fake_supervisor: Any, leases: LeaseServer
 ) -> None:

@@ -14,10 +14,11 @@ from hostler.adapters.canonical import LoadRequest, Origin
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.gateway_settings import PlacementSettings
-from hostler.gateway.lease_moves import LeaseMoves
+from hostler.gateway.lease_moves import LeaseMoves, MovedElsewhere
 from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.supervisor.contract import PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.views import HostOffer, ServiceDistance
 
 pytestmark = pytest.mark.anyio
 
@@ -55,10 +56,32 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     assert host.requested == [
         {
             "model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3,
-            "client_port": 0, "prompt": PromptIdentity(), "background": False,
+            "client_port": 0, "prompt": PromptIdentity(), "waited_s": 0.0, "background": False,
         }
     ]  # fmt: skip
     assert context.waits == (0.0, 0.0)
+
+
+async def test_a_request_that_moves_to_another_host_brings_the_time_it_has_waited() -> None:
+    slow, free = FakeHost(), FakeHost(grants=True)
+    free.offered = HostOffer(distance=ServiceDistance(steps=0), phase="ready")
+    hosts, now = cast(Any, {"pc": slow, "other": free}), [0.0]
+    moves = LeaseMoves(hosts, PlacementSettings(), lambda: now[0])
+    context = begun()
+    context.candidates = (target("pc"), target("other"))
+    context.alternatives = context.candidates[1:]
+    middleware = QueueingMiddleware(cast(Any, None), hosts=hosts, moves=moves, clock=lambda: now[0])
+
+    async def look_later() -> None:
+        await slow.asked.wait()
+        now[0] = 5.0
+        moves.look()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look_later)
+        with pytest.raises(MovedElsewhere):
+            await middleware.dispatch(context, unreachable)
+    assert [asked["waited_s"] for asked in free.requested] == [5.0]
 
 
 async def test_a_backend_without_a_supervisor_has_no_queue() -> None:

@@ -37,6 +37,40 @@ def test_clients_share_fairly() -> None:
     assert list(host.using) == [chat]
 
 
+def test_a_request_that_has_waited_at_another_host_keeps_its_place() -> None:
+    host = loaded_host(A)
+    busy = host.request("a", client="first")
+    early = host.request("a", client="early")
+    host.advance_to(4.0)
+    late = [host.request("a", client=f"late{number}") for number in range(6)]
+    host.advance_to(8.0)
+    moved = host.request("a", client="moved", waited_s=6.0)
+    order = [busy]
+    while host.waiting or host.using:
+        host.release(order[-1])
+        order += list(host.using)
+    assert order == [busy, early, moved, *late]
+
+
+def test_a_request_that_has_waited_elsewhere_is_as_old_as_those_that_came_when_it_did() -> None:
+    host = loaded_host(A)
+    order = [host.request("a", client="first")]
+    swarm = [host.request("a", client="swarm") for _ in range(4)]
+    for now in (1.0, 2.0):
+        host.advance_to(now)
+        host.release(order[-1])
+        order += list(host.using)
+    assert order[1:] == swarm[:2]
+    host.advance_to(3.0)
+    fresh = host.request("a", client="fresh")
+    moved = host.request("a", client="moved", waited_s=2.5)
+    others = [host.request("a", client="moved", waited_s=2.0) for _ in range(2)]
+    while host.waiting:
+        host.release(order[-1])
+        order += list(host.using)
+    assert order[3:] == [moved, others[0], swarm[2], others[1], fresh, swarm[3]]
+
+
 def test_many_requests_of_one_client_delay_another_for_a_round_and_its_patience_only() -> None:
     host = loaded_host(A, B, patience_s=10.0)
     for _ in range(8):
