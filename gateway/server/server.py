@@ -281,14 +281,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Closing a listening socket resets the connections in its backlog. So stop new ones, accept those that are
         # there, then close. Those of a shared socket are left to the other process.
-        listening = [each for server in self.servers for each in server.sockets]
-        if not self.shared and _refuse_new_connections(listening):
-            await anyio.sleep(_ACCEPT_S)
-        else:
-            loop = asyncio.get_running_loop()
-            for each in listening:
+        if not self.shared:
+            self._remove_paths()
+        loop = asyncio.get_running_loop()
+        for each in (each for server in self.servers for each in server.sockets):
+            if self.shared or not (each.family == UNIX_SOCKETS or _refuse_new_connections(each)):
                 loop.remove_reader(each.fileno())  # asyncio would lose connections accepted in the turn of the close
-            await anyio.sleep(0.01)
+        await anyio.sleep(_ACCEPT_S)
         self._close_listeners(sockets)
         await anyio.lowlevel.checkpoint()
         for connection in list(self._connections):
@@ -303,6 +302,10 @@ class Server(uvicorn.Server):
             server.close()
         for each in sockets or ():
             each.close()
+        self._remove_paths()
+
+    def _remove_paths(self) -> None:
+        """Have new connections to the Unix sockets refused."""
         for path in self._unix_paths:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108 - sockets are named by text
@@ -381,7 +384,7 @@ class _Lifespan(LifespanOn):
             await self.send(message)
 
 
-def _refuse_new_connections(listening: Sequence[socket.socket]) -> bool:
+def _refuse_new_connections(listening: socket.socket) -> bool:
     """Have the kernel establish no new connections, while those in the backlog can still be accepted.
 
     Clients retry, and reach the closed socket or the next process. Returns false where this is not possible: it is a packet
@@ -393,16 +396,13 @@ def _refuse_new_connections(listening: Sequence[socket.socket]) -> bool:
 
     steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    for each in listening:
-        if each.family == UNIX_SOCKETS:
-            return False
-        plain = socket.socket(fileno=each.fileno())  # the loop's sockets may lack `setsockopt`
-        try:
-            plain.setsockopt(
-                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(program))
-            )
-        except OSError:
-            return False
-        finally:
-            plain.detach()
+    plain = socket.socket(fileno=listening.fileno())  # the loop's sockets may lack `setsockopt`
+    try:
+        plain.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(program))
+        )
+    except OSError:
+        return False
+    finally:
+        plain.detach()
     return True

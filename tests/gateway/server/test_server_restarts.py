@@ -7,11 +7,13 @@ import collections
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from fakes.ports import free_port
 
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.server.server import Server, bind
@@ -34,9 +36,10 @@ class Clients:
     A client may lose a connection that it has used before, as any that is kept: what counts is that it gets no reset.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, address: int | str) -> None:
+        """`address`: a port, or the path of a Unix socket."""
         self.seen: collections.Counter[str] = collections.Counter()
-        self._address = ("127.0.0.1", port)
+        self._address = address
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(bool(number % 2),)) for number in range(6)]
         for thread in self._threads:
@@ -51,8 +54,8 @@ class Clients:
         close = b"" if kept else b"Connection: close\r\n"
         while not self._over.is_set():
             try:
-                connection = socket.create_connection(self._address, timeout=10)
-            except ConnectionRefusedError:
+                connection = self._connected()
+            except (ConnectionRefusedError, FileNotFoundError):
                 time.sleep(0.002)
                 continue
             with connection:
@@ -63,6 +66,18 @@ class Clients:
                     if outcome != "answered":
                         break
                     used += 1
+
+    def _connected(self) -> socket.socket:
+        if isinstance(self._address, int):
+            return socket.create_connection(("127.0.0.1", self._address), timeout=10)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(10)
+            connection.connect(self._address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 def _one_request(connection: socket.socket, close: bytes) -> str:
@@ -106,5 +121,31 @@ async def test_no_request_is_reset_or_lost_over_restarts(shared: bool, anyio_bac
         clients.end()
         if kept is not None:
             kept.close()
+    assert set(clients.seen) <= {"answered", "last answer", "closed"}
+    assert clients.seen["answered"] > RESTARTS
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
+@pytest.mark.parametrize("used", ["unix", "tcp"])
+async def test_no_request_is_reset_or_lost_over_restarts_of_both_kinds_of_sockets(
+    tmp_path: Path, used: str, anyio_backend: Any
+) -> None:
+    path, port = str(tmp_path / "gateway.sock"), free_port()
+    addresses = [("127.0.0.1", port), (path, 0)]
+    clients = Clients(path if used == "unix" else port)
+    try:
+        for number in range(RESTARTS):
+            started = anyio.Event()
+            server = Server(answering, drain_s=5, started_callback=started.set)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, bind(addresses, "here"))
+                await started.wait()
+                await anyio.sleep(0.03)  # of load
+                if number == RESTARTS - 1:
+                    await anyio.to_thread.run_sync(clients.end)
+                server.stop()
+    finally:
+        clients.end()
     assert set(clients.seen) <= {"answered", "last answer", "closed"}
     assert clients.seen["answered"] > RESTARTS
