@@ -176,7 +176,10 @@ async def _send(
     lines += ["Connection: close", f"Content-Length: {len(content)}", "Content-Type: application/json", "", ""]
     reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD)
     try:
-        writer.write("\r\n".join(lines).encode() + content)
+        try:
+            writer.write("\r\n".join(lines).encode() + content)
+        except RuntimeError as error:  # uvloop's, for a connection that has just been closed
+            raise ConnectionResetError(str(error)) from error
         yield reader
     finally:
         # A graceful close would wait for the engine, which may be what hangs.

@@ -32,6 +32,8 @@ _CONNECT_S = 1.0
 _PROOFS = 3
 #: Members publish at least every few seconds: a subscription that is silent for longer than this is lost, in seconds.
 _SILENCE_S = 10.0
+#: What the library raises when the connection fails. `RuntimeError`: uvloop's, for one that has just been closed.
+_FAILURES = (RedisError, OSError, TimeoutError, RuntimeError)
 #: Passes of the event loop in which an answer that has arrived in time, while the loop was busy, reaches its caller.
 _PASSES = 4
 
@@ -180,7 +182,10 @@ class Store:
                             await self._use(client, messages)
                             if self._clock() - began > _MAX_RETRY_S:
                                 retry_s = _RETRY_S
-                except (RedisError, OSError, TimeoutError) as error:
+                except _FAILURES as error:
+                    self._fail(_words(error))
+                except Exception as error:  # no request depends on the store, and so no gateway
+                    logger.exception("unhandled exception in the connection to the store")
                     self._fail(_words(error))
                 await anyio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
@@ -231,7 +236,7 @@ class Store:
                 if failure is not None:
                     raise failure
                 self._sent = ()
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAILURES as error:
             self._fail(_words(error))
 
     async def _listen(self, messages: PubSub) -> None:
@@ -244,7 +249,7 @@ class Store:
                 except Exception:
                     logger.exception("unhandled exception in a listener of %s", message["channel"])
             self._fail("its messages do not arrive")
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAILURES as error:
             self._fail(_words(error))
 
     @asynccontextmanager

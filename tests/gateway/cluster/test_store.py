@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -199,3 +200,25 @@ async def test_sentinels_lead_to_the_new_master_after_a_failover(tmp_path: Path)
             await until(lambda: store.connected)
             assert await answers(store)
             assert "role:master" in second("INFO", "replication")
+
+
+async def test_an_unexpected_error_is_logged_and_the_connection_made_anew(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Script):
+        """A script whose name cannot be kept, the first two times."""
+
+        tries = 0
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "sha" and value:
+                self.__dict__["tries"] = self.tries + 1
+                if self.tries < 3:
+                    raise LookupError("on purpose")
+            super().__setattr__(name, value)
+
+    script = Broken("return 1")
+    store = make_store(server.url, [script])
+    async with running(store.run):
+        await until(lambda: store.connected)
+    assert (script.tries, caplog.text.count("unhandled exception in the connection to the store")) == (3, 2)
