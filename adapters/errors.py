@@ -355,6 +355,10 @@ def empty_response() -> BackendBroken:
     return BackendBroken("The backend sent an empty response.")
 
 
+def missing_vectors(vectors: int, inputs: int) -> BackendBroken:
+    return BackendBroken(f"The backend sent {vectors} embeddings for {inputs} inputs.")
+
+
 def incomplete_response() -> BackendBroken:
     """A stream that ended without its end mark."""
     return BackendBroken("The backend's response ended before it was complete.")

@@ -15,6 +15,7 @@ from hostler.adapters.errors import (
     empty_response,
     incomplete_response,
     invalid_response,
+    missing_vectors,
     oversized_response,
     truncated_response,
 )
@@ -34,12 +35,13 @@ class OllamaParser(Parser):
     """Parses one response to a request for `operation`: complete with `done`, or with the vectors of an embedding.
 
     Every chunk has decoded fields and bytes: a line, or the whole body. `streamed` is what was asked for; without it the
-    response's label decides. A response in the other form is read all the same. Lines without any content are signs of
+    response's label decides. A response in the other form is read all the same. `inputs` is how many vectors are due, if that is known. Lines without any content are signs of
     life, as gateways send them while a client waits.
     """
 
-    def __init__(self, operation: str, *, streamed: bool | None = None) -> None:
+    def __init__(self, operation: str, *, streamed: bool | None = None, inputs: int = 0) -> None:
         self._operation = operation
+        self._inputs = inputs
         self._streamed = streamed
         self.start(ResponseHead(media_type="application/x-ndjson"))
 
@@ -110,6 +112,8 @@ class OllamaParser(Parser):
         embeds = self._operation in ("embed", "embeddings")
         if embeds and not any(vectors):
             raise invalid_response()
+        if embeds and len(vectors) < self._inputs:
+            raise missing_vectors(len(vectors), self._inputs)
         self._has_content = self._has_content or _has_content(body)
         if body.done and not embeds and not self._is_end(body):
             raise incomplete_response()

@@ -25,6 +25,7 @@ from hostler.adapters.canonical import (
     output_of,
 )
 from hostler.adapters.degrade import unsupported
+from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama import discovery, go_compat
@@ -187,7 +188,8 @@ class OllamaUpstream(Upstream):
         """Fields are always decoded."""
         origin = request.origin
         operation = origin.operation if origin.wire == WIRE else operation_of(request)
-        return OllamaParser(operation, streamed=output_of(request).stream)
+        inputs = count_inputs(origin.body) if operation == "embed" else 0
+        return OllamaParser(operation, streamed=output_of(request).stream, inputs=inputs)
 
     def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
         return discovery.discover(known)

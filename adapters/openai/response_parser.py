@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters import lenient, sse
 from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
+from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.error_body import NO_ERROR, error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
     BackendBroken,
@@ -48,6 +49,7 @@ _WITH_END_MARK = frozenset({"chat", "completions", "responses"})
 _WITH_FINISH = frozenset({"chat", "completions"})
 _ENDS = frozenset({b"}", b"]"})
 _TAIL = 64
+_VECTOR = b'"embedding":'
 # What the responses API sends while there is nothing else to say.
 _WAITING_EVENTS = frozenset({"response.queued", "response.in_progress"})
 # So many chunks that only open the response are held back: a backend that fails right after them has not begun to
@@ -96,6 +98,7 @@ class OpenAIParser(Parser):
     def start(self, head: ResponseHead) -> None:
         self._head = head
         self._size = 0
+        self._vectors, self._edge = 0, b""
         self._pieces: list[bytes] = []
         self._tail = b""
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
@@ -326,6 +329,11 @@ class OpenAIParser(Parser):
         self._size += len(data)
         if self._size > _MAX_KEPT:
             self._tail = data[-_TAIL:].strip()[-1:] or self._tail
+        if self._operation == "embeddings" and not self._fields:
+            # Vectors are long: most responses with several of them are not kept.
+            window = self._edge + data
+            self._vectors += window.count(_VECTOR)
+            self._edge = window[1 - len(_VECTOR) :]
         limit = _MAX_DECODED if self._fields else _MAX_KEPT
         if self._size <= limit:
             self._pieces.append(data)
@@ -347,10 +355,12 @@ class OpenAIParser(Parser):
                 raise error
             return (Chunk(wire=self._wire, raw=raw, is_body=True),) if self._fields else ()
         if self._fields:
-            return whole_response.decode(operation, raw)
+            return whole_response.decode(operation, raw, self._sent)
         if self._size > _MAX_KEPT:
             if self._tail not in _ENDS:
                 raise incomplete_response()
+            if self._vectors:
+                whole_response.check_vectors(self._vectors, count_inputs(self._sent))
             return ()
         finish, usage = whole_response.check(operation, raw, self._sent)
         if finish is None and usage is None:

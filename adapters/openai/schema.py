@@ -150,9 +150,8 @@ class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A document in a reranker's response: its place in the request, and its score under either name."""
+    """A document in a reranker's response: its score under either name."""
 
-    index: Any = None
     relevance_score: Any = None
     score: Any = None
 
@@ -240,6 +239,7 @@ class ResponseSummary(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[WholeChoice] | None = None
     data: msgspec.Raw = NO_CONTENT
     results: msgspec.Raw = NO_CONTENT
+    images: msgspec.Raw = NO_CONTENT
     output: msgspec.Raw = NO_CONTENT
     status: str | None = None
     background: bool | None = None

@@ -26,6 +26,7 @@ from hostler.adapters.canonical import (
     output_of,
 )
 from hostler.adapters.degrade import unsupported
+from hostler.adapters.embedding_inputs import wants_bytes
 from hostler.adapters.openai import discovery
 from hostler.adapters.openai.chat import with_text_arguments
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
@@ -300,6 +301,8 @@ class OpenAIUpstream(Upstream):
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         operation = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
         sent = request.origin.body if operation in ("embeddings", "rerank") else b""
+        if operation == "embeddings" and not fields and wants_bytes(sent):
+            operation = "plain_embeddings"
         return OpenAIParser(
             operation,
             fields=fields,

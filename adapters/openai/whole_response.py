@@ -10,8 +10,9 @@ import msgspec
 
 from hostler.adapters import lenient
 from hostler.adapters.canonical import Chunk, Usage
+from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.error_body import error_in_response, is_error
-from hostler.adapters.errors import BackendBroken, empty_response, invalid_response
+from hostler.adapters.errors import BackendBroken, empty_response, invalid_response, missing_vectors
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import (
     canonical_finish,
@@ -65,21 +66,23 @@ def check(operation: str, raw: bytes, sent: bytes = b"") -> tuple[str | None, Us
     Raises `BackendBroken` for an error, and for what is no response.
     """
     body = _summary(operation, raw, sent)
+    if operation == "embeddings" and sent:
+        check_vectors(len(_VECTOR.findall(raw)), count_inputs(sent))
     if body is None:
         return None, None
     finish = next((choice.finish_reason for choice in body.choices or () if choice.finish_reason), None)
     return canonical_finish(finish) if finish else None, decode_usage(body.usage, body.timings)
 
 
-def decode(operation: str, raw: bytes) -> Iterable[Chunk]:
-    """The chunks of a response, the first with the bytes. Raises `BackendBroken` for an error, and for what is none.
+def decode(operation: str, raw: bytes, sent: bytes = b"") -> Iterable[Chunk]:
+    """The chunks of a response to a request with the body `sent`, the first with the bytes.
 
-    The vectors of embeddings are decoded one by one as they are taken, and may raise it then.
+    Raises `BackendBroken` for an error, and for what is none. The vectors of embeddings are decoded one by one as they are taken, and may raise it then.
     """
     if operation == "embeddings":
         if len(raw) <= _LARGE:
             _summary(operation, raw)
-        return _decode_vectors(raw)
+        return _decode_vectors(raw, count_inputs(sent))
     _summary(operation, raw)
     try:
         return decode_token_count(raw) if operation == "count" else decode_response(raw)
@@ -87,12 +90,22 @@ def decode(operation: str, raw: bytes) -> Iterable[Chunk]:
         raise invalid_response() from None
 
 
-def _decode_vectors(raw: bytes) -> Iterator[Chunk]:
+def _decode_vectors(raw: bytes, inputs: int) -> Iterator[Chunk]:
+    vectors = 0
     try:
-        yield from decode_embeddings(raw)
+        for chunk in decode_embeddings(raw):
+            vectors += len(chunk.vectors)
+            yield chunk
     except (*NOT_JSON, ValueError):
         _summary("embeddings", raw)  # it may be an error
         raise invalid_response() from None
+    check_vectors(vectors, inputs)
+
+
+def check_vectors(vectors: int, inputs: int) -> None:
+    """Raise `BackendBroken` if a response has vectors, but fewer than its request has inputs."""
+    if 0 < vectors < inputs:
+        raise missing_vectors(vectors, inputs)
 
 
 def check_start(operation: str, media_type: str, start: bytes) -> None:
@@ -163,7 +176,7 @@ def _has_content(operation: str, body: ResponseSummary) -> bool:
         return _are_scores(bytes(body.results)) or _are_scores(bytes(body.data))
     if operation == "moderations" and _is_list(body.results):
         return True
-    return _has_entries(body.results) or _has_entries(body.data)
+    return _has_entries(body.results) or _has_entries(body.data) or _has_entries(body.images)
 
 
 def _is_of_another_form(operation: str, body: ResponseSummary, raw: bytes) -> bool:
@@ -205,7 +218,7 @@ def _are_scores(raw: bytes) -> bool:
 
 
 def _is_score(each: RankedDocument) -> bool:
-    return each.index is not None and (each.relevance_score is not None or each.score is not None)
+    return each.relevance_score is not None or each.score is not None
 
 
 def _is_without_input(sent: bytes) -> bool:

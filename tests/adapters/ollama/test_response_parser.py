@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,12 +15,15 @@ from hypothesis import strategies as st
 
 from hostler.adapters.canonical import (
     Chunk,
+    EmbedRequest,
+    Origin,
     ResponseHead,
     ToolCall,
     Usage,
 )
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.ollama.response_parser import OllamaParser
+from hostler.adapters.ollama.upstream import OllamaUpstream
 
 TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
 
@@ -142,3 +148,13 @@ def test_lines_without_content_are_signs_of_life() -> None:
     assert [chunk.text for chunk in parser.feed(word)] == ["Hi"]
     assert [*parser.feed(empty)] == []
     assert b"".join(chunk.raw for chunk in parser.feed(word)) == empty + word
+
+
+@pytest.mark.parametrize("inputs", ["x", ["x"], ["x", "y"], ["x", "y", "z"]])
+def test_each_input_has_a_vector(inputs: Any) -> None:
+    origin = Origin(wire="ollama", operation="embed", body=json.dumps({"model": "m", "input": inputs}).encode())
+    parser = OllamaUpstream().parser(EmbedRequest(origin=origin), fields=False)
+    parser.start(ResponseHead())
+    list(parser.feed(b'{"model":"m","embeddings":[[0.5],[1]]}'))
+    with pytest.raises(BackendBroken, match="2 embeddings for 3 inputs") if len(inputs) == 3 else nullcontext():
+        assert len([vector for chunk in parser.finish() for vector in chunk.vectors]) == 2

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from hostler.adapters.canonical import EmbedRequest, Origin, ResponseHead
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai import whole_response
+from hostler.adapters.openai.response_parser import OpenAIParser
+from hostler.adapters.openai.upstream import OpenAIUpstream
 
 JSON = "application/json"
 CHAT = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
@@ -26,7 +30,10 @@ GOOD: list[tuple[str, Any]] = [
     ("rerank", {"results": [{"index": "0", "relevance_score": -3}]}),
     ("rerank", {"data": [{"index": 0, "relevance_score": 0.5}]}),
     ("rerank", [{"index": 0, "score": 0.5}]),
+    ("rerank", {"results": [{"relevance_score": 0.5, "document": {"text": "x"}}]}),
+    ("rerank", [{"score": 0, "text": "x"}]),
     ("images", {"created": 1, "data": [{"url": "x"}]}),
+    ("images", {"images": ["aGk="], "parameters": {}, "info": "{}"}),
     ("moderations", {"results": [{"flagged": False}]}),
     ("responses", {"output": [], "status": "completed"}),
     ("responses", {"status": "in_progress", "background": True}),
@@ -47,7 +54,7 @@ BAD: list[tuple[str, bytes]] = [
     *(("embeddings", b'{"data":[%b]}' % entry) for entry in (
         b"null", b"{}", b'"x"', b'{"embeddings":[]}', b'{"embedding":["a"]}', b'{"embedding":[null,null]}', b'{"embedding":{}}')),
     *(("rerank", b'{"results":%b}' % results) for results in (
-        b"[]", b"[null]", b"[{}]", b'[{"index":0}]', b'[{"relevance_score":1}]', b'{"index":0,"score":1}')),
+        b"[]", b"[null]", b"[{}]", b'[{"index":0}]', b'{"index":0,"score":1}')),
     ("rerank", b"[]"),
     ("rerank", b'[{"error":{"message":"x"}}]'),
     ("chat", b'{"choices":[{"message":null,"finish_reason":"stop"}]}'),
@@ -103,6 +110,36 @@ def test_no_vectors_are_right_for_no_texts() -> None:
     for sent in (b'{"input": ["a"]}', b'{"input": "a"}', b"", b"--form"):
         with pytest.raises(BackendBroken):
             whole_response.check("embeddings", b'{"data":[]}', sent)
+
+
+@pytest.mark.parametrize(
+    ("given", "vectors"), [("a", 1), (["a"], 1), ([1, 2, 3], 1), ([[1], [2]], 2), (["a", "b", "c"], 3), (["a"], 2)]
+)
+@pytest.mark.parametrize("size", [2, 100_000])
+def test_each_input_has_a_vector(given: Any, vectors: int, size: int) -> None:
+    """Also in responses that are too long to be kept."""
+    sent = json.dumps({"input": given}).encode()
+    vector = {"object": "embedding", "embedding": [0.5] * size}
+    for count, is_right in ((vectors, True), (vectors - 1, False)):
+        if count == 0:
+            continue
+        raw = json.dumps({"data": [{**vector, "index": index} for index in range(count)]}).encode()
+        for fields in (False, True):
+            parser = OpenAIParser("embeddings", fields=fields, sent=sent)
+            parser.start(ResponseHead(media_type=JSON))
+            with nullcontext() if is_right or given == ["a"] else pytest.raises(BackendBroken, match="inputs"):
+                for at in range(0, len(raw), 70_001):
+                    list(parser.feed(raw[at : at + 70_001]))
+                list(parser.finish())
+
+
+def test_vectors_in_plain_bytes_are_passed_on() -> None:
+    for form in ("bytes", "bytes_only"):
+        body = json.dumps({"model": "m", "input": ["a", "b"], "encoding_format": form}).encode()
+        origin = Origin(wire="openai", operation="embeddings", body=body)
+        parser = OpenAIUpstream().parser(EmbedRequest(origin=origin), fields=False)
+        parser.start(ResponseHead(media_type="application/octet-stream"))
+        assert b"".join(chunk.raw for chunk in (*parser.feed(b"\0\1"), *parser.finish())) == b"\0\1"
 
 
 def test_no_scores_are_right_for_no_documents() -> None:
