@@ -209,7 +209,10 @@ def decode_keep_alive(value: object) -> float | None:
     if isinstance(value, str):
         seconds = parse_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:  # of hundreds of digits
+            seconds = float("inf")
     else:
         raise BadRequest(f"Unsupported type: '{_TYPES[type(value)]}'", param="keep_alive")
     return float("inf") if seconds < 0 else seconds

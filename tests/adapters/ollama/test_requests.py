@@ -161,7 +161,7 @@ def test_a_format_becomes_the_output_schema(harness: OllamaHarness, wanted: Any,
 
 @pytest.mark.parametrize(
     ("keep_alive", "seconds"),
-    [(None, None), (0, 0.0), ("0s", 0.0), ("0", 0.0), (1.5, 1.5), ("1h30m", 5400.0), ("300ms", 0.3), (-1, math.inf), ("-1s", math.inf)],
+    [(None, None), (0, 0.0), ("0s", 0.0), ("0", 0.0), (1.5, 1.5), ("1h30m", 5400.0), ("300ms", 0.3), (-1, math.inf), ("-1s", math.inf), (10**400, math.inf), (-(10**400), math.inf)],
 )  # fmt: skip
 def test_keep_alive_is_seconds_or_a_duration(harness: OllamaHarness, keep_alive: Any, seconds: float | None) -> None:
     request = harness.chat(keep_alive=keep_alive)

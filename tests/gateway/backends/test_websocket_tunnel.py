@@ -6,13 +6,20 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from hostler.adapters.errors import BackendBroken
+from hostler.adapters.canonical import Origin, WebSocketRequest
+from hostler.adapters.errors import BackendBroken, ClientDisconnected, GatewayError, ShuttingDown
+from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.gateway.asgi import ByteStream
-from hostler.gateway.backends.transport import Endpoint, Timeouts
+from hostler.gateway.backends.prompt_reading import PromptSpeeds
+from hostler.gateway.backends.transport import Backend, Endpoint, Timeouts, Transport
 from hostler.gateway.backends.websocket_tunnel import BackendSocket, open_socket
+from hostler.gateway.context import Attempt, Target
+from hostler.gateway.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +76,45 @@ async def test_a_backend_that_vanishes_is_at_fault() -> None:
     async with backend(ACCEPT, floods=False) as endpoint, connect(endpoint) as there, client() as (stream, _):
         with pytest.raises(BackendBroken, match="closed the WebSocket connection"):
             await there.relay(stream)
+
+
+@pytest.mark.parametrize(
+    ("left", "answered", "status"),
+    [
+        (ConnectionAbortedError("the server stops"), ShuttingDown, 503),
+        (ConnectionResetError("gone"), ClientDisconnected, 499),
+    ],
+)
+async def test_a_client_whose_connection_ends_during_the_handshake_is_not_the_backends_failure(
+    left: ConnectionError, answered: type[GatewayError], status: int
+) -> None:
+    """At a stop the server closes the connections that have not been accepted yet: that can be tried again."""
+
+    def accept(headers: object) -> ByteStream:
+        raise left
+
+    origin = Origin(wire="llamacpp", operation="websocket", path="/ws")
+    attempt, unused = Attempt(target=Target(backend="pc", model="m", name_there="m")), cast("Transport", None)
+    async with backend(ACCEPT, floods=False) as endpoint:
+        there = Backend(
+            name="pc",
+            upstream=OpenAIUpstream(),
+            transport=unused,
+            timeouts=Timeouts(),
+            endpoint=endpoint,
+        )
+        context: Any = SimpleNamespace(
+            request=WebSocketRequest(origin=origin, model="m"),
+            attempt=attempt,
+            current=attempt,
+            accept_upgrade=accept,
+            headers={"sec-websocket-key": "x"},
+            writer=SimpleNamespace(serving_headers=tuple),
+        )
+        with pytest.raises(answered) as raised:
+            await Proxy({"pc": there}, speeds=PromptSpeeds(), clock=lambda: 0.0).dispatch(context)
+    assert raised.value.status == status
+    assert not isinstance(raised.value, BackendBroken)
 
 
 @pytest.mark.parametrize("line", [b"a: b\nc: d", b"Sec-WebSocket-Protocol: a\rb", b"a: \0"])
