@@ -28,7 +28,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = [
     *("lint", "types", "imports", "workflows", "docs", "audit"),
-    *("tests", "versions(lowest)", "clients", "browser", "package", "deploy"),
+    *("tests", "workers", "versions(lowest)", "clients", "browser", "package", "deploy"),
 ]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -215,6 +215,24 @@ def tests(session: nox.Session) -> None:
     # Once, for all the tests that would fetch it at the same time.
     _pull(session, Path(session.bin) / "hostler")
     session.run(*_pytest(), *session.posargs, env=_test_environment())
+
+
+#: Where one process and several could differ: answers, streams and states that are kept or counted in one of them.
+WORKER_TESTS = [
+    f"tests/system/test_{name}.py"
+    for name in (
+        *("chain_hosts", "client_disconnect", "drain", "key_limits", "queue_time", "recording", "reload"),
+        *("resumable_streams", "shutdown", "tls", "tracing"),
+    )
+]
+
+
+@nox.session
+def workers(session: nox.Session) -> None:
+    """Run some of the tests again, of what clients and operators see, with two worker processes in each gateway."""
+    _install(session, "tests", "-e", ".[embedded]")
+    environment = {**_test_environment(), "HOSTLER_TEST_WORKERS": "2"}
+    session.run(*_pytest(), *WORKER_TESTS, *session.posargs, env=environment)
 
 
 @nox.session(default=False)

@@ -147,7 +147,7 @@ class AdminApp:
             ModelLeaseRoutes(catalog, hosts, host_choice),
             downloads,
             DryRunRoutes(catalog.find, chain, host_choice, preview),
-            DrainRoutes(catalog, hosts, chain, in_progress.contexts),
+            DrainRoutes(catalog, hosts, chain, in_progress.contexts, elsewhere),
             BackendRoutes(backend_models),
             self._log_routes,
             TranscriptRoutes(transcripts, self._status.refresh),

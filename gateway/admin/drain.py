@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import printable
+from hostler.gateway.in_flight import OtherRequests
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.routing import gateway_route
 from hostler.supervisor.contract import ModelLease
@@ -43,7 +44,7 @@ class DrainView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrainRoutes:
-    """`contexts` returns the requests in flight."""
+    """`contexts` returns the requests in flight in this process, `elsewhere` are those of others."""
 
     def __init__(
         self,
@@ -51,11 +52,13 @@ class DrainRoutes:
         hosts: Mapping[str, Host],
         chain: Chain,
         contexts: Callable[[], Iterable[RequestContext]],
+        elsewhere: Sequence[OtherRequests] = (),
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._chain = chain
         self._contexts = contexts
+        self._elsewhere = elsewhere
 
     def routes(self) -> list[RouteMatch]:
         return [
@@ -79,16 +82,19 @@ class DrainRoutes:
                 serving=host.serving,
                 loaded=tuple(each.model for each in host.models() if each.phase != "cold"),
                 leases=tuple(host.model_leases),
-                only_here=self._only_here(host.name) if body.draining else {},
+                only_here=await self._only_here(host.name) if body.draining else {},
             )
         )
 
-    def _only_here(self, name: str) -> dict[str, int]:
+    async def _only_here(self, name: str) -> dict[str, int]:
         waiting = Counter(
             context.model
             for context in self._contexts()
             if context.model is not None and (context.attempt is None or context.attempt.address is None)
         )
+        for each in self._elsewhere:
+            await each.refresh()
+            waiting.update(view.model for view in each.views() if view.model is not None and view.phase == "waiting")
         placements = (self._catalog.find(card.name) for card in self._catalog.listing.cards)
         return {each.model: waiting[each.model] for each in placements if self._is_only_at(name, each)}
 

@@ -30,6 +30,10 @@ _REQUEST_ONLY: Final = frozenset(
 )
 _ANSWER_ONLY: Final = frozenset((b"keep-alive", b"proxy-connection", b"transfer-encoding", b"date"))
 
+_ABORTED: Final = (
+    b'{"error":{"message":"the gateway was stopped before the request was done","type":"server_error",'
+    b'"code":"shutting_down"}}'
+)
 _UNAVAILABLE: Final = b'{"error":{"message":"the gateway is restarting; try again in a moment","type":"server_error"}}'
 
 
@@ -107,6 +111,10 @@ class Forwarder:
                 data = await read()
             except (OSError, asyncio.IncompleteReadError):
                 data = b""
+            except asyncio.CancelledError:
+                if not started and not body.client_left:  # this process stops, and waits no longer
+                    await _send(send, 503, _ABORTED)
+                raise
             read = partial(reader.read, _PIECE)
             answer.feed(data)
             if answer.status == 101:

@@ -53,11 +53,13 @@ class MainProcess:
     def __init__(self) -> None:
         self.scope: dict[str, Any] = {}
         self.left = anyio.Event()
+        self.asked = anyio.Event()
         routes = [
             Route("/echo", self.echo, methods=["GET", "POST", "HEAD"]),
             Route("/cookie", self.cookie),
             Route("/broken", self.broken),
             Route("/endless", self.endless),
+            Route("/silent", self.silent),
         ]
         self.app = Starlette(routes=routes)
 
@@ -77,6 +79,11 @@ class MainProcess:
             raise LookupError("on purpose")
 
         return StreamingResponse(pieces())
+
+    async def silent(self, request: Request) -> Response:
+        self.asked.set()
+        await anyio.sleep_forever()
+        raise AssertionError("not reached")
 
     async def endless(self, request: Request) -> Response:
         async def pieces() -> AsyncIterator[bytes]:
@@ -137,6 +144,42 @@ async def test_an_answer_that_breaks_off_does_so_for_the_client(tmp_path: Path) 
     async with worker(tmp_path, MainProcess()) as http:
         with pytest.raises(httpx.RemoteProtocolError):
             await http.get("/broken")
+
+
+@pytest.mark.parametrize("path", ["/silent", "/endless"])
+async def test_a_worker_that_stops_ends_what_has_no_answer_yet_with_an_error(tmp_path: Path, path: str) -> None:
+    main = MainProcess()
+    answers: list[httpx.Response | httpx.RemoteProtocolError] = []
+    async with (
+        anyio.create_task_group() as tasks,
+        httpx.AsyncClient(timeout=60, trust_env=False) as http,
+        served(ForwardedMiddleware(main.app, secret="secret"), (str(tmp_path / "main"), 0)),
+    ):
+        async with served(Forwarder(str(tmp_path / "main"), "secret"), ("127.0.0.1", 0)) as url:
+            asked = anyio.Event() if path == "/endless" else main.asked
+
+            async def ask() -> None:
+                try:
+                    async with http.stream("GET", f"{url}{path}") as answer:
+                        if answer.status_code == 200:
+                            asked.set()
+                        await answer.aread()
+                        answers.append(answer)
+                except httpx.RemoteProtocolError as error:
+                    answers.append(error)
+
+            tasks.start_soon(ask)
+            await asked.wait()
+        with anyio.fail_after(20):
+            while not answers:  # noqa: ASYNC110 - an answer of another task
+                await anyio.sleep(0.01)
+    (answer,) = answers
+    if path == "/endless":
+        assert isinstance(answer, httpx.RemoteProtocolError)
+    else:
+        assert isinstance(answer, httpx.Response)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["connection"] == "close"
 
 
 async def test_a_client_that_leaves_is_gone_in_the_main_process(tmp_path: Path) -> None:
