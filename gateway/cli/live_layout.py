@@ -218,7 +218,7 @@ def _add_requests(
     rows: list[tuple[str, ...]] = [
         (
             format_time(each["at"]),
-            f"place {each['position']}, {format_seconds(each['eta_s'])}" if each["position"] else each["phase"],
+            _place(each) if each["position"] else each["phase"],
             each["model"] or each["requested_model"] or MISSING,
             views.via(each),
             format_seconds(each["for_s"]),
@@ -235,6 +235,12 @@ def _add_requests(
     rows += views.finished_rows(msgspec.to_builtins(last[: max(0, limit - len(rows))]))
     if rows:
         parts.add_table(REQUEST_COLUMNS, rows, width)
+
+
+def _place(request: Mapping[str, Any]) -> str:
+    """Where a request stands in the queue, and how long it will wait if that is known."""
+    text = f"place {request['position']}"
+    return text if request["eta_s"] is None else f"{text}, {format_seconds(request['eta_s'])}"
 
 
 def _progress(switch: Mapping[str, Any]) -> str:

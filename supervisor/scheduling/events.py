@@ -38,14 +38,17 @@ class DevicesChanged(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A queued request; `position` counts from 1. `id` is the request's own, which `POST /admin/cancel` takes."""
+    """A queued request; `position` counts from 1. `id` is the request's own, which `POST /admin/cancel` takes.
+
+    `eta_s` is its estimated wait, if that rests on measurements and nothing takes longer than usual: as the client sees it.
+    """
 
     id: str
     model: str
     client: str
     position: int
     waited_s: float
-    eta_s: float
+    eta_s: float | None = None
 
 
 class QueueChanged(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):

@@ -126,6 +126,7 @@ class QueueProgress:
 
     def queue(self, now: float) -> tuple[Waiting, ...]:
         """The queued requests in the order of service."""
+        self._measured.clear()
         return tuple(
             Waiting(
                 id=lease.request_id,
@@ -133,7 +134,7 @@ class QueueProgress:
                 client=lease.client,
                 position=position,
                 waited_s=round(now - lease.requested_at, 3),
-                eta_s=round(eta_s, 3),
+                eta_s=round(eta_s, 3) if self._is_measured(lease, now) else None,
             )
             for position, ticket, eta_s in self._in_order(now)
             if (lease := self._leases.get(ticket)) is not None
@@ -151,12 +152,16 @@ class QueueProgress:
     def place(self, lease: Lease, now: float) -> tuple[int | None, float, bool]:
         """The lease's position, its estimated wait, and whether that was measured."""
         position, estimate_s = self._position(lease, now)
+        return position, estimate_s, self._is_measured(lease, now)
+
+    def _is_measured(self, lease: Lease, now: float) -> bool:
+        """Whether the lease's estimate was measured; in a long queue, whether that of its model's last one was."""
         if not self.crowded:
-            return position, estimate_s, self._scheduler.is_measured(lease.model, now, lease.id)
+            return self._scheduler.is_measured(lease.model, now, lease.id)
         measured = self._measured.get(lease.model)
         if measured is None:
             measured = self._measured[lease.model] = self._scheduler.is_measured(lease.model, now)
-        return position, estimate_s, measured
+        return measured
 
     def switches(self) -> list[SwitchMoved]:
         """The switches in progress."""

@@ -86,13 +86,19 @@ function runningCard() {
   return { node, update };
 }
 
+/** How long a queued request will wait, if that is known. */
+function wait(eta, since) {
+  if (eta === null || eta === undefined) return "";
+  return eta - since < 0.5 ? "a moment" : `about ${seconds(eta - since)}`;
+}
+
 function queueRow(first) {
   const fields = cells(QUEUE, Array(6).fill(""), QUEUE_WIDTHS);
   const stop = mayOperate && h("td", { role: "cell" }, h("button", { type: "button", class: "danger", "aria-label": `Cancel ${first.id}`, on: { click: (event) => cancel(first.id, event.currentTarget) } }, "Cancel"));
   const node = h("tr", { role: "row" }, ...fields, stop);
   const update = (each) => {
     const since = Date.now() / 1000 - each.seen;
-    const values = [each.position, each.model, each.client, each.backend, seconds(each.waited_s + since), each.eta_s - since < 0.5 ? "a moment" : `about ${seconds(each.eta_s - since)}`];
+    const values = [each.position, each.model, each.client, each.backend, seconds(each.waited_s + since), wait(each.eta_s, since)];
     values.forEach((value, index) => setText(fields[index], value));
   };
   return { node, update };

@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group
@@ -72,6 +73,13 @@ def test_running_models_requests_in_flight_and_finished_requests_are_shown() -> 
     assert re.search(r"ok +alpha +box, hop 2 +2\.0 s +1\.0 s +42 tokens/s +laptop", text)
     assert "failed 503" in text
     assert "Ctrl-C to stop" in text
+
+
+def test_a_wait_that_is_not_known_is_not_shown() -> None:
+    (host,) = status().hosts
+    queue = tuple(msgspec.structs.replace(each, eta_s=None) for each in host.queue)
+    shown = status(hosts=(msgspec.structs.replace(host, queue=queue),))
+    assert re.search(r"place 1 +beta", "\n".join(rendered(state(status=shown))))
 
 
 def test_a_switch_is_shown_before_its_model_has_a_process() -> None:

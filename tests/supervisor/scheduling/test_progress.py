@@ -86,7 +86,23 @@ def test_the_queue_lists_requests_with_their_estimates() -> None:
     assert [(each.id, each.model, each.client, each.position, each.waited_s) for each in waiting] == [
         (f"r{number}", "b", "anna", position, 2.0) for position, number in enumerate(queued.leases, start=1)
     ]
-    assert waiting[0].eta_s < waiting[1].eta_s
+
+
+def test_the_queue_shows_measured_estimates_only() -> None:
+    queued = Queued(2)
+    assert [each.eta_s for each in queued.progress.queue(0.0)] == [None, None], "an answer of a was never measured"
+    queued.host.release(1)
+    queued.progress.switch_moved(moved("loading", eta_s=2.5), 0.0)
+    assert [each.eta_s for each in queued.progress.queue(0.0)] == [2.5, None], "an answer of b was never measured"
+    queued.progress.switch_moved(moved("loading", overdue=True), 9.0)
+    assert [each.eta_s for each in queued.progress.queue(9.0)] == [None, None]
+
+
+def test_a_long_queue_is_listed_with_what_is_known_of_its_models() -> None:
+    queued = Queued(60)
+    queued.host.release(1)
+    queued.progress.switch_moved(moved("loading", eta_s=2.5), 0.0)
+    assert {each.eta_s for each in queued.progress.queue(0.0)} == {None}
 
 
 def test_positions_in_a_long_queue_are_computed_rarely() -> None:
