@@ -117,7 +117,7 @@ def replay(connection: http.client.HTTPConnection, steps: Sequence[Step], server
 
 def agents(names: Sequence[str], steps: Sequence[Step], *, slots: int = SLOTS) -> list[Row]:
     """Replay the steps with each architecture: through Hostler, and to the engine alone, with its cache in memory (the
-    default) and without."""
+    default), without it, and with one slot and no such cache, which is what Ollama runs unless it is told otherwise."""
     rows = []
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
@@ -133,6 +133,8 @@ def agents(names: Sequence[str], steps: Sequence[Step], *, slots: int = SLOTS) -
                 rows.append(replay(connection, steps, "llama-server", name))
             with _engine(model, slots, "--cache-ram", "0") as connection:
                 rows.append(replay(connection, steps, "llama-server, --cache-ram 0", name))
+            with _engine(model, 1, "--cache-ram", "0") as connection:
+                rows.append(replay(connection, steps, "one slot, as Ollama's default", name))
     return rows
 
 

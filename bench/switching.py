@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -124,8 +125,9 @@ def fifo(jobs: Sequence[Job], *, load_s: float, answer_s: float, until: float) -
 
 
 @contextmanager
-def hostler(folder: Path, patience_s: float, engine: Engine) -> Iterator[str]:
-    """`hostler up` with three scripted models of which one fits at a time; inside it listens at this address."""
+def hostler(folder: Path, patience_s: float, engine: Engine, **gateway: Any) -> Iterator[str]:
+    """`hostler up` with three scripted models of which one fits at a time; inside it listens at this address. `gateway`
+    are more of its settings."""
     (folder / "model.gguf").write_bytes(b"not read by the scripted engine")
     script = {
         "log": str(folder / "engines.log"),
@@ -135,7 +137,11 @@ def hostler(folder: Path, patience_s: float, engine: Engine) -> Iterator[str]:
     }
     profile = {"model": str(folder / "model.gguf"), "parallel": SLOTS, "env": {"FAKE_ENGINE": json.dumps(script)}}
     document = {
-        "gateway": {"queue": {"max_waiting": 1000, "max_wait_s": 600}, "switching": {"patience_s": patience_s}},
+        "gateway": {
+            "queue": {"max_waiting": 1000, "max_wait_s": 600},
+            "switching": {"patience_s": patience_s},
+            **gateway,
+        },
         "supervisor": {"engine": f"{sys.executable} -I -S {ENGINE}", "slots_max": "0B"},
         "profiles": dict.fromkeys("abc", profile),
     }

@@ -12,6 +12,7 @@ import uvloop
 from bench import (
     agents,
     architectures,
+    batches,
     clients,
     conversation,
     crowd,
@@ -148,6 +149,14 @@ def test_switches_under_load_are_measured() -> None:
     assert len(switching.table(rows).splitlines()) == 2 + len(rows)
 
 
+def test_batches_are_measured() -> None:
+    rows = batches.run(requests=4, engine=switching.Engine(load_s=0.01, answer_s=0.01))
+    assert [row.way for row in rows] == list(batches.WAYS)
+    assert rows[-1].loads <= rows[0].loads + 1
+    assert all(row.chats for row in rows)
+    assert len(batches.table(rows).splitlines()) == 2 + len(rows)
+
+
 def test_switches_of_an_instant_engine_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     conversation.instant(times=2)
     assert "2 alternating switches" in capsys.readouterr().out
@@ -176,7 +185,12 @@ def test_conversations_with_other_architectures_are_measured() -> None:
 def test_agents_that_share_slots_are_measured() -> None:
     steps = agents.trace(main_steps=2, sub_steps=2)
     rows = agents.agents(["gemma3"], steps)
-    assert [row.server for row in rows] == ["Hostler", "llama-server", "llama-server, --cache-ram 0"]
+    assert [row.server for row in rows] == [
+        "Hostler",
+        "llama-server",
+        "llama-server, --cache-ram 0",
+        "one slot, as Ollama's default",
+    ]
     assert {(row.requests, row.tokens) for row in rows} == {(len(steps), rows[0].tokens)}
     assert rows[0].cached > rows[2].cached
     assert len(agents.table(rows).splitlines()) == 2 + len(rows)
