@@ -33,7 +33,7 @@ from hostler.adapters.openai.errors import error_response
 from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
-from hostler.adapters.openai.responses_tools import uses_namespaces
+from hostler.adapters.openai.responses_tools import has_further_tools
 from hostler.adapters.openai.schema import CUSTOM_CHAT, RESPONSES, WIRE, StreamOptions
 from hostler.adapters.openai.whole_response import JSON_OPERATIONS
 from hostler.adapters.requested_model import model_outside_body
@@ -175,9 +175,9 @@ def _lacks_route(rejected: BackendRejected) -> bool:
 
 
 def _lacks_custom_tools(rejected: BackendRejected, request: Request) -> bool:
-    """Whether the backend rejects a request for its custom tools or namespaces, or for their calls in the history."""
+    """Whether the backend rejects a request for its tools that are no plain functions, or for their calls in the history."""
     body = request.origin.body
-    if rejected.backend_status not in _INVALID or not (has_custom_tools(body) or uses_namespaces(body)):
+    if rejected.backend_status not in _INVALID or not (has_custom_tools(body) or has_further_tools(body)):
         return False
     words = rejected.body.lower()
     return any(word in words for word in (b"tool", b"custom", b"namespace", b"input"))

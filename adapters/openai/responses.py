@@ -24,8 +24,8 @@ from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
 from hostler.adapters.openai.custom_tools import as_arguments
 from hostler.adapters.openai.responses_tools import (
-    DECLARING_ITEMS,
     KINDS,
+    TOOL_SEARCH,
     CallableTools,
     ResponsesTool,
     callable_name,
@@ -37,14 +37,15 @@ from hostler.adapters.tool_calls import arguments_text
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 
 # Items that are tool calls, and their results.
-_CALLS = frozenset({"function_call", "custom_tool_call"})
+_CALLS = frozenset({"function_call", "custom_tool_call", "tool_search_call"})
 _CALL_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+_SEARCH_ITEMS = frozenset({"tool_search_call", "tool_search_output"})
 
 # Items of OpenAI's own tools in the history: other models cannot read them.
 _HOSTED_TOOL_ITEMS = frozenset(
     {
         *("web_search_call", "file_search_call", "computer_call", "code_interpreter_call", "image_generation_call"),
-        *("mcp_list_tools", "mcp_call", "compaction", "tool_search_call"),
+        *("mcp_list_tools", "mcp_call", "compaction"),
     }
 )
 
@@ -69,6 +70,7 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     input: Any = None
     output: str | list[ResponsesPart] | None = None
     tools: list[ResponsesTool] | None = None
+    execution: str | None = None
 
 
 class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +162,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
     for index, item in enumerate(items):
         param = f"input[{index}]"
         kind = item.type or ("message" if item.role is not None else "")
-        if kind in _HOSTED_TOOL_ITEMS or kind in DECLARING_ITEMS:
+        if kind in _HOSTED_TOOL_ITEMS or kind == "additional_tools" or _is_servers_search(item):
             continue
         if kind in _CALLS or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
             assistant = _with_item(assistant or ChatMessage(role="assistant"), item, kind, param)
@@ -176,6 +178,9 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
         elif kind in _CALL_OUTPUTS:
             parts = tuple(_parts(item.output, f"{param}.output"))
             yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
+        elif kind == "tool_search_output":
+            found = ", ".join(CallableTools(item.tools or ())) or "none"
+            yield ChatMessage(role="tool", parts=(Text(text=f"Tools found: {found}"),), tool_call_id=item.call_id)
         else:
             raise BadRequest(
                 f"`{param}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not "
@@ -186,12 +191,17 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
         yield assistant
 
 
+def _is_servers_search(item: ResponsesItem) -> bool:
+    """Whether a search for tools, or what it found, is of one that the server has carried out: no model has called it."""
+    return item.type in _SEARCH_ITEMS and (item.execution != "client" or not item.call_id)
+
+
 def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str) -> ChatMessage:
     """The assistant's message with one more item."""
     if kind in _CALLS:
         is_custom = kind == "custom_tool_call"
         arguments = as_arguments(str(item.input or "")) if is_custom else arguments_text(item.arguments)
-        name = callable_name(item.name or "", item.namespace)
+        name = TOOL_SEARCH if kind == "tool_search_call" else callable_name(item.name or "", item.namespace)
         call = ToolCall(index=len(message.tool_calls), id=item.call_id, name=name, arguments=arguments)
         return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":

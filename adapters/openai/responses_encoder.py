@@ -26,7 +26,13 @@ _REPEATED: dict[str, Any] = {
     "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled", "user": None,
 }  # fmt: skip
 
-_CALLS = {"function_call": "function_call_arguments", "custom_tool_call": "custom_tool_call_input"}
+# Calls, and the name of the events with the pieces of their text; those of a search for tools have none.
+_CALLS = {
+    "function_call": "function_call_arguments",
+    "custom_tool_call": "custom_tool_call_input",
+    "tool_search_call": None,
+}
+_PREFIXES = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_call": "tsc"}
 
 # In the last events of a backend's stream.
 _ENDS = (b'"response.completed"', b'"response.incomplete"')
@@ -88,6 +94,9 @@ class OutputItem:
 
     def body(self) -> dict[str, Any]:
         status = "in_progress" if self.is_open else "completed"
+        if self.kind == "tool_search_call":
+            call = {"call_id": self.call_id, "execution": "client", "arguments": self._object()}
+            return {"id": self.id, "type": self.kind, "status": status, **call}
         if self.kind in _CALLS:
             call = {self.content_name: self.text, "call_id": self.call_id, "name": self.name}
             where = {} if self.namespace is None else {"namespace": self.namespace}
@@ -96,6 +105,14 @@ class OutputItem:
         if self.kind == "reasoning":
             return {"id": self.id, "type": self.kind, "status": status, "summary": [], "content": content}
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _object(self) -> dict[str, Any]:
+        """The arguments of a call; empty while they are incomplete, and if they are no object."""
+        try:
+            value = msgspec.json.decode(self.text)
+        except NOT_JSON:
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def part(self) -> dict[str, Any]:
         if self.kind == "reasoning":
@@ -217,7 +234,7 @@ class ResponsesEncoder(Encoder):
             events.append(delta)
         for call in chunk.tool_calls:
             item = self._calls.get(call.index) or self._open_call(call, events)
-            if call.arguments and (piece := item.add_arguments(call.arguments)):
+            if call.arguments and (piece := item.add_arguments(call.arguments)) and _CALLS[item.kind]:
                 events.append(_call_event("delta", item, delta=piece))
         return events
 
@@ -244,12 +261,12 @@ class ResponsesEncoder(Encoder):
         events += self._close_items()
         call_id = call.id or f"call_{self._id}_{call.index}"
         index, name, namespace = len(self._items), call.name or "", None
-        kind, prefix = "function_call", "fc"
+        kind = "function_call"
         if (declared := self._tools.get(name)) is not None:
-            name, namespace = declared.tool.name, declared.namespace
-            if declared.is_custom:
-                kind, prefix = "custom_tool_call", "ctc"
-        item = OutputItem(kind, index, f"{prefix}_{self._id}_{index}", call_id=call_id, name=name, namespace=namespace)
+            kind, name, namespace = declared.call_kind, declared.tool.name, declared.namespace
+        item = OutputItem(
+            kind, index, f"{_PREFIXES[kind]}_{self._id}_{index}", call_id=call_id, name=name, namespace=namespace
+        )
         self._calls[call.index] = item
         self._items.append(item)
         events.append(_item_event("added", item))
@@ -277,6 +294,8 @@ class ResponsesEncoder(Encoder):
     def _close_call(self, item: OutputItem) -> list[_Event]:
         rest = item.input.finish() if item.input is not None else ""
         item.pieces.append(rest)
+        if _CALLS[item.kind] is None:
+            return []
         events = [_call_event("delta", item, delta=rest)] if rest else []
         name = {"name": item.name} if item.kind == "function_call" else {}
         return [*events, _call_event("done", item, **name, **{item.content_name: item.text})]

@@ -1,4 +1,5 @@
-"""The tools of OpenAI's responses API under the names by which a model calls them: of those in a namespace, with it in front."""
+"""The tools of OpenAI's responses API under the names by which a model calls them: those in a namespace have it in front, and a
+client's search for tools is a function as well."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.custom_tools import CustomFormat, as_function
 from hostler.adapters.openai.schema import NULL
 
-#: Tools that a client carries out, and how their calls and results are named in the history.
+#: Tools that a client names and carries out.
 KINDS = frozenset({"function", "custom"})
+#: The tool with which a model finds further ones; the name of its function. Of those, a client carries out its own only.
+TOOL_SEARCH = "tool_search"
 _NAMESPACE = "namespace"
 
 #: Input items that declare further tools.
 DECLARING_ITEMS = frozenset({"additional_tools", "tool_search_output"})
-_MARKS = (b'"custom"', b'"namespace"')
+_MARKS = (b'"custom"', b'"namespace"', b'"tool_search"')
 _DECLARING = tuple(f'"{kind}"'.encode() for kind in sorted(DECLARING_ITEMS))
 
 #: What servers accept as the name of a function.
@@ -35,17 +38,22 @@ class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     parameters: msgspec.Raw = msgspec.Raw(NULL)
     format: CustomFormat | None = None
     tools: list[ResponsesTool] | None = None
+    execution: str | None = None
 
 
 class DeclaredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function or custom tool, and the namespace that it is in."""
+    """A tool that a client carries out, and the namespace that it is in."""
 
     tool: ResponsesTool
     namespace: str | None = None
 
     @property
-    def is_custom(self) -> bool:
-        return self.tool.type == "custom"
+    def call_kind(self) -> str:
+        """The type of the items that are its calls."""
+        return _CALL_KINDS[self.tool.type]
+
+
+_CALL_KINDS = {"function": "function_call", "custom": "custom_tool_call", TOOL_SEARCH: "tool_search_call"}
 
 
 class _DeclaringItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +86,7 @@ class CallableTools(Mapping[str, DeclaredTool]):
         """The tools as functions."""
         for name, declared in self._tools.items():
             tool = declared.tool
-            if declared.is_custom:
+            if tool.type == "custom":
                 yield as_function(name, tool.description, tool.format)
                 continue
             raw = bytes(tool.parameters)
@@ -114,9 +122,9 @@ def callable_name(name: str, namespace: str | None) -> str:
     return f"{usual[: _LONGEST_NAME - 9]}_{digest}"
 
 
-def uses_namespaces(body: bytes) -> bool:
-    """Whether a request may have tools in namespaces, or calls of some."""
-    return b'"namespace"' in body
+def has_further_tools(body: bytes) -> bool:
+    """Whether a request may have tools in namespaces, searches for tools, or calls of either."""
+    return b'"namespace"' in body or b'"tool_search' in body
 
 
 def _declared(tools: Iterable[ResponsesTool], namespace: str | None) -> Iterator[DeclaredTool]:
@@ -125,3 +133,5 @@ def _declared(tools: Iterable[ResponsesTool], namespace: str | None) -> Iterator
             yield from _declared(tool.tools or (), tool.name)
         elif tool.type in KINDS:
             yield DeclaredTool(tool=tool, namespace=namespace)
+        elif tool.type == TOOL_SEARCH and tool.execution == "client":
+            yield DeclaredTool(tool=msgspec.structs.replace(tool, name=TOOL_SEARCH))

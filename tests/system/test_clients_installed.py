@@ -265,23 +265,35 @@ async def test_codex_ends_when_the_model_cannot_start(
     assert "exit code 7" in printed and "Reconnecting" not in printed
 
 
-async def test_codex_calls_a_tool_of_an_mcp_server(tmp_path: Path) -> None:
-    end = ScriptedAnswer(words=("It", " has m."))
-    call = ("call_1", "mcp__hostler__list_models", "{}")
+@pytest.mark.parametrize(
+    ("model", "called", "arguments", "result"),
+    [
+        ("a", "mcp__hostler__list_models", "{}", '"a"'),
+        # With a name like this, Codex has the model look for its tools.
+        ("gpt-5.5-codex", "tool_search", '{"query": "list models"}', "mcp__hostler__list_models"),
+    ],
+    ids=["named", "searched"],
+)
+async def test_codex_calls_a_tool_of_an_mcp_server(
+    tmp_path: Path, model: str, called: str, arguments: str, result: str
+) -> None:
+    end = ScriptedAnswer(words=("It", " has one."))
     async with start_scripted_server() as server:
-        server.answer = ScriptedAnswer(words=(), calls=(call,), finish="tool_calls", after_tools=end)
-        backend = {"kind": "ollama", "url": server.url, "models": {"a": "there"}}
+        server.answer = ScriptedAnswer(
+            words=(), calls=(("call_1", called, arguments),), finish="tool_calls", after_tools=end
+        )
+        backend = {"kind": "ollama", "url": server.url, "models": {model: "there"}}
         async with start_chain(tmp_path, {"there": backend}) as chain:
             url = str(chain.http.base_url).rstrip("/")
             home = codex_home(url, tmp_path)
             with (tmp_path / "codex" / "config.toml").open("a") as settings:
                 settings.write(f'[mcp_servers.hostler]\nurl = "{url}/mcp"\nrequired = true\n')
                 settings.write('default_tools_approval_mode = "approve"\n')
-            printed = await run([*CODEX, "Which models?"], tmp_path, **home)
-    assert "It has m." in printed
+            printed = await run([*CODEX, "-m", model, "Which models?"], tmp_path, **home)
+    assert "It has one." in printed
     history = server.requests[-1][1]["messages"]
-    assert history[-2]["tool_calls"][0]["function"]["name"] == "mcp__hostler__list_models"
-    assert '"a"' in history[-1]["content"]
+    assert history[-2]["tool_calls"][0]["function"]["name"] == called
+    assert result in history[-1]["content"]
 
 
 #: Settings that lead a program elsewhere, as its users may have them: a file in the home folder, and what is in it.

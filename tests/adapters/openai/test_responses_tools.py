@@ -112,21 +112,57 @@ def test_a_call_reaches_the_client_with_the_tools_name_and_namespace(
         assert (item.type, item.name, item.namespace, item.call_id) == (kind, name, namespace, "c2")
 
 
+SEARCH = {
+    "type": "tool_search",
+    "execution": "client",
+    "description": "Find tools.",
+    "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
+}
+SEARCHED = {"type": "tool_search_call", "call_id": "s1", "execution": "client", "arguments": {"query": "files"}}
+FOUND = {"type": "tool_search_output", "call_id": "s1", "execution": "client", "status": "completed", "tools": [FILES]}
+
+
 @pytest.mark.parametrize(
-    "item",
-    [
-        {"type": "additional_tools", "role": "developer", "tools": [FILES]},
-        {"type": "tool_search_output", "call_id": "s1", "execution": "client", "status": "completed", "tools": [FILES]},
-    ],
-    ids=lambda item: str(item["type"]),
+    "items",
+    [[{"type": "additional_tools", "role": "developer", "tools": [FILES]}], [SEARCHED, FOUND]],
+    ids=["additional", "found"],
 )
-def test_tools_that_the_history_declares_can_be_called(item: dict[str, Any]) -> None:
-    search = {"type": "tool_search_call", "call_id": "s1", "execution": "client", "arguments": {"query": "files"}}
-    declared = {"input": [{"role": "user", "content": "Look."}, search, item], "tools": [SHELL]}
+def test_tools_that_the_history_declares_can_be_called(items: list[dict[str, Any]]) -> None:
+    declared = {"input": [{"role": "user", "content": "Look."}, *items], "tools": [SHELL]}
     assert names(sent(OpenAIUpstream(engine=True), **declared)) == ["look", "mcp__files__look", "mcp__files__edit"]
     (call,) = Response.model_validate_json(answered("mcp__files__look", "{}", stream=False, **declared)).output
     assert call.type == "function_call"
     assert (call.name, call.namespace) == ("look", "mcp__files")
+
+
+def test_a_search_for_tools_by_the_client_is_a_function() -> None:
+    body = sent(OpenAIUpstream(engine=True), tools=[SEARCH, SHELL], input=[*HISTORY, SEARCHED, FOUND])
+    assert names(body)[:2] == ["tool_search", "look"]
+    assert body["tools"][0]["function"]["parameters"] == SEARCH["parameters"]
+    asked, found = body["messages"][-2:]
+    assert asked["tool_calls"][0]["function"] == {"name": "tool_search", "arguments": '{"query":"files"}'}
+    assert (found["role"], found["tool_call_id"]) == ("tool", "s1")
+    assert "mcp__files__look, mcp__files__edit" in found["content"]
+
+
+@pytest.mark.parametrize(("arguments", "read"), [('{"query":"files"}', {"query": "files"}), ("", {}), ("[1]", {})])
+def test_a_models_search_reaches_the_client_as_one(arguments: str, read: dict[str, Any]) -> None:
+    whole = Response.model_validate_json(answered("tool_search", arguments, stream=False, tools=[SEARCH]))
+    data = answered("tool_search", arguments, stream=True, tools=[SEARCH])
+    streamed = [EVENT.validate_json(content) for _, content in sse.EventReader().feed(data)]
+    assert [event.type for event in streamed] == [
+        *("response.created", "response.in_progress", "response.output_item.added", "response.output_item.done"),
+        "response.completed",
+    ]
+    for item in (whole.output[0], streamed[3].item, streamed[-1].response.output[0]):
+        assert (item.type, item.call_id, item.execution, item.arguments) == ("tool_search_call", "c2", "client", read)
+
+
+def test_a_search_that_the_server_carries_out_is_none_for_other_models() -> None:
+    hosted = [{**item, "execution": "server", "call_id": None} for item in (SEARCHED, FOUND)]
+    body = sent(OpenAIUpstream(engine=True), tools=[{"type": "tool_search"}, SHELL], input=[*HISTORY, *hosted])
+    assert names(body) == ["look", "mcp__files__look", "mcp__files__edit"]
+    assert body["messages"][-1]["content"] == "42"
 
 
 def test_names_stay_short_and_apart() -> None:
@@ -136,13 +172,14 @@ def test_names_stay_short_and_apart() -> None:
     assert callable_name("any.name at all", None) == "any.name at all"
 
 
-def test_a_backend_that_rejects_namespaces_gets_a_chat() -> None:
+@pytest.mark.parametrize("tools", [[SHELL, FILES], [SHELL, SEARCH]], ids=["namespaces", "search"])
+def test_a_backend_that_rejects_such_tools_gets_a_chat(tools: list[Any]) -> None:
     words = b'{"error": {"message": "tools[1].type: expected function", "param": "tools"}}'
     rejected = BackendRejected("no", backend="b", wire="openai", backend_status=400, headers={}, body=words)
-    amended = OpenAIAdapter().amend(requested(), rejected)
+    amended = OpenAIAdapter().amend(requested(tools=tools, input="Look."), rejected)
     assert amended is not None
     body = json.loads(OpenAIUpstream().build(amended, model="there", stream=False).body)
-    assert names(body)[1:3] == ["mcp__files__look", "mcp__files__edit"]
+    assert names(body)[1] == ("mcp__files__look" if FILES in tools else "tool_search")
 
 
 def test_a_server_of_the_same_protocol_gets_namespaces_as_they_are() -> None:
