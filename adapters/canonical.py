@@ -110,7 +110,10 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation, fully decoded. Needed only where the backend does not speak the client's protocol."""
+    """A conversation, fully decoded. Needed only where the backend does not speak the client's protocol.
+
+    `adaptive_thinking`: the model takes no budget for reasoning; Anthropic's from Claude Opus 4.7 on.
+    """
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
@@ -118,6 +121,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     sampling: Sampling = Sampling()
     thinking: bool | str | None = None
+    adaptive_thinking: bool = False
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):

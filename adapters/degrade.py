@@ -14,7 +14,9 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import BackendRejected, BadRequest
 
-_REASONING = (b"think", b"reasoning")
+_REASONING = (b"think", b"reasoning", b"effort")
+#: Part of the form of reasoning that Anthropic's newer models take; their errors name it.
+_ADAPTIVE = b"adaptive"
 _CLIENT_ERRORS = frozenset({400, 422})
 
 _KINDS: dict[type[object], str] = {
@@ -26,7 +28,8 @@ _KINDS: dict[type[object], str] = {
 
 
 def without_thinking(request: Request, rejected: BackendRejected) -> Request | None:
-    """The request with less reasoning, for models that reject it: first without an effort, then without any.
+    """The request with less reasoning, for models that reject it: first without a budget if the model takes none, then
+    without an effort, then without any.
 
     `None` if no reasoning is asked for, if something else was rejected, or if the client speaks the backend's own
     protocol and is to read its error. The request must be expanded.
@@ -38,8 +41,13 @@ def without_thinking(request: Request, rejected: BackendRejected) -> Request | N
     error = rejected.body.lower()
     if not any(word in error for word in _REASONING):
         return None
-    less = True if isinstance(request.conversation.thinking, str) else None
-    return msgspec.structs.replace(request, conversation=msgspec.structs.replace(request.conversation, thinking=less))
+    conversation = request.conversation
+    if _ADAPTIVE in error and not conversation.adaptive_thinking:
+        less = msgspec.structs.replace(conversation, adaptive_thinking=True)
+    else:
+        thinking = True if isinstance(conversation.thinking, str) else None
+        less = msgspec.structs.replace(conversation, thinking=thinking)
+    return msgspec.structs.replace(request, conversation=less)
 
 
 def unsupported(request: Request, protocol: str) -> BadRequest:

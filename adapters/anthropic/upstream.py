@@ -34,7 +34,8 @@ from hostler.adapters.remote_models import Discovery, RemoteModel
 # The protocol requires a limit; this one works with the smallest models.
 _MAX_TOKENS = 4096
 _MIN_BUDGET = 1024
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 32768}
+_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 32768, "max": 32768}
+_EFFORTS = {"minimal": "low", **{level: level for level in ("low", "medium", "high", "xhigh", "max")}}
 _DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
 _INVALID_ID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
@@ -96,7 +97,9 @@ def request_body(request: ChatRequest | CountRequest, *, model: str, stream: boo
         body["system"] = system
     body |= _tools(conversation)
     if isinstance(request, ChatRequest):
-        body |= _settings(conversation, body.get("tool_choice")) | _output(request.output) | {"stream": stream}
+        body |= _settings(conversation, body.get("tool_choice")) | {"stream": stream}
+        if config := _output_config(request.output, conversation, thinks="thinking" in body):
+            body["output_config"] = config
     return msgspec.json.encode(body)
 
 
@@ -191,8 +194,10 @@ def _settings(conversation: Conversation, choice: dict[str, Any] | None) -> dict
         body["stop_sequences"] = stop
     budget = _budget(conversation, limit, choice)
     if budget:
-        # Sampling parameters are not allowed together with thinking.
-        return {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
+        # Sampling parameters are not allowed together with thinking. Without `display`, newer models think in silence.
+        adaptive = {"type": "adaptive", "display": "summarized"}
+        by_budget = {"type": "enabled", "budget_tokens": budget}
+        return {**body, "thinking": adaptive if conversation.adaptive_thinking else by_budget}
     # Newer models accept none of these, current ones not both of the first two: only values that differ from the
     # defaults, which Ollama's clients send along, are passed on.
     if sampling.temperature is not None and sampling.temperature != _DEFAULTS["temperature"]:
@@ -218,10 +223,14 @@ def _budget(conversation: Conversation, limit: int, choice: dict[str, Any] | Non
     return min(wanted, max(limit // 2, _MIN_BUDGET))
 
 
-def _output(output: Output) -> dict[str, Any]:
-    if output.schema is None or bytes(output.schema) == _ANY_OBJECT:
-        return {}
-    return {"output_config": {"format": {"type": "json_schema", "schema": output.schema}}}
+def _output_config(output: Output, conversation: Conversation, *, thinks: bool) -> dict[str, Any]:
+    """The form of the response, and how much effort it takes where there is no budget."""
+    config: dict[str, Any] = {}
+    if thinks and conversation.adaptive_thinking and isinstance(conversation.thinking, str):
+        config["effort"] = _EFFORTS.get(conversation.thinking, "medium")
+    if output.schema is not None and bytes(output.schema) != _ANY_OBJECT:
+        config["format"] = {"type": "json_schema", "schema": output.schema}
+    return config
 
 
 def without_unsigned(body: bytes) -> bytes:

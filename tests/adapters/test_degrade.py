@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.canonical import ChatRequest, Conversation, EmbedRequest, Origin, Passthrough
 from hostler.adapters.degrade import unsupported, without_thinking
 from hostler.adapters.errors import BackendRejected
@@ -28,6 +29,26 @@ def test_the_effort_is_dropped_first_and_then_the_reasoning() -> None:
     plain = without_thinking(without_effort, rejected(b"Reasoning?", status=422))
     assert plain is not None and thinking_of(plain) is None
     assert without_thinking(plain, rejected()) is None
+
+
+def test_a_model_that_takes_no_budget_is_asked_in_its_form_before_anything_is_dropped() -> None:
+    error = rejected(
+        b'"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and "output_config.effort"',
+        wire="anthropic",
+    )
+    request = msgspec.structs.replace(CHAT, origin=Origin(wire="openai", operation="chat"))
+    adaptive = without_thinking(request, error)
+    assert adaptive is not None and thinking_of(adaptive) == "high"
+    body = msgspec.json.decode(AnthropicUpstream().build(adaptive, model="claude", stream=True).body)
+    assert body["thinking"] == {"type": "adaptive", "display": "summarized"}
+    assert body["output_config"] == {"effort": "high"}
+    without_effort = without_thinking(adaptive, rejected(b"output_config.effort: not supported", wire="anthropic"))
+    assert without_effort is not None and thinking_of(without_effort) is True
+    body = msgspec.json.decode(AnthropicUpstream().build(without_effort, model="claude", stream=True).body)
+    assert body["thinking"]["type"] == "adaptive" and "output_config" not in body
+    plain = without_thinking(without_effort, error)
+    assert plain is not None and thinking_of(plain) is None
+    assert "thinking" not in msgspec.json.decode(AnthropicUpstream().build(plain, model="claude", stream=True).body)
 
 
 @pytest.mark.parametrize(

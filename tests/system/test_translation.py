@@ -195,6 +195,29 @@ async def test_a_request_is_retried_without_reasoning_if_the_model_rejects_it(
     assert len(server.requests) == asked + 1
 
 
+async def test_a_model_that_takes_no_budget_for_reasoning_gets_an_effort(tmp_path: Path) -> None:
+    refusal = {
+        "type": "invalid_request_error",
+        "message": '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
+        '"output_config.effort" to control thinking behavior.',
+    }
+    async with backend_of_kind(tmp_path, "anthropic") as (server, http):
+        server.answer = ScriptedAnswer(thoughts=("Hm.",))
+        server.prepared = [(400, "application/json", json.dumps({"type": "error", "error": refusal}).encode())]
+        body = {
+            "model": "m",
+            "max_tokens": 8000,
+            "reasoning_effort": "high",
+            "messages": [{"role": "user", "content": "Hi"}],
+        }
+        response = await http.post("/v1/chat/completions", json=body)
+    assert (response.status_code, len(server.requests)) == (200, 2)
+    assert response.json()["choices"][0]["message"]["reasoning_content"] == "Hm."
+    sent = server.requests[-1][1]
+    assert sent["thinking"] == {"type": "adaptive", "display": "summarized"}
+    assert sent["output_config"] == {"effort": "high"}
+
+
 @each_chat
 @each_backend
 async def test_an_error_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path, client: str, backend: str) -> None:
