@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from hostler.adapters import json_body
+from hostler.adapters.canonical import Part, Text
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.progress import PREFIX
 
@@ -59,6 +60,11 @@ def without_progress_thoughts(content: str) -> str:
         return content
     thoughts, rest = _LINES.sub("", found[2]), content[found.end() :]
     return found[1] + thoughts + found[3] + rest if thoughts.strip() else rest
+
+
+def without_progress_parts(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts of an earlier answer, each text as in `without_progress_thoughts`."""
+    return tuple(Text(text=without_progress_thoughts(part.text)) if isinstance(part, Text) else part for part in parts)
 
 
 _FIELDS: dict[str, Callable[[str], str]] = {

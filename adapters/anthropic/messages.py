@@ -19,6 +19,7 @@ from hostler.adapters.anthropic.schema import (
 from hostler.adapters.canonical import ChatMessage, Conversation, Media, Part, Sampling, Text, Tool, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.progress_removal import without_progress_lines, without_progress_parts
 from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 
 # A line for Anthropic's own accounting at the very beginning, different in each request: it has no meaning for a model,
@@ -154,14 +155,17 @@ def _assistant_message(blocks: Sequence[AnthropicBlock]) -> ChatMessage:
     calls: list[ToolCall] = []
     for block in blocks:
         if block.type == "thinking":
-            reasoning.append(block.thinking or "")
+            reasoning.append(without_progress_lines(block.thinking or ""))
         elif block.type == "tool_use":
             arguments = arguments_text(block.input) or NO_ARGUMENTS
             calls.append(ToolCall(index=len(calls), id=block.id, name=block.name or "", arguments=arguments))
         elif block.type != "redacted_thinking":
             parts += _parts(block)
     return ChatMessage(
-        role="assistant", parts=_joined(parts), reasoning="\n".join(reasoning) or None, tool_calls=tuple(calls)
+        role="assistant",
+        parts=without_progress_parts(_joined(parts)),
+        reasoning="\n".join(reasoning) or None,
+        tool_calls=tuple(calls),
     )
 
 

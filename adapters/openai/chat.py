@@ -37,7 +37,7 @@ from hostler.adapters.openai.request_schema import (
     SamplingBody,
 )
 from hostler.adapters.openai.schema import NULL
-from hostler.adapters.progress_removal import without_progress_lines, without_progress_thoughts
+from hostler.adapters.progress_removal import without_progress_lines, without_progress_parts
 from hostler.adapters.tool_calls import NO_ARGUMENTS, arguments_text
 from hostler.profiles.presets import Preset
 
@@ -197,7 +197,7 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
     else:
         parts = [_content_part(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content or ())]
     if message.role == "assistant":
-        parts = list(map(_without_progress, parts))
+        parts = list(without_progress_parts(parts))
     return ChatMessage(
         role="tool" if message.role == "function" else message.role,
         parts=tuple(parts),
@@ -206,10 +206,6 @@ def _message(message: OpenAIMessage, index: int) -> ChatMessage:
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
-
-
-def _without_progress(part: Part) -> Part:
-    return Text(text=without_progress_thoughts(part.text)) if isinstance(part, Text) else part
 
 
 def _content_part(part: ContentPart, param: str) -> Part:

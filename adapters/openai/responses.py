@@ -31,6 +31,7 @@ from hostler.adapters.openai.responses_tools import (
     callable_name,
 )
 from hostler.adapters.openai.schema import NULL
+from hostler.adapters.progress_removal import without_progress_lines, without_progress_parts
 from hostler.adapters.system_turns import with_one_system_turn
 from hostler.adapters.tool_calls import arguments_text
 
@@ -206,9 +207,10 @@ def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str)
         return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":
         parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
-        texts = [message.reasoning, *(part.text for part in parts)]
+        texts = [message.reasoning, *(without_progress_lines(part.text or "") for part in parts)]
         return msgspec.structs.replace(message, reasoning="\n".join(text for text in texts if text) or None)
-    return msgspec.structs.replace(message, parts=(*message.parts, *_parts(item.content, f"{param}.content")))
+    said = without_progress_parts(_parts(item.content, f"{param}.content"))
+    return msgspec.structs.replace(message, parts=(*message.parts, *said))
 
 
 def _parts(content: str | list[ResponsesPart] | None, param: str) -> Iterable[Part]:

@@ -232,3 +232,22 @@ def test_an_invalid_body_is_rejected(decode_request: Any, body: bytes) -> None:
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         with pytest.raises(BadRequest):
             decode_request(path, body)
+
+
+def test_the_gateways_progress_in_earlier_answers_is_removed(messages: Messages) -> None:
+    """A client may have got it in another protocol."""
+    shown = "[hostler] loading b: 40% (12 s left)\n"
+    blocks = [
+        {"type": "thinking", "thinking": shown + "Hm.", "signature": ""},
+        {"type": "text", "text": f"<think>{shown}</think>Hi"},
+    ]
+    turns = [
+        *(
+            {"role": "user", "content": shown},
+            {"role": "assistant", "content": blocks},
+            {"role": "user", "content": "b"},
+        )
+    ]
+    user, assistant, _ = conversation_of(messages(messages=turns)).messages
+    assert user.parts == (Text(text=shown),)
+    assert (assistant.reasoning, assistant.parts) == ("Hm.", (Text(text="Hi"),))

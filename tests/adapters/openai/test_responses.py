@@ -65,3 +65,20 @@ def test_what_a_chat_cannot_express_is_named(body: dict[str, Any], param: str) -
     with pytest.raises(BadRequest) as caught:
         adapter.expand(requested(adapter, "/v1/responses", **body))
     assert caught.value.param == param
+
+
+def test_the_gateways_progress_in_earlier_answers_is_removed() -> None:
+    """A client may have got it in another protocol."""
+    shown = "[hostler] loading b: 40% (12 s left)\n"
+    items = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": shown + "Hm."}]},
+        {"role": "assistant", "content": f"<think>{shown}</think>Hi"},
+        {"role": "user", "content": shown},
+    ]
+    adapter = OpenAIAdapter()
+    request = adapter.expand(requested(adapter, "/v1/responses", input=items))
+    assert isinstance(request, ChatRequest)
+    assert request.conversation is not None
+    assistant, user = request.conversation.messages
+    assert (assistant.reasoning, assistant.parts) == ("Hm.", (Text(text="Hi"),))
+    assert user.parts == (Text(text=shown),)
