@@ -19,15 +19,18 @@ def joins_cluster(settings: Settings) -> bool:
     return cluster is not None and (cluster.token is not None or cluster.token_file is not None)
 
 
-def join_mistake(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
-    """Why gateways could not reach the supervisor."""
+def unreachable_reason(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
+    """Why gateways of the cluster could not reach the supervisor, which serves those of this machine alone."""
     if cluster.url is not None:
         return None
     host, port = parse_address(supervisor.listen)
     if host.startswith("/"):
-        return "supervisor.listen: gateways of the cluster cannot reach a Unix socket; set an address, or cluster.url"
+        return "only this machine reaches a Unix socket"
     if port == 0:
-        return "supervisor.listen: gateways of the cluster need a port that stays; set one, or cluster.url"
+        return "its port is another one after each start"
+    place = store_address(cluster.store).place
+    if _is_loopback(host) and place is not None and not _is_loopback(place[0]):
+        return f"only this machine reaches {host}, and the store is on another one"
     return None
 
 
@@ -38,7 +41,7 @@ def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> s
     """
     if cluster.url is not None:
         return cluster.url
-    if join_mistake(cluster, supervisor) is not None:
+    if unreachable_reason(cluster, supervisor) is not None:
         return None
     host, port = parse_address(supervisor.listen)
     if host in _ANY:
@@ -51,6 +54,13 @@ def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> s
         if ipaddress.ip_address(host).version == 6:
             host = f"[{host}]"
     return f"{scheme}://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _own_address(cluster: ClusterSettings) -> str | None:

@@ -17,7 +17,7 @@ from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, ClusterSetti
 from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
 from hostler.gateway.gateway_settings import MISSING_TRACING_EXTRA
-from hostler.gateway.host_address import join_mistake, joins_cluster
+from hostler.gateway.host_address import joins_cluster
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name
@@ -44,9 +44,6 @@ def _mistakes(command: Command, configuration: Configuration) -> list[str]:
         found.append("no backends are configured; add `backends:`, or run `hostler up`")
     if command == "supervisor":
         found += supervisor_mistakes(configuration)
-        cluster = configuration.settings.cluster
-        if cluster is not None and joins_cluster(configuration.settings):
-            found += filter(None, [join_mistake(cluster, configuration.settings.supervisor)])
     if command != "gateway":
         engines = engine_mistakes(configuration)
         others = command == "up" and configuration.settings.backends

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from hostler.gateway.auth.bind_policy import is_loopback
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.config import ConfigError, Configuration, Settings, find_file, parse_address, secret
 from hostler.gateway.config_reload import Reloader
@@ -55,6 +56,8 @@ def create_app(
         host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
         manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
     member = _host_member(configuration.settings)
+    # Without a token of its own, one on loopback serves every gateway of this machine, as ever.
+    is_open = token is None and is_loopback(parse_address(settings.listen)[0])
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
     finder.is_loaded = manager.is_loaded
     reloader = Reloader(
@@ -88,7 +91,7 @@ def create_app(
         metrics=lambda: engines.metrics.render(queue=(leases.host.waiting, leases.host.serving)),
         allowed_hosts=configuration.settings.gateway.allowed_hosts,
         lifespan=lifespan,
-        cluster_token=None if member is None else member.token,
+        cluster_token=None if member is None or is_open else member.token,
     )
     api.state.leases = leases
     return api

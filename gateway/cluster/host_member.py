@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import time
@@ -15,8 +16,10 @@ from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
-from hostler.gateway.host_address import announced_url
+from hostler.gateway.host_address import announced_url, unreachable_reason
 from hostler.supervisor.config import SupervisorSettings
+
+logger = logging.getLogger(__name__)
 
 #: The first certificate of a file, which may contain its key as well.
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?")
@@ -45,6 +48,9 @@ class HostMember:
         self._reporter = HostReporter(self._store, keys, self._identity.id, self._record)
 
     async def run(self) -> None:
+        if (reason := unreachable_reason(self._settings, self._supervisor)) is not None:
+            logger.warning("this host does not join cluster %s: %s; set cluster.url", self._settings.name, reason)
+            return
         connection = anyio.CancelScope(shield=True)
 
         async def connect() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hostler.gateway.cluster_settings import ClusterSettings
 from hostler.gateway.config import Settings
-from hostler.gateway.host_address import announced_url, join_mistake, joins_cluster
+from hostler.gateway.host_address import announced_url, joins_cluster, unreachable_reason
 from hostler.supervisor.config import SupervisorSettings, TLSSettings
 
 CLUSTER = ClusterSettings(store="redis://127.0.0.1:6379", token="t")
@@ -27,15 +27,23 @@ TLS = TLSSettings(cert="c", key="k")
 def test_it_is_the_address_where_the_supervisor_listens(listen: str, tls: TLSSettings | None, url: str | None) -> None:
     supervisor = SupervisorSettings(listen=listen, tls=tls)
     assert announced_url(CLUSTER, supervisor) == url
-    mistake = join_mistake(CLUSTER, supervisor)
-    assert (mistake is None) is (url is not None)
-    assert mistake is None or mistake.startswith("supervisor.listen: gateways of the cluster")
+    assert (unreachable_reason(CLUSTER, supervisor) is None) is (url is not None)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8080", "localhost:8080", "[::1]:8080"])
+def test_other_machines_are_not_sent_to_their_own_loopback(listen: str) -> None:
+    supervisor = SupervisorSettings(listen=listen)
+    assert announced_url(CLUSTER, supervisor) is not None
+    assert announced_url(ClusterSettings(store="unix:///run/valkey.sock", token="t"), supervisor) is not None
+    far = ClusterSettings(store="redis://store.lan", token="t")
+    assert announced_url(far, supervisor) is None
+    assert "the store is on another one" in (unreachable_reason(far, supervisor) or "")
 
 
 def test_the_configured_url_counts() -> None:
     cluster = ClusterSettings(store="redis://127.0.0.1", token="t", url="https://gpu.example:8443")
     supervisor = SupervisorSettings(listen="unix:/run/hostler.sock")
-    assert join_mistake(cluster, supervisor) is None
+    assert unreachable_reason(cluster, supervisor) is None
     assert announced_url(cluster, supervisor) == "https://gpu.example:8443"
 
 

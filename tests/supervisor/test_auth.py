@@ -121,3 +121,22 @@ def test_wildcards_stand_for_names_below(pattern: str, header: str, allowed: boo
 def test_a_token_has_to_be_equal_byte_by_byte() -> None:
     check = TokenCheck("secret")
     assert [check.matches(token) for token in (b"secret", b"Secret", b"secret ", b"")] == [True, False, False, False]
+
+
+@pytest.mark.anyio
+async def test_the_clusters_token_is_valid_beside_the_supervisors_own(
+    fake_supervisor: Any, serve_api: ServeAPI
+) -> None:
+    async with (
+        serve_api(fake_supervisor, token="own", cluster_token="the cluster's") as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        tokens = {"own": 200, "the cluster's": 200, "guessed": 401}
+        for token, status in tokens.items():
+            answer = await http.get("/models/status", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status, token
+    async with (
+        serve_api(fake_supervisor, cluster_token="the cluster's") as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        assert (await http.get("/models/status")).status_code == 401

@@ -65,6 +65,7 @@ class Cluster:
         script = {"FAKE_ENGINE": json.dumps({"log": str(folder / "engines.log"), "chunks": 3})}
         section: dict[str, Any] = {
             "listen": f"127.0.0.1:{free_port()}", "engine": f"{sys.executable} -I -S {FAKE_ENGINE}", "stop_grace_s": 1.0,
+            "token": "of its own, which gateways do not know",
         }  # fmt: skip
         if pair is not None:
             section["tls"] = {"cert": pair.cert, "key": pair.key}
@@ -126,7 +127,9 @@ async def test_hosts_join_by_themselves_and_are_used_by_every_gateway(cluster: C
             while (answer := await gateway.chat("a")).status_code == 404:  # its workers learn of it in a moment
                 pass
         assert answer.status_code == 200, answer.text
-        assert [each["name"] for each in (await status(gateway))["cluster"]["hosts"]] == ["attic"]
+        shown = (await status(gateway))["cluster"]
+        assert [each["name"] for each in shown["hosts"]] == ["attic"]
+        assert [each["name"] for each in shown["gateways"]] == ["one", "two"]  # workers are no members
     assert attic.starts() == ["a"]
     # One more host: in the order of names, at both gateways.
     await cluster.host("annex", "a", "b")
