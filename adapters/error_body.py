@@ -9,6 +9,7 @@ Forms, with the servers that send them:
 - `{"detail": "text"}`, `{"detail": [{"loc", "msg"}]}`: what FastAPI sends (TabbyAPI, SGLang, Mistral)
 - `[{"error": {"code", "message", "status"}}]`: Gemini
 - `{"message": "text", ...}`: Mistral's and Cohere's gateways, SiliconFlow
+- `{"title": "text", "status", "type"}`: problem details (RFC 9457)
 - `{"errors": [...]}`, `{"error": ["text"]}`, `{"error": {"msg" | "error": "text"}}`: Cloudflare, and small servers
 - plain text
 """
@@ -233,7 +234,14 @@ def read_error(body: bytes) -> ErrorDetails | None:
         value = _decode(body)
     except NOT_JSON:
         return _plain_text(body)
-    return error_in(value) or _flat(value)
+    return error_in(value) or _flat(value) or _problem(value)
+
+
+def _problem(value: Any) -> ErrorDetails | None:
+    """Problem details (RFC 9457) with nothing but a title."""
+    if not isinstance(value, dict) or not isinstance(value.get("title"), str) or not value["title"].strip():
+        return None
+    return _details({**value, "message": value["title"]}) if "status" in value or "type" in value else None
 
 
 def _plain_text(body: bytes) -> ErrorDetails | None:

@@ -263,3 +263,15 @@ def test_an_error_is_read_whatever_its_numbers(number: str) -> None:
         details = read_error((form % number).encode())
         assert details is not None
         assert (details.message, details.status) == ("bad image", None)
+
+
+def test_the_title_of_problem_details_is_their_message() -> None:
+    for body in ({"type": "about:blank", "title": "Prompt too odd"}, {"title": "Prompt too odd", "status": 400}):
+        details = read_error(json.dumps(body).encode())
+        assert details is not None
+        assert details.message == "Prompt too odd"
+    with_detail = read_error(b'{"title": "Bad Request", "status": 400, "detail": "Prompt too odd"}')
+    assert with_detail is not None
+    assert with_detail.message == "Prompt too odd"
+    for other in ({"title": "x"}, {"title": " ", "status": 400}, {"title": 3, "status": 400}):
+        assert read_error(json.dumps(other).encode()) is None
