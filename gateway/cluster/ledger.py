@@ -367,11 +367,11 @@ class Ledger:
         books = {book.name: book for keeper in self._keepers.values() for book in keeper.books()}
         every = list(dict.fromkeys([*books, *self._others, *(name.decode("utf-8", "replace") for name in names)]))
         for start in range(0, max(1, len(every)), _CHUNK):
-            await self._restore_some(every[start : start + _CHUNK], books)
+            await self._restore_some(every[start : start + _CHUNK], books, first=not start)
         self._changed |= books
         self._restored = self._was_restored = True
 
-    async def _restore_some(self, names: Sequence[str], books: Mapping[str, Book]) -> None:
+    async def _restore_some(self, names: Sequence[str], books: Mapping[str, Book], *, first: bool) -> None:
         others = len(self._gateways) - 1
         asked = []
         for name in names:
@@ -383,7 +383,12 @@ class Ledger:
                 if self._was_restored:
                     entries[self._own] = self._entry(name)
             asked.append({"name": name, "entries": entries, "share": share, "ttl": _ttl(name)})
-        ask = {"id": self._own, "gateways": sorted(self._gateways), "books": asked}
+        ask = {
+            "id": self._own,
+            "gateways": sorted(self._gateways),
+            "returns": self._was_restored and first,
+            "books": asked,
+        }
         keys = [_SEEN, _INDEX, *(_key(name) for name in names)]
         began = self._local_wall()
         now, found, damaged = await self._store.run_script(

@@ -230,9 +230,10 @@ RESTORE: Final = Script(
 local absent, lost = {{}}, redis.call('EXISTS', seen) == 0
 for _, id in ipairs(ask.gateways) do
     local score = redis.call('ZSCORE', seen, id)
-    if id ~= ask.id then
-        if lost then redis.call('ZADD', seen, now - {SILENT_S} - 1, id) end
-        if lost or (score and tonumber(score) < now - {SILENT_S}) then absent[#absent + 1] = id end
+    -- What kept this gateway from the store may still keep the others from it. Those that have it report each second.
+    if id ~= ask.id and (lost or (score and (ask.returns or tonumber(score) < now - {SILENT_S}))) then
+        redis.call('ZADD', seen, math.min(now - {SILENT_S} - 1, tonumber(score or now)), id)
+        absent[#absent + 1] = id
     end
 end
 redis.call('ZADD', seen, now, ask.id)

@@ -126,6 +126,34 @@ async def test_a_request_without_limits_makes_no_call_to_the_store(tmp_path: Pat
 
 
 @needs_redis
+async def test_no_token_of_an_answer_needs_the_store(tmp_path: Path, server: RedisServer) -> None:
+    profiles = {"a": {"script": {"chunks": 1000, "chunk_delay": 0.002}}}
+    rules = {"bob": KeyRules(tokens_per_day=10**6, requests_per_minute=100)}
+    async with installation(
+        tmp_path / "host", profiles, gateways=1, cluster={"store": server.url}, rules=rules
+    ) as all_of_it:
+        [gateway] = all_of_it.gateways
+        await until(gateway, lambda found: found["connected"])
+        body = {"model": "a", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+        async with gateway.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=gateway.auth("bob")
+        ) as answer:
+            assert answer.status_code == 200
+            began, lines = anyio.current_time(), []
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if "word0" in line:
+                    server("CONFIG", "RESETSTAT")
+                elif '"word500' in line:
+                    # The gateway's reports are all there is, about two in a second.
+                    assert server.count("evalsha") <= 10 + 4 * (anyio.current_time() - began)
+                    server.suspend()
+        assert any('"word999' in line for line in lines)
+        assert "data: [DONE]" in lines
+        server.resume()
+
+
+@needs_redis
 async def test_limits_of_keys_hold_for_all_gateways_together(tmp_path: Path, server: RedisServer) -> None:
     rules = {"bob": KeyRules(tokens_per_day=1), "carol": KeyRules(tokens_per_day=10**6)}
     async with installation(

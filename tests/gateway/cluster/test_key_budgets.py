@@ -10,6 +10,7 @@ import pytest
 from fakes.redis_server import RedisServer, needs_redis, redis_server
 from fakes.shared_gateways import BudgetGateway, admitted, budget_gateways, connected, day_book
 from fakes.store_client import until
+from fakes.tcp_proxy import proxy_to
 
 from hostler.gateway.context import KeyRules
 
@@ -237,3 +238,26 @@ async def test_every_budget_in_the_store_expires(server: RedisServer, tmp_path: 
         for name in server("KEYS", "*").splitlines():
             if name.startswith("hostler:"):
                 assert int(server("PTTL", name).removeprefix(":")) > 0, name
+
+
+async def test_the_share_of_a_gateway_that_returns_to_the_store_later_is_kept_for_it(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    rules = KeyRules(requests_per_minute=30)
+    async with proxy_to(server.url) as link:
+        first = BudgetGateway(server.url, tmp_path, "first")
+        second = BudgetGateway(f"redis://127.0.0.1:{link.port}", tmp_path, "second")
+        async with first.running(), second.running():
+            await until(lambda: connected([first, second]) and first.ledger.gateways == second.ledger.gateways == 2)
+            assert await admitted([first], rules, 2) == [2]
+            await until(lambda: len(second.keys._total("bob", rules).recent))
+            server.suspend()
+            await until(lambda: not first.ledger.connected and not second.ledger.connected)
+            link.hold()
+            server.resume()
+            await until(lambda: first.ledger.connected)
+            assert await admitted([first], rules, 40) == [14]
+            assert await admitted([second], rules, 40) == [14]
+            link.restore()
+            await until(lambda: connected([first, second]))
+            assert sum(await admitted([first, second], rules, 10)) == 0
