@@ -419,13 +419,16 @@ def _fill_node_modules(session: nox.Session, folder: Path, packages: list[str]) 
 
 @nox.session(default=False)
 def storm(session: nox.Session) -> None:
-    """Send 10,000 requests, or as many as given, while backends fail, programs die and disks fill up: about 10 minutes.
+    """Send 10,000 requests, or as many as given, while backends fail, programs die and disks fill up: about 10 minutes;
+    then as many to three gateways before four hosts with a common store, while they lose each other: about 15 more.
 
     `nox -s storm -- 500`; HOSTLER_STORM_SEED repeats a course, HOSTLER_STORM_FAULTS chooses the kinds of faults.
     """
-    _install(session, "tests", "-e", ".")
+    _install(session, "tests", "-e", ".[cluster]")
     (requests,) = session.posargs or ["10000"]
-    session.run("pytest", "-s", "tests/chaos", env={**CLEAN, "HOSTLER_STORM": requests})
+    session.run(
+        "pytest", "-s", "tests/chaos", env={**CLEAN, "HOSTLER_STORM": requests, "HOSTLER_CLUSTER_STORM": requests}
+    )
 
 
 @nox.session(default=False)

@@ -1,14 +1,17 @@
-"""The storm's requests in three protocols, streamed and whole, and exact judgement of what comes back."""
+"""The storms' requests in the clients' protocols, streamed and whole, and exact judgement of what comes back."""
 
 from __future__ import annotations
 
 import json
 import random
-from typing import Any, Literal, get_args
+import re
+from typing import Any, Literal
 
 import msgspec
 
-Protocol = Literal["openai", "ollama", "anthropic"]
+Protocol = Literal["openai", "ollama", "anthropic", "responses", "embeddings"]
+#: The protocols of chats that every kind of backend is asked in.
+CHATS: tuple[Protocol, ...] = ("openai", "ollama", "anthropic")
 #: `broken`: the answer began, and its end says that something went wrong.
 Verdict = Literal["complete", "broken", "refused"]
 
@@ -16,6 +19,8 @@ PATHS: dict[Protocol, str] = {
     "openai": "/v1/chat/completions",
     "ollama": "/api/chat",
     "anthropic": "/v1/messages",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
 }
 
 
@@ -43,7 +48,7 @@ class StormRequest(msgspec.Struct, frozen=True, kw_only=True):
             name=f"r{number:06}",
             words=chance.randrange(2, 12),
             model=chance.choice(models),
-            protocol=chance.choice(get_args(Protocol)),
+            protocol=chance.choice(CHATS),
             stream=chance.random() < 0.6,
         )
 
@@ -53,7 +58,12 @@ class StormRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body(self) -> dict[str, Any]:
-        messages = [{"role": "user", "content": f"This is number {self.name}, {self.words} words, please."}]
+        text = f"This is number {self.name}, {self.words} words, please."
+        if self.protocol == "embeddings":
+            return {"model": self.model, "input": text}
+        if self.protocol == "responses":
+            return {"model": self.model, "input": text, "stream": self.stream}
+        messages = [{"role": "user", "content": text}]
         more = {"max_tokens": 100} if self.protocol == "anthropic" else {}
         return {"model": self.model, "messages": messages, "stream": self.stream, **more}
 
@@ -77,6 +87,8 @@ def judge(request: StormRequest, status: int, body: str) -> Verdict:
         if status not in (429, 500, 502, 503, 504, 529) or not _has_error(body):
             raise Lie("malformed", f"{request} got {status}: {body[:500]}")
         return "refused"
+    if request.protocol == "embeddings":
+        return _judge_vector(request, body)
     try:
         answer = _READERS[request.protocol, request.stream](body)
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -92,6 +104,18 @@ def judge(request: StormRequest, status: int, body: str) -> Verdict:
         return "broken"
     if not answer.ended or words != request.answer:
         raise Lie("cut", f"{request} got {body[-500:]!r}")
+    return "complete"
+
+
+def _judge_vector(request: StormRequest, body: str) -> Verdict:
+    """The vector of a text is made of the numbers in its request's name, and of its words."""
+    try:
+        [entry] = json.loads(body)["data"]
+        vector = [float(each) for each in entry["embedding"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Lie("malformed", f"{request} got {body[:500]!r}: {error!r}") from error
+    if vector != [*(float(each) for each in re.findall(r"\d+", request.name)), float(request.words)]:
+        raise Lie("mixed", f"{request} got {vector}")
     return "complete"
 
 
@@ -151,6 +175,21 @@ def _anthropic_whole(body: str) -> Answer:
     return Answer(text=text, ended=value["stop_reason"] == "end_turn", failed=False)
 
 
+def _responses_stream(body: str) -> Answer:
+    values = [json.loads(each) for each in _events(body) if each != "[DONE]"]
+    types = [value["type"] for value in values]
+    text = "".join(value["delta"] for value in values if value["type"] == "response.output_text.delta")
+    ended = types[-1:] == ["response.completed"] and types.count("response.completed") == 1
+    return Answer(text=text, ended=ended, failed="error" in types or "response.failed" in types)
+
+
+def _responses_whole(body: str) -> Answer:
+    value = json.loads(body)
+    parts = [part for item in value["output"] if item["type"] == "message" for part in item["content"]]
+    text = "".join(part["text"] for part in parts if part["type"] == "output_text")
+    return Answer(text=text, ended=value["status"] == "completed", failed=value.get("error") is not None)
+
+
 _READERS = {
     ("openai", True): _openai_stream,
     ("openai", False): _openai_whole,
@@ -158,4 +197,6 @@ _READERS = {
     ("ollama", False): _ollama_whole,
     ("anthropic", True): _anthropic_stream,
     ("anthropic", False): _anthropic_whole,
+    ("responses", True): _responses_stream,
+    ("responses", False): _responses_whole,
 }

@@ -15,7 +15,7 @@ LIES = {
     "duplicated": ["r1.0", "r1.1", "r1.1", "r1.2"],
     "mixed": ["r1.0", "r2.1", "r1.2"],
 }
-KINDS = [(protocol, stream) for protocol in ("openai", "ollama", "anthropic") for stream in (True, False)]
+KINDS = [(protocol, stream) for protocol in ("openai", "ollama", "anthropic", "responses") for stream in (True, False)]
 
 
 def request(protocol: Protocol, stream: bool) -> StormRequest:
@@ -44,7 +44,14 @@ def body(protocol: str, stream: bool, words: list[str], *, ended: bool = True, e
         ]
         events += [{"type": "error", "error": {}}] if error else []
         return sse(*events, *([{"type": "message_stop"}] if ended else []))
+    if protocol == "responses" and stream:
+        deltas: list[Any] = [{"type": "response.output_text.delta", "delta": text} for text in texts]
+        deltas += [{"type": "response.failed"}] if error else []
+        return sse(*deltas, *([{"type": "response.completed"}] if ended else []))
     text = "".join(texts)
+    if protocol == "responses":
+        message = {"type": "message", "content": [{"type": "output_text", "text": text}]}
+        return json.dumps({"status": "completed" if ended else "incomplete", "output": [message]})
     if protocol == "openai":
         finish = "stop" if ended else None
         return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]})
@@ -72,13 +79,22 @@ def test_an_answer_without_its_end_is_cut(protocol: Protocol, stream: bool) -> N
         judge(request(protocol, stream), 200, body(protocol, stream, WHOLE, ended=False))
 
 
-@pytest.mark.parametrize("protocol", ["openai", "ollama", "anthropic"])
+@pytest.mark.parametrize("protocol", ["openai", "ollama", "anthropic", "responses"])
 def test_a_stream_that_reports_its_error_is_broken_and_still_must_not_lie(protocol: Protocol) -> None:
     some = body(protocol, True, WHOLE[:2], ended=False, error=True)
     assert judge(request(protocol, True), 200, some) == "broken"
     mixed = body(protocol, True, LIES["mixed"], ended=False, error=True)
     with pytest.raises(Lie, match="mixed"):
         judge(request(protocol, True), 200, mixed)
+
+
+def test_a_vector_has_the_numbers_of_its_request() -> None:
+    asked = StormRequest(name="r000012t3", words=4, model="v", protocol="embeddings", stream=False)
+    assert judge(asked, 200, '{"data": [{"embedding": [12, 3, 4]}]}') == "complete"
+    with pytest.raises(Lie, match="mixed"):
+        judge(asked, 200, '{"data": [{"embedding": [13, 3, 4]}]}')
+    with pytest.raises(Lie, match="malformed"):
+        judge(asked, 200, '{"data": []}')
 
 
 def test_an_error_is_refused_if_it_says_so() -> None:

@@ -136,11 +136,43 @@ class Cloud:
             await process.wait()
 
 
-class World:
+class Programs:
+    """Programs that are known by a mark in their environment."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+
+    @property
+    def programs(self) -> Sequence[Program]:
+        """All of them."""
+        raise NotImplementedError
+
+    def left(self) -> list[int]:
+        """The processes that belong to this storm and still run."""
+        return [process.pid for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark
+        except psutil.Error:
+            return False
+
+    def tracebacks(self) -> list[str]:
+        """What the programs' logs hold of tracebacks."""
+        found = []
+        for program in self.programs:
+            log = program.log
+            at = log.find("Traceback (most recent call last)")
+            if at >= 0:
+                found.append(f"{program.name}: {log[max(0, at - 500) : at + 3000]}")
+        return found
+
+
+class World(Programs):
     """All programs. `faults` is what backends do to requests, `clock` how far the programs' clocks are off, in seconds."""
 
     def __init__(self, folder: Path, seed: int, *, gateways: int = 1) -> None:
-        self.mark = uuid.uuid4().hex
+        super().__init__()
         self._seed = seed
         self._faults, self._clock = folder / "faults.json", folder / "clock"
         (folder / "model.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS))
@@ -181,26 +213,6 @@ class World:
     def set_clock(self, offset_s: float) -> None:
         """Set the clock of all programs."""
         self._clock.write_text(str(offset_s))
-
-    def left(self) -> list[int]:
-        """The processes that belong to this storm and still run."""
-        return [process.pid for process in psutil.process_iter() if self._is_ours(process)]
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark
-        except psutil.Error:
-            return False
-
-    def tracebacks(self) -> list[str]:
-        """What the programs' logs hold of tracebacks."""
-        found = []
-        for program in self.programs:
-            log = program.log
-            at = log.find("Traceback (most recent call last)")
-            if at >= 0:
-                found.append(f"{program.name}: {log[max(0, at - 500) : at + 3000]}")
-        return found
 
 
 def _machine(folder: Path, port: int) -> dict[str, Any]:

@@ -54,7 +54,12 @@ class TcpProxy:
         if not self._connected:
             await anyio.aclose_forcefully(client)
             return
-        async with client, await anyio.connect_tcp("127.0.0.1", self._target) as upstream:
+        try:
+            connected = await anyio.connect_tcp("127.0.0.1", self._target)
+        except OSError:
+            await anyio.aclose_forcefully(client)
+            return
+        async with client, connected as upstream:
             self._streams |= {client, upstream}
             try:
                 async with anyio.create_task_group() as tasks:
