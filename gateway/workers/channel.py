@@ -51,7 +51,8 @@ class Channel(asyncio.Protocol, Generic[_T]):
         return self._transport is None or self._transport.get_write_buffer_size() > CROWDED_BYTES
 
     def send(self, frame: msgspec.Struct) -> None:
-        """Send a frame with all others of this turn of the loop. Nothing is sent once the other process has ended."""
+        """Send a frame with all others of this turn of the loop, or once there is a connection. Nothing is sent once the
+        other process has ended."""
         if not self._outbox:
             self._loop.call_soon(self.flush)
         self._outbox.append(encode_frame(frame))
@@ -88,6 +89,8 @@ class Channel(asyncio.Protocol, Generic[_T]):
 
     def flush(self) -> None:
         """Write what was sent so far."""
+        if self._transport is None and not self.closed.is_set():
+            return  # `connection_made` does
         data, self._outbox = b"".join(self._outbox), []
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
@@ -102,6 +105,7 @@ class Channel(asyncio.Protocol, Generic[_T]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -52,8 +52,12 @@ class Ends:
 
 
 @asynccontextmanager
-async def channel() -> AsyncIterator[Ends]:
+async def channel(*early: StateQuery) -> AsyncIterator[Ends]:
+    """The main process sends `early` before its end is connected."""
     ends, (ours, theirs) = Ends(), socket.socketpair()
+    for frame in early:
+        ends.main.send(frame)
+        await anyio.wait_all_tasks_blocked()
     await ends.worker.connect(theirs)
     await ends.main.connect(ours)
     try:
@@ -64,6 +68,15 @@ async def channel() -> AsyncIterator[Ends]:
         with anyio.fail_after(20):
             await ends.main.closed.wait()
             await ends.worker.closed.wait()
+
+
+async def test_what_is_sent_before_there_is_a_connection_arrives_in_order() -> None:
+    async with channel(StateQuery(1), StateQuery(2)) as ends:
+        ends.main.send(StateQuery(3))
+        with anyio.fail_after(20):
+            while len(ends.to_worker) < 3:
+                await ends.next()
+        assert ends.to_worker == [StateQuery(1), StateQuery(2), StateQuery(3)]
 
 
 async def test_a_call_returns_its_answer() -> None:
