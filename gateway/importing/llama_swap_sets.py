@@ -67,7 +67,12 @@ def kept_loaded(groups: Mapping[str, SwapGroup], models: Sequence[str]) -> tuple
     found: list[tuple[str, str]] = []
     for name, group in groups.items():
         others = [each for other, each in groups.items() if other != name and each.members]
-        if not group.members or group.persistent != group.exclusive:
+        if not group.members:
+            continue
+        leaving = [other for other, each in groups.items() if other != name and _stays(each)]
+        if group.exclusive and not group.persistent and leaving:
+            found.append((name, f"its models do not unload those of {', '.join(leaving)}"))
+        if group.persistent != group.exclusive:
             continue
         if group.persistent and (has_rest or not all(each.persistent for each in others)):
             found.append((name, "its models do not unload those of other groups"))
@@ -76,6 +81,11 @@ def kept_loaded(groups: Mapping[str, SwapGroup], models: Sequence[str]) -> tuple
                 (name, "its models stay loaded beside those of exclusive groups, and are not unloaded for them")
             )
     return tuple(found)
+
+
+def _stays(group: SwapGroup) -> bool:
+    """Whether an exclusive group unloads its models in llama-swap, but not here."""
+    return bool(group.members) and not group.persistent and not group.exclusive
 
 
 def written_out(expressions: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes.downloads import wait_until
-from gguf import GGUFReader, GGUFWriter
+from fakes.model_copies import fill_folder
 from system.hostler_process import HostlerProcess, run_hostler
 
 from bench.random_models import write_model
@@ -23,38 +23,10 @@ MESSAGES = [{"role": "user", "content": "Hello!"}]
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chat model, one for embeddings, and one in two parts."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "Chat-Q8_0.gguf", "llama")
-    (folder / "embeddings").mkdir()
-    _copy(folder / "Chat-Q8_0.gguf", [folder / "embeddings/Vectors-F16.gguf"], pooling=1)
-    parts = [folder / f"split/Big-0000{part}-of-00002.gguf" for part in (1, 2)]
-    parts[0].parent.mkdir()
-    _copy(folder / "Chat-Q8_0.gguf", parts)
+    model = tmp_path_factory.mktemp("model") / "random.gguf"
+    write_model(model, "llama")
+    fill_folder(model, folder)
     return folder
-
-
-def _copy(source: Path, targets: list[Path], *, pooling: int | None = None) -> None:
-    """The model in as many parts as there are targets, with the same header, and perhaps a kind of pooling."""
-    reader = GGUFReader(source)
-    share = -(-len(reader.tensors) // len(targets))
-    for number, target in enumerate(targets):
-        writer = GGUFWriter(target, "llama")
-        for field in reader.fields.values():
-            if field.name.startswith("GGUF.") or field.name == "general.architecture":
-                continue
-            if number == 0:
-                writer.add_key_value(field.name, field.contents(), field.types[0], *(field.types[1:2]))
-        if pooling is not None:
-            writer.add_uint32("llama.pooling_type", pooling)
-        if len(targets) > 1:
-            writer.add_uint16("split.no", number)
-            writer.add_uint16("split.count", len(targets))
-            writer.add_int32("split.tensors.count", len(reader.tensors))
-        for tensor in reader.tensors[number * share : (number + 1) * share]:
-            writer.add_tensor(tensor.name, tensor.data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -7,7 +7,9 @@ import shlex
 
 import pytest
 
-from hostler.gateway.cli.banner import banner, local_url
+from hostler.gateway.cli.banner import banner, example_model, local_url
+from hostler.profiles.engines import Engine
+from hostler.profiles.schema import Profile
 
 
 def text_for(*addresses: tuple[str, int], keys_required: bool = False) -> str:
@@ -77,3 +79,13 @@ def test_the_curl_command_is_complete() -> None:
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == ["curl", "http://127.0.0.1:80/v1/chat/completions"]
     assert json.loads(words[-1])["messages"] == [{"role": "user", "content": "Hello!"}]
+
+
+def test_the_example_is_a_chat_with_a_model_that_can_chat() -> None:
+    vectors = Profile(name="vectors", model="x", embeddings=True)
+    speech = Profile(name="speech", model="x", definition=Engine(name="e", command=("e",), serves=("speech",)))
+    chat, other = Profile(name="chat", model="x"), Profile(name="other", model="x", default=True)
+    assert example_model([vectors, speech, chat], ["far"]) == "chat"
+    assert example_model([vectors, chat, other], []) == "other"
+    assert example_model([vectors], ["far"]) == "far"
+    assert example_model([], []) == "NAME"
