@@ -207,7 +207,8 @@ class BackendRejected(BackendError):
     """The backend answered with an error status. `body` is its response, in the protocol `wire`.
 
     `request_fault`: whatever the status, the error concerns this request alone: the backend is local, lives, and gives a
-    reason in its own words, or the request is too long for it.
+    reason in its own words, or the request is too long for it. `is_forwarded`: it is about a request that only the backend
+    understands.
     """
 
     code = "backend_rejected"
@@ -223,6 +224,7 @@ class BackendRejected(BackendError):
         body: bytes,
         retry_after_s: float | None = None,
         request_fault: bool = False,
+        is_forwarded: bool = False,
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
         self.wire = wire
@@ -230,6 +232,7 @@ class BackendRejected(BackendError):
         self.headers = headers
         self.body = body
         self.request_fault = request_fault
+        self.is_forwarded = is_forwarded
 
 
 class BackendBroken(BackendError):

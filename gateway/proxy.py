@@ -145,7 +145,7 @@ class Proxy:
         request, wire_request = await asyncio.to_thread(build) if large else build()
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
-        is_forwarded = isinstance(request, Passthrough) and not same_wire
+        is_forwarded = isinstance(request, Passthrough) and (not same_wire or request.any_backend)
         if isinstance(request, Passthrough) and not same_wire:
             parser: Parser = forwarding_parser(request, foreign=True)
         else:
@@ -162,7 +162,7 @@ class Proxy:
                 if not 200 <= head.status < 300:
                     body = await answer.read(ERROR_BODY_LIMIT)
                     wire = request.origin.wire if is_forwarded else backend.upstream.wire
-                    raise rejection(backend, head, answer.headers, body, wire)
+                    raise rejection(backend, head, answer.headers, body, wire, is_forwarded=is_forwarded)
                 attempt.segments += 1
                 try:
                     streams = context.writer.streaming and not answer.complete

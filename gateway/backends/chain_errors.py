@@ -40,6 +40,8 @@ _REJECTIONS: dict[RejectionCause, str] = {
 }
 #: What is the request's own fault at each hop.
 _FAULTS = frozenset({"rejected", "unsupported", "too_long"})
+#: That there is no such route or thing.
+_UNKNOWN = frozenset({404, 405, 410})
 #: What the request itself rules out.
 _RULED_OUT = frozenset({"excluded", "non_local"})
 #: What another try soon changes.
@@ -151,8 +153,11 @@ def _fault(failed: Sequence[FailedHop]) -> FailedHop | None:
 
 
 def public_error(error: GatewayError, hop: Hop) -> GatewayError:
-    """The error as clients may see it: what a remote backend sent stays in the log."""
+    """The error as clients may see it: what a remote backend sent stays in the log, unless it answers a request that only
+    the backend understands."""
     if isinstance(error, BackendRejected):
+        if error.is_forwarded and error.backend_status in _UNKNOWN:
+            return error
         is_client_error = 400 <= error.backend_status < 500 or error.request_fault
         if hop.local and (is_client_error or error.backend_status == 501):
             return error  # 501: what this model cannot do, in its engine's own words

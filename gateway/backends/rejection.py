@@ -20,7 +20,13 @@ _HEALTH = Timeouts(connect_s=2.0, first_byte_s=3.0, between_bytes_s=3.0)
 
 
 def rejection(
-    backend: Backend, head: ResponseHead, headers: Mapping[str, str], body: bytes, wire: str
+    backend: Backend,
+    head: ResponseHead,
+    headers: Mapping[str, str],
+    body: bytes,
+    wire: str,
+    *,
+    is_forwarded: bool = False,
 ) -> BackendRejected:
     """The error for an answer with an error status. `wire` is the protocol of its body."""
     return BackendRejected(
@@ -31,6 +37,7 @@ def rejection(
         headers={**headers, "content-type": head.media_type},
         body=body,
         retry_after_s=retry_after(headers, time.time(), body),
+        is_forwarded=is_forwarded,
     )
 
 

@@ -58,6 +58,20 @@ async def test_a_backends_own_404_is_the_answer(tmp_path: Path, kind: str) -> No
     assert (response.status_code, response.content) == (404, body)
 
 
+@each_kind
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_remote_backends_404_is_the_answer_as_well(tmp_path: Path, kind: str, method: str) -> None:
+    body = b'{"detail" : "no video_1"}'
+    async with backend_of_kind(tmp_path, kind, local=False) as (server, chain):
+        server.raw = {"/v1/other": (JSON, b"{}")}
+        server.documents = {"/other": {}}
+        server.prepared = [(404, JSON, body)]
+        content = {"json": {"model": "m"}} if method == "POST" else {}
+        response = await chain.http.request(method, "/v1/videos/video_1/remix", **content)
+    assert response.status_code == 404
+    assert response.content == (body if method == "POST" else b"{}"), "as the server has sent it"
+
+
 @pytest.mark.parametrize("kind", FOREIGN_KINDS)
 @pytest.mark.parametrize("path", FOREIGN)
 async def test_a_route_of_other_servers_is_forwarded_and_a_404_comes_back_as_it_is(
