@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import anyio
 import pytest
@@ -10,6 +12,9 @@ from fakes.serving_parts import BACKENDS, serving
 
 from hostler.adapters.errors import ShuttingDown
 from hostler.gateway.config import ConfigError
+from hostler.gateway.context import RequestContext
+from hostler.gateway.joined_host import JoinedHost
+from hostler.supervisor.contract import ProfileInfo
 
 
 def test_each_supervisor_is_a_host_and_each_backend_a_hop(tmp_path: Path) -> None:
@@ -38,4 +43,36 @@ async def test_waiting_requests_are_refused_when_it_shuts_down(tmp_path: Path) -
         with pytest.raises(ShuttingDown):
             parts.hosts["pc"].lease("big").address()
         tasks.cancel_scope.cancel()
+    await parts.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_host_that_joins_is_one_of_the_others_until_its_last_request_has_ended(tmp_path: Path) -> None:
+    parts = serving(tmp_path)
+    own = [dict(each) for each in (parts.hosts, parts.supervisors, parts.backends, parts.chain.hops, parts.entries)]
+    request = cast(RequestContext, SimpleNamespace(id="req-1"))
+    async with anyio.create_task_group() as tasks:
+        parts.start(tasks)
+        parts.add_host(JoinedHost(name="attic", url="http://127.0.0.1:9", token="t"))
+        assert parts.chain_order == ("pc", "attic", "cloud")
+        parts.catalog.restore_host("attic", (ProfileInfo(name="small"),))
+        assert [place.backend for place in parts.catalog.find("small").places] == ["pc", "attic"]
+        parts.in_flight.enter(request, lambda: None)
+        removed = anyio.Event()
+
+        async def remove() -> None:
+            await parts.remove_host("attic")
+            removed.set()
+
+        tasks.start_soon(remove)
+        await anyio.wait_all_tasks_blocked()
+        assert parts.chain_order == ("pc", "cloud")
+        assert parts.catalog.listing.resolve("small") is None
+        assert "attic" in parts.hosts
+        assert not removed.is_set()
+        parts.in_flight.leave(request)
+        with anyio.fail_after(20):
+            await removed.wait()
+        tasks.cancel_scope.cancel()
+    assert [parts.hosts, parts.supervisors, parts.backends, parts.chain.hops, parts.entries] == own
     await parts.aclose()
