@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -18,44 +19,77 @@ MEDIA_TYPE = "multipart/form-data"
 def rewrite_form(request: WireRequest, changes: Iterable[RequestChanges], takes: Callable[[str], bool]) -> WireRequest:
     """The form with these changes, one after the other; the same object if nothing changes, or if it is malformed. Fields
     that it has not are added if it `takes` them."""
-    form = _Form(request.body, request.content_type)
     try:
-        for each in changes:
-            _apply(form, each, takes)
+        form = _Form(request.body, request.content_type)
     except BadRequest:
         return request  # the backend judges it
-    return request if form.body is request.body else msgspec.structs.replace(request, body=form.body)
+    for each in changes:
+        _apply(form, each, takes)
+    return request if form.is_unchanged else msgspec.structs.replace(request, body=form.body())
 
 
 class _Form:
-    """A form's body, which is replaced with every change."""
+    """A form and what is changed in it. It is read once and written once, since it may be large."""
 
     def __init__(self, body: bytes, content_type: str) -> None:
-        self.body = body
+        self._original = body
         self._content_type = content_type
+        self._fields = list(multipart.text_fields(body, content_type))
+        self._removed: list[multipart.TextField] = []
+        self._changed: dict[multipart.TextField, bytes] = {}
+        self._added: list[tuple[str, bytes]] = []
+
+    @property
+    def is_unchanged(self) -> bool:
+        return not (self._removed or self._changed or self._added)
+
+    def body(self) -> bytes:
+        """The form with all changes. Added fields come first."""
+        edits = [(each.start, each.end, value) for each, value in self._changed.items()]
+        edits += [(each.part, each.next_part, b"") for each in self._removed]
+        if self._added:
+            start = self._original.index(b"--" + multipart.boundary(self._content_type))
+            new = b"".join(multipart.text_part(self._content_type, *each) for each in self._added)
+            edits.append((start, start, new))
+        pieces: list[bytes] = []
+        at = 0
+        for start, end, value in sorted(edits):
+            pieces += (self._original[at:start], value)
+            at = end
+        return b"".join((*pieces, self._original[at:]))
 
     def values(self, name: str) -> list[bytes]:
         """The values of the fields with this name."""
-        return [self.body[each.start : each.end] for each in self._fields(name)]
+        given = [self._value(each) for each in self._fields if each.name == name]
+        return given + [value for added, value in self._added if added == name]
 
     def remove(self, name: str) -> None:
-        for each in reversed(self._fields(name)):
-            self.body = self.body[: each.part] + self.body[each.next_part :]
+        self._remove([each for each in self._fields if each.name == name])
+        self._added = [each for each in self._added if each[0] != name]
 
     def set(self, name: str, value: bytes) -> None:
         """Give the field this value alone; its place stays."""
-        fields = self._fields(name)
-        if not fields:
-            self.body = multipart.insert(self.body, self._content_type, name, value)
+        given = [each for each in self._fields if each.name == name]
+        if not given:
+            self.remove(name)
+            self.add(name, value)
             return
-        for each in reversed(fields[1:]):
-            self.body = self.body[: each.part] + self.body[each.next_part :]
-        start, end = fields[0].start, fields[0].end
-        if self.body[start:end] != value:
-            self.body = self.body[:start] + value + self.body[end:]
+        self._remove(given[1:])
+        if self._value(given[0]) != value:
+            self._changed[given[0]] = value
 
-    def _fields(self, name: str) -> list[multipart.TextField]:
-        return [each for each in multipart.text_fields(self.body, self._content_type) if each.name == name]
+    def add(self, name: str, value: bytes) -> None:
+        self._added.append((name, value))
+
+    def _value(self, field: multipart.TextField) -> bytes:
+        value = self._changed.get(field)
+        return self._original[field.start : field.end] if value is None else value
+
+    def _remove(self, fields: list[multipart.TextField]) -> None:
+        gone = set(fields)
+        self._removed += fields
+        self._fields = [each for each in self._fields if each not in gone]
+        self._changed = {each: value for each, value in self._changed.items() if each not in gone}
 
 
 def _apply(form: _Form, changes: RequestChanges, takes: Callable[[str], bool]) -> None:
@@ -63,15 +97,16 @@ def _apply(form: _Form, changes: RequestChanges, takes: Callable[[str], bool]) -
         if values := form.values(before):
             form.remove(before)
             if not form.values(after):
-                form.set(after, values[-1])
+                for value in values:
+                    form.add(after, value)
     for name in changes.drop:
         form.remove(name)
     for name, given in changes.default.items():
         if takes(name) and not form.values(name):
             form.set(name, _text(given))
     for name, limit in changes.limits.items():
-        number = _number(form.values(name))
-        if number is not None and number > limit:
+        # Of several fields with this name it is the backend that chooses.
+        if any(number > limit for number in _numbers(form.values(name))):
             form.set(name, _text(limit))
     for name, given in changes.force.items():
         if takes(name):
@@ -83,8 +118,7 @@ def _text(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
-def _number(values: list[bytes]) -> float | None:
-    try:
-        return float(values[-1])
-    except (IndexError, ValueError):
-        return None
+def _numbers(values: list[bytes]) -> Iterator[float]:
+    for value in values:
+        with contextlib.suppress(ValueError):
+            yield float(value)

@@ -12,9 +12,12 @@ from hostler.adapters.errors import BadRequest
 MAX_PARTS = 256
 MAX_FIELD = 4096
 
+_FILE_NAMES = frozenset({"filename", "filename*"})
+
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
-_FILENAME = re.compile(rb'filename=(?:"([^"\r\n]*)"|([^\s;]+))', re.IGNORECASE)
-_NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name=(?:"([^"\r\n]*)"|([^\s;]+))', re.IGNORECASE)
+# Both take time in proportion to a head, whatever it contains: neither looks at a byte again after a match has failed.
+_DISPOSITION = re.compile(rb"content-disposition:([^\r\n]*)", re.IGNORECASE)
+_PARAMETER = re.compile(rb'[;\s](name|filename\*?)=(?:"([^"]*)"|([^\s;]+))', re.IGNORECASE)
 
 
 def boundary(content_type: str) -> bytes:
@@ -53,10 +56,9 @@ def text_fields(body: bytes, content_type: str) -> Iterator[TextField]:
         if head_end < 0 or next_mark < 0:
             raise BadRequest("The multipart body is cut off or malformed.")
         head = body[head_start:head_end]
-        match = _NAME.search(head)
-        if match is not None and b"filename" not in head.lower():
-            name = (match[1] if match[1] is not None else match[2]).decode("utf-8", "replace")
-            yield TextField(name, at, head_end + 4, next_mark)
+        given = _parameters(head)
+        if "name" in given and not given.keys() & _FILE_NAMES:
+            yield TextField(given["name"], at, head_end + 4, next_mark)
         at = next_mark + 2
     raise BadRequest(f"The multipart body has more than {MAX_PARTS} parts.")
 
@@ -91,15 +93,15 @@ def patch(body: bytes, content_type: str, name: str, value: str) -> bytes:
     span = spans(body, content_type).get(name)
     if span is not None:
         return b"".join((body[: span[0]], value.encode(), body[span[1] :]))
-    return insert(body, content_type, name, value.encode())
-
-
-def insert(body: bytes, content_type: str, name: str, value: bytes) -> bytes:
-    """The body with one more text field, which comes first."""
     mark = b"--" + boundary(content_type)
     at = body.index(mark)
+    return b"".join((body[:at], text_part(content_type, name, value.encode()), body[at:]))
+
+
+def text_part(content_type: str, name: str, value: bytes) -> bytes:
+    """A text field, to be put before another part."""
     head = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
-    return b"".join((body[:at], mark, head, value, b"\r\n", body[at:]))
+    return b"".join((b"--", boundary(content_type), head, value, b"\r\n"))
 
 
 def file(body: bytes, content_type: str, name: str) -> tuple[str, bytes] | None:
@@ -111,13 +113,20 @@ def file(body: bytes, content_type: str, name: str) -> tuple[str, bytes] | None:
         next_mark = body.find(b"\r\n" + mark, max(head_end, at))
         if at < 0 or head_end < 0 or next_mark < 0:
             return None
-        head = body[at:head_end]
-        match, filename = _NAME.search(head), _FILENAME.search(head)
-        if (
-            match is not None
-            and filename is not None
-            and (match[1] or match[2] or b"").decode("utf-8", "replace") == name
-        ):
-            return (filename[1] or filename[2] or b"").decode("utf-8", "replace"), body[head_end + 4 : next_mark]
+        given = _parameters(body[at:head_end])
+        if given.get("name") == name and "filename" in given:
+            return given["filename"], body[head_end + 4 : next_mark]
         at = next_mark + 2
     return None
+
+
+def _parameters(head: bytes) -> dict[str, str]:
+    """A part's name and file name, if it has them. Of several the first one counts."""
+    found: dict[str, str] = {}
+    for line in _DISPOSITION.finditer(head):
+        for parameter in _PARAMETER.finditer(line[1]):
+            name = parameter[1].decode().lower()
+            if name not in found:
+                value: bytes = parameter[3] if parameter[2] is None else parameter[2]
+                found[name] = value.decode("utf-8", "replace")
+    return found

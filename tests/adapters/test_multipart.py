@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 
@@ -65,3 +67,38 @@ def test_a_name_cannot_inject_a_part() -> None:
     body, kind = upload(model="whisper")
     with pytest.raises(BadRequest):
         multipart.patch(body, kind, "model", 'a\r\n--q\r\nContent-Disposition: form-data; name="x"\r\n\r\n')
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-disposition:" * 800,
+        b"content-disposition:" + b';name="' * 2000,
+        b"content-disposition:" + b"; name=" * 2000,
+        b"content-disposition: form-data" + b" " * 15000,
+    ],
+)
+def test_reading_a_form_takes_no_longer_for_hostile_heads(head: bytes) -> None:
+    body = (b"--q\r\n" + head + b"\r\n\r\nx\r\n") * 100 + b"--q--"
+    began_at = time.process_time()
+    assert multipart.field(body, "multipart/form-data; boundary=q", "model") is None
+    assert time.process_time() - began_at < 1.0
+
+
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        (b'form-data; name="a"', ["a"]),
+        (b"form-data; NAME=a", ["a"]),
+        (b'form-data; name=""', [""]),
+        (b'form-data; filename="x; name=b"; name="a"', []),
+        (b'form-data; name="a"; filename=""', []),
+        (b"form-data; name=a; filename*=UTF-8''x", []),
+        (b'form-data; name="filename"', ["filename"]),
+        (b"form-data", []),
+    ],
+)
+def test_fields_are_told_from_files(head: bytes, fields: list[str]) -> None:
+    body = b"--q\r\nContent-Type: text/plain\r\nContent-Disposition: " + head + b"\r\n\r\nx\r\n--q--"
+    found = multipart.text_fields(body, "multipart/form-data; boundary=q")
+    assert [each.name for each in found] == fields
