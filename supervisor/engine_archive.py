@@ -15,7 +15,7 @@ from typing import IO, Final
 
 import msgspec
 
-#: An archive may hold so much unpacked, and so many files: the largest releases, with ROCm's libraries, hold less.
+#: An archive may hold so much unpacked, and so many files and folders: the largest releases, with ROCm's libraries, hold less.
 MAX_BYTES: Final = 16 * 1024**3
 MAX_FILES: Final = 20_000
 
@@ -41,24 +41,25 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
 
 
-def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
+def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
     """Unpack an archive into an empty folder. Raises `ArchiveError` and `OSError`; what is there by then is incomplete.
 
-    Files are readable by all, and belong to the user who runs this. Links lead to files of the archive alone.
+    Files and folders are readable by all, and belong to the user who runs this. Links lead to files of the archive alone.
     """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                _write(_zip_entries(opened), folder, max_bytes)
+                _write(_zip_entries(opened, max_files), folder, max_bytes)
         else:
             with tarfile.open(archive) as opened_tar:
-                _write(_tar_entries(opened_tar), folder, max_bytes)
+                _write(_tar_entries(opened_tar, max_files), folder, max_bytes)
     except _DAMAGED as error:
         raise ArchiveError(f"{archive.name} is neither a zip nor a tar archive, or is damaged: {error}") from error
 
 
-def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
-    for info in archive.infolist():
+def _zip_entries(archive: zipfile.ZipFile, max_files: int) -> Iterator[_Entry]:
+    for index, info in enumerate(archive.infolist()):
+        _check_count(index, max_files)
         if info.is_dir():
             continue
         mode = info.external_attr >> 16
@@ -71,8 +72,9 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
         )
 
 
-def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
-    for member in archive:
+def _tar_entries(archive: tarfile.TarFile, max_files: int) -> Iterator[_Entry]:
+    for index, member in enumerate(archive):
+        _check_count(index, max_files)
         if member.isdir():
             continue
         if not (member.isreg() or member.issym() or member.islnk()):
@@ -83,6 +85,11 @@ def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
             executable=bool(member.mode & stat.S_IXUSR),
             target=member.linkname if member.issym() else None,
         )
+
+
+def _check_count(index: int, limit: int) -> None:
+    if index >= limit:
+        raise ArchiveError(f"the archive has more than {limit} files and folders")
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -104,11 +111,8 @@ def _plain(name: str) -> PurePosixPath:
 def _write(entries: Iterator[_Entry], folder: Path, max_bytes: int) -> None:
     """Write files first and links last, so that nothing is written through a link."""
     links: list[_Entry] = []
-    left, files = max_bytes, 0
+    left = max_bytes
     for entry in entries:
-        files += 1
-        if files > MAX_FILES:
-            raise ArchiveError(f"the archive has more than {MAX_FILES} files")
         if entry.target is not None:
             links.append(entry)
             continue
@@ -121,6 +125,9 @@ def _write(entries: Iterator[_Entry], folder: Path, max_bytes: int) -> None:
         with created as file, entry.open() as content:
             left -= _copy(content, file, left, max_bytes)
         path.chmod(0o755 if entry.executable else 0o644)
+    for place in folder.rglob("*"):
+        if place.is_dir():
+            place.chmod(0o755)  # whatever the umask is
     root = folder.resolve()
     for link in links:
         _make_link(folder / link.path, link, root)
@@ -147,15 +154,13 @@ def _copy(content: IO[bytes], file: IO[bytes], left: int, limit: int) -> int:
 
 def _make_link(path: Path, link: _Entry, root: Path) -> None:
     target = PurePosixPath(link.target or "")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ArchiveError(f"{link.path} is in the archive twice") from None
+    # Before its folder is made: that may lie behind another link.
     if target.is_absolute() or not target.parts or not path.parent.resolve().is_relative_to(root):
         raise ArchiveError(f"{link.path} in the archive is a link that leads outside of its folder")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(target)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise ArchiveError(f"{link.path} is in the archive twice") from None
     except OSError:  # Windows allows links to few users
         source = path.parent / target

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +74,8 @@ def test_files_and_links_inside_are_unpacked(tmp_path: Path, make: Callable[...,
         [("up", ".."), ("up/out.txt", b"x")],
         [("a", "b"), ("b", "..")],
         [("d/a", "."), ("d/b", "a/../..")],
+        [("a", "../.."), ("a/made/link", "x")],
+        [("a", "b"), ("b", "../.."), ("a/made/link", "x")],
         [("a", "b"), ("b", "a")],
         [("x", b"1"), ("x", b"2")],
         [("x", b"1"), ("x/y", b"2")],
@@ -113,6 +118,29 @@ def test_an_archive_that_grows_too_large_is_refused(tmp_path: Path, make: Callab
     archive = make(tmp_path / name, ("a", bytes(600)), ("b", bytes(600)))
     with pytest.raises(ArchiveError, match="more than 1000 bytes"):
         unpack(archive, tmp_path, max_bytes=1000)
+
+
+@ARCHIVES
+def test_too_many_folders_are_refused(tmp_path: Path, make: Callable[..., Path], name: str) -> None:
+    kind: dict[str, Any] = {"kind": tarfile.DIRTYPE} if make is tar else {}
+    content: bytes | str = "" if make is tar else b""
+    archive = make(tmp_path / name, *((f"{number}/", content) for number in range(6)), **kind)
+    with pytest.raises(ArchiveError, match="more than 5 files and folders"):
+        unpack(archive, tmp_path, max_files=5)
+
+
+@ARCHIVES
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+def test_all_may_read_it_whatever_the_umask_is(tmp_path: Path, make: Callable[..., Path], name: str) -> None:
+    archive = make(tmp_path / name, ("a/b/run", b"x"))
+    (tmp_path / "out").mkdir()
+    before = os.umask(0o077)
+    try:
+        unpack(archive, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / "out" / each).stat().st_mode & 0o777 for each in ("a", "a/b", "a/b/run")]
+    assert modes == [0o755, 0o755, 0o755]
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"PK\x03\x04 cut", b"\x1f\x8b\x08 cut"])
