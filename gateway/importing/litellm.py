@@ -23,6 +23,14 @@ _INSTEAD: Final[Mapping[str, str]] = {
     "cache_params": "answers are not cached",
     "alerting": "alerts are rules of Prometheus: deploy/alerts.yaml",
     "database_url": "keys are in a file: gateway.api_keys_file",
+    "store_prompts_in_spend_logs": "contents are recorded with gateway.recording.contents alone",
+    "allowed_routes": "what a key may do is its scopes: `hostler keys set`",
+    "enable_jwt_auth": "clients are known by API keys alone",
+    "custom_auth": "clients are known by API keys alone",
+    "global_max_parallel_requests": "requests at a time are limited by backend, profile and key",
+    "disable_cooldowns": "a backend that fails is always left out for a while: section breaker",
+    "completion_model": "a request without a model goes to the loaded one, else to the profile with default: true",
+    "forward_client_headers_to_llm_api": "headers of clients are not passed on",
     "content_policy_fallbacks": "an answer of a model is never asked for again",
 }
 

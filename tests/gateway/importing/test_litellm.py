@@ -231,3 +231,17 @@ def test_odd_numbers_are_reported(value: str) -> None:
 def test_what_is_no_configuration_is_refused(text: str) -> None:
     with pytest.raises(ImportFailed, match=r"config\.yaml:1"):
         translate(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("allowed_routes: [chat]", "its scopes"),
+        ("custom_auth: auth.check", "API keys alone"),
+        ("global_max_parallel_requests: 9", "limited by backend, profile and key"),
+        ("completion_model: m", "the profile with default: true"),
+    ],
+)
+def test_a_setting_without_a_counterpart_says_what_holds_instead(key: str, reason: str) -> None:
+    imported = translate(f"model_list: []\ngeneral_settings: {{{key}}}\n")
+    assert [reason in note.text for note in imported.notes if note.kind == "missing"] == [True]
