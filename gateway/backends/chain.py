@@ -28,7 +28,7 @@ from hostler.gateway.backends.health_checks import (
 from hostler.gateway.backends.hop import Hop, RouteHop
 from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
-from hostler.gateway.backends.transport import Backend, Endpoint
+from hostler.gateway.backends.transport import Backend, Endpoint, EndpointOptions, TlsOptions
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.backends.watches import Watches
 from hostler.gateway.config import Settings
@@ -378,13 +378,15 @@ def _spending(settings: Settings) -> SpendingTracker:
 
 
 def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:
-    """Where the supervisor of a backend listens."""
+    """Where the supervisor of a backend listens, for health checks: they send no secret, so any certificate will do."""
     if settings.url.startswith("unix:"):
         return Endpoint(host=settings.url.removeprefix("unix:"), port=0, name=name)
     url = urlsplit(settings.url)
     tls = url.scheme == "https"
     port = url.port or (443 if tls else 80)
-    return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
+    options = EndpointOptions(tls=TlsOptions(insecure=True)) if tls else None
+    base_path = url.path.rstrip("/")
+    return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=base_path, options=options)
 
 
 def _rates(settings: BackendSettings) -> RateLimiter | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from fakes.certificates import make_pair
 from fakes.fake_openrouter import start_openrouter
 
+from hostler.gateway.backend_settings import BackendSettings
+from hostler.gateway.backends.chain import supervisor_endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.health_checks import (
     CheckedBackend,
@@ -239,6 +245,25 @@ async def test_a_silent_server_is_distinguished_from_an_unreachable_one() -> Non
         router.resume()
         await router.stop()
         assert await check.result() == "unreachable"
+        await check.aclose()
+
+
+async def test_a_supervisor_with_a_certificate_of_its_own_responds(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "gpu-box")
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(*pair)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=served) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        settings = BackendSettings(kind="supervisor", url=url, certificate=pair.cert)
+        check = HttpCheck(supervisor_endpoint("gpu-box", settings), "/healthz", (), connect_s=5.0, proxied=False)
+        assert await check()
         await check.aclose()
 
 
