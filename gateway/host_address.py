@@ -74,6 +74,6 @@ def _own_address(cluster: ClusterSettings) -> str | None:
                 sock.connect(address)
                 found: str = sock.getsockname()[0]
                 return found
-    except OSError:
+    except (OSError, UnicodeError):  # a name that cannot be one, such as `store..lan`
         return None
     return None

@@ -78,7 +78,8 @@ class HostReporter:
         """Report until cancelled, and then that it leaves."""
         try:
             while True:
-                record = await anyio.to_thread.run_sync(self._own)
+                # Name servers may take long to answer, which a supervisor that stops does not wait for.
+                record = await anyio.to_thread.run_sync(self._own, abandon_on_cancel=True)
                 if record is not None:
                     await self._report(self._signer.signed(msgspec.json.encode(record)))
                 with anyio.move_on_after(HEARTBEAT_S):

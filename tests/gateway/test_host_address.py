@@ -47,8 +47,9 @@ def test_the_configured_url_counts() -> None:
     assert announced_url(cluster, supervisor) == "https://gpu.example:8443"
 
 
-def test_without_an_address_nothing_is_reported() -> None:
-    unknown = ClusterSettings(store="redis://unknown.invalid", token="t")
+@pytest.mark.parametrize("store", ["unknown.invalid", "store..lan", "a" * 64])
+def test_without_an_address_nothing_is_reported(store: str) -> None:
+    unknown = ClusterSettings(store=f"redis://{store}", token="t")
     assert announced_url(unknown, SupervisorSettings(listen="0.0.0.0:8080")) is None
 
 
