@@ -47,8 +47,9 @@ class StandIn:
             for number in self._absent:
                 if number in self._others and number not in self._listening:
                     servers = self._listening[number] = []
-                    for sock in self._others[number]:
-                        servers.append(await self._listen(sock.dup()))
+                    # All at once: `close` may be called while this waits.
+                    for sock in [each.dup() for each in self._others[number]]:
+                        servers.append(await self._listen(sock))
 
     def close(self) -> None:
         """Keep no socket open any more, but for those that are listened on, and listen on no others."""

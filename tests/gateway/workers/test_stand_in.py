@@ -63,6 +63,27 @@ async def test_it_accepts_what_waits_and_leaves_the_socket_to_its_owner_again() 
             await waiting.send(b"still connected")
 
 
+async def test_it_may_be_closed_while_it_begins_to_listen() -> None:
+    sockets = bind([("127.0.0.1", 0), ("127.0.0.1", 0)], "gateway.listen")
+    servers: list[asyncio.Server] = []
+
+    async def listen(sock: socket.socket) -> asyncio.Server:
+        stand_in.close()
+        servers.append(await asyncio.start_server(lambda *_: None, sock=sock))
+        return servers[-1]
+
+    stand_in = StandIn({2: sockets}, listen)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stand_in.run)
+        stand_in.update((2,))
+        with anyio.fail_after(20):
+            while len(servers) < 2:
+                await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    for server in servers:
+        server.close()
+
+
 async def test_once_closed_it_takes_no_socket_any_more() -> None:
     (sock,) = bind([("127.0.0.1", 0)], "gateway.listen")
     with sock:
