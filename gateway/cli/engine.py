@@ -138,7 +138,11 @@ def engine_update(
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as temporary:
-            archives = [_archive(each, Path(temporary), checksums.get(each)) for each in sources]
+            archives = []
+            for index, source in enumerate(sources):
+                own = Path(temporary) / str(index)  # two addresses may end in the same name
+                own.mkdir()
+                archives.append(_archive(source, own, checksums.get(source)))
             build = install_build(archives[0], target, beside=archives[1:], name=name, arguments=_arguments(found))
     except SourceError as error:
         fail(f"{error}; nothing was changed", FAILED)

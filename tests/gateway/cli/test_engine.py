@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fakes.llama_programs import pack, write_program, write_script
@@ -187,16 +187,18 @@ def test_the_right_checksum_is_accepted(file: Path, archive: Path) -> None:
 
 
 class Releases(BaseHTTPRequestHandler):
-    """Serves one archive at `/llama.tar.gz`; what is at `/huge.zip` says that it is far too large."""
+    """Serves one archive at `/llama.tar.gz`, and `others`; what is at `/huge.zip` says that it is far too large."""
 
     content = b""
+    others: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
-        size = 2**50 if self.path == "/huge.zip" else len(self.content)
+        content = self.others.get(self.path, self.content)
+        size = 2**50 if self.path == "/huge.zip" else len(content)
         self.send_response(200 if self.path.endswith((".gz", ".zip")) else 404)
         self.send_header("Content-Length", str(size))
         self.end_headers()
-        self.wfile.write(self.content)
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -205,6 +207,7 @@ class Releases(BaseHTTPRequestHandler):
 @pytest.fixture
 def releases(archive: Path) -> Iterator[str]:
     Releases.content = archive.read_bytes()
+    Releases.others.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Releases) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -215,6 +218,15 @@ def test_an_archive_is_downloaded_from_an_address(file: Path, releases: str) -> 
     digest = hashlib.sha256(Releases.content).hexdigest()
     assert output("update", f"{releases}/llama.tar.gz", "--sha256", digest)["devices"] != []
     assert "engines/llama/llama/llama-server" in file.read_text()
+
+
+def test_two_archives_of_the_same_name_are_both_installed(
+    file: Path, tmp_path: Path, releases: str, archive: Path
+) -> None:
+    write_script(tmp_path / "cuda/libcudart.so", "library")
+    Releases.others["/cuda/llama.tar.gz"] = pack(tmp_path / "cuda", tmp_path / "cuda.tar.gz").read_bytes()
+    program = Path(output("update", f"{releases}/llama.tar.gz", f"{releases}/cuda/llama.tar.gz")["engine"])
+    assert (program.parent / "libcudart.so").read_text() == "library"
 
 
 @pytest.mark.parametrize(
