@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -34,8 +35,8 @@ def unreachable_reason(cluster: ClusterSettings, supervisor: SupervisorSettings)
     return None
 
 
-def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
-    """The URL as configured, or that of the address at which it listens; `None` if there is none now. Blocks.
+async def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> str | None:
+    """The URL as configured, or that of the address at which it listens; `None` if there is none now.
 
     A supervisor that listens at all addresses is reached at the one from which this machine reaches the store.
     """
@@ -45,7 +46,7 @@ def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings) -> s
         return None
     host, port = parse_address(supervisor.listen)
     if host in _ANY:
-        found = _own_address(cluster)
+        found = await _own_address(cluster)
         if found is None:
             return None
         host = found
@@ -63,13 +64,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _own_address(cluster: ClusterSettings) -> str | None:
-    """This machine's address on the way to the store. Nothing is sent."""
+async def _own_address(cluster: ClusterSettings) -> str | None:
+    """This machine's address on the way to the store. Nothing is sent. Names are looked up by the event loop, whose end does
+    not wait for name servers."""
+    look_up = asyncio.get_running_loop().getaddrinfo
+    place = store_address(cluster.store).place
     try:
-        place = store_address(cluster.store).place
         if place is None:
-            return socket.gethostbyname(socket.gethostname())
-        for family, kind, _, _, address in socket.getaddrinfo(*place, type=socket.SOCK_DGRAM):
+            own = await look_up(socket.gethostname(), None, family=socket.AF_INET)
+            return str(own[0][4][0])
+        for family, kind, _, _, address in await look_up(*place, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind) as sock:
                 sock.connect(address)
                 found: str = sock.getsockname()[0]

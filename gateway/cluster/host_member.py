@@ -67,9 +67,9 @@ class HostMember:
     def close(self) -> None:
         self._identity.close()
 
-    def _record(self) -> HostRecord | None:
-        """What is reported now: addresses and certificates change. Blocks."""
-        url = announced_url(self._settings, self._supervisor)
+    async def _record(self) -> HostRecord | None:
+        """What is reported now: addresses and certificates change."""
+        url = await announced_url(self._settings, self._supervisor)
         if url is None:
             return None
         return HostRecord(
@@ -77,7 +77,7 @@ class HostMember:
             name=self._settings.member or socket.gethostname().partition(".")[0],
             version=__version__,
             url=url,
-            certificate=self._certificate(),
+            certificate=await anyio.to_thread.run_sync(self._certificate),
             since=self._since,
         )
 

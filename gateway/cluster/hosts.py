@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import anyio
@@ -66,7 +66,9 @@ class HostReporter:
 
     scripts = (REPORT,)
 
-    def __init__(self, store: Store, keys: HostKeys, own_id: str, own: Callable[[], HostRecord | None]) -> None:
+    def __init__(
+        self, store: Store, keys: HostKeys, own_id: str, own: Callable[[], Awaitable[HostRecord | None]]
+    ) -> None:
         self._store = store
         self._signer = keys.signer
         self._id = own_id
@@ -78,8 +80,7 @@ class HostReporter:
         """Report until cancelled, and then that it leaves."""
         try:
             while True:
-                # Name servers may take long to answer, which a supervisor that stops does not wait for.
-                record = await anyio.to_thread.run_sync(self._own, abandon_on_cancel=True)
+                record = await self._own()
                 if record is not None:
                     await self._report(self._signer.signed(msgspec.json.encode(record)))
                 with anyio.move_on_after(HEARTBEAT_S):

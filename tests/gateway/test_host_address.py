@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
 from hostler.gateway.cluster_settings import ClusterSettings
 from hostler.gateway.config import Settings
 from hostler.gateway.host_address import announced_url, joins_cluster, unreachable_reason
+from hostler.gateway.server.event_loop import Loop
 from hostler.supervisor.config import SupervisorSettings, TLSSettings
+
+pytestmark = pytest.mark.anyio
 
 CLUSTER = ClusterSettings(store="redis://127.0.0.1:6379", token="t")
 TLS = TLSSettings(cert="c", key="k")
@@ -24,33 +30,61 @@ TLS = TLSSettings(cert="c", key="k")
         ("127.0.0.1:0", None, None),
     ],
 )
-def test_it_is_the_address_where_the_supervisor_listens(listen: str, tls: TLSSettings | None, url: str | None) -> None:
+async def test_it_is_the_address_where_the_supervisor_listens(
+    listen: str, tls: TLSSettings | None, url: str | None
+) -> None:
     supervisor = SupervisorSettings(listen=listen, tls=tls)
-    assert announced_url(CLUSTER, supervisor) == url
+    assert await announced_url(CLUSTER, supervisor) == url
     assert (unreachable_reason(CLUSTER, supervisor) is None) is (url is not None)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8080", "localhost:8080", "[::1]:8080"])
-def test_other_machines_are_not_sent_to_their_own_loopback(listen: str) -> None:
+async def test_other_machines_are_not_sent_to_their_own_loopback(listen: str) -> None:
     supervisor = SupervisorSettings(listen=listen)
-    assert announced_url(CLUSTER, supervisor) is not None
-    assert announced_url(ClusterSettings(store="unix:///run/valkey.sock", token="t"), supervisor) is not None
+    assert await announced_url(CLUSTER, supervisor) is not None
+    assert await announced_url(ClusterSettings(store="unix:///run/valkey.sock", token="t"), supervisor) is not None
     far = ClusterSettings(store="redis://store.lan", token="t")
-    assert announced_url(far, supervisor) is None
+    assert await announced_url(far, supervisor) is None
     assert "the store is on another one" in (unreachable_reason(far, supervisor) or "")
 
 
-def test_the_configured_url_counts() -> None:
+async def test_the_configured_url_counts() -> None:
     cluster = ClusterSettings(store="redis://127.0.0.1", token="t", url="https://gpu.example:8443")
     supervisor = SupervisorSettings(listen="unix:/run/hostler.sock")
     assert unreachable_reason(cluster, supervisor) is None
-    assert announced_url(cluster, supervisor) == "https://gpu.example:8443"
+    assert await announced_url(cluster, supervisor) == "https://gpu.example:8443"
 
 
 @pytest.mark.parametrize("store", ["unknown.invalid", "store..lan", "a" * 64])
-def test_without_an_address_nothing_is_reported(store: str) -> None:
+async def test_without_an_address_nothing_is_reported(store: str) -> None:
     unknown = ClusterSettings(store=f"redis://{store}", token="t")
-    assert announced_url(unknown, SupervisorSettings(listen="0.0.0.0:8080")) is None
+    assert await announced_url(unknown, SupervisorSettings(listen="0.0.0.0:8080")) is None
+
+
+def test_a_name_server_that_does_not_answer_keeps_nothing_from_ending() -> None:
+    before, asked, answered = set(threading.enumerate()), threading.Event(), threading.Event()
+
+    class NoAnswer(Loop):
+        @staticmethod
+        def look_up(*_: object) -> list[tuple[object, ...]]:
+            asked.set()
+            answered.wait(60)
+            return []
+
+    async def ask() -> None:
+        far = ClusterSettings(store="redis://store.example", token="t")
+        question = asyncio.create_task(announced_url(far, SupervisorSettings(listen="0.0.0.0:8080")))
+        assert await asyncio.to_thread(asked.wait, 20)
+        question.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await question
+
+    try:
+        with asyncio.Runner(loop_factory=NoAnswer) as runner:
+            runner.run(ask())
+        assert not [each for each in set(threading.enumerate()) - before if not each.daemon]
+    finally:
+        answered.set()
 
 
 @pytest.mark.parametrize(
