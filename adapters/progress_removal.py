@@ -15,34 +15,32 @@ from hostler.adapters.progress import PREFIX
 _MARK = PREFIX.encode()
 _LINES = re.compile(r"^\[hostler\] [^\n]*(?:\n|\Z)", re.MULTILINE)
 _THOUGHTS = re.compile(r"\A(\s*<think(?:ing)?>)(.*?)(</think(?:ing)?>\s*)", re.DOTALL)
-_ASSISTANT = b'"assistant"'
+_ASSISTANT, _REASONING = b'"assistant"', b'"reasoning"'
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_content = msgspec.json.Decoder(str | list[dict[str, msgspec.Raw]]).decode
 
 
-def without_progress(body: bytes) -> bytes:
+def without_progress(body: bytes, history: str = "messages") -> bytes:
     """The body of a chat without the gateway's progress in the reasoning of earlier answers, or in `<think>` at the start of
-    their content.
+    their content. `history` is the body's member with the messages, or with a response's items.
 
     Returns the same object if there is none, which one search in the bytes finds out.
     """
     if _MARK not in body:
         return body
     try:
-        raw = json_body.members(body).get("messages")
+        raw = json_body.members(body).get(history)
         messages = [] if raw is None else _decode_messages(raw)
     except (BadRequest, msgspec.ValidationError):
         return body
     changed = False
     for message in messages:
-        if bytes(message.get("role", b"")) != _ASSISTANT:
-            continue
-        for name, clean in _FIELDS.items():
+        for name, clean in _fields(message).items():
             cleaned = _cleaned(message.get(name), clean)
             if cleaned is not None:
                 message[name] = cleaned
                 changed = True
-    return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
+    return json_body.patch(body, {history: msgspec.json.encode(messages)}) if changed else body
 
 
 def without_progress_lines(reasoning: str) -> str:
@@ -73,6 +71,17 @@ _FIELDS: dict[str, Callable[[str], str]] = {
     "thinking": without_progress_lines,
     "content": without_progress_thoughts,
 }
+_REASONING_FIELDS: dict[str, Callable[[str], str]] = {
+    "content": without_progress_lines,
+    "summary": without_progress_lines,
+}
+
+
+def _fields(message: dict[str, msgspec.Raw]) -> dict[str, Callable[[str], str]]:
+    """What to remove from the fields of a message, or of a response's item."""
+    if bytes(message.get("role", b"")) == _ASSISTANT:
+        return _FIELDS
+    return _REASONING_FIELDS if bytes(message.get("type", b"")) == _REASONING else {}
 
 
 def _cleaned(field: msgspec.Raw | None, clean: Callable[[str], str]) -> msgspec.Raw | None:

@@ -29,6 +29,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
 # The protocol requires a limit; this one works with the smallest models.
@@ -73,9 +74,10 @@ class AnthropicUpstream(Upstream):
             body = request_body(request, model=model, stream=stream)
             return WireRequest(path=path, body=body, headers=(VERSION,))
         headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (VERSION, *origin.headers)
+        body = without_unsigned(without_progress(origin.body))
         return WireRequest(
             path=f"{path}?{origin.query}" if origin.query else path,
-            body=json_body.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
+            body=json_body.patch(body, {"model": msgspec.json.encode(model)}),
             headers=headers,
         )
 

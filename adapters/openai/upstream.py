@@ -282,7 +282,11 @@ class OpenAIUpstream(Upstream):
         if origin.operation in FORMS:
             form = multipart.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=form, content_type=origin.content_type)
-        body = with_text_arguments(without_progress(origin.body)) if origin.operation == "chat" else origin.body
+        body = origin.body
+        if origin.operation == "chat":
+            body = with_text_arguments(without_progress(body))
+        elif origin.operation == "responses":
+            body = without_progress(body, "input")
         members = json_body.members(body, origin.json_body)
         changes: dict[str, bytes | None] = {}
         name = msgspec.json.encode(model)

@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.base import Adapter, Incoming, Upstream
+from hostler.adapters.canonical import ChatRequest
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.progress_removal import without_progress, without_progress_lines, without_progress_thoughts
 
 SHOWN = "[hostler] loading b: 40% (12 s left)\n[hostler] starting b (1 s left)\n"
@@ -38,6 +44,38 @@ def test_lines_in_reasoning_within_the_content_are_removed(tag: str) -> None:
 def test_reasoning_that_was_nothing_else_disappears() -> None:
     assert without_progress_thoughts(f"<think>\n{SHOWN}</think>\n\nHi") == "Hi"
     assert without_progress_thoughts(f"<think>{SHOWN.rstrip()}</think>Hi") == "Hi"
+
+
+def forwarded(adapter: Adapter, upstream: Upstream, path: str, **body: Any) -> Any:
+    """What a backend receives of a body in its own protocol."""
+    operation = next(each for each in adapter.operations if each.path == path)
+    sent = json.dumps({"model": "m", **body}).encode()
+    request = adapter.decode(operation, Incoming(method="POST", path=path, body=sent))
+    assert isinstance(request, ChatRequest)
+    return json.loads(upstream.build(request, model="m", stream=False).body)
+
+
+def test_a_response_s_items_are_forwarded_without_it() -> None:
+    asked = {"role": "user", "content": f"<think>{SHOWN}</think>?"}
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": SHOWN + "Hm."}]}
+    said = {"role": "assistant", "content": [{"type": "output_text", "text": f"<think>{SHOWN}</think>Hi"}]}
+    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"text": SHOWN})}
+    items = [asked, thought, said, called]
+    found = forwarded(OpenAIAdapter(), OpenAIUpstream(), "/v1/responses", input=items)["input"]
+    assert found[0] == asked
+    assert found[1]["summary"][0]["text"] == "Hm."
+    assert found[2]["content"][0]["text"] == "Hi"
+    assert found[3] == called
+
+
+def test_anthropic_s_messages_are_forwarded_without_it() -> None:
+    asked = {"role": "user", "content": f"<think>{SHOWN}</think>?"}
+    said = {"role": "assistant", "content": [{"type": "text", "text": f"<think>{SHOWN}</think>Hi"}]}
+    body = {"max_tokens": 9, "messages": [asked, said, {"role": "assistant", "content": f"<think>{SHOWN}</think>Ho"}]}
+    found = forwarded(AnthropicAdapter(), AnthropicUpstream(), "/v1/messages", **body)["messages"]
+    assert found[0] == asked
+    assert found[1]["content"] == [{"type": "text", "text": "Hi"}]
+    assert found[2]["content"] == "Ho"
 
 
 @pytest.mark.parametrize(
