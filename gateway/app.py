@@ -28,6 +28,7 @@ from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loop
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
+from hostler.gateway.cluster_settings import without_secrets
 from hostler.gateway.components import Components
 from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
 from hostler.gateway.config_reload import Reloader
@@ -88,7 +89,8 @@ def create_app(
     if manager is None and supervise:
         from hostler.supervisor.manager import create_manager
 
-        manager = create_manager(configuration.profiles, configuration.settings.supervisor, environ=environ)
+        engine_environ = without_secrets(environ, configuration.settings.cluster)
+        manager = create_manager(configuration.profiles, configuration.settings.supervisor, environ=engine_environ)
     local = manager
     if local is not None and finder is not None:
         finder.is_loaded = local.is_loaded

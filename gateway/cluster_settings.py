@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -42,6 +42,17 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         """The store's URL without its user, password and options."""
         scheme, separator, rest = self.store.partition("://")
         return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def without_secrets(environ: Mapping[str, str], settings: ClusterSettings | None) -> Mapping[str, str]:
+    """The environment of engines: without the cluster's token and the store's passwords, whatever their variables are called."""
+    if settings is None:
+        return environ
+    account, query = urlsplit(settings.store).netloc.rpartition("@")[0], parse_qs(urlsplit(settings.store).query)
+    password = account.partition(":")[2]
+    secrets = {settings.token, settings.store if settings.store != settings.shown_store else None}
+    secrets |= {password, unquote(password), *query.get("password", ()), *query.get("sentinel_password", ())}
+    return {name: value for name, value in environ.items() if not value or value not in secrets}
 
 
 class StoreAddress(msgspec.Struct, frozen=True, kw_only=True):

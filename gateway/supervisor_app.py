@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from hostler.gateway.auth.bind_policy import is_loopback
-from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
+from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, without_secrets
 from hostler.gateway.config import ConfigError, Configuration, Settings, find_file, parse_address, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.host_address import joins_cluster
@@ -54,7 +54,8 @@ def create_app(
     if manager is None:
         host, _ = parse_address(settings.listen)
         host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
-        manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
+        engine_environ = without_secrets(environ, configuration.settings.cluster)
+        manager = create_manager(configuration.profiles, settings, host=host, environ=engine_environ)
     member = _host_member(configuration.settings)
     # Without a token of its own, one on loopback serves every gateway of this machine, as ever.
     is_open = token is None and is_loopback(parse_address(settings.listen)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from hostler.gateway.auth.bind_policy import addresses, bound_addresses, is_loop
 from hostler.gateway.cli.banner import banner, example_model, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.cli.stop_signals import stop_signals
+from hostler.gateway.cluster_settings import without_secrets
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.host_address import joins_cluster
@@ -265,6 +267,7 @@ def _manager(configuration: Configuration, *, engine_host: str) -> EngineManager
             configuration.settings.supervisor,
             host=engine_host,
             report=log_progress(),
+            environ=without_secrets(os.environ, configuration.settings.cluster),
         )
     except OSError as error:
         where = error.filename or "the cache folder"

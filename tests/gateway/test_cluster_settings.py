@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.gateway.cluster_settings import ClusterSettings, StoreAddress, cluster_mistakes, store_address
+from hostler.gateway.cluster_settings import (
+    ClusterSettings,
+    StoreAddress,
+    cluster_mistakes,
+    store_address,
+    without_secrets,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +94,24 @@ def test_the_store_is_shown_without_its_password() -> None:
         ClusterSettings(store="redis+sentinel://:b@a,c/main?sentinel_password=d").shown_store
         == "redis+sentinel://a,c/main"
     )
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "redis://store.lan?password=p%40ss",
+        "redis://:p%40ss@store.lan",
+        "redis://anna:p%40ss@store.lan/1",
+        "redis+sentinel://:x@a,b/main?sentinel_password=p%40ss",
+    ],
+)
+def test_engines_get_no_secret_of_the_cluster_whatever_its_variable_is_called(store: str) -> None:
+    environ = {"HOUSE": "t", "WORD": "p@ss", "STORE": store, "HOME": "/h", "EMPTY": ""}
+    kept = without_secrets(environ, ClusterSettings(store=store, token="t"))
+    assert kept == {"HOME": "/h", "EMPTY": ""}
+    assert without_secrets(environ, None) == environ
+
+
+def test_a_store_without_a_password_is_no_secret() -> None:
+    environ = {"STORE": "redis://store.lan", "EMPTY": ""}
+    assert without_secrets(environ, ClusterSettings(store="redis://store.lan")) == environ
