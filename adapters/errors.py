@@ -255,6 +255,20 @@ class BackendBroken(BackendError):
         self.body = body
 
 
+class AnswerTooLarge(BackendBroken):
+    """A whole answer of more than `limit` bytes, where it has to be kept in memory. The same request fails again, which is
+    no fault of the backend."""
+
+    code = "answer_too_large"
+    final = True
+
+    def __init__(self, limit: int) -> None:
+        size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
+        super().__init__(
+            f"the answer is larger than {size}, the most that is kept of one; ask for less, or for a stream"
+        )
+
+
 def drop_tracebacks(error: BaseException) -> None:
     """Drop the tracebacks of an error that has been handled, and of those that led to it.
 
@@ -370,11 +384,6 @@ def incomplete_response() -> BackendBroken:
 def truncated_response(received: int, length: int) -> BackendBroken:
     """A body that is not as long as its head said, in bytes."""
     return BackendBroken(f"The backend's response ended after {received} of {length} bytes.")
-
-
-def oversized_response(limit: int) -> BackendBroken:
-    """A body larger than `limit` bytes, where it has to be decoded as a whole."""
-    return BackendBroken(f"The backend's response is larger than {limit} bytes.")
 
 
 def reported_error(message: object, *, backend_status: int | None = None, body: bytes = b"") -> BackendBroken:

@@ -18,15 +18,16 @@ from hostler.adapters.canonical import (
     Request,
     ResponseHead,
     WebSocketRequest,
+    output_of,
 )
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     BackendBroken,
     BackendRejected,
     BackendTimeout,
     ClientDisconnected,
     GatewayError,
     ShuttingDown,
-    oversized_response,
 )
 from hostler.adapters.passthrough import forwarding_parser, target_path
 from hostler.adapters.sniffing import JSON, ResponseStart
@@ -238,7 +239,9 @@ class Proxy:
                 if piece is not segment:
                     await asyncio.sleep(0)
             if received > MAX_FOLDED and not writer.committed:
-                raise oversized_response(MAX_FOLDED)
+                if output_of(request).stream:
+                    raise BackendBroken("The backend has sent too much without a token.")
+                raise AnswerTooLarge(MAX_FOLDED)
             is_silent = not ready or parser.is_silent
             if is_silent and (not held or (attempt.segments > 2 and segment.isspace())):
                 limit = limit or TokenLimit(timeouts, began_at)

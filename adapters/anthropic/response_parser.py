@@ -18,12 +18,12 @@ from hostler.adapters.base import Parser, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.error_body import error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     GatewayError,
     empty_response,
     incomplete_response,
     invalid_event,
     invalid_response,
-    oversized_response,
     truncated_response,
 )
 from hostler.adapters.held_chunks import HeldChunks
@@ -85,7 +85,7 @@ class AnthropicParser(Parser):
                 raise invalid_response()
             self._body += data
             if len(self._body) > _MAX_BODY:
-                raise oversized_response(_MAX_BODY)
+                raise AnswerTooLarge(_MAX_BODY)
             return () if self._fields else (Chunk(wire=WIRE, raw=data, is_body=True),)
         block = self._splitter.feed(data)
         return self._read(block) if block else ()

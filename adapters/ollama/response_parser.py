@@ -11,12 +11,12 @@ from hostler.adapters.base import Parser
 from hostler.adapters.canonical import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 from hostler.adapters.error_body import NO_ERROR, error_in_response, is_error
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     BackendBroken,
     empty_response,
     incomplete_response,
     invalid_response,
     missing_vectors,
-    oversized_response,
     truncated_response,
 )
 from hostler.adapters.held_chunks import HeldChunks
@@ -66,7 +66,7 @@ class OllamaParser(Parser):
         self._rest += data
         if self._is_body:
             if len(self._rest) > MAX_BODY:
-                raise oversized_response(MAX_BODY)
+                raise AnswerTooLarge(MAX_BODY)
             return
         start = 0
         while (end := self._rest.find(b"\n", max(start, seen))) >= 0:

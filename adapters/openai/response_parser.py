@@ -12,11 +12,11 @@ from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.error_body import NO_ERROR, error_in_response, flat_error, is_error
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     BackendBroken,
     GatewayError,
     incomplete_response,
     invalid_event,
-    oversized_response,
     truncated_response,
 )
 from hostler.adapters.held_chunks import HeldChunks
@@ -338,7 +338,7 @@ class OpenAIParser(Parser):
         if self._size <= limit:
             self._pieces.append(data)
         elif self._fields:
-            raise oversized_response(limit)
+            raise AnswerTooLarge(limit)
         else:
             self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, is_body=True),)

@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters.error_body import read_error
 from hostler.adapters.errors import (
     DEFAULT_RETRY_AFTER_S,
+    AnswerTooLarge,
     BackendBroken,
     BackendError,
     BackendRejected,
@@ -164,7 +165,7 @@ def public_error(error: GatewayError, hop: Hop) -> GatewayError:
         if is_client_error:
             return _described(error, hop)
         return BackendError(f"{hop.name} answered with status {error.backend_status}", backend=hop.name)
-    if isinstance(error, BackendBroken) and not hop.supervised:
+    if isinstance(error, BackendBroken) and not isinstance(error, AnswerTooLarge) and not hop.supervised:
         message = f"{hop.name} {DESCRIPTIONS['broken']}"
         return BackendBroken(message, backend=hop.name, backend_status=error.backend_status)
     return error

@@ -15,6 +15,7 @@ import msgspec
 
 from hostler.adapters.error_body import ErrorDetails, read_error
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     BackendBroken,
     BackendError,
     BackendRejected,
@@ -34,7 +35,9 @@ AttemptResult = Literal[
     "model_unavailable",  # the supervisor answers but cannot serve the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
     "server_error",  # 5xx, an error inside the answer, or its end, before the first token
-    "rejected",  # 400, 404, 413, 422, or any error with a reason from a local backend that lives: the request's fault
+    # 400, 404, 413, 422, any error with a reason from a local backend that lives, or more than is kept of an answer: the
+    # request's fault
+    "rejected",
     "auth_failed",  # 401, 403
     "payment_required",  # 402, or 429 for a used-up quota (one with Retry-After is "busy": a limit on requests in flight)
     "first_byte_timeout",
@@ -171,6 +174,8 @@ def classify_error(error: GatewayError, *, committed: bool) -> AttemptResult | N
             return "first_byte_timeout"
         if isinstance(error, BackendRejected):
             return _classify_rejection(error)
+        if isinstance(error, AnswerTooLarge):
+            return "rejected"
         if isinstance(error, BackendBroken) and error.backend_status is not None:
             return classify_status(error.backend_status, retry_after=error.retry_after_s is not None)
         return "server_error"

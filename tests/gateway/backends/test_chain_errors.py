@@ -8,6 +8,7 @@ import pytest
 
 from hostler.adapters.errors import (
     DEFAULT_RETRY_AFTER_S,
+    AnswerTooLarge,
     BackendBroken,
     BackendError,
     BackendRejected,
@@ -67,6 +68,14 @@ def test_without_a_better_value_the_client_may_retry_soon_unless_it_is_pointless
         chain_error("m", [failed("a", "unreachable", BackendUnavailable("x"))]).retry_after_s == DEFAULT_RETRY_AFTER_S
     )
     assert chain_error("m", [failed("a", "too_long"), failed("b", "excluded")]).retry_after_s is None
+
+
+@pytest.mark.parametrize("limit", [9, 64 * 1024 * 1024])
+def test_an_answer_that_is_too_large_says_so(limit: int) -> None:
+    error = chain_error("m", [failed("a", "rejected", AnswerTooLarge(limit)), failed("b", "excluded")])
+    assert error.message.startswith("the answer is larger than ")
+    assert ("9 bytes" if limit == 9 else "64 MiB") in error.message
+    assert is_final(error)
 
 
 def test_busy_backends_are_429() -> None:

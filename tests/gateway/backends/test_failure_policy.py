@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.errors import (
+    AnswerTooLarge,
     BackendBroken,
     BackendRejected,
     BackendTimeout,
@@ -43,6 +44,7 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (BackendUnavailable("x", timed_out=True), "connect_timeout"),
     (BackendTimeout("x"), "first_byte_timeout"),
     (BackendBroken("x"), "server_error"),
+    (AnswerTooLarge(9), "rejected"),
     (BackendBroken("x", backend_status=402), "payment_required"),
     (BackendBroken("x", backend_status=429), "busy"),
     (BackendBroken("x", backend_status=400), "rejected"),
