@@ -101,6 +101,8 @@ def check_program(program: tuple[str, ...]) -> LlamaProgram:
 def _copy(source: Path, fresh: Path) -> None:
     try:
         if source.is_dir():
+            if fresh.resolve().is_relative_to(source.resolve()):
+                raise _failed(f"{source} contains the folder of installed engines; choose another one with --folder")
             shutil.copytree(source, fresh, symlinks=True)
         else:
             fresh.mkdir()

@@ -42,6 +42,14 @@ def test_a_folder_is_copied_and_named_by_its_build(tmp_path: Path) -> None:
     assert (tmp_path / "llama.cpp/build/bin/llama-server").exists()
 
 
+def test_a_folder_is_not_copied_into_itself(tmp_path: Path) -> None:
+    write_program(tmp_path / "llama.cpp/llama-server")
+    with pytest.raises(SupervisorError) as error:
+        install_build(tmp_path / "llama.cpp", tmp_path / "llama.cpp/engines")
+    assert "contains the folder of installed engines" in failure(error)
+    assert not list((tmp_path / "llama.cpp/engines").iterdir())
+
+
 def test_programs_of_a_zip_without_modes_can_be_run(tmp_path: Path) -> None:
     program = write_program(tmp_path / "llama-server")
     with zipfile.ZipFile(tmp_path / "win.zip", "w") as archive:
