@@ -43,8 +43,9 @@ _PART: Final = 2048
 #: The prompts of larger bodies, in bytes, are read in a thread.
 _LARGE: Final = 256 * 1024
 
-# Clients move it from message to message; it is no part of the prompt.
-_CACHE_CONTROL: Final = re.compile(rb',?\s*"cache_control"\s*:\s*\{[^{}]*\}')
+# Clients move it from message to message; it is no part of the prompt. White space is only looked at behind a comma: at each place
+# of a long piece of it, the search would go over all of the rest.
+_CACHE_CONTROL: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')
 
 _decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

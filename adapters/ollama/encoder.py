@@ -38,7 +38,7 @@ from hostler.adapters.progress import ProgressLines
 # A backend of this protocol puts its own name of the model first in each line.
 _DURATIONS = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _CACHED = "prompt_eval_cached_count"
-_MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
+_MODEL = re.compile(rb'^([ \t]*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
 
 
 class OllamaEncoder(Encoder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -54,6 +55,13 @@ def test_marks_of_the_cache_are_no_part_of_the_prompt() -> None:
     marked = {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]}
     plain = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
     assert chat([marked, ANSWER]).marks == chat([plain, ANSWER]).marks
+
+
+def test_much_white_space_takes_no_longer_than_other_text() -> None:
+    mark = {"type": "ephemeral"}
+    began_at = time.process_time()
+    chat([{"role": "user", "content": [{"type": "text", "text": " " * 200_000, "cache_control": mark}]}])
+    assert time.process_time() - began_at < 2.0
 
 
 @pytest.mark.parametrize(

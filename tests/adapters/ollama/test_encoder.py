@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import ollama
@@ -160,6 +161,15 @@ def test_embeddings_have_their_durations(harness: OllamaHarness) -> None:
 def test_the_encoder_takes_timing(harness: OllamaHarness) -> None:
     encoder = harness.adapter.encoder(harness.chat(), response_id="", created=0, progress="off")
     assert type(encoder).set_timing is not Encoder.set_timing
+
+
+def test_blank_lines_of_a_backend_are_forwarded_in_no_time(harness: OllamaHarness) -> None:
+    encoder = harness.adapter.encoder(harness.chat(), response_id="", created=0, progress="off")
+    encoder.start(ResponseHead(media_type="application/x-ndjson"))
+    line = b'{"model":"theirs","done":false}\n'
+    began_at = time.process_time()
+    assert encoder.encode(Chunk(wire="ollama", raw=b"\n" * 200_000 + line)).endswith(b'{"model":"smol","done":false}\n')
+    assert time.process_time() - began_at < 2.0
 
 
 def test_with_a_clock_each_line_has_its_own_time(harness: OllamaHarness) -> None:
