@@ -39,6 +39,8 @@ from hostler.adapters.remote_models import Discovery, RemoteModel
 _ANY_OBJECT = b'"json"'
 #: The prefix of clients' paths.
 _USUAL = "/v1"
+#: Forwarded paths of llama.cpp's server that this protocol has below `/v1` only.
+_WITHOUT_V1 = frozenset({"/embeddings"})
 
 # OpenAI itself rejects unknown parameters. Other servers have some more; they get those that differ from the defaults
 # that Ollama's clients send along. The rest is llama.cpp's alone.
@@ -262,8 +264,11 @@ class OpenAIUpstream(Upstream):
         self._progress = progress
 
     def forward_path(self, path: str) -> str:
-        """A client's `/v1` is the prefix here; other paths are beside it, as vLLM's `/pooling` is."""
-        return self._prefix + path.removeprefix(_USUAL) if path.startswith(_USUAL + "/") else path
+        """A client's `/v1` is the prefix here, also where the client has left it out; other paths are beside it, as vLLM's
+        `/pooling` is."""
+        if path.startswith(_USUAL + "/"):
+            return self._prefix + path.removeprefix(_USUAL)
+        return self._prefix + path if path in _WITHOUT_V1 else path
 
     def discover(self, known: Mapping[str, RemoteModel]) -> Discovery:
         return discovery.discover((self._prefix, *self._other_prefixes))

@@ -50,6 +50,9 @@ def test_a_request_without_a_model_stays_as_it_is() -> None:
         ("/v1", "/pooling", "/pooling"),
         ("", "/v1/score", "/score"),
         ("", "/v1", "/v1"),
+        ("/v1", "/embeddings", "/v1/embeddings"),
+        ("/v1beta/openai", "/embeddings", "/v1beta/openai/embeddings"),
+        ("/v1", "/embedding", "/embedding"),
     ],
 )
 def test_the_prefix_of_the_backend_takes_the_place_of_v1(prefix: str, path: str, sent: str) -> None:
