@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from hostler.adapters.errors import BadRequest
@@ -11,6 +12,8 @@ from hostler.adapters.errors import BadRequest
 # Fields are searched between the files, however large those are; no upload has more parts than this.
 MAX_PARTS = 256
 MAX_FIELD = 4096
+#: Of those that are looked for; a part has three at most.
+MAX_PARAMETERS = 8
 
 _FILE_NAMES = frozenset({"filename", "filename*"})
 
@@ -123,10 +126,8 @@ def file(body: bytes, content_type: str, name: str) -> tuple[str, bytes] | None:
 def _parameters(head: bytes) -> dict[str, str]:
     """A part's name and file name, if it has them. Of several the first one counts."""
     found: dict[str, str] = {}
-    for line in _DISPOSITION.finditer(head):
-        for parameter in _PARAMETER.finditer(line[1]):
-            name = parameter[1].decode().lower()
-            if name not in found:
-                value: bytes = parameter[3] if parameter[2] is None else parameter[2]
-                found[name] = value.decode("utf-8", "replace")
+    line = _DISPOSITION.search(head)
+    for parameter in islice(_PARAMETER.finditer(line[1]), MAX_PARAMETERS) if line is not None else ():
+        value: bytes = parameter[3] if parameter[2] is None else parameter[2]
+        found.setdefault(parameter[1].decode().lower(), value.decode("utf-8", "replace"))
     return found
