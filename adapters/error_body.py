@@ -72,8 +72,12 @@ _STATUSES = {
     "overloaded_error": 529,
 }
 
-_LENGTH = r"(?:context(?:[ _-]?(?:length|window|size|limit))?|max_(?:seq|model|total|input|position)\w*|model length)"
-_TOO = r"(?:exceed\w*|too (?:long|large|many|big|small)|(?:longer|larger|greater|bigger|more) than|overflow\w*)"
+_LENGTH = (
+    r"(?:context(?:[ _-]?(?:length|window|size|limit))?|max_(?:seq|model|total|input|position)\w{0,4}|model length)"
+)
+_TOO = (
+    r"(?:exceed\w{0,20}|too (?:long|large|many|big|small)|(?:longer|larger|greater|bigger|more) than|overflow\w{0,20})"
+)
 _PROMPT = r"(?:prompts?|inputs?|requests?|messages|sequences?|tokens?|conversation)"
 _OVERFLOW = re.compile(
     "|".join(
@@ -122,7 +126,7 @@ _TOKENS_THEN_LIMIT = re.compile(
             rf"passed {_NUMBER} input tokens.{{0,120}}?only {_NUMBER}",
             # Mistral: "Prompt contains 40000 tokens ..., too large for model with 32768 maximum context length"
             rf"contains {_NUMBER} tokens.{{0,80}}?with {_NUMBER} maximum",
-            rf"length {_NUMBER}(?: \+ \d+)? (?:is|exceeds).{{0,80}}?max\w* {_NUMBER}",  # TabbyAPI
+            rf"length {_NUMBER}(?: \+ \d+)? (?:is|exceeds).{{0,80}}?max\w{{0,20}} {_NUMBER}",  # TabbyAPI
         )
     ),
     re.IGNORECASE | re.DOTALL,

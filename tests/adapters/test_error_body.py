@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,28 @@ def test_errors_of_servers_are_read(error: ServerError) -> None:
     assert error.words in details.message
     assert details.is_overflow is (error in OVERFLOWS)
     assert details.sizes == error.sizes
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_overflow"),
+    [
+        *(
+            ("exceed", False),
+            ("overflow", False),
+            ("max_seq", False),
+            ("too long", False),
+            ("context", False),
+            (" (", False),
+        ),
+        *(("exceeds context ", True), ("(1 tokens) ", False), ("first 1 tokens ", False), ("length 1 is max", False)),
+    ],
+)
+def test_the_words_of_an_error_are_searched_in_no_time(unit: str, is_overflow: bool) -> None:
+    details = read_error(json.dumps({"error": {"message": unit * 2000, "metadata": {"raw": unit * 2000}}}).encode())
+    assert details is not None
+    began_at = time.process_time()
+    assert (details.is_overflow, details.sizes) == (is_overflow, None)
+    assert time.process_time() - began_at < 1.0
 
 
 TOO_LONG = [

@@ -63,6 +63,7 @@ ANSWERS: dict[str, Answer] = {
     "events without data": flood(b"event: x\n\n" * 6_000, times=60),
     "words": flood(WORD * 1_000, times=60),
     "interim responses": interim,
+    "an error of one word": packed(b'{"error": {"message": "' + b"exceed" * 20_000 + b'"}}'),
     "a packed answer": packed(CHOICE % (b"a" * 300 * MIB)),
     "packed comments": packed((b": " + b"a" * 1000 + b"\n\n") * 100_000, "text/event-stream"),
 }
