@@ -11,19 +11,18 @@ from hostler.supervisor.devices.command_output import command_output
 from hostler.supervisor.devices.reading import DeviceError, DeviceReading, finite_number
 from hostler.supervisor.devices.unified_memory import unified_memory
 
-_FIELDS: Final = (
-    "uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw", "driver_version",
-)  # fmt: skip
+_FIELDS: Final = ("uuid", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "power.draw")
 _MIB: Final = 1024**2
 #: What stands for a value that a device does not have, unlike `[Unknown Error]` and `[GPU is lost]`.
 _NOT_SUPPORTED: Final = ("[N/A]", "N/A", "[Not Supported]")
 
 
 class NvidiaSmiSource:
-    """Runs the tool twice per reading: for the devices, and for the processes on them."""
+    """Runs the tool twice per reading: for the devices, and for the processes on them. The driver is asked for once."""
 
     def __init__(self, program: str) -> None:
         self._program = program
+        self._driver: str | None = None
 
     @classmethod
     def find(cls) -> NvidiaSmiSource | None:
@@ -34,10 +33,21 @@ class NvidiaSmiSource:
     def read(self, pids: Collection[int]) -> list[DeviceReading]:
         """See `DeviceSource`."""
         processes = self._processes()
-        return [self._device(row, processes) for row in self._query("gpu", _FIELDS)]
+        rows = self._query("gpu", _FIELDS)
+        if self._driver is None:
+            self._driver = self._read_driver()
+        return [self._device(row, processes) for row in rows]
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _read_driver(self) -> str:
+        """Its version, which is the same for all devices; empty if the tool does not tell."""
+        try:
+            rows = self._query("gpu", ("driver_version",))
+        except DeviceError:
+            return ""
+        return rows[0][0] if rows and rows[0][0] not in _NOT_SUPPORTED else ""
 
     def _processes(self) -> dict[str, dict[int, int]] | None:
         """By the device's UUID. `None` if the driver does not report their memory, as in some containers."""
@@ -57,7 +67,7 @@ class NvidiaSmiSource:
         return rows
 
     def _device(self, row: list[str], processes: dict[str, dict[int, int]] | None) -> DeviceReading:
-        uuid, name, total_mib, used_mib, utilization, temperature_c, power_w, driver = row
+        uuid, name, total_mib, used_mib, utilization, temperature_c, power_w = row
         total, used = finite_number(total_mib), finite_number(used_mib)
         unified = total_mib in _NOT_SUPPORTED
         if total is None and not unified:
@@ -67,7 +77,7 @@ class NvidiaSmiSource:
             id=uuid, vendor="nvidia", model=name, total=sizes[0], used=sizes[1], utilization=finite_number(utilization),
             temperature_c=finite_number(temperature_c), power_w=finite_number(power_w),
             processes=None if processes is None else processes.get(uuid, {}), unified=unified,
-            driver="" if driver in _NOT_SUPPORTED else driver,
+            driver=self._driver or "",
         )  # fmt: skip
 
 

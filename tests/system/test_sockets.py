@@ -103,7 +103,7 @@ async def test_ipv4_clients_are_served_on_a_dual_stack_socket(door: str, name: s
             gateway = Gateway(ALONE)
             serve, stop = partial(gateway.run, [sock], started=started.set), gateway.stop
         else:
-            guard = SupervisorAuthMiddleware(nothing, token=None, allowed_hosts=(), open_paths=())
+            guard = SupervisorAuthMiddleware(nothing, tokens=(), allowed_hosts=(), open_paths=())
             server = Server(guard, drain_s=1.0, started_callback=started.set)
             serve, stop = partial(server.serve, [sock]), server.stop
         async with anyio.create_task_group() as tasks, httpx.AsyncClient(trust_env=False) as http:

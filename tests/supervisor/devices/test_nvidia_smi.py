@@ -12,8 +12,9 @@ from .conftest import FakeTool
 MIB = 1024**2
 
 TWO = r"""case "$1" in
---query-gpu=*) echo 'GPU-a, NVIDIA GeForce RTX 3090, 24576, 9041, 12, 41, 33.81, 550.54.15'
-  echo 'GPU-b, NVIDIA RTX A2000, 6138, 0, [N/A], 38, [Not Supported], [N/A]';;
+--query-gpu=driver_version) echo 550.54.15; echo 550.54.15;;
+--query-gpu=*) echo 'GPU-a, NVIDIA GeForce RTX 3090, 24576, 9041, 12, 41, 33.81'
+  echo 'GPU-b, NVIDIA RTX A2000, 6138, 0, [N/A], 38, [Not Supported]';;
 --query-compute-apps=*) echo 'GPU-a, 4711, 8000'; echo 'GPU-a, 4712, 500';;
 esac"""
 
@@ -31,13 +32,17 @@ def test_reads_devices_and_processes(tool: FakeTool) -> None:
         id="GPU-a", vendor="nvidia", model="NVIDIA GeForce RTX 3090", total=24576 * MIB, used=9041 * MIB, utilization=12,
         temperature_c=41, power_w=33.81, processes={4711: 8000 * MIB, 4712: 500 * MIB}, driver="550.54.15",
     )  # fmt: skip
-    assert (second.utilization, second.power_w, second.processes, second.driver) == (None, None, {}, "")
+    assert (second.utilization, second.power_w, second.processes, second.driver) == (None, None, {}, "550.54.15")
+
+
+@pytest.mark.parametrize("told", ["echo '[N/A]'", "echo", "exit 9", "echo '1, 2, 3'"])
+def test_a_driver_that_the_tool_does_not_tell_is_unknown(tool: FakeTool, told: str) -> None:
+    first, _ = read(tool, TWO.replace("echo 550.54.15; echo 550.54.15", told))
+    assert (first.used, first.driver) == (9041 * MIB, "")
 
 
 def test_a_device_without_memory_of_its_own_uses_the_machines(tool: FakeTool) -> None:
-    (device,) = read(
-        tool, '[ "${1#--query-gpu}" = "$1" ] || echo "GPU-g, NVIDIA GB10, [N/A], [N/A], 3, 40, 9.5, 580.95.05"'
-    )
+    (device,) = read(tool, '[ "${1#--query-gpu}" = "$1" ] || echo "GPU-g, NVIDIA GB10, [N/A], [N/A], 3, 40, 9.5"')
     assert device.unified and device.total is not None
 
 
