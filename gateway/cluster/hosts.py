@@ -178,6 +178,8 @@ class HostDirectory:
             if host is None:
                 refused.add(record)
                 continue
+            if host.id in found and host.since < found[host.id].since:
+                continue  # of before its last start: somebody has written an old record again
             found[host.id], signed[host.id], self._heard_at[host.id] = host, record, now
         if refused - self._refused:
             logger.warning(

@@ -138,6 +138,18 @@ async def test_strangers_do_not_join(server: RedisServer, caplog: pytest.LogCapt
     assert caplog.text.count("a host with another token, or of another release") == 1
 
 
+def test_an_old_record_moves_no_host_back() -> None:
+    signer, directory = HostKeys("secret", "home").signer, Gateway("redis://127.0.0.1:1").directory
+
+    def see(number: int, since: float) -> str:
+        url = f"http://192.168.1.{number}:8080"
+        host = HostRecord(id="a", name="a", version="1", url=url, since=since)
+        directory._see([signer.signed(msgspec.json.encode(host))])
+        return directory.hosts["a"].url.removeprefix("http://192.168.1.").removesuffix(":8080")
+
+    assert [see(1, 100.0), see(2, 200.0), see(1, 100.0), see(3, 200.0), see(4, 300.0)] == ["1", "2", "2", "3", "4"]
+
+
 def test_the_record_of_a_gateway_is_none_of_a_host() -> None:
     record = Signer("secret", "home").signed(msgspec.json.encode(Member(id="a", name="a", version="1")))
     assert HostKeys("secret", "home").signer.opened(record) is None
