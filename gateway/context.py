@@ -263,6 +263,12 @@ class RequestContext:
         assert self.attempt is not None, "called outside of an attempt"
         return self.attempt
 
+    def may_use(self, backend: str) -> bool:
+        """Whether the request is sent to this backend, or may still be."""
+        if self.attempt is not None and self.attempt.target.backend == backend:
+            return True
+        return not self.writer.committed and any(target.backend == backend for target in self.candidates)
+
     @property
     def target(self) -> Target | None:
         """The target of the current attempt."""

@@ -71,10 +71,11 @@ class ServingComponents:
     """The parts that serve requests for models, built from the settings and connected. Nothing runs before `start`.
 
     `local` is this machine's supervisor, which `open_local` makes a host of, and `presets` are the models that clients
-    created. Further hosts may join and leave while it runs: `entries` are the settings of all backends. `on_status` receives what the supervisors of other machines report, `on_return` a backend without a
-    supervisor that responds again. `spending` counts costs, in the file of the settings by default.
-    `keys_needed`: another process has decided whether clients need a key. Raises `ConfigError`
-    for settings that contradict each other, and for an address beyond loopback without a key.
+    created. Further hosts may join and leave while it runs: `entries` are the settings of all backends. `on_status`
+    receives what the supervisors of other machines report, `on_return` a backend without a supervisor that responds
+    again. `spending` counts costs, in the file of the settings by default. `keys_needed`: another process has decided
+    whether clients need a key. Raises `ConfigError` for settings that contradict each other, and for an address beyond
+    loopback without a key.
     """
 
     def __init__(
@@ -174,8 +175,7 @@ class ServingComponents:
         """Send no request to a host any more, and forget it once those that may still go there have ended."""
         del self.joined[name]
         self._set_chain_order(gone=name)
-        there = {id(context): context for context in self.in_flight.contexts()}
-        while any(id(context) in there for context in self.in_flight.contexts()):  # noqa: ASYNC110 - a rare event
+        while any(context.may_use(name) for context in self.in_flight.contexts()):  # noqa: ASYNC110 - a rare event
             await anyio.sleep(_RETIRE_TICK_S)
         self._host_runs.end(name)
         await self.chain.remove(name)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import anyio
 import pytest
+from fakes.requests import FakeWriter, make_context, target
 from fakes.serving_parts import BACKENDS, serving
 
 from hostler.adapters.errors import ShuttingDown
@@ -46,11 +45,21 @@ async def test_waiting_requests_are_refused_when_it_shuts_down(tmp_path: Path) -
     await parts.aclose()
 
 
+def in_flight(*, committed_at: str | None = None) -> RequestContext:
+    """A request that two backends may serve, or that one of them serves."""
+    context = make_context(writer=FakeWriter())
+    context.candidates = (target("attic"), target("cloud"))
+    if committed_at is not None:
+        context.begin_attempt(target(committed_at), hop=0, now=0.0)
+        context.writer.committed = True
+    return context
+
+
 @pytest.mark.anyio
 async def test_a_host_that_joins_is_one_of_the_others_until_its_last_request_has_ended(tmp_path: Path) -> None:
     parts = serving(tmp_path)
     own = [dict(each) for each in (parts.hosts, parts.supervisors, parts.backends, parts.chain.hops, parts.entries)]
-    request = cast(RequestContext, SimpleNamespace(id="req-1"))
+    request, endless = in_flight(), in_flight(committed_at="cloud")
     async with anyio.create_task_group() as tasks:
         parts.start(tasks)
         parts.add_host(JoinedHost(name="attic", url="http://127.0.0.1:9", token="t"))
@@ -58,6 +67,7 @@ async def test_a_host_that_joins_is_one_of_the_others_until_its_last_request_has
         parts.catalog.restore_host("attic", (ProfileInfo(name="small"),))
         assert [place.backend for place in parts.catalog.find("small").places] == ["pc", "attic"]
         parts.in_flight.enter(request, lambda: None)
+        parts.in_flight.enter(endless, lambda: None)
         removed = anyio.Event()
 
         async def remove() -> None:
