@@ -197,20 +197,9 @@ class Cluster:
         )  # fmt: skip
 
     async def run(self) -> None:
-        connection = anyio.CancelScope(shield=True)
-
-        async def connect() -> None:
-            with connection:
-                await self.store.run()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connect)
-            try:
-                async with anyio.create_task_group() as parts:
-                    for run in self._runs:
-                        parts.start_soon(run)
-            finally:
-                connection.cancel()  # now, since members leave through it
+        async with self.store.running(), anyio.create_task_group() as parts:
+            for run in self._runs:
+                parts.start_soon(run)
 
     def close(self) -> None:
         self._identity.close()

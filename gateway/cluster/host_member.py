@@ -36,6 +36,8 @@ class HostMember:
         self._supervisor = supervisor
         self._since = round(time.time(), 3)
         self._identity = Identity(state("cluster-host"))
+        self._certificate: str | None = None
+        self._unreadable = ""
         keys = HostKeys(token, settings.name)
         self.token = keys.token(self._identity.id)
         self._store = Store(
@@ -51,24 +53,14 @@ class HostMember:
         if (reason := unreachable_reason(self._settings, self._supervisor)) is not None:
             logger.warning("this host does not join cluster %s: %s; set cluster.url", self._settings.name, reason)
             return
-        connection = anyio.CancelScope(shield=True)
-
-        async def connect() -> None:
-            with connection:
-                await self._store.run()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connect)
-            try:
-                await self._reporter.run()
-            finally:
-                connection.cancel()  # now, since the host leaves through it
+        async with self._store.running():
+            await self._reporter.run()
 
     def close(self) -> None:
         self._identity.close()
 
     async def _record(self) -> HostRecord | None:
-        """What is reported now: addresses and certificates change."""
+        """What is reported now, since addresses and certificates change; `None` if nothing could reach it."""
         url = await announced_url(self._settings, self._supervisor)
         if url is None:
             return None
@@ -77,15 +69,23 @@ class HostMember:
             name=self._settings.member or socket.gethostname().partition(".")[0],
             version=__version__,
             url=url,
-            certificate=await anyio.to_thread.run_sync(self._certificate),
+            certificate=await anyio.to_thread.run_sync(self._read_certificate),
             since=self._since,
         )
 
-    def _certificate(self) -> str | None:
+    def _read_certificate(self) -> str | None:
+        """That of the supervisor; the last one that could be read, as the server uses it as well."""
         if self._supervisor.tls is None:
             return None
+        path = Path(self._supervisor.tls.cert).expanduser()
         try:
-            found = _CERTIFICATE.search(Path(self._supervisor.tls.cert).expanduser().read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return None
-        return None if found is None else found[0]
+            found = _CERTIFICATE.search(path.read_text(encoding="utf-8", errors="replace"))
+            reason = "" if found is not None else "no certificate is in it"
+        except OSError as error:
+            found, reason = None, str(error.strerror or error)
+        if found is not None:
+            self._certificate = found[0]
+        elif reason != self._unreadable:
+            logger.warning("%s: %s; gateways of the cluster go on with the previous certificate", path, reason)
+        self._unreadable = reason
+        return self._certificate

@@ -179,7 +179,7 @@ class HostDirectory:
                 refused.add(record)
                 continue
             if host.id in found and host.since < found[host.id].since:
-                continue  # of before its last start: somebody has written an old record again
+                continue  # an old record that was written again: the host has been restarted since
             found[host.id], signed[host.id], self._heard_at[host.id] = host, record, now
         if refused - self._refused:
             logger.warning(
@@ -210,7 +210,7 @@ class HostDirectory:
         return host
 
     def _on_connect(self) -> None:
-        """Nobody was heard while the store was away: that is no silence."""
+        """No host could report itself while the store was away, so that time does not count."""
         now = self._clock()
         self._heard_at = dict.fromkeys(self._heard_at, now)
         self._now.set()

@@ -165,6 +165,22 @@ class Store:
 
     # The connection
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep connected inside, also while that ends after it was cancelled: members leave through the connection."""
+        connection = anyio.CancelScope(shield=True)
+
+        async def connect() -> None:
+            with connection:
+                await self.run()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connect)
+            try:
+                yield
+            finally:
+                connection.cancel()
+
     async def run(self) -> None:
         """Keep connected until cancelled."""
         retry_s = _RETRY_S
