@@ -21,7 +21,10 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt", start=1)
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([A-Za-z]*)")
+#: The largest whole number of a setting: one that other processes and programs can read as well.
+MAX_INT = 2**63 - 1
+_LARGE = re.compile(r"[-+]?\d{19,}")
 _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECASE)
 #: Keys of settings that hold a secret, or name a file with one. `env` of a profile may hold anything.
 _SECRET_SETTING = re.compile(r"(api_keys?|token)(_file)?|authorization", re.IGNORECASE)
@@ -54,12 +57,15 @@ class Size(int):
 
         `KiB`, `MiB`, `GiB`, `TiB` and the bare letters are powers of 1024, `kB`, `MB`, `GB`, `TB` powers of 1000.
         """
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return cls(value)
-        if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = -1
+        if isinstance(value, int) and not isinstance(value, bool):
+            size = value
+        elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
             number, unit = match.groups()
             if (factor := _UNITS.get(unit.lower())) is not None:
-                return cls(int(number) * factor if number.isdigit() else round(float(number) * factor))
+                size = int(number) * factor if number.isdigit() else round(float(number) * factor)
+        if 0 <= size <= MAX_INT:
+            return cls(size)
         raise ValueError(f"expected a size such as 9GiB, 512MB or 4096, got {_excerpt(value)}")
 
 
@@ -194,6 +200,8 @@ class Document:
             text = f"expected {_type_names(expected)}, got {self._shown(path, value, got)}"
             if "str" in expected.split(" | ") and got in ("int", "float", "bool") and not _is_secret(path):
                 text += " (put it in quotes)"
+            if "int" in expected.split(" | ") and got == "str" and _LARGE.fullmatch(str(_value_at(value, path))):
+                text += f" (the largest is {MAX_INT})"
             return self.error(path, text)
         if match := re.fullmatch(r"Expected `(int|float)` (>=|>|<=|<) (\S+)", message):
             kind, relation, bound = match.groups()

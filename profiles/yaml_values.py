@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hostler.profiles.yaml_config import DocumentError, KeyPath, Values, dotted
+from hostler.profiles.yaml_config import MAX_INT, DocumentError, KeyPath, Values, dotted
 
 MAX_CHARACTERS = 1024 * 1024
 MAX_NODES = 100_000
@@ -26,6 +26,8 @@ _NOT_TEXT = "contains half of a surrogate pair, which is not text"
 _TEMPLATE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TEMPLATE_SECTIONS = frozenset({"engines", "macros"})
 _TEMPLATE_KEYS = frozenset({"args", "env", "model", "mmproj", "draft"})
+#: Larger numbers stay text, and so does what has more digits.
+_WHOLE = re.compile(r"[-+]?\d{1,40}")
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -221,9 +223,10 @@ def _scalar_value(tag: str, text: str) -> Any:
         case "int":
             digits = text.replace("_", "").lower()
             try:
-                return int(digits, 0)
-            except ValueError:  # 0755 is decimal in YAML 1.2; a huge number stays text
-                return int(digits) if re.fullmatch(r"[-+]?\d{1,40}", digits) else text
+                number = int(digits, 0)
+            except ValueError:  # 0755 is decimal in YAML 1.2
+                number = int(digits) if _WHOLE.fullmatch(digits) else MAX_INT + 1
+            return number if abs(number) <= MAX_INT else text
         case _:
             lowered = re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower())
             try:
@@ -236,8 +239,8 @@ def _as_unquoted(text: str) -> Any:
     """What YAML would make of `text` without quotes."""
     if re.fullmatch(r"true|false", text, re.IGNORECASE):
         return text.lower() == "true"
-    if re.fullmatch(r"[-+]?\d{1,40}", text):
-        return int(text)
+    if _WHOLE.fullmatch(text):
+        return number if abs(number := int(text)) <= MAX_INT else text
     if re.fullmatch(r"[-+]?\d{1,40}\.\d{1,40}", text):
         return float(text)
     return text

@@ -121,6 +121,16 @@ def test_errors_name_the_place_and_the_remedy(text: str, expected: str) -> None:
     assert error_of(text) == expected
 
 
+def test_numbers_that_other_processes_could_not_read_are_refused() -> None:
+    with pytest.raises(
+        DocumentError, match=r"x:1: count: expected a whole number, got .* \(the largest is 9223372036854775807\)"
+    ):
+        load(f"count: {2**64}", "x", Bounded, env={})
+    assert load(f"count: {2**63 - 1}", "x", Bounded, env={}).count == 2**63 - 1
+    with pytest.raises(DocumentError, match=r'got "12"$'):
+        load('count: "12"', "x", Bounded, env={})
+
+
 @pytest.mark.parametrize(
     ("written", "size"),
     [
@@ -137,7 +147,7 @@ def test_reads_sizes_with_units(written: str, size: int) -> None:
     assert isinstance(room, Size)
 
 
-@pytest.mark.parametrize("written", ["-1", "true", "1.5", "9 apples", "[]", "''", "9GiB9"])
+@pytest.mark.parametrize("written", ["-1", "true", "1.5", "9 apples", "[]", "''", "9GiB9", "9999999999TiB", "9" * 30])
 def test_rejects_other_sizes(written: str) -> None:
     assert "gateway.queue.room: expected a size" in error_of(f"gateway: {{queue: {{room: {written}}}}}")
 
