@@ -63,6 +63,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     advice: str = ""
 
 
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
+    """The llama-servers of all hosts with their builds and devices, the GPUs with their drivers, and the loaded models: whether
+    GPUs are used, and how fast they are. Programs and GPUs name their host as `backend`."""
+
+    programs: list[dict[str, Any]]
+    devices: list[dict[str, Any]]
+    speeds: list[SpeedCheck]
+
+
 class Doctor:
     """Examines the gateway of a client. All methods raise `CallFailed`."""
 
@@ -74,31 +83,16 @@ class Doctor:
         query = {"model": model, "local_only": "true" if local_only else None, "client": client}
         return self._client.get("/admin/route", {name: value for name, value in query.items() if value})
 
-    def programs(self) -> list[dict[str, Any]]:
-        """The llama-servers of all hosts, with their builds and devices."""
-        hosts = self._client.get("/admin/status")["hosts"]
-        return [
-            {"backend": host["backend"], **program}
-            for host in hosts
-            for program in (host.get("host") or {}).get("programs", ())
-        ]
+    def machines(self) -> Machines:
+        """What the hosts have: asked for after test requests, which may have loaded models."""
+        status = self._client.get("/admin/status")
+        return Machines(
+            programs=_of_hosts(status, "programs"), devices=_of_hosts(status, "devices"), speeds=model_speeds(status)
+        )
 
-    def devices(self) -> list[dict[str, Any]]:
-        """The GPUs of all hosts, with their drivers."""
-        hosts = self._client.get("/admin/status")["hosts"]
-        return [
-            {"backend": host["backend"], **device}
-            for host in hosts
-            for device in (host.get("host") or {}).get("devices", ())
-        ]
-
-    def speeds(self) -> list[SpeedCheck]:
-        """The loaded models of all hosts, whether their GPUs are used, and how fast they are."""
-        return model_speeds(self._client.get("/admin/status"))
-
-    def ask(self, model: str) -> dict[str, Any]:
-        """Send a test request, and report which backend answered it."""
-        response = self._test_request(model)
+    def ask(self, name: str, model: str) -> dict[str, Any]:
+        """Send a test request for `name`, which stands for `model`, and report which backend answered it."""
+        response = self._test_request(name, self._kind(model))
         if response.status in (401, 403):
             raise CallFailed(error_message(response.body), UNAUTHORIZED, response.status)
         failure = "" if response.status == 200 else error_message(response.body)
@@ -121,15 +115,29 @@ class Doctor:
             # None is loaded, and none is the default.
             unnamed, route = error, {"model": None, "hops": []}
         hops = {str(hop["backend"]): hop for hop in route["hops"]}
+        kind = self._kind(route["model"])
         findings: list[Finding] = []
         for backend in self._client.get("/admin/backends")["backends"]:
             if (hop := hops.get(backend["backend"])) is not None:
-                findings.append(self.examine(route["model"], hop))
+                findings.append(self.examine(route["model"], hop, kind))
             elif backend["kind"] != "supervisor":
                 findings += self._examine_own(backend)
         if unnamed is not None and not findings:
             raise unnamed
         return route["model"], findings
+
+    def examine_model(self, model: str) -> tuple[str, list[Finding]]:
+        """The model that the name stands for, and the result of a test request through each of its backends."""
+        route = self.route(model)
+        kind = self._kind(route["model"])
+        return route["model"], [self.examine(route["model"], hop, kind) for hop in route["hops"]]
+
+    def _kind(self, model: str | None) -> str:
+        """Which test request suits a model."""
+        backends = self._client.get("/admin/backends")["backends"]
+        kinds = (each["kind"] for backend in backends for each in backend["models"] if each["name"] == model)
+        kind = str(next(kinds, "chat"))
+        return kind if kind in _TESTS else "chat"
 
     def _examine_own(self, backend: Mapping[str, Any]) -> Iterator[Finding]:
         """A test request with a model of the backend; nothing where it only has models of which no test is known."""
@@ -200,6 +208,14 @@ class Doctor:
         path, body = _TESTS[kind]
         headers = {} if only is None else {"X-Hostler-Only": only}
         return self._client.send(path, {"model": model, **body}, headers, TEST_S)
+
+
+def _of_hosts(status: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    return [
+        {"backend": host["backend"], **each}
+        for host in status["hosts"]
+        for each in (host.get("host") or {}).get(what, ())
+    ]
 
 
 def _failure_kind(status: int, message: str, *, supervised: bool) -> str:

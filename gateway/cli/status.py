@@ -199,7 +199,7 @@ def route(
         examiner = Doctor(target.client)
         found = examiner.route(target.model_name(model), local_only=local_only, client=client)
         if not dry_run:
-            found["answer"] = examiner.ask(model)
+            found["answer"] = examiner.ask(model, found["model"])
     failed = found["first"] is None if dry_run else found["answer"]["status"] != 200
     if as_json:
         print_json(found)
@@ -252,12 +252,9 @@ def doctor(
         if model is None:
             tested, findings = examiner.examine_all()
         else:
-            found = examiner.route(target.model_name(model))
-            tested, findings = found["model"], [examiner.examine(found["model"], hop) for hop in found["hops"]]
+            tested, findings = examiner.examine_model(target.model_name(model))
         notes = examiner.notes()
-        devices = examiner.devices()
-        programs = examiner.programs()
-        speeds = examiner.speeds()
+        machines = examiner.machines()
         store = views.store_problem(target.status)
     if as_json:
         print_json(
@@ -265,9 +262,9 @@ def doctor(
                 "model": tested,
                 "hops": findings,
                 "backends": notes,
-                "devices": devices,
-                "programs": programs,
-                "speeds": speeds,
+                "devices": machines.devices,
+                "programs": machines.programs,
+                "speeds": machines.speeds,
                 "store": store,
             }
         )
@@ -284,7 +281,7 @@ def doctor(
             finding_rows(findings),
         )
         print_parts(*(f"{name}: {note}" for name, note in notes.items()))
-        if devices:
+        if machines.devices:
             columns = [
                 Column("HOST", named=True),
                 Column("GPU"),
@@ -292,8 +289,8 @@ def doctor(
                 Column("DRIVER"),
                 Column("MEMORY", right=True),
             ]
-            print_table(columns, device_rows(devices))
-        if programs:
+            print_table(columns, device_rows(machines.devices))
+        if machines.programs:
             columns = [
                 Column("HOST", named=True),
                 Column("ENGINE", named=True),
@@ -301,8 +298,8 @@ def doctor(
                 Column("DEVICES", wraps=True),
                 Column("LACKS", wraps=True, drop=1),
             ]
-            print_table(columns, program_rows(programs))
-        if speeds:
+            print_table(columns, program_rows(machines.programs))
+        if machines.speeds:
             columns = [
                 Column("HOST", named=True),
                 Column("MODEL", named=True),
@@ -312,7 +309,7 @@ def doctor(
                 Column("EXPECTED", right=True),
                 Column("BY", wraps=True),
             ]
-            print_table(columns, speed_rows(speeds))
+            print_table(columns, speed_rows(machines.speeds))
         if store:
             print_parts(store)
     if not findings or not all(finding.ok for finding in findings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from hostler.gateway.cli.client import AdminResponse
 from hostler.gateway.cli.doctor import Doctor, device_rows, finding_rows, program_rows, route_rows
 
 
@@ -22,6 +23,35 @@ def test_a_host_out_of_service_is_not_waited_for() -> None:
     assert (finding.ok, finding.kind, finding.message) == (False, "draining", "is being drained for maintenance")
     ((_, _, result, *_, advice),) = finding_rows([finding])
     assert (result, advice) == ("draining", "it is out of service; `hostler drain --undo pc` takes it back")
+
+
+class FakeGateway:
+    """A gateway with a model for embeddings, which notes the paths and models of requests."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+
+    def get(self, path: str, query: Any = None) -> Any:
+        hop = {"backend": "pc", "name_there": "vectors"}
+        if path == "/admin/route":
+            return {"model": "vectors", "hops": [hop]}
+        return {
+            "backends": [{"backend": "pc", "kind": "supervisor", "models": [{"name": "vectors", "kind": "embedding"}]}]
+        }
+
+    def send(self, path: str, body: Any, headers: Any, timeout_s: float) -> AdminResponse:
+        self.sent.append((path, body["model"]))
+        return AdminResponse(200, {"x-hostler-backend": "pc"}, {})
+
+
+def test_a_model_for_embeddings_is_not_asked_to_chat() -> None:
+    gateway = FakeGateway()
+    doctor = Doctor(cast(Any, gateway))
+    assert [
+        (model, [each.ok for each in found]) for model, found in (doctor.examine_all(), doctor.examine_model("v"))
+    ] == [("vectors", [True])] * 2
+    assert doctor.ask("v", "vectors")["backend"] == "pc"
+    assert gateway.sent == [("/v1/embeddings", "vectors"), ("/v1/embeddings", "vectors"), ("/v1/embeddings", "v")]
 
 
 def test_a_host_that_would_answer_says_why_it_stands_at_its_place() -> None:
