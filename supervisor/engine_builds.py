@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,9 @@ _PROGRAM: Final = "llama-server.exe" if sys.platform == "win32" else "llama-serv
 #: The program stands at most so many folders below the one that was given: `build/bin` of a source tree is two.
 _DEPTH: Final = 4
 _ENDINGS: Final = re.compile(r"(\.(tar\.(gz|xz|bz2|zst)|tgz|txz|tar|zip|whl))$", re.IGNORECASE)
+#: How folders begin that exist while a command runs. One that has not changed for so long is of a command that was killed.
+TEMPORARY: Final = (".download-", ".new-")
+_ABANDONED_S: Final = 86400.0
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -69,9 +73,10 @@ def install_build(
     or if a build has its name, and `OSError`; then nothing was changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
     if name is not None:
         _check_name(folder, name)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder, ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY[1], dir=folder, ignore_cleanup_errors=True) as temporary:
         fresh = Path(temporary) / "build"
         _copy(source, fresh)
         program = find_program(fresh)
@@ -88,6 +93,14 @@ def install_build(
         target = _check_name(folder, name)
         fresh.rename(target)
     return EngineBuild(name=name, program=target / program.relative_to(fresh), read=read)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what commands have left that were killed while they downloaded or unpacked."""
+    for place in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if place.name.startswith(TEMPORARY) and time.time() - place.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(place)
 
 
 def check_program(program: tuple[str, ...]) -> LlamaProgram:

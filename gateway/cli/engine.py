@@ -63,7 +63,8 @@ _FolderOption = Annotated[
 def engine_list(config: ConfigOption = None, folder: _FolderOption = None, as_json: JsonOption = False) -> None:
     """List the llama-servers, with their builds and devices.
 
-    Those that are configured, on the PATH or installed. The default one, for profiles that name no engine, has a *. Each is run briefly, to ask what it is.
+    Those that are configured, on the PATH or installed. The default one, for profiles that name no engine, has a *.
+    Each is run briefly, to ask what it is.
     """
     from hostler.supervisor.engine_builds import installed_builds
     from hostler.supervisor.engine_inventory import known_engines
@@ -97,7 +98,8 @@ def engine_use(
 ) -> None:
     """Set the engine of profiles that name none.
 
-    The rest of the configuration file stays, comments included. The engine is run first: what does not run is refused. Takes effect when Hostler is started again.
+    The rest of the configuration file stays, comments included. The engine is run first: what does not run is refused.
+    Takes effect when Hostler is started again.
     """
     found = read_configuration(config)
     _report(found, *_set_engine(found, _resolve(found, engine, _folder(found, folder))), as_json=as_json)
@@ -122,12 +124,12 @@ def engine_update(
 ) -> None:
     """Install a llama-server beside the others, and use it.
 
-    What does not run is not installed. The old one stays, and `hostler engine use` goes back to it. Engines that are running are not touched. Nothing is
-    downloaded unless ARCHIVE is an address.
+    What does not run is not installed. The old one stays, and `hostler engine use` goes back to it. Engines that are
+    running are not touched. Nothing is downloaded unless ARCHIVE is an address.
     """
     from hostler.profiles.sources import SourceError
     from hostler.supervisor.contract import SupervisorError
-    from hostler.supervisor.engine_builds import install_build
+    from hostler.supervisor.engine_builds import TEMPORARY, install_build
     from hostler.supervisor.engine_command import engine_preset
 
     checksums = _checksums(sources, sha256)
@@ -137,7 +139,7 @@ def engine_update(
         fail(f"{name} is the name of another engine; choose another one with --name", USAGE)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as temporary:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY[0], dir=target) as temporary:
             archives = []
             for index, source in enumerate(sources):
                 own = Path(temporary) / str(index)  # two addresses may end in the same name

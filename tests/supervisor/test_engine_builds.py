@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -40,6 +42,16 @@ def test_a_folder_is_copied_and_named_by_its_build(tmp_path: Path) -> None:
     assert build.name == "b6711"
     assert build.program == tmp_path / "engines/b6711/build/bin/llama-server"
     assert (tmp_path / "llama.cpp/build/bin/llama-server").exists()
+
+
+def test_what_a_killed_command_has_left_is_removed(archive: Path, tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    for name, age_s in ((".new-a", 90_000), (".download-b", 90_000), (".download-c", 60), (".own", 90_000)):
+        (engines / name).mkdir(parents=True)
+        (engines / name / "file").write_bytes(b"x")
+        os.utime(engines / name, (time.time() - age_s,) * 2)
+    build = install_build(archive, engines)
+    assert sorted(each.name for each in engines.iterdir()) == [".download-c", ".own", build.name]
 
 
 def test_a_folder_is_not_copied_into_itself(tmp_path: Path) -> None:
