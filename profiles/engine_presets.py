@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from hostler.profiles.engines import EngineEntry, Macro, ReadyRules, Service, SleepRules, StopRules
 from hostler.profiles.templates import TemplateWord
 
@@ -90,86 +92,92 @@ _LLAMA: Final[tuple[TemplateWord, ...]] = (
     "--metrics", ("-t", "${threads}"), ("-ngl", "${gpu_layers}"), ("--mmproj", "${mmproj}"), ("-md", "${draft}"),
 )  # fmt: skip
 
-#: Images and their arguments.
-_IMAGES: Final[Mapping[str, tuple[str, tuple[TemplateWord, ...]]]] = {
-    "llama-server": ("ghcr.io/ggml-org/llama.cpp:server", _LLAMA),
-    "vllm": ("vllm/vllm-openai:latest", _VLLM),
-    "sglang": ("lmsysorg/sglang:latest", ("python3", "-m", "sglang.launch_server", *_SGLANG)),
-    "whisper-server": ("ghcr.io/ggml-org/whisper.cpp:main", _WHISPER),
-    "sd-server": ("ghcr.io/leejet/stable-diffusion.cpp:master", _DIFFUSION),
-    "tabbyapi": ("ghcr.io/theroyallab/tabbyapi:latest", ("main.py", *_TABBY)),
-    "koboldcpp": ("koboldai/koboldcpp:latest", ()),
-    "llama-cpp-python": (
-        "ghcr.io/abetlen/llama-cpp-python:latest",
-        ("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON),
+
+class _Image(msgspec.Struct, frozen=True, kw_only=True):
+    """How a program runs in a container: `arguments` of the image, `entrypoint` where its own is another program, or was in
+    earlier releases, what else is mounted, variables with their values, and the names of those that are passed on. `gpu`:
+    options for its GPU, by runtime. `macros` are further ones of its preset."""
+
+    name: str
+    arguments: tuple[TemplateWord, ...] = ()
+    entrypoint: str | None = None
+    volumes: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    passed: tuple[str, ...] = ()
+    gpu: Mapping[str, tuple[str, ...]] = {}
+    macros: Mapping[str, Macro] = {}
+
+
+_NVIDIA: Final[Mapping[str, tuple[str, ...]]] = {
+    "docker": ("--gpus", "all"),
+    "podman": ("--device", "nvidia.com/gpu=all"),
+}
+_NVIDIA_IPC: Final = {runtime: (*options, "--ipc", "host") for runtime, options in _NVIDIA.items()}
+_HUB: Final = "${hub}:/root/.cache/huggingface"
+
+_IMAGES: Final[Mapping[str, _Image]] = {
+    "llama-server": _Image(
+        name="ghcr.io/ggml-org/llama.cpp:server", arguments=_LLAMA, env={"LLAMA_API_KEY": "${key}"}
     ),
-}
-
-#: Options of `docker run` and `podman run` for the images that need a GPU.
-_GPU: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "docker": {"vllm": ("--gpus", "all", "--ipc", "host"), "sglang": ("--gpus", "all", "--ipc", "host"),
-               "tabbyapi": ("--gpus", "all")},
-    "podman": {"vllm": ("--device", "nvidia.com/gpu=all", "--ipc", "host"),
-               "sglang": ("--device", "nvidia.com/gpu=all", "--ipc", "host"),
-               "tabbyapi": ("--device", "nvidia.com/gpu=all")},
-}  # fmt: skip
-
-
-#: Environment variables of containers.
-_CONTAINER_ENV: Final[Mapping[str, Mapping[str, str]]] = {
-    "vllm": {"VLLM_API_KEY": "${key}"},
-    "llama-server": {"LLAMA_API_KEY": "${key}"},
+    # This one and SGLang download models themselves.
+    "vllm": _Image(
+        name="vllm/vllm-openai:latest", arguments=_VLLM, entrypoint="vllm", volumes=(_HUB,),
+        env={"VLLM_API_KEY": "${key}"}, passed=("HF_TOKEN",), gpu=_NVIDIA_IPC,
+    ),
+    "sglang": _Image(
+        name="lmsysorg/sglang:latest", arguments=("python3", "-m", "sglang.launch_server", *_SGLANG), volumes=(_HUB,),
+        passed=("HF_TOKEN",), gpu=_NVIDIA_IPC,
+    ),
+    "whisper-server": _Image(
+        name="ghcr.io/ggml-org/whisper.cpp:main", arguments=_WHISPER, entrypoint="whisper-server"
+    ),
+    "sd-server": _Image(
+        name="ghcr.io/leejet/stable-diffusion.cpp:master", arguments=_DIFFUSION, entrypoint="/sd-server"
+    ),
+    "tabbyapi": _Image(
+        name="ghcr.io/theroyallab/tabbyapi:latest", arguments=("main.py", *_TABBY), gpu=_NVIDIA
+    ),
     # The image's command is a script that takes no arguments: it splits KCPP_ARGS as a shell does, and opens a tunnel to the
-    # internet unless it is forbidden.
-    "koboldcpp": {
-        "KCPP_DONT_TUNNEL": "true",
-        "KCPP_DONT_UPDATE": "true",
-        "KCPP_ARGS": "".join((
-            '--model "$MODEL_FILE" --host 0.0.0.0 --port ${port} --contextsize ${context} --skiplauncher',
-            ' --mmproj "$MMPROJ_FILE" --draftmodel "$DRAFT_FILE"',  # empty by default
-            ' $(test -z "$THREADS" || echo --threads "$THREADS")',
-            ' $(test -z "$GPU_LAYERS" || echo --gpulayers "$GPU_LAYERS") ${options}',
-        )),
-        "MODEL_FILE": "${model}", "THREADS": "${threads}", "GPU_LAYERS": "${gpu_layers}", "MMPROJ_FILE": "${mmproj}",
-        "DRAFT_FILE": "${draft}",
-    },
+    # internet unless it is forbidden. It downloads the program to the volume.
+    "koboldcpp": _Image(
+        name="koboldai/koboldcpp:latest", volumes=("hostler-koboldcpp:/workspace",), macros={"options": ()},
+        env={
+            "KCPP_DONT_TUNNEL": "true",
+            "KCPP_DONT_UPDATE": "true",
+            "KCPP_ARGS": "".join((
+                '--model "$MODEL_FILE" --host 0.0.0.0 --port ${port} --contextsize ${context} --skiplauncher',
+                ' --mmproj "$MMPROJ_FILE" --draftmodel "$DRAFT_FILE"',  # empty by default
+                ' $(test -z "$THREADS" || echo --threads "$THREADS")',
+                ' $(test -z "$GPU_LAYERS" || echo --gpulayers "$GPU_LAYERS") ${options}',
+            )),
+            "MODEL_FILE": "${model}", "THREADS": "${threads}", "GPU_LAYERS": "${gpu_layers}",
+            "MMPROJ_FILE": "${mmproj}", "DRAFT_FILE": "${draft}",
+        },
+    ),
+    "llama-cpp-python": _Image(
+        name="ghcr.io/abetlen/llama-cpp-python:latest", arguments=("python3", "-m", "llama_cpp.server", *_LLAMA_PYTHON)
+    ),
 }  # fmt: skip
-
-#: Programs of images whose own entrypoint is another one, or was another one in earlier releases.
-_ENTRYPOINTS: Final[Mapping[str, str]] = {"vllm": "vllm", "whisper-server": "whisper-server", "sd-server": "/sd-server"}
-
-#: What else is mounted.
-_VOLUMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "vllm": ("${hub}:/root/.cache/huggingface",),
-    "sglang": ("${hub}:/root/.cache/huggingface",),
-    "koboldcpp": ("hostler-koboldcpp:/workspace",),  # the program, which the image downloads
-}
 
 
 def _in_container(runtime: str, name: str) -> EngineEntry:
     """The preset `name` in a container. The macros `image` and `run` are the image and further options of `run`."""
-    image, arguments = _IMAGES[name]
-    program = _PROGRAMS[name]
-    macros: dict[str, Macro] = {"image": image, "run": _GPU[runtime].get(name, ())}
-    if name == "koboldcpp":
-        macros["options"] = ()
-    env = _CONTAINER_ENV.get(name, {})
-    options: list[TemplateWord] = [word for variable in env for word in ("--env", variable)]
+    image, program = _IMAGES[name], _PROGRAMS[name]
+    options: list[TemplateWord] = [word for variable in image.env for word in ("--env", variable)]
     options += [("--volume", f"${{{file}}}:${{{file}}}:ro") for file in ("mmproj", "draft")]
-    options += [word for volume in _VOLUMES.get(name, ()) for word in ("--volume", volume)]
-    if name in ("vllm", "sglang"):  # they download models themselves
-        options += ("--env", "HF_TOKEN")
-    if name in _ENTRYPOINTS:
-        options += ("--entrypoint", _ENTRYPOINTS[name])
+    options += [word for volume in image.volumes for word in ("--volume", volume)]
+    options += [word for variable in image.passed for word in ("--env", variable)]
+    if image.entrypoint is not None:
+        options += ("--entrypoint", image.entrypoint)
     command: tuple[TemplateWord, ...] = (
         runtime, "run", "--rm", "--init", "--name", "${container}", "--publish", "${address}:${port}",
         ("--volume", "${folder}:${folder}:ro"), *options, "${run}", "${image}",
-        *(_inside(word) for word in arguments),
+        *(_inside(word) for word in image.arguments),
     )  # fmt: skip
     return EngineEntry(
         command=command,
-        macros=macros,
-        env=env,
+        macros={"image": image.name, "run": image.gpu.get(runtime, ()), **image.macros},
+        env=image.env,
         ready=program.ready,
         protocol=program.protocol,
         key=program.key,
