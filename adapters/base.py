@@ -36,13 +36,12 @@ from hostler.profiles.presets import Preset
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One route of a protocol: `name` is the adapter's name for it, `path` a Starlette path pattern.
 
-    `header` matches only requests that carry that header, `query` only those with that parameter, so that two
-    protocols can share a path.
-    `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from
-    the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept
-    JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
-    `stores` marks those that use stored responses, `resumes` those about streams that outlive their connection. `upload` marks those whose body is a file, which is never held in
-    memory.
+    `header` matches only requests that carry that header, `query` only those with that parameter, so that two protocols
+    can share a path. `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that
+    are answered from the catalogue, which may be open without a key. `writes` marks those that change the gateway's
+    state: they accept JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no
+    Content-Type). `stores` marks those that use stored responses, `resumes` those about streams that outlive their
+    connection. `upload` marks those whose body is a file, which is never held in memory.
     """
 
     name: str
@@ -100,9 +99,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 class Encoder(ABC):
     """Writes one response in the client's protocol.
 
-    Order of calls: `set_clock`, `set_progress`, `bind_model`, then `start` for each attempt that a backend answers, `encode` for each
-    chunk, `set_timing`, `finish`. A client that asked for a whole response gets it from `finish`, folded from the
-    chunks, or piece by piece from `encode` if the backend's own whole response can be forwarded.
+    Order of calls: `set_clock`, `set_progress`, `bind_model`, then `start` for each attempt that a backend answers,
+    `encode` for each chunk, `set_timing`, `finish`. A client that asked for a whole response gets it from `finish`,
+    folded from the chunks, or piece by piece from `encode` if the backend's own whole response can be forwarded.
 
     `streaming`: the client asked for a stream, so that heartbeats and in-band errors are possible. `media_type`, and
     `length` in bytes where the length of the body is known, are valid from the first non-empty result.

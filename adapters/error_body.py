@@ -72,11 +72,11 @@ _STATUSES = {
     "overloaded_error": 529,
 }
 
-_LENGTH = (
-    r"(?:context(?:[ _-]?(?:length|window|size|limit))?|max_(?:seq|model|total|input|position)\w{0,4}|model length)"
-)
+_LENGTH = r"(?:context(?:[ _-]?(?:length|window|size|limit))?|max_(?:seq|model|total|input|position)|model length)"
+# No repetition in these: a search goes over each place of the text.
 _TOO = (
-    r"(?:exceed\w{0,20}|too (?:long|large|many|big|small)|(?:longer|larger|greater|bigger|more) than|overflow\w{0,20})"
+    r"(?:exceed(?:s|ed|ing)?|too (?:long|large|many|big|small)|(?:longer|larger|greater|bigger|more) than"
+    r"|overflow(?:s|ed|ing)?)"
 )
 _PROMPT = r"(?:prompts?|inputs?|requests?|messages|sequences?|tokens?|conversation)"
 _OVERFLOW = re.compile(

@@ -1,14 +1,11 @@
 """The errors of a request; each adapter encodes them in its protocol.
 
-GatewayError
-├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · UpgradeRequired
-│   RequestTooLarge · UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ShuttingDown
-│   OutOfDescriptors · ClientDisconnected · RequestCancelled
-└── BackendError
-    ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
-    ├── BackendTimeout       connected, but silent for too long
-    ├── BackendRejected      a complete answer with an error status
-    └── BackendBroken        the answer broke off, or violates the protocol
+GatewayError ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed ·
+UpgradeRequired │   RequestTooLarge · UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) ·
+WaitTimeout · ModelUnavailable · ShuttingDown │   OutOfDescriptors · ClientDisconnected · RequestCancelled └──
+BackendError ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe ├── BackendTimeout
+connected, but silent for too long ├── BackendRejected      a complete answer with an error status └── BackendBroken
+the answer broke off, or violates the protocol
 """
 
 from __future__ import annotations
@@ -265,7 +262,7 @@ class AnswerTooLarge(BackendBroken):
     def __init__(self, limit: int) -> None:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
         super().__init__(
-            f"the answer is larger than {size}, the most that is kept of one; ask for less, or for a stream"
+            f"the answer is larger than {size}, the limit for answers in one piece; ask for less, or for a stream"
         )
 
 

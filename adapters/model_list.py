@@ -71,8 +71,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """All models at one moment, in the order in which clients see them: the active or default one first, then by name.
 
-    `index` maps names and aliases to cards, `normal` their `normalized` forms. `active` is the loaded model (the one used last, if there are several),
-    `default` the one to use for requests that name none while none is loaded.
+    `index` maps names and aliases to cards, `normal` their `normalized` forms. `active` is the loaded model (the one
+    used last, if there are several), `default` the one to use for requests that name none while none is loaded.
     """
 
     cards: tuple[ModelCard, ...] = ()

@@ -28,7 +28,8 @@ _DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
 def read_checked(
     path: Path | None, environ: Mapping[str, str], find_mistakes: FindMistakes, find_models: FindModels | None = None
 ) -> Configuration:
-    """The configuration at `path`, with the models that `find_models` finds, in which `find_mistakes` finds none. Raises `ConfigError` with all of them. Blocks.
+    """The configuration at `path`, with the models that `find_models` finds, in which `find_mistakes` finds none.
+    Raises `ConfigError` with all of them. Blocks.
 
     Whatever a file contains, nothing else is raised: a running gateway reads it, too.
     """

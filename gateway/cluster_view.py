@@ -30,8 +30,9 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason` is why not, and `since` is
-    when that changed, in seconds since the epoch. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
+    """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason`
+    is why not, and `since` is when that changed, in seconds since the epoch. `calls` counts commands by outcome: `ok`,
+    `failed`, `away`."""
 
     name: str
     store: str

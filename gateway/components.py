@@ -211,7 +211,8 @@ class Components:
                 tasks.cancel_scope.cancel()
 
     def shut_down(self) -> None:
-        """End event streams and answers that no client reads, refuse waiting requests, and wake those that pause between attempts."""
+        """End event streams and answers that no client reads, refuse waiting requests, and wake those that pause
+        between attempts."""
         self.serving.bus.close()
         self.admin.close()
         if self.streams is not None:

@@ -43,8 +43,8 @@ class Reloader:
     `on_presets`.
 
     Changes of other sections take effect at the next start; they are logged. What works is kept as the last good
-    configuration. `finder` finds the models of folders, also those that appear later. `errors` is what is wrong with the files while they have mistakes, with which `find_mistakes` finds
-    more of them.
+    configuration. `finder` finds the models of folders, also those that appear later. `errors` is what is wrong with
+    the files while they have mistakes, with which `find_mistakes` finds more of them.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ def load(
 ) -> Configuration:
     """The configuration at `path`, else its last good state, with the mistakes in `errors`.
 
-    `find_models` finds those of the folders that it names. `kept` is that state, else it is read from its file. Raises `ConfigError` if there is none, or if it has mistakes, too.
-    Blocks.
+    `find_models` finds those of the folders that it names. `kept` is that state, else it is read from its file. Raises
+    `ConfigError` if there is none, or if it has mistakes, too. Blocks.
     """
     try:
         found = read_checked(path, environ, find_mistakes, find_models)

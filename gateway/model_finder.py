@@ -67,7 +67,8 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFinder:
-    """Finds profiles (`store.FindModels`) for the folders of the configuration, and for the `places` of a command line. Safe from threads.
+    """Finds profiles (`store.FindModels`) for the folders of the configuration, and for the `places` of a command line.
+    Safe from threads.
 
     What was chosen for a model stays until its files change. A model that appears counts once its files are whole and have
     not changed between two looks, except at the first one. While `is_loaded`, a model stays as it is, even if its files

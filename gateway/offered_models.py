@@ -18,7 +18,8 @@ _GIB = 1024**3
 
 
 class OfferedModels:
-    """Implements `model_offer.Registries` for a running gateway with this engine. `held` is what its loaded models take of the GPUs."""
+    """Implements `model_offer.Registries` for a running gateway with this engine. `held` is what its loaded models take
+    of the GPUs."""
 
     def __init__(self, engine: str | None, held: Callable[[], int]) -> None:
         self._engine = engine

@@ -240,7 +240,7 @@ class Proxy:
                     await asyncio.sleep(0)
             if received > MAX_FOLDED and not writer.committed:
                 if output_of(request).stream:
-                    raise BackendBroken("The backend has sent too much without a token.")
+                    raise BackendBroken(f"The backend has sent {MAX_FOLDED // 2**20} MiB without a token.")
                 raise AnswerTooLarge(MAX_FOLDED)
             is_silent = not ready or parser.is_silent
             if is_silent and (not held or (attempt.segments > 2 and segment.isspace())):

@@ -45,7 +45,7 @@ class KnownEngine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def command(self) -> str:
-        """Its command line; that of the embedded one is nobody's concern."""
+        """Its command line; `embedded` for the embedded engine."""
         return EMBEDDED if is_embedded(self.program) else shlex.join(self.program)
 
 

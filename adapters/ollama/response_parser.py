@@ -34,9 +34,9 @@ _decode = lenient.decoder(OllamaResponse)
 class OllamaParser(Parser):
     """Parses one response to a request for `operation`: complete with `done`, or with the vectors of an embedding.
 
-    Every chunk has decoded fields and bytes: a line, or the whole body. `streamed` is what was asked for; without it the
-    response's label decides. A response in the other form is read all the same. `inputs` is how many vectors are due, if that is known. Lines without any content are signs of
-    life, as gateways send them while a client waits.
+    Every chunk has decoded fields and bytes: a line, or the whole body. `streamed` is what was asked for; without it
+    the response's label decides. A response in the other form is read all the same. `inputs` is how many vectors are
+    due, if that is known. Lines without any content are signs of life, as gateways send them while a client waits.
     """
 
     def __init__(self, operation: str, *, streamed: bool | None = None, inputs: int = 0) -> None:

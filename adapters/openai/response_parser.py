@@ -329,19 +329,22 @@ class OpenAIParser(Parser):
         self._size += len(data)
         if self._size > _MAX_KEPT:
             self._tail = data[-_TAIL:].strip()[-1:] or self._tail
-        if self._operation == "embeddings" and not self._fields:
-            # Vectors are long: most responses with several of them are not kept.
-            window = self._edge + data
-            self._vectors += window.count(_VECTOR)
-            self._edge = window[1 - len(_VECTOR) :]
         limit = _MAX_DECODED if self._fields else _MAX_KEPT
         if self._size <= limit:
             self._pieces.append(data)
         elif self._fields:
             raise AnswerTooLarge(limit)
         else:
+            if self._operation == "embeddings":
+                self._count_vectors(b"".join((*self._pieces, data)))
             self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, is_body=True),)
+
+    def _count_vectors(self, data: bytes) -> None:
+        """Count those of a response that is not kept, as those with several vectors seldom are."""
+        window = self._edge + data
+        self._vectors += window.count(_VECTOR)
+        self._edge = window[1 - len(_VECTOR) :]
 
     def _finish_body(self, head: ResponseHead) -> Iterable[Chunk]:
         length = head.length

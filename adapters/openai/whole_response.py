@@ -77,7 +77,8 @@ def check(operation: str, raw: bytes, sent: bytes = b"") -> tuple[str | None, Us
 def decode(operation: str, raw: bytes, sent: bytes = b"") -> Iterable[Chunk]:
     """The chunks of a response to a request with the body `sent`, the first with the bytes.
 
-    Raises `BackendBroken` for an error, and for what is none. The vectors of embeddings are decoded one by one as they are taken, and may raise it then.
+    Raises `BackendBroken` for an error, and for what is none. The vectors of embeddings are decoded one by one as they
+    are taken, and may raise it then.
     """
     if operation == "embeddings":
         if len(raw) <= _LARGE:

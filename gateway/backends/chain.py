@@ -54,9 +54,10 @@ async def _responds_always() -> bool:
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
-    `entries` are their settings by name: those of the file by default. `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
-    whether it will be soon, `draining` whether it is out of service; `drop_requests` ends every request at an endpoint, and `on_return` is called for a backend without
-    a supervisor that responds again. `spending` counts costs, in the file of the settings by default.
+    `entries` are their settings by name: those of the file by default. `backends` are the ones without a supervisor.
+    `reachable` returns whether a supervisor's heartbeat is there, `returning` whether it will be soon, `draining`
+    whether it is out of service; `drop_requests` ends every request at an endpoint, and `on_return` is called for a
+    backend without a supervisor that responds again. `spending` counts costs, in the file of the settings by default.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ AttemptResult = Literal[
     "model_unavailable",  # the supervisor answers but cannot serve the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
     "server_error",  # 5xx, an error inside the answer, or its end, before the first token
-    # 400, 404, 413, 422, any error with a reason from a local backend that lives, or more than is kept of an answer: the
+    # 400, 404, 413, 422, any error with a reason from a local backend that lives, or an answer that is too large: the
     # request's fault
     "rejected",
     "auth_failed",  # 401, 403

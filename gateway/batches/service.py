@@ -32,7 +32,8 @@ _PREEMPTED: Final = InternalAnswer(status=503, headers={"retry-after": "1"}, bod
 
 class Batches:
     """`find_client` returns whose requests those of a batch are, `None` if the key is no longer valid. `busy(model)` is
-    whether a local server without a supervisor that has the model serves other requests. `pass_on`: a backend may have files and batches of its own. `run` until cancelled."""
+    whether a local server without a supervisor that has the model serves other requests. `pass_on`: a backend may have
+    files and batches of its own. `run` until cancelled."""
 
     def __init__(
         self,

@@ -22,7 +22,8 @@ class SwitchingMiddleware(RequestMiddleware):
     """Gives the attempt the engine's address for as long as the lease is held. Requests to unload a model end here.
 
     An engine found dead before anything was sent is restarted, once for each attempt: `EngineLost` has the request
-    queued again. An answer that takes longer than its profile allows is cut off. `on_model_used` receives the name of each model that is used.
+    queued again. An answer that takes longer than its profile allows is cut off. `on_model_used` receives the name of
+    each model that is used.
     """
 
     def __init__(

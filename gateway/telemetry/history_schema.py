@@ -91,7 +91,8 @@ def make_private(file: Path) -> None:
 
 
 def is_damaged(error: Exception) -> bool:
-    """Whether a file is no database (any more), rather than locked, full or missing. Only damaged files cause an `OverflowError`."""
+    """Whether a file is no database (any more), rather than locked, full or missing. Only damaged files cause an
+    `OverflowError`."""
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, OverflowError) or (
         code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

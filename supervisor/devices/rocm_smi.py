@@ -16,7 +16,7 @@ _OPTIONS: Final = (
     "--showdriverversion", "--json",
 )  # fmt: skip
 #: Where a line begins with an object.
-_OBJECT: Final = re.compile(r"^\s*\{\s*\"", re.MULTILINE)
+_OBJECT: Final = re.compile(r"^[ \t]*\{\s*\"", re.MULTILINE)
 
 
 class RocmSmiSource:

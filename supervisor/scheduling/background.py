@@ -15,7 +15,8 @@ LINGER_S = 1.0
 class BackgroundWork:
     """Background tickets, in the order of their arrival, and those that hold a lease.
 
-    `due` is when time alone changes what can be done next, infinite if no ticket waits. `used_at` is when the last other request came or ended.
+    `due` is when time alone changes what can be done next, infinite if no ticket waits. `used_at` is when the last
+    other request came or ended.
     """
 
     def __init__(self) -> None:

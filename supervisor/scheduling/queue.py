@@ -20,7 +20,8 @@ _REMEMBERED: Final = 500
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a model. `at` is its arrival in seconds, perhaps at another host; tickets of different `client`s share the host fairly.
+    """A request for a model. `at` is its arrival in seconds, perhaps at another host; tickets of different `client`s
+    share the host fairly.
 
     `client_port` is that of the client's connection, by which its next request is recognised; 0 if unknown. `background`:
     it is served while the host has nothing else to do.
