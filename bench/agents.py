@@ -116,8 +116,8 @@ def replay(connection: http.client.HTTPConnection, steps: Sequence[Step], server
 
 
 def agents(names: Sequence[str], steps: Sequence[Step], *, slots: int = SLOTS) -> list[Row]:
-    """Replay the steps with each architecture: through Hostler, and to the engine alone, with its cache in memory (the
-    default), without it, and with one slot and no such cache, which is what Ollama runs unless it is told otherwise."""
+    """Replay the steps with each architecture: through Hostler, and to the engine alone with its cache in memory (the
+    default), without that cache, and without it and with one slot, as in Ollama's default settings."""
     rows = []
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
