@@ -4,7 +4,6 @@ Runs standalone (`python -I -S backend.py --port P --alias NAME`) on the standar
 holds what goes wrong: `{"kinds": [...], "rate": 0.3}`; it is read for each request.
 """
 
-import http.server
 import json
 import os
 import random
@@ -15,6 +14,10 @@ import socket
 import struct
 import sys
 import time
+
+sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120 - pathlib would double the start time
+
+from answer_writer import AnswerWriter, Server, usage_of
 
 #: An answer is refused, or nothing comes.
 REFUSALS = ("status_500", "status_502", "status_503", "status_429", "error_in_200", "reset", "stall")
@@ -50,12 +53,7 @@ def fault_of(name):
 TRIES = {}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class Handler(AnswerWriter):
     def do_GET(self):
         if self.path == "/health":
             return self.whole(200, {"status": "ok"})
@@ -97,14 +95,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def together(self, words, fault, label):
         choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "".join(words)}}]
-        usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
         body = {"id": "storm", "object": "chat.completion", "created": 1, "model": NAME, "choices": choices}
         time.sleep(WORD_S * len(words))
         if fault in ("error_in_200", "error_after_words"):
             return self.whole(200, {"error": {"code": 500, "message": "overloaded", "type": "server_error"}})
         if fault in ("no_choices", "done_without_finish"):
             body["choices"] = []
-        data = json.dumps({**body, "usage": usage}).encode()
+        data = json.dumps({**body, "usage": usage_of(words)}).encode()
         if fault == "cut_json":
             return self.send_bytes(200, data[: len(data) // 2], label)
         if fault in (*BREAKS, "pings_only", "pings_after_words"):
@@ -162,35 +159,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         return self.reset()
 
-    # The bytes.
-
-    def head(self, status, label, *more):
-        lines = [f"HTTP/1.1 {status} Storm", f"Content-Type: {label}", *more, "", ""]
-        self.wfile.write("\r\n".join(lines).encode())
-
-    def send_bytes(self, status, data, label, *more):
-        self.head(status, label, f"Content-Length: {len(data)}", *more)
-        self.wfile.write(data)
-
-    def whole(self, status, value, *more):
-        self.send_bytes(status, json.dumps(value).encode(), "application/json", *more)
+    # Failures.
 
     def refuse(self, status):
         more = ("Retry-After: 1",) if status in (429, 503) else ()
         self.whole(status, {"error": {"code": status, "message": "not now", "type": "server_error"}}, *more)
-
-    def choice(self, delta, finish=None):
-        choices = [{"index": 0, "finish_reason": finish, "delta": delta}]
-        self.event({"id": "storm", "object": "chat.completion.chunk", "created": 1, "model": NAME, "choices": choices})
-
-    def event(self, value):
-        self.piece(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-    def piece(self, data):
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def last(self):
-        self.wfile.write(b"0\r\n\r\n")
 
     def reset(self):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -203,14 +176,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def handle_error(self, *_):
-        pass
-
-
 def option(name, default):
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
@@ -219,5 +184,6 @@ if __name__ == "__main__":
     if "--help" in sys.argv:
         sys.exit("usage: backend.py --port P --alias NAME")
     NAME, ENGINE = option("--alias", "cloud"), "--storm-cloud" not in sys.argv
+    Handler.model = NAME
     server = Server((option("--host", "127.0.0.1"), int(option("--port", "0"))), Handler)
     server.serve_forever()

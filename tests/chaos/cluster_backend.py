@@ -4,7 +4,6 @@ Runs standalone (`python -I -S cluster_backend.py --port P --alias NAME`) on the
 log, one JSON line for each start, readiness, request, end and stop. Moments are of the monotonic clock, which all processes share.
 """
 
-import http.server
 import json
 import os
 import re
@@ -14,6 +13,10 @@ import socket
 import sys
 import threading
 import time
+
+sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120 - pathlib would double the start time
+
+from answer_writer import AnswerWriter, Server, usage_of
 
 WORD_S = 0.003
 LOAD_S = 0.05
@@ -81,12 +84,7 @@ def has_left(connection):
 RUNNING = Running()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class Handler(AnswerWriter):
     def do_GET(self):
         if time.monotonic() < READY_AT:
             return self.whole(503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
@@ -171,42 +169,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.choice({}, "stop")
         self.event({"id": "storm", "object": "chat.completion.chunk", "choices": [], "usage": usage_of(words)})
         self.piece(b"data: [DONE]\n\n")
-        self.wfile.write(b"0\r\n\r\n")
-
-    # The bytes.
-
-    def head(self, status, label, *more):
-        lines = [f"HTTP/1.1 {status} Storm", f"Content-Type: {label}", *more, "", ""]
-        self.wfile.write("\r\n".join(lines).encode())
-
-    def send_bytes(self, status, data, label):
-        self.head(status, label, f"Content-Length: {len(data)}")
-        self.wfile.write(data)
-
-    def whole(self, status, value):
-        self.send_bytes(status, json.dumps(value).encode(), "application/json")
-
-    def choice(self, delta, finish=None):
-        choices = [{"index": 0, "finish_reason": finish, "delta": delta}]
-        self.event({"id": "storm", "object": "chat.completion.chunk", "created": 1, "model": NAME, "choices": choices})
-
-    def event(self, value):
-        self.piece(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-    def piece(self, data):
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-
-def usage_of(words):
-    return {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def handle_error(self, *_):
-        pass
+        self.last()
 
 
 def stop(*_):
@@ -222,6 +185,7 @@ if __name__ == "__main__":
     if "--help" in sys.argv:
         sys.exit("usage: cluster_backend.py --port P --alias NAME")
     NAME, SLOTS = option("--alias"), int(option("--parallel", "-np"))
+    Handler.model = NAME
     READY, READY_AT = [], time.monotonic() + LOAD_S
     log("start", alive=alive_before())
     signal.signal(signal.SIGTERM, stop)

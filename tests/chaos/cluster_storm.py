@@ -221,7 +221,7 @@ async def _freeze_store(world: ClusterWorld, chance: random.Random) -> None:
 
 
 async def _empty_store(world: ClusterWorld, _: random.Random) -> None:
-    """Somebody empties the store, and no connection ends."""
+    """Delete all entries of the store; its connections stay open."""
     await anyio.to_thread.run_sync(world.store, "FLUSHALL")
 
 

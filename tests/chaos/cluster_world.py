@@ -14,7 +14,7 @@ import anyio
 import httpx
 import msgspec
 from chaos.judge import CHATS, Protocol, StormRequest
-from chaos.world import FOLDER, MARK, TOKEN, Program, Programs
+from chaos.world import FOLDER, MARK, TOKEN, Program, Programs, gateway_document
 from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
 from fakes.ports import free_port
 from fakes.redis_server import RedisServer
@@ -177,18 +177,9 @@ def _host(folder: Path, port: int, log: Path, models: tuple[str, ...]) -> dict[s
 
 
 def _gateway(name: str, port: int, keys: str, links: Mapping[tuple[str, str], TcpProxy]) -> dict[str, Any]:
+    timeouts = {"connect_s": 2, "first_byte_s": 20, "first_token_s": 20, "between_bytes_s": 10}
     return {
-        "gateway": {
-            "listen": [f"127.0.0.1:{port}"],
-            "api_keys_file": keys,
-            "drain_s": 10,
-            "logging": {"level": "warning"},
-            "queue": {"max_waiting": 200, "max_wait_s": 30},
-            "switching": {"patience_s": 0.5},
-            "timeouts": {"connect_s": 2, "first_byte_s": 20, "first_token_s": 20, "between_bytes_s": 10},
-            "probing": {"every_s": 1, "down_every_s": 0.2},
-        },
-        "breaker": {"failures": 3, "open_s": 0.2, "max_open_s": 1},
+        **gateway_document(port, max_wait_s=30, timeouts=timeouts, api_keys_file=keys),
         "backends": {
             host: {"kind": "supervisor", "url": f"http://127.0.0.1:{links[name, host].port}", "token": TOKEN}
             for host in HOSTS

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -248,18 +248,24 @@ def _gateway(port: int, machines: Sequence[int], cloud: int) -> dict[str, Any]:
         "models": {name: name for name in MODELS},
         "local": False,
     }
+    timeouts = {"connect_s": 0.5, "first_byte_s": 3, "first_token_s": 3, "between_bytes_s": 1}
+    return {**gateway_document(port, max_wait_s=20, timeouts=timeouts), "backends": backends}
+
+
+def gateway_document(port: int, *, max_wait_s: int, timeouts: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """A gateway that notices failures and recoveries quickly. `more` are further settings in `gateway`."""
     return {
         "gateway": {
             "listen": [f"127.0.0.1:{port}"],
             "drain_s": 10,
             "logging": {"level": "warning"},
-            "queue": {"max_waiting": 200, "max_wait_s": 20},
+            "queue": {"max_waiting": 200, "max_wait_s": max_wait_s},
             "switching": {"patience_s": 0.5},
-            "timeouts": {"connect_s": 0.5, "first_byte_s": 3, "first_token_s": 3, "between_bytes_s": 1},
+            "timeouts": timeouts,
             "probing": {"every_s": 1, "down_every_s": 0.2},
+            **more,
         },
         "breaker": {"failures": 3, "open_s": 0.2, "max_open_s": 1},
-        "backends": backends,
     }
 
 
