@@ -34,15 +34,16 @@ def test_errors_of_servers_are_read(error: ServerError) -> None:
 @pytest.mark.parametrize(
     ("unit", "is_overflow"),
     [
-        *(
-            ("exceed", False),
-            ("overflow", False),
-            ("max_seq", False),
-            ("too long", False),
-            ("context", False),
-            (" (", False),
-        ),
-        *(("exceeds context ", True), ("(1 tokens) ", False), ("first 1 tokens ", False), ("length 1 is max", False)),
+        ("exceed", False),
+        ("overflow", False),
+        ("max_seq", False),
+        ("too long", False),
+        ("context", False),
+        (" (", False),
+        ("exceeds context ", True),
+        ("(1 tokens) ", False),
+        ("first 1 tokens ", False),
+        ("length 1 is max", False),
     ],
 )
 def test_the_words_of_an_error_are_searched_in_no_time(unit: str, is_overflow: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,8 +26,13 @@ def chunk(**delta: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "body",
     [
-        *({}, {"type": "ping"}, {"type": "keepalive", "sequence_number": 7}, {"choices": []}, chunk()),
-        *(chunk(role="assistant", content=None), chunk(content="", tool_calls=[], reasoning_content="")),
+        {},
+        {"type": "ping"},
+        {"type": "keepalive", "sequence_number": 7},
+        {"choices": []},
+        chunk(),
+        chunk(role="assistant", content=None),
+        chunk(content="", tool_calls=[], reasoning_content=""),
         {"type": "content_block_delta", "delta": {"text": ""}},
     ],
 )
@@ -37,14 +43,15 @@ def test_envelopes_and_empty_fields_say_nothing(body: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *(
-            chunk(content=" "),
-            chunk(images=[{"url": "x"}]),
-            chunk(audio={"data": "AAAA"}),
-            chunk(annotations=[{"n": 0}]),
-        ),
-        *({"choices": [], "citations": ["x"]}, {"choices": [{"index": 0, "logprobs": {"content": [{"token": "x"}]}}]}),
-        *({"type": "content_block_delta", "delta": {"signature": "x"}}, 5, "x"),
+        chunk(content=" "),
+        chunk(images=[{"url": "x"}]),
+        chunk(audio={"data": "AAAA"}),
+        chunk(annotations=[{"n": 0}]),
+        {"choices": [], "citations": ["x"]},
+        {"choices": [{"index": 0, "logprobs": {"content": [{"token": "x"}]}}]},
+        {"type": "content_block_delta", "delta": {"signature": "x"}},
+        5,
+        "x",
     ],
 )
 def test_whatever_else_an_event_has_is_content(body: Any) -> None:
@@ -52,13 +59,21 @@ def test_whatever_else_an_event_has_is_content(body: Any) -> None:
     assert not says_nothing(b"{")
 
 
-WORDS: dict[str, tuple[Parser, bytes]] = {
-    "chat": (OpenAIParser("chat"), event(chunk(content="a"))),
-    "fields": (OpenAIParser("chat", fields=True), event(chunk(content="a"))),
-    "completions": (OpenAIParser("completions"), event({"choices": [{"index": 0, "text": "a"}]})),
-    "responses": (OpenAIParser("responses"), event({"type": "response.output_text.delta", "delta": "a"})),
-    "anthropic": (AnthropicParser(), event({"type": "content_block_delta", "index": 0, "delta": {"text": "a"}})),
-    "llamacpp": (LlamaCppParser(responses=1), event({"content": "a", "stop": False, "tokens_predicted": 3})),
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "chat": lambda: OpenAIParser("chat"),
+    "fields": lambda: OpenAIParser("chat", fields=True),
+    "completions": lambda: OpenAIParser("completions"),
+    "responses": lambda: OpenAIParser("responses"),
+    "anthropic": AnthropicParser,
+    "llamacpp": lambda: LlamaCppParser(responses=1),
+}
+WORDS = {
+    "chat": event(chunk(content="a")),
+    "fields": event(chunk(content="a")),
+    "completions": event({"choices": [{"index": 0, "text": "a"}]}),
+    "responses": event({"type": "response.output_text.delta", "delta": "a"}),
+    "anthropic": event({"type": "content_block_delta", "index": 0, "delta": {"text": "a"}}),
+    "llamacpp": event({"content": "a", "stop": False, "tokens_predicted": 3}),
 }
 SILENCE = {
     "completions": event({"choices": [{"index": 0, "text": ""}]}),
@@ -70,7 +85,7 @@ SILENCE = {
 
 @pytest.mark.parametrize("name", WORDS)
 def test_a_parser_says_whether_it_was_fed_a_word(name: str) -> None:
-    parser, word = WORDS[name]
+    parser, word = PARSERS[name](), WORDS[name]
     silence = SILENCE.get(name, event(chunk(content="")))
     for _ in range(2):
         assert list(parser.feed(word))
@@ -85,10 +100,7 @@ def test_a_parser_says_whether_it_was_fed_a_word(name: str) -> None:
 @pytest.mark.parametrize("name", ["chat", "fields", "completions", "llamacpp"])
 def test_silence_before_the_first_word_begins_no_answer(name: str) -> None:
     """However long it is: another backend may still answer, and a bounded part of it is kept."""
-    word, silence = WORDS[name][1], SILENCE.get(name, event(chunk(content="")))
-    parser: Parser = (
-        LlamaCppParser(responses=1) if name == "llamacpp" else OpenAIParser("chat", fields=name == "fields")
-    )
+    parser, word, silence = PARSERS[name](), WORDS[name], SILENCE.get(name, event(chunk(content="")))
     if name == "llamacpp":
         silence = event({"content": "", "stop": False})
     for _ in range(100):

@@ -242,11 +242,9 @@ def test_the_gateways_progress_in_earlier_answers_is_removed(messages: Messages)
         {"type": "text", "text": f"<think>{shown}</think>Hi"},
     ]
     turns = [
-        *(
-            {"role": "user", "content": shown},
-            {"role": "assistant", "content": blocks},
-            {"role": "user", "content": "b"},
-        )
+        {"role": "user", "content": shown},
+        {"role": "assistant", "content": blocks},
+        {"role": "user", "content": "b"},
     ]
     user, assistant, _ = conversation_of(messages(messages=turns)).messages
     assert user.parts == (Text(text=shown),)

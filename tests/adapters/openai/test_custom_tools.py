@@ -8,13 +8,14 @@ from typing import Any
 
 import pydantic
 import pytest
+from fakes.responses_requests import responses_request, sent_as_chat
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 
 from hostler.adapters import sse
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.base import Incoming, Upstream
+from hostler.adapters.base import Upstream
 from hostler.adapters.canonical import ChatRequest, Chunk, ResponseHead, ToolCall
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.upstream import OllamaUpstream
@@ -35,18 +36,11 @@ EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 
 
 def requested(**body: Any) -> ChatRequest:
-    adapter = OpenAIAdapter()
-    operation = next(each for each in adapter.operations if each.path == "/v1/responses")
-    content = json.dumps({"model": "m", "input": HISTORY, "tools": [APPLY_PATCH, SHELL], **body}).encode()
-    request = adapter.decode(operation, Incoming(method="POST", path="/v1/responses", body=content))
-    assert isinstance(request, ChatRequest)
-    return request
+    return responses_request(**{"input": HISTORY, "tools": [APPLY_PATCH, SHELL], **body})
 
 
 def sent(upstream: Upstream, **body: Any) -> dict[str, Any]:
-    expanded = OpenAIAdapter().expand(requested(**body))
-    content: dict[str, Any] = json.loads(upstream.build(expanded, model="there", stream=True).body)
-    return content
+    return sent_as_chat(upstream, requested(**body))
 
 
 def answered(pieces: list[str], *, stream: bool, name: str = "apply_patch") -> bytes:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pydantic
 import pytest
+from fakes.responses_requests import responses_request, sent_as_chat
 from openai.types.responses import Response, ResponseStreamEvent
 
 from hostler.adapters import sse
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.base import Incoming, Upstream
+from hostler.adapters.base import Upstream
 from hostler.adapters.canonical import ChatRequest, Chunk, ResponseHead, ToolCall
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.upstream import OllamaUpstream
@@ -46,19 +47,11 @@ in_every_protocol = pytest.mark.parametrize(
 
 
 def requested(**body: Any) -> ChatRequest:
-    adapter = OpenAIAdapter()
-    operation = next(each for each in adapter.operations if each.path == "/v1/responses")
-    content = {"model": "m", "input": HISTORY, "tools": [SHELL, FILES, WEB, {"type": "web_search"}], **body}
-    incoming = Incoming(method="POST", path="/v1/responses", body=json.dumps(content).encode())
-    request = adapter.decode(operation, incoming)
-    assert isinstance(request, ChatRequest)
-    return request
+    return responses_request(**{"input": HISTORY, "tools": [SHELL, FILES, WEB, {"type": "web_search"}], **body})
 
 
 def sent(upstream: Upstream, **body: Any) -> dict[str, Any]:
-    expanded = OpenAIAdapter().expand(requested(**body))
-    content: dict[str, Any] = json.loads(upstream.build(expanded, model="there", stream=True).body)
-    return content
+    return sent_as_chat(upstream, requested(**body))
 
 
 def answered(name: str, arguments: str, *, stream: bool, **body: Any) -> bytes:

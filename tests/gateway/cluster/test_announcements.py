@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import until
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 async def test_messages_reach_all_others_and_no_strangers(server: RedisServer) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import until
 
 from hostler.gateway.backend_settings import BackendSettings
@@ -19,12 +17,6 @@ from hostler.gateway.cluster.breaker_hints import BreakerHints
 from hostler.gateway.events import BreakerChanged
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 class HintedGateway(ClusterMember):

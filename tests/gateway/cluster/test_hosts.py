@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 from fakes.certificates import make_pair
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
 from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord, HostReporter
@@ -19,12 +19,6 @@ from hostler.gateway.cluster.membership import Member, Membership, Signer
 pytestmark = [pytest.mark.anyio, needs_redis]
 
 URL = "http://192.168.1.9:8080"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 class ReportingHost:

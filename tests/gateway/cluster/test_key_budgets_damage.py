@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.shared_gateways import admitted, budget_gateways, connected, day_book
 from fakes.store_client import until
 
 from hostler.gateway.context import KeyRules
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 @pytest.mark.parametrize("lost", ["FLUSHALL", "the entries"])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
 from hostler.gateway.cluster.membership import Member, Membership, Signer
@@ -18,12 +17,6 @@ from hostler.gateway.cluster.membership import Member, Membership, Signer
 DOCS = Path(__file__).parents[3] / "docs"
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 def member(url: str, name: str, *, token: str | None = "secret", cluster: str = "home") -> Membership:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import running, until
 
 from hostler.gateway.cluster.membership import Member
@@ -18,12 +17,6 @@ from hostler.gateway.cluster.shared_requests import SharedRequests
 from hostler.gateway.in_flight import RequestView
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 class BusyGateway(ClusterMember):

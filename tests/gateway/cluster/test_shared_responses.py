@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +12,7 @@ import anyio.lowlevel
 import msgspec
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import running, until
 
 from hostler.adapters.stored_response import StoredResponse
@@ -21,12 +20,6 @@ from hostler.gateway.cluster.shared_responses import MAX_BYTES, SharedResponses
 from hostler.gateway.response_store import ResponseStore
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 def response(number: int, *, previous: int | None = None, size: int = 10) -> StoredResponse:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import running, until
 
 from hostler.gateway.auth import keys
@@ -18,12 +18,6 @@ from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.cluster.shared_sessions import SharedSessions
 
 pytestmark = [pytest.mark.anyio, needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 class LoginGateway(ClusterMember):

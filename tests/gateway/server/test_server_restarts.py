@@ -94,6 +94,21 @@ def _one_request(connection: socket.socket, close: bytes) -> str:
     return "last answer" if b"connection: close\r\n" in data else "answered"
 
 
+async def serve_for_a_moment(
+    sockets: list[socket.socket], clients: Clients, *, shared: bool = False, is_last: bool
+) -> None:
+    """Start a server, and stop it under load. The clients end before the last one is stopped."""
+    started = anyio.Event()
+    server = Server(answering, drain_s=5, shared=shared, started_callback=started.set)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, sockets)
+        await started.wait()
+        await anyio.sleep(0.03)  # of load
+        if is_last:
+            await anyio.to_thread.run_sync(clients.end)
+        server.stop()
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
 @pytest.mark.parametrize("shared", [False, True])
@@ -108,15 +123,7 @@ async def test_no_request_is_reset_or_lost_over_restarts(shared: bool, anyio_bac
                 [first] if not number else [kept.dup()] if kept is not None else bind([("127.0.0.1", port)], "here")
             )
             sockets[0].setblocking(False)
-            started = anyio.Event()
-            server = Server(answering, drain_s=5, shared=shared, started_callback=started.set)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.serve, sockets)
-                await started.wait()
-                await anyio.sleep(0.03)  # of load
-                if number == RESTARTS - 1:
-                    await anyio.to_thread.run_sync(clients.end)
-                server.stop()
+            await serve_for_a_moment(sockets, clients, shared=shared, is_last=number == RESTARTS - 1)
     finally:
         clients.end()
         if kept is not None:
@@ -136,15 +143,7 @@ async def test_no_request_is_reset_or_lost_over_restarts_of_both_kinds_of_socket
     clients = Clients(path if used == "unix" else port)
     try:
         for number in range(RESTARTS):
-            started = anyio.Event()
-            server = Server(answering, drain_s=5, started_callback=started.set)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.serve, bind(addresses, "here"))
-                await started.wait()
-                await anyio.sleep(0.03)  # of load
-                if number == RESTARTS - 1:
-                    await anyio.to_thread.run_sync(clients.end)
-                server.stop()
+            await serve_for_a_moment(bind(addresses, "here"), clients, is_last=number == RESTARTS - 1)
     finally:
         clients.end()
     assert set(clients.seen) <= {"answered", "last answer", "closed"}
