@@ -1,4 +1,4 @@
-"""Granted leases whose holder has vanished: each keeps its slot until the engine has room without it."""
+"""Granted leases whose holder has vanished: each keeps its slot until the engine does not work for it any more."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AbandonedLeases:
         self._leases: dict[str, dict[Lease, float]] = {}
 
     def add(self, lease: Lease, tasks: TaskGroup) -> None:
-        """Release the lease when the engine has room without it."""
+        """Release the lease when the engine does not work for it any more."""
         leases = self._leases.get(lease.model)
         if leases is None:
             leases = self._leases[lease.model] = {}
@@ -77,20 +77,22 @@ class AbandonedLeases:
                 active = await self._active(model, address.generation)
                 others = self._others(leases, address)
                 quiet = quiet + 1 if active is not None and active <= len(others) else 0
-                room = len(leases) if quiet >= QUIET_CHECKS else self._room(leases, others, address, active)
+                count = len(leases) if quiet >= QUIET_CHECKS else self._finished(leases, others, active)
                 settled = [each for each in leases if each.address() == address and not self._is_fresh(each)]
-                for lease in settled[:room]:
+                for lease in settled[:count]:
                     self._release(lease)
                 if leases and not others and self._is_stuck(leases):
                     self._give_up(address)
         finally:
             del self._leases[model]
 
-    def _room(self, leases: dict[Lease, float], others: list[Lease], address: EngineAddress, active: int | None) -> int:
-        """How many abandoned leases the engine has room without."""
+    def _finished(self, leases: dict[Lease, float], others: list[Lease], active: int | None) -> int:
+        """For how many abandoned leases the engine certainly does not work: some of its requests are those of the others that
+        have arrived. Free slots do not matter, since the scheduler grants them as well."""
         if not active:
             return len(leases)
-        return max(0, address.parallel - active - sum(map(self._is_fresh, others)))
+        arrived = sum(not self._is_fresh(lease) for lease in others)
+        return max(0, len(leases) - max(0, active - arrived))
 
     def _is_fresh(self, lease: Lease) -> bool:
         """Whether its request may not have reached the engine yet."""

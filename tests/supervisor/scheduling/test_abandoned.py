@@ -1,4 +1,4 @@
-"""Leases whose holder has vanished: released as soon as the engine has room without them, and not before."""
+"""Leases whose holder has vanished: released as soon as the engine does not work for them any more, and not before."""
 
 from __future__ import annotations
 
@@ -100,6 +100,18 @@ async def test_a_busy_engine_frees_what_it_has_room_for() -> None:
         subject.active = 0
         await subject.until_looked()
     assert subject.released == [one, two]
+
+
+async def test_free_slots_end_no_lease_whose_request_the_engine_works_on() -> None:
+    subject = Engine()
+    subject.active = 1  # of two slots; a lease that is granted in its place would make three
+    lease = subject.lease()
+    async with abandoning(lease, of=subject):
+        for _ in range(QUIET_CHECKS + 1):
+            await subject.until_looked()
+            assert not subject.released
+        subject.active = 0
+        await subject.until_released()
 
 
 async def test_a_request_on_its_way_to_the_engine_counts() -> None:
