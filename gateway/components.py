@@ -120,7 +120,7 @@ class Components:
         self.batches = None
         if settings.gateway.batches.enabled:
             self.batches = Batches(
-                settings.gateway.batches, find_client=self._client_of_batch, busy=self._is_server_busy,
+                settings.gateway.batches, find_client=self._client_of_batch, must_wait=self._must_batches_wait,
                 pass_on=any(backend.kind == "openai" for backend in settings.backends.values()), wall=time.time,
             )  # fmt: skip
         self.discovery = ModelDiscovery(
@@ -288,13 +288,14 @@ class Components:
         host = self.serving.hosts.get(LOCAL)
         return 0 if host is None or host.status is None else sum(each.gpu_bytes for each in host.status.models)
 
-    def _is_server_busy(self, model: str) -> bool:
-        """Whether a local server without a supervisor that has the model serves other requests than batches."""
+    def _must_batches_wait(self, model: str) -> bool:
+        """Whether batches wait with requests for the model: a local server without a supervisor that has it serves others, or
+        a host that may have it has not been reached yet."""
         serving = self.serving
         try:
             places = serving.catalog.find(model).places
         except GatewayError:
-            return False
+            return not serving.catalog.unknown_hosts.isdisjoint(serving.hosts)
         servers = {
             each.backend for each in places if each.backend not in serving.hosts and self._is_local(each.backend)
         }

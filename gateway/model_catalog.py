@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import anyio
 import msgspec
 
-from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.errors import BadRequest, ModelNotFound, ModelUnavailable
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import normalized
 from hostler.adapters.remote_models import RemoteModel
@@ -104,6 +104,8 @@ def _changed(listing: ModelList, fields: Mapping[str, Mapping[str, object]]) -> 
 
 #: Names listed in an error message.
 MAX_NAMES = 20
+#: When to ask again while backends have not told which models they have, in seconds.
+_TELLS_SOON_S = 5.0
 
 
 class Catalog:
@@ -199,17 +201,20 @@ class Catalog:
         """The model of this name or alias, in any spelling; for `None` the active or default one, which is the only chat model
         if none is marked.
 
-        Raises `ModelNotFound` with the known names, or `BadRequest` if none is named and none is active.
+        Raises `ModelNotFound` with the known names, `BadRequest` if none is named and none is active, or `ModelUnavailable`
+        while no models are known because no backend has told its own yet.
         """
         if name is None:
             name = self._listing.active or self._listing.default
             if name is None:
+                self._expect_models(name)
                 raise BadRequest(f'no model named and none loaded; set "model": {self._known_names()}', param="model")
         placement = self._placements.get(name)
         if placement is None:
             card = self._listing.resolve(name)
             placement = self._placements.get(card.name) if card is not None else self._unlisted(name)
         if placement is None:
+            self._expect_models(name)
             raise ModelNotFound(
                 f"the model `{printable(name, 100)}` does not exist; {self._known_names()}", model=name, param="model"
             )
@@ -239,10 +244,23 @@ class Catalog:
             model=name or "", card=card, places=tuple(places), local_only=own is not None and own.local_only
         )
 
+    def _expect_models(self, name: str | None) -> None:
+        """Raise `ModelUnavailable` if no models are known, and backends have not told yet which they have."""
+        silent = [each for each in self._chain if each in self._unknown or self._is_silent(each)]
+        if silent and not self._listing.cards:
+            raise ModelUnavailable(
+                f"no models are known yet: {', '.join(silent[:MAX_NAMES])} has not told which it has",
+                model=name, retry_after_s=_TELLS_SOON_S,
+            )  # fmt: skip
+
+    def _is_silent(self, backend: str) -> bool:
+        plain = self._plain.get(backend)
+        return plain is not None and not plain.reported
+
     def _known_names(self) -> str:
         names = self._listing.names()
         if not names:
-            return "no models are configured, or their backends have not been reached yet"
+            return "there are no models"
         more = len(names) - MAX_NAMES
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"

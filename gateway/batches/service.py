@@ -31,8 +31,8 @@ _PREEMPTED: Final = InternalAnswer(status=503, headers={"retry-after": "1"}, bod
 
 
 class Batches:
-    """`find_client` returns whose requests those of a batch are, `None` if the key is no longer valid. `busy(model)` is
-    whether a local server without a supervisor that has the model serves other requests. `pass_on`: a backend may have
+    """`find_client` returns whose requests those of a batch are, `None` if the key is no longer valid. `must_wait(model)`
+    is whether requests for the model have to wait for others, or for its host. `pass_on`: a backend may have
     files and batches of its own. `run` until cancelled."""
 
     def __init__(
@@ -40,12 +40,12 @@ class Batches:
         settings: BatchSettings,
         *,
         find_client: Callable[[Batch], Client | None],
-        busy: Callable[[str], bool],
+        must_wait: Callable[[str], bool],
         pass_on: bool,
         wall: Callable[[], float],
     ) -> None:
         self._settings = settings
-        self._busy = busy
+        self._must_wait = must_wait
         self._router: Router | None = None
         self._file = Path(settings.file).expanduser() if settings.file else state_file("batches.sqlite3")
         self._begun = anyio.Event()
@@ -106,7 +106,7 @@ class Batches:
         self._runner.notify()
 
     async def _may_run(self, model: str) -> None:
-        while self._busy(model):  # noqa: ASYNC110 - nothing tells when other servers are used
+        while self._must_wait(model):  # noqa: ASYNC110 - nothing tells when that changes
             await anyio.sleep(_LOOK_S)
 
     async def _send(self, batch: Batch, item: BatchItem, client: Client) -> InternalAnswer:
@@ -123,6 +123,6 @@ class Batches:
 
     async def _watch(self, model: str, scope: anyio.CancelScope) -> None:
         """Cut the request off when the server of its model is used by others."""
-        while not self._busy(model):  # noqa: ASYNC110 - as above
+        while not self._must_wait(model):  # noqa: ASYNC110 - as above
             await anyio.sleep(_LOOK_S)
         scope.cancel()

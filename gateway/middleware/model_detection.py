@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Container
 from typing import Protocol
 
 from hostler.adapters.canonical import ChatRequest, CompletionRequest, Passthrough
-from hostler.adapters.errors import Forbidden, ModelNotFound
+from hostler.adapters.errors import Forbidden, ModelNotFound, ModelUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -30,11 +30,11 @@ OrderTargets = Callable[[tuple[Target, ...], PromptIdentity | None], tuple[Targe
 class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
-    `find` raises `ModelNotFound` for an unknown name; `refresh` then asks backends for new models, and returns whether any
-    was asked. `without_model` finds backends for requests that name no model and that any backend may understand,
-    `chat_default` the model of chats that name none while the active one cannot chat, or `None` while it can. `Forbidden`
-    is raised for a model that the client's key may not use. `order` may reorder targets that are equally good for a prompt;
-    it is read only if several of them are `hosts`.
+    `find` raises `ModelNotFound` for an unknown name, and `ModelUnavailable` while no names are known; `refresh` then asks
+    backends for new models, and returns whether any was asked. `without_model` finds backends for requests that name no
+    model and that any backend may understand, `chat_default` the model of chats that name none while the active one cannot
+    chat, or `None` while it can. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder
+    targets that are equally good for a prompt; it is read only if several of them are `hosts`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
                 placement = self._find_any(request)
             else:
                 placement = self._find(name)
-        except ModelNotFound:
+        except (ModelNotFound, ModelUnavailable):
             if refreshed:
                 raise
             return self._dispatch_refreshed(context, call_next)

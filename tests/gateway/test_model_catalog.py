@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.errors import BadRequest, ModelNotFound, ModelUnavailable
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.config import VariantSettings
@@ -48,8 +48,10 @@ def places(subject: Catalog, name: str) -> list[tuple[str, str]]:
 
 def test_models_appear_with_their_backend_and_go_with_it() -> None:
     subject = catalog(box=BOX)
-    with pytest.raises(ModelNotFound, match="have not been reached yet"):
-        subject.find("qwen3:8b")
+    for name in ("qwen3:8b", None):
+        with pytest.raises(ModelUnavailable, match="box has not told which it has") as early:
+            subject.find(name)
+        assert (early.value.final, early.value.retry_after_s) == (False, 5.0)
     subject.update_models("box", models("qwen3:8b", "llama3.2:latest"))
     assert subject.listing.names() == ["llama3.2:latest", "qwen3:8b"]
     assert [places(subject, name) for name in ("qwen3:8b", "QWEN3:8B", "llama3.2", "library/llama3.2:latest")] == [
@@ -60,6 +62,8 @@ def test_models_appear_with_their_backend_and_go_with_it() -> None:
     ]
     subject.update_models("box", ())
     assert subject.listing.names() == []
+    with pytest.raises(ModelNotFound, match="there are no models"):
+        subject.find("qwen3:8b")
 
 
 def test_a_model_can_be_asked_for_at_a_certain_backend() -> None:
