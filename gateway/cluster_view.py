@@ -31,8 +31,8 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason`
-    is why not, and `since` is when that changed, in seconds since the epoch. `calls` counts commands by outcome: `ok`,
-    `failed`, `away`."""
+    is why not, and `since` is when that changed, in seconds since the epoch. `problems` are what else an operator should
+    look at, in sentences. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
 
     name: str
     store: str
@@ -41,4 +41,5 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     gateways: tuple[ClusterMember, ...] = ()
     hosts: tuple[ClusterHost, ...] = ()
+    problems: tuple[str, ...] = ()
     calls: Mapping[str, int] = {}

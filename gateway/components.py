@@ -237,13 +237,19 @@ class Components:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
         cluster.share_breakers(serving.chain.hops, serving.entries, serving.bus)
-        cluster.follow_hosts(self.settings.backends, self._is_reachable, self.use_hosts)
+        cluster.follow_hosts(self.settings.backends, self._generations, self._is_reachable, self.use_hosts)
 
     def use_hosts(self, hosts: Sequence[JoinedHost]) -> None:
         """These hosts have joined the cluster, and no others."""
         self.joining.update(hosts)
         if self.on_hosts is not None:
             self.on_hosts(self.joining.wanted)
+
+    def _generations(self) -> dict[str, int]:
+        """The generations of the supervisors that the file names, as far as they have been reached."""
+        hosts = self.serving.hosts
+        named = {name: hosts[name].status for name in self.settings.backends if name in hosts}
+        return {name: status.generation for name, status in named.items() if status is not None}
 
     def _is_reachable(self, name: str) -> bool:
         host = self.serving.hosts.get(name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -61,5 +64,23 @@ def chain_with(order: Sequence[str], supervised: Iterable[str], joined: Iterable
 
 
 def is_configured(url: str, backends: Mapping[str, BackendSettings]) -> bool:
-    """Whether the file names the supervisor at this address."""
-    return any(each.kind == "supervisor" and each.shown_url == url.rstrip("/") for each in backends.values())
+    """Whether the file names the supervisor at this address, however it spells it."""
+    place = _place(url)
+    return any(each.kind == "supervisor" and _place(each.shown_url) == place for each in backends.values())
+
+
+def _place(url: str) -> tuple[str, ...]:
+    """An address in the form in which all its spellings are the same."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return (url,)
+    if parts.scheme not in ("http", "https"):
+        return (url,)
+    if host == "localhost":
+        host = "127.0.0.1"
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        host = str(getattr(address, "ipv4_mapped", None) or address)
+    return (parts.scheme, host, str(port or (443 if parts.scheme == "https" else 80)), parts.path.rstrip("/"))

@@ -56,7 +56,7 @@ def create_app(
         host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
         engine_environ = without_secrets(environ, configuration.settings.cluster)
         manager = create_manager(configuration.profiles, settings, host=host, environ=engine_environ)
-    member = _host_member(configuration.settings)
+    member = _host_member(configuration.settings, manager)
     # Without a token of its own, one on loopback serves every gateway of this machine, as ever.
     is_open = token is None and is_loopback(parse_address(settings.listen)[0])
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
@@ -98,7 +98,7 @@ def create_app(
     return api
 
 
-def _host_member(settings: Settings) -> HostMember | None:
+def _host_member(settings: Settings, manager: EngineManager) -> HostMember | None:
     """`None` for a host that belongs to no cluster: nothing of it is imported then."""
     if settings.cluster is None or not joins_cluster(settings):
         return None
@@ -108,4 +108,10 @@ def _host_member(settings: Settings) -> HostMember | None:
         raise ConfigError(MISSING_CLUSTER_EXTRA) from error
     token = secret(settings.cluster.token, settings.cluster.token_file, "cluster.token_file")
     assert token is not None, "see `joins_cluster`"
-    return HostMember(settings.cluster, settings.supervisor, token=token, state=state_file)
+    return HostMember(
+        settings.cluster,
+        settings.supervisor,
+        token=token,
+        state=state_file,
+        generation=manager.status_now().generation,
+    )

@@ -255,7 +255,7 @@ def doctor(
             tested, findings = examiner.examine_model(target.model_name(model))
         notes = examiner.notes()
         machines = examiner.machines()
-        store = views.store_problem(target.status)
+        store, problems = views.store_problem(target.status), views.cluster_problems(target.status)
     if as_json:
         print_json(
             {
@@ -266,6 +266,7 @@ def doctor(
                 "programs": machines.programs,
                 "speeds": machines.speeds,
                 "store": store,
+                "cluster": problems,
             }
         )
     else:
@@ -310,7 +311,7 @@ def doctor(
                 Column("BY", wraps=True),
             ]
             print_table(columns, speed_rows(machines.speeds))
-        if store:
-            print_parts(store)
+        if store or problems:
+            print_parts(*filter(None, (store, *problems)))
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

@@ -102,7 +102,12 @@ def cluster(status: Mapping[str, Any]) -> list[str]:
         joined = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'} joined"
         shown = [f"{each['name']} ({each['url']})" for each in hosts]
         lines.append(f"  {joined}: {', '.join(shown)}")
-    return lines
+    return [*lines, *(f"  {each}" for each in cluster_problems(status))]
+
+
+def cluster_problems(status: Mapping[str, Any]) -> list[str]:
+    """What an operator should look at, besides the store."""
+    return [*((status.get("cluster") or {}).get("problems", ()))]  # older gateways have none
 
 
 def store_problem(status: Mapping[str, Any]) -> str:

@@ -131,17 +131,23 @@ class Cluster:
     def follow_hosts(
         self,
         configured: Mapping[str, BackendSettings],
+        generations: Callable[[], Mapping[str, int]],
         is_reachable: Callable[[str], bool],
         on_change: Callable[[Sequence[JoinedHost]], None],
     ) -> None:
-        """Hosts that join the cluster, but for those that are `configured`. Without a token there are none. To be called
-        before `run`; what was known before is reported at once."""
+        """Hosts that join the cluster, but for those that are `configured`: at the same address, or at another one where
+        the same supervisor answers, with the same of `generations`. Without a token there are none. To be called before
+        `run`; what was known before is reported at once."""
         keys = self._host_keys
         if keys is None:
             return
 
-        def on_hosts(records: Mapping[str, HostRecord]) -> None:
-            fresh = {each.id: each for each in records.values() if not is_configured(each.url, configured)}
+        def is_known(record: HostRecord) -> bool:
+            if is_configured(record.url, configured):
+                return True
+            return bool(record.generation) and record.generation in generations().values()
+
+        def on_hosts(fresh: Mapping[str, HostRecord]) -> None:
             names = named_hosts(((each.id, each.name) for each in fresh.values()), configured)
             self._joined = {
                 host_id: JoinedHost(
@@ -161,6 +167,7 @@ class Cluster:
             clock=self._clock,
             is_reachable=lambda host_id: (host := self._joined.get(host_id)) is not None and is_reachable(host.name),
             on_change=on_hosts,
+            is_known=is_known,
         )
         self._directory.restore()
         self._runs.append(self._directory.run)
@@ -193,6 +200,7 @@ class Cluster:
                 )
                 for host_id, host in sorted(self._joined.items(), key=lambda item: item[1].name)
             ) if (directory := self._directory) is not None else (),
+            problems=tuple(filter(None, (self.membership.problem,))),
             calls=dict(self.store.calls),
         )  # fmt: skip
 

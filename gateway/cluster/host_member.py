@@ -27,11 +27,18 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE
 
 class HostMember:
     """`token` is what gateways of the cluster send. `run` until cancelled, then `close`. `state` is where a file of this name
-    is kept."""
+    is kept, `generation` the supervisor's."""
 
     def __init__(
-        self, settings: ClusterSettings, supervisor: SupervisorSettings, *, token: str, state: Callable[[str], Path]
+        self,
+        settings: ClusterSettings,
+        supervisor: SupervisorSettings,
+        *,
+        token: str,
+        state: Callable[[str], Path],
+        generation: int = 0,
     ) -> None:
+        self._generation = generation
         self._settings = settings
         self._supervisor = supervisor
         self._since = round(time.time(), 3)
@@ -71,6 +78,7 @@ class HostMember:
             url=url,
             certificate=await anyio.to_thread.run_sync(self._read_certificate),
             since=self._since,
+            generation=self._generation,
         )
 
     def _read_certificate(self) -> str | None:

@@ -27,19 +27,22 @@ _CHANNEL = "hosts"
 _INDEX = "hosts"
 
 #: The records of all hosts that are alive.
-_LIST = Script("""
+_LIST = Script(
+    """
 local records = {}
 for _, each in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    local found = redis.call('GET', ARGV[1] .. each)
-    if found then records[#records + 1] = found end
+    local found = redis.pcall('GET', ARGV[1] .. each)
+    if type(found) == 'string' then records[#records + 1] = found end
 end
 return records
-""")
+""",
+    types=("zset",),
+)
 
 
 class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A host of the cluster. `id` stays the same over its restarts; `certificate` is the supervisor's, as PEM; `since` is its
-    start, in seconds since the epoch."""
+    start, in seconds since the epoch, and `generation` that of its supervisor's status, 0 from earlier releases."""
 
     id: str
     name: str
@@ -47,6 +50,7 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     certificate: str | None = None
     since: float = 0.0
+    generation: int = 0
 
 
 class HostKeys:
@@ -61,8 +65,26 @@ class HostKeys:
         return hmac.digest(self._key, host_id.encode(), "sha256").hex()
 
 
+def opened_host(signer: Signer, record: bytes) -> HostRecord | None:
+    """The host that a record in the store is about; `None` if a stranger wrote it, or if it cannot be read."""
+    content = signer.opened(record)
+    try:
+        host = None if content is None else msgspec.json.decode(content, type=HostRecord)
+        if host is None or not is_host_url(host.url):
+            return None
+        if host.certificate is not None:
+            certificate_context(host.certificate)
+    except (msgspec.MsgspecError, RecursionError, ssl.SSLError, ValueError):
+        return None
+    return host
+
+
 class HostReporter:
-    """Reports a host while it is up. `own` returns its record, `None` while it has none."""
+    """Reports a host while it is up. `own` returns its record, `None` while it has none.
+
+    A machine that was copied has the identity of another host. Of two that report themselves, the one that comes later does
+    not join, and says so, until the other one is gone; of two at once, the one that has started first. `twin` is the other.
+    """
 
     scripts = (REPORT,)
 
@@ -74,38 +96,95 @@ class HostReporter:
         self._id = own_id
         self._own = own
         self._now = anyio.Event()
-        store.on_connect(self._now_please)
+        self._reported = False
+        self.twin: HostRecord | None = None
+        store.on_connect(self._on_connect)
 
     async def run(self) -> None:
         """Report until cancelled, and then that it leaves."""
         try:
             while True:
                 record = await self._own()
-                if record is not None:
-                    await self._report(self._signer.signed(msgspec.json.encode(record)))
+                try:
+                    if record is not None:
+                        await self._join(record)
+                except StoreAway:
+                    pass
                 with anyio.move_on_after(HEARTBEAT_S):
                     await self._now.wait()
                 self._now = anyio.Event()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._report(b"")
+                try:
+                    if self._reported:
+                        await self._report(b"")
+                except StoreAway:
+                    pass
 
-    async def _report(self, record: bytes) -> None:
-        try:
-            await self._store.run_script(
-                REPORT,
-                [_INDEX, f"host:{self._id}"],
+    async def _join(self, own: HostRecord) -> None:
+        """Report this host, unless another one has its place."""
+        if not self._reported:
+            other = await self._other(own)
+            # A record that nothing renews is one of before a crash: it is gone once it has expired.
+            if other is not None and other.url != own.url:
+                if self.twin == other:
+                    return
+                with anyio.move_on_after(LIFETIME_S + 1):
+                    await self._gone(own)
+                    other = None
+                if other is not None:
+                    self._see_twin(other)
+                    return
+        before, *_ = await self._report(self._signer.signed(msgspec.json.encode(own)))
+        found = opened_host(self._signer, before) if self._reported and before else None
+        self._reported = True
+        if found is None or found.since == own.since:
+            self.twin = None
+            return
+        self._see_twin(found)
+        if found.since > own.since:
+            self._reported = False  # gateways believe the one that has started last
+
+    async def _gone(self, own: HostRecord) -> None:
+        while await self._other(own) is not None:  # noqa: ASYNC110 - what is waited for happens in another process
+            await anyio.sleep(0.5)
+
+    async def _other(self, own: HostRecord) -> HostRecord | None:
+        """The record of another process at this host's place."""
+        key = f"{self._store.prefix}host:{self._id}"
+        record = await self._store.execute("GET", key, limit_s=BACKGROUND_LIMIT_S, types=((key, "string"),))
+        found = opened_host(self._signer, record or b"")
+        return None if found is None or found.since == own.since else found
+
+    def _see_twin(self, found: HostRecord) -> None:
+        if self.twin is None or self.twin.since != found.since:
+            logger.error(
+                "host %s at %s has the same identity, %s, as this one: one of their machines is a copy of the other, and "
+                "gateways use the one that %s; delete the file cluster-host in the state directory of one of them and "
+                "restart it",
+                found.name,
+                found.url,
                 self._id,
-                record,
-                int(LIFETIME_S * 1000),
-                self._store.prefix + _CHANNEL,
-                f"{self._store.prefix}host:",
-                limit_s=BACKGROUND_LIMIT_S,
+                "has started last" if self._reported else "was there first",
             )
-        except StoreAway:
-            pass
+        self.twin = found
 
-    def _now_please(self) -> None:
+    async def _report(self, record: bytes) -> list[bytes]:
+        found: list[bytes] = await self._store.run_script(
+            REPORT,
+            [_INDEX, f"host:{self._id}"],
+            self._id,
+            record,
+            int(LIFETIME_S * 1000),
+            self._store.prefix + _CHANNEL,
+            f"{self._store.prefix}host:",
+            limit_s=BACKGROUND_LIMIT_S,
+        )
+        return found
+
+    def _on_connect(self) -> None:
+        """While the store was away, another one may have taken this host's place."""
+        self._reported = False
         self._now.set()
 
 
@@ -116,8 +195,8 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class HostDirectory:
-    """The hosts that have reported themselves. `on_change` is called when they change; `is_reachable` says whether this
-    gateway reaches the host with an id.
+    """The hosts that have reported themselves. `on_change` is called when they change, or when those that a file names as
+    well do: `is_known` says which. `is_reachable` says whether this gateway reaches the host with an id.
 
     While the store is away, all hosts stay, and `file` keeps them over restarts. Otherwise one is dropped that has neither
     reported itself nor been reachable for `forgotten_s`.
@@ -134,6 +213,7 @@ class HostDirectory:
         clock: Callable[[], float],
         is_reachable: Callable[[str], bool],
         on_change: Callable[[Mapping[str, HostRecord]], None],
+        is_known: Callable[[HostRecord], bool] = lambda _: False,
         forgotten_s: float = FORGOTTEN_S,
     ) -> None:
         self._store = store
@@ -141,6 +221,8 @@ class HostDirectory:
         self._clock = clock
         self._is_reachable = is_reachable
         self._on_change = on_change
+        self._is_known = is_known
+        self._known: set[str] = set()
         self._forgotten_s = forgotten_s
         self._file = JsonStore(file, _Known, contents="hosts of the cluster")
         self._signed: dict[str, bytes] = {}
@@ -174,7 +256,7 @@ class HostDirectory:
         now, found, refused = self._clock(), dict(self.hosts), set()
         signed = dict(self._signed)
         for record in records:
-            host = self._host(record)
+            host = opened_host(self._signer, record)
             if host is None:
                 refused.add(record)
                 continue
@@ -191,23 +273,12 @@ class HostDirectory:
                 self._heard_at[host_id] = now
             if now - self._heard_at[host_id] > self._forgotten_s:
                 del found[host_id], signed[host_id], self._heard_at[host_id]
-        if found == self.hosts:
+        known = {host_id for host_id, host in found.items() if self._is_known(host)}
+        if found == self.hosts and known == self._known:
             return
-        self.hosts, self._signed = found, signed
+        self.hosts, self._signed, self._known = found, signed, known
         self._file.write(lambda: _Known(tuple(signed.values())))
-        self._on_change(found)
-
-    def _host(self, record: bytes) -> HostRecord | None:
-        content = self._signer.opened(record)
-        try:
-            host = None if content is None else msgspec.json.decode(content, type=HostRecord)
-            if host is None or not is_host_url(host.url):
-                return None
-            if host.certificate is not None:
-                certificate_context(host.certificate)
-        except (msgspec.MsgspecError, RecursionError, ssl.SSLError, ValueError):
-            return None
-        return host
+        self._on_change({host_id: host for host_id, host in found.items() if host_id not in known})
 
     def _on_connect(self) -> None:
         """No host could report itself while the store was away, so that time does not count."""

@@ -260,7 +260,7 @@ return {{string.format('%.17g', now), answer, damaged}}
 )
 
 #: This gateway stops, and leaves its share to the others.
-LEAVE: Final = Script("return redis.call('ZREM', KEYS[1], ARGV[1])")
+LEAVE: Final = Script("return redis.call('ZREM', KEYS[1], ARGV[1])", types=("zset",))
 
 #: The names of all books. Something else at the place of their index is removed.
 NAMES: Final = Script("""

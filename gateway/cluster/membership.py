@@ -17,8 +17,10 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S, LIFETIME_S = 2.0, 6.0
 _CHANNEL = "members"
 
-#: Reports the member KEYS[2] and returns the records of all that are alive. A member without a record leaves.
-REPORT = Script("""
+#: Reports the member KEYS[2]. Returns the record that was there before, and those of all that are alive. A member without
+#: a record leaves.
+REPORT = Script(
+    """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local index, id, record, lifetime = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -27,20 +29,23 @@ if record == '' then
     redis.call('ZREM', index, id)
     redis.call('DEL', KEYS[2])
     redis.call('PUBLISH', ARGV[4], id)
-    return {}
+    return {''}
 end
+local before = redis.call('GET', KEYS[2])
 redis.call('SET', KEYS[2], record, 'PX', lifetime)
 redis.call('ZADD', index, now, id)
 redis.call('PEXPIRE', index, lifetime)
 redis.call('ZREMRANGEBYSCORE', index, '-inf', now - lifetime)
 redis.call('PUBLISH', ARGV[4], known and '' or id)
-local records = {}
+local records = {before or ''}
 for _, each in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-    local found = redis.call('GET', ARGV[5] .. each)
-    if found then records[#records + 1] = found end
+    local found = redis.pcall('GET', ARGV[5] .. each)
+    if type(found) == 'string' then records[#records + 1] = found end
 end
 return records
-""")
+""",
+    types=("zset", "string"),
+)
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,13 +80,18 @@ class Signer:
 
 
 class Membership:
-    """Reports this gateway and knows the others. While the store is away, the last known members stay."""
+    """Reports this gateway and knows the others. While the store is away, the last known members stay.
+
+    `twin` is another process that reports itself with this gateway's identity: a copy of its machine, which has its file.
+    """
 
     scripts = (REPORT,)
 
     def __init__(self, store: Store, signer: Signer, own: Member) -> None:
         self.own = own
         self.members: dict[str, Member] = {own.id: own}
+        self.twin: Member | None = None
+        self._reported = False
         self.store = store
         self._signer = signer
         self._record = signer.signed(msgspec.json.encode(own))
@@ -95,7 +105,10 @@ class Membership:
         try:
             while True:
                 try:
-                    self._see(await self._report(self._record))
+                    before, *records = await self._report(self._record)
+                    self._look_for_twin(before)
+                    self._reported = True
+                    self._see(records)
                 except StoreAway:
                     pass
                 with anyio.move_on_after(HEARTBEAT_S):
@@ -120,6 +133,26 @@ class Membership:
             limit_s=BACKGROUND_LIMIT_S,
         )
         return found
+
+    def _look_for_twin(self, before: bytes) -> None:
+        """`before` is the record that this report has replaced: this gateway's own, or what was there before its start."""
+        found = self._member(before) if self._reported and before else None
+        if found is None or found.since == self.own.since:
+            return
+        before_that, self.twin = self.twin, found
+        if before_that is None or before_that.since != found.since:
+            logger.error("%s", self.problem)
+
+    @property
+    def problem(self) -> str:
+        """What an operator should know of `twin`; empty without one."""
+        if self.twin is None:
+            return ""
+        return (
+            f"gateway {self.twin.name} at {', '.join(self.twin.listen)} has the same identity, {self.own.id}, as this one: "
+            "one of their machines is a copy of the other; delete the file cluster-member in the state directory of one "
+            "of them and restart it"
+        )
 
     def _see(self, records: list[bytes]) -> None:
         found: dict[str, Member] = {self.own.id: self.own}

@@ -51,11 +51,15 @@ while redis.call('ZCARD', order) > tonumber(ARGV[7]) do remove(hash, redis.call(
 redis.call('EXPIRE', hash, ARGV[6])
 redis.call('EXPIRE', order, ARGV[6])
 return 1
-"""
+""",
+    types=("hash", "zset"),
 )
-_DELETE = Script(_REMOVE + "remove(KEYS[1], ARGV[1]) redis.call('ZREM', KEYS[2], ARGV[1]) return 1")
+_DELETE = Script(
+    _REMOVE + "remove(KEYS[1], ARGV[1]) redis.call('ZREM', KEYS[2], ARGV[1]) return 1", types=("hash", "zset")
+)
 #: The records of responses, or of those that have an item, and of all before them.
-_READ = Script("""
+_READ = Script(
+    """
 local hash, found, seen, bytes = KEYS[1], {}, {}, 0
 for place = 2, #ARGV do
     local id = ARGV[place]
@@ -71,7 +75,9 @@ for place = 2, #ARGV do
     end
 end
 return found
-""")
+""",
+    types=("hash",),
+)
 
 
 _Key = tuple[str, str]

@@ -19,7 +19,8 @@ _MAX_ENDED = 10_000
 _CLEAN_S = 600.0
 
 #: Writes records by the hashes of their cookies. Those of begun sessions never replace what is there, which may be an end.
-_WRITE = Script("""
+_WRITE = Script(
+    """
 for place = 2, #ARGV - 2, 3 do
     local name, record, ended = ARGV[place], ARGV[place + 1], ARGV[place + 2]
     if ended == '1' then
@@ -31,7 +32,9 @@ for place = 2, #ARGV - 2, 3 do
 end
 redis.call('EXPIRE', KEYS[1], tonumber(ARGV[#ARGV]))
 return 1
-""")
+""",
+    types=("hash",),
+)
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True):
@@ -135,7 +138,9 @@ class SharedSessions:
     async def _read(self) -> None:
         """Take over what others have written, and remove what has expired, or was too much."""
         key = self._store.prefix + _HASH
-        fields: dict[bytes, bytes] = await self._store.execute("HGETALL", key, limit_s=BACKGROUND_LIMIT_S)
+        fields: dict[bytes, bytes] = await self._store.execute(
+            "HGETALL", key, limit_s=BACKGROUND_LIMIT_S, types=((key, "hash"),)
+        )
         records = {name: self._opened(value) for name, value in fields.items()}
         for record in sorted((each for each in records.values() if each is not None), key=lambda each: each.until):
             if record.until > self._wall():

@@ -43,10 +43,12 @@ class StoreAway(Exception):
 
 
 class Script:
-    """A step in Lua that the server runs as a whole. `source` is loaded once per connection."""
+    """A step in Lua that the server runs as a whole. `source` is loaded once per connection; `types` are those of its keys,
+    for scripts that do not look themselves."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, types: Sequence[str] = ()) -> None:
         self.source = source
+        self.types = tuple(types)
         self.sha: bytes | str = ""
 
 
@@ -59,8 +61,11 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Command(NamedTuple):
+    """`types` are those that its keys should have."""
+
     words: tuple[Any, ...]
     answer: asyncio.Future[Any]
+    types: Sequence[tuple[str, str]]
 
 
 class Store:
@@ -68,7 +73,8 @@ class Store:
 
     The first command that fails or is late opens the circuit: from then on `execute` raises `StoreAway` without waiting,
     until a new connection has proven that it is fast and can be written. Commands of several callers are sent together, in
-    the order of the calls. All keys start with `prefix`. `calls` counts commands of requests by their outcome.
+    the order of the calls. All keys start with `prefix`. What something else has put at one of them is removed, if its type
+    is another one; the command fails, and the store stays in use. `calls` counts commands of requests by their outcome.
     """
 
     def __init__(
@@ -100,7 +106,8 @@ class Store:
         return self.state.connected
 
     def on_connect(self, listener: Callable[[], None]) -> None:
-        """Call `listener` each time that the store can be used again, before any other command is sent."""
+        """Call `listener` each time that the store can be used again, before any other command is sent, and when an entry
+        of it was lost."""
         self._on_connect.append(listener)
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None]) -> None:
@@ -116,15 +123,21 @@ class Store:
     ) -> Any:
         """Run a script; `keys` are without the prefix. Raises `StoreAway`."""
         named = [self.prefix + key for key in keys]
-        return await self.execute("EVALSHA", script.sha, len(named), *named, *arguments, limit_s=limit_s)
+        types = tuple(zip(named, script.types, strict=False))
+        return await self.execute("EVALSHA", script.sha, len(named), *named, *arguments, limit_s=limit_s, types=types)
 
-    async def execute(self, *words: str | bytes | int | float, limit_s: float = REQUEST_LIMIT_S) -> Any:
-        """Send a command and return its answer. Raises `StoreAway`."""
+    async def execute(
+        self,
+        *words: str | bytes | int | float,
+        limit_s: float = REQUEST_LIMIT_S,
+        types: Sequence[tuple[str, str]] = (),
+    ) -> Any:
+        """Send a command and return its answer; `types` are those that its keys should have. Raises `StoreAway`."""
         if not self.connected:
             self.calls["away"] += 1
             raise StoreAway
         loop = asyncio.get_running_loop()
-        command = _Command(words, loop.create_future())
+        command = _Command(words, loop.create_future(), types)
         self._queue.append(command)
         self._wake.set()
         timer = loop.call_later(limit_s, self._expire, command, limit_s, _PASSES)
@@ -245,7 +258,11 @@ class Store:
                 answers = await pipeline.execute(raise_on_error=False)
                 failure: Exception | None = None
                 for command, answer in zip(self._sent, answers, strict=True):
-                    if isinstance(answer, Exception):
+                    if isinstance(answer, Exception) and "WRONGTYPE" in str(answer):
+                        await self._remove_others(client, command)
+                        if not command.answer.done():
+                            command.answer.set_exception(StoreAway())
+                    elif isinstance(answer, Exception):
                         failure = answer
                     elif not command.answer.done():
                         command.answer.set_result(answer)
@@ -254,6 +271,21 @@ class Store:
                 self._sent = ()
         except _FAILURES as error:
             self._fail(_words(error))
+
+    async def _remove_others(self, client: Redis, command: _Command) -> None:
+        """Remove what has a wrong type at the places of a command, and have everyone write anew what may be lost."""
+        removed = False
+        for key, expected in command.types:
+            answer: Any = await client.type(key)
+            found = answer.decode()
+            if found not in (expected, "none"):
+                await client.delete(key)
+                removed = True
+                logger.warning(
+                    "%s in the store was overwritten: a %s instead of a %s; it is removed", key, found, expected
+                )
+        for listener in self._on_connect if removed else ():
+            listener()
 
     async def _listen(self, messages: PubSub) -> None:
         try:

@@ -44,6 +44,23 @@ def test_a_host_of_the_file_is_recognised_by_its_url() -> None:
     assert not is_configured("http://pc.lan:8080", {"pc": BackendSettings(kind="openai", url="http://pc.lan:8080")})
 
 
+@pytest.mark.parametrize(
+    ("written", "reported"),
+    [
+        ("http://PC.lan:80/", "http://pc.lan"),
+        ("https://pc.lan.", "https://pc.lan:443"),
+        ("http://[fe80:0:0::1]:8080", "http://[FE80::1]:8080/"),
+        ("http://localhost:8080", "http://127.0.0.1:8080"),
+        ("http://[::ffff:10.0.0.2]:8080", "http://10.0.0.2:8080"),
+    ],
+)
+def test_a_host_of_the_file_is_recognised_by_another_spelling_of_its_url(written: str, reported: str) -> None:
+    assert is_configured(reported, {"pc": BackendSettings(kind="supervisor", url=written)})
+    assert not is_configured(
+        reported.replace("http", "https", 1), {"pc": BackendSettings(kind="supervisor", url=written)}
+    )
+
+
 def test_a_renewed_certificate_makes_no_other_host() -> None:
     host = JoinedHost(name="pc", url="https://pc", token="t", certificate="one")
     assert host.is_at(JoinedHost(name="pc", url="https://pc", token="t", certificate="two"))

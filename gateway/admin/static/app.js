@@ -91,6 +91,7 @@ function update() {
   if (wrong !== null) notices.push(`The configuration has mistakes. Its last good state is in use until they are corrected: ${wrong.mistakes.join(" · ")}`);
   const cluster = state.cluster;
   if (cluster !== null && !cluster.connected) notices.push(`The store of cluster ${cluster.name} is away (${cluster.reason}). Its gateways go on with local values.`);
+  notices.push(...(cluster?.problems ?? []).map((each) => `Cluster: ${each}.`));
   show(mistakes, notices.length > 0);
   setText(mistakes, notices.join(" "));
   views.get(current)?.update?.();

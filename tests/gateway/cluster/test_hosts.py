@@ -13,7 +13,7 @@ from fakes.certificates import make_pair
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
-from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord, HostReporter
+from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord, HostReporter, opened_host
 from hostler.gateway.cluster.membership import Member, Membership, Signer
 
 pytestmark = [pytest.mark.anyio, needs_redis]
@@ -24,11 +24,11 @@ URL = "http://192.168.1.9:8080"
 class ReportingHost:
     """A host that reports itself while it runs."""
 
-    def __init__(self, url: str, name: str, *, token: str = "secret", at: str = URL) -> None:
-        self.record = HostRecord(id=name * 4, name=name, version="1", url=at)
+    def __init__(self, url: str, name: str, *, token: str = "secret", at: str = URL, since: float = 0.0) -> None:
+        self.record = HostRecord(id=name * 4, name=name, version="1", url=at, since=since)
         self.store = make_store(url, HostReporter.scripts)
-        self._reporter = HostReporter(self.store, HostKeys(token, "home"), self.record.id, self._own)
-        self.runs = (self.store.run, self._reporter.run)
+        self.reporter = HostReporter(self.store, HostKeys(token, "home"), self.record.id, self._own)
+        self.runs = (self.store.run, self.reporter.run)
 
     async def _own(self) -> HostRecord:
         return self.record
@@ -106,6 +106,71 @@ async def test_a_moved_host_is_found_at_its_new_address(server: RedisServer) -> 
         await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [host.record.url])
 
 
+async def test_a_copied_machine_does_not_take_the_place_of_its_original(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, first = Gateway(server.url), ReportingHost(server.url, "a", since=1.0)
+    copy = ReportingHost(server.url, "a", since=2.0, at="http://192.168.1.10:8080")
+    async with running(*gateway.runs):
+        async with running(*first.runs):
+            await until(lambda: gateway.names == ["a"])
+            async with running(*copy.runs):
+                await until(lambda: copy.reporter.twin == first.record)
+                assert f"host a at {URL} has the same identity, aaaa, as this one" in caplog.text
+                assert "use the one that was there first" in caplog.text
+                await until(lambda: first.store.connected and first.reporter.twin is None)
+            assert server("EXISTS", "hostler:home:host:aaaa") == ":1"  # its leaving has removed nothing
+        assert [each.url for each in gateway.directory.hosts.values()] == [URL]
+        # Once the original is gone, it joins.
+        async with running(*copy.runs):
+            await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [copy.record.url])
+
+
+async def test_of_two_copies_that_come_at_once_one_says_that_it_does_not_join(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, first = Gateway(server.url), ReportingHost(server.url, "a", since=1.0)
+    other = ReportingHost(server.url, "a", since=2.0, at="http://192.168.1.10:8080")
+    async with running(*gateway.runs, first.store.run, other.store.run):
+        await until(lambda: first.store.connected and other.store.connected)
+        first.reporter._reported = other.reporter._reported = True  # neither has seen the other when it looked
+        async with running(first.reporter.run, other.reporter.run):
+            await until(lambda: first.reporter.twin is not None)
+            await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [other.record.url])
+    assert "use the one that has started last" in caplog.text
+
+
+async def test_a_host_is_known_once_the_same_supervisor_answers_at_an_address_of_the_file() -> None:
+    known: list[int] = []
+    seen: list[list[str]] = []
+    keys = HostKeys("secret", "home")
+    directory = HostDirectory(
+        make_store("redis://127.0.0.1:1"), keys, file=None, clock=time.monotonic, is_reachable=lambda _: True,
+        on_change=lambda hosts: seen.append(sorted(hosts)), is_known=lambda host: host.generation in known,
+    )  # fmt: skip
+    hosts = [HostRecord(id=name, name=name, version="1", url=URL, generation=ord(name)) for name in "ab"]
+    for generations in ([], [ord("a")], [ord("a")], []):
+        known[:] = generations
+        directory._see([keys.signer.signed(msgspec.json.encode(host)) for host in hosts])
+    assert seen == [["a", "b"], ["b"], ["a", "b"]]
+
+
+async def test_something_else_at_a_place_of_the_store_is_removed_and_keeps_nobody_from_it(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, host = Gateway(server.url), ReportingHost(server.url, "a")
+    server("SET", "hostler:home:hosts", "wrong")
+    server("LPUSH", "hostler:home:host:aaaa", "wrong")
+    async with running(*gateway.runs, *host.runs):
+        await until(lambda: gateway.names == ["a"])
+        server("SET", "hostler:home:hosts", "wrong again")
+        await until(lambda: server("ZCARD", "hostler:home:hosts") == ":1")
+        assert gateway.store.connected and host.store.connected
+    assert "hostler:home:hosts in the store was overwritten: a string instead of a zset; it is removed" in caplog.text
+    assert "hostler:home:host:aaaa in the store was overwritten: a list" in caplog.text
+    assert "the store cannot be used" not in caplog.text
+
+
 def record(name: str, url: str = URL) -> bytes:
     return msgspec.json.encode(HostRecord(id=name * 4, name=name, version="1", url=url))
 
@@ -159,8 +224,7 @@ def test_each_host_has_a_token_of_its_own() -> None:
 def test_a_record_with_something_else_than_a_certificate_is_refused(tmp_path: Path) -> None:
     localhost = make_pair(tmp_path, "localhost")
     keys = HostKeys("secret", "home")
-    directory = Gateway("redis://127.0.0.1:1").directory
     record = HostRecord(id="a", name="a", version="1", url=URL)
     for text, accepted in ((Path(localhost.cert).read_text(), True), ("no certificate", False), ("é", False)):
         signed = keys.signer.signed(msgspec.json.encode(msgspec.structs.replace(record, certificate=text)))
-        assert (directory._host(signed) is not None) is accepted
+        assert (opened_host(keys.signer, signed) is not None) is accepted

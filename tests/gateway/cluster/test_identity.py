@@ -33,7 +33,27 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "member").write_bytes(b"\xff" * 100)
     first = Identity(tmp_path / "member")
     first.close()
-    assert (tmp_path / "member").read_text().strip() == first.id
+    assert (tmp_path / "member").read_text().split()[0] == first.id
+
+
+def test_a_copy_of_the_machine_has_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    machine, file = tmp_path / "machine-id", tmp_path / "member"
+
+    def start() -> str:
+        identity = Identity(file, machine)
+        identity.close()
+        return identity.id
+
+    file.write_text("0123456789abcdef\n")  # of a release that did not know the machine
+    machine.write_text("b5c0\n")
+    assert start() == start() == "0123456789abcdef"
+    assert "b5c0" not in file.read_text()
+    machine.write_text("77aa\n")
+    copy = start()
+    assert copy == start() != "0123456789abcdef"
+    assert caplog.text.count("was copied from another machine") == 1
+    machine.write_text("")  # an image for containers has none
+    assert start() == copy
 
 
 def test_a_gateway_runs_where_it_cannot_keep_one(tmp_path: Path) -> None:

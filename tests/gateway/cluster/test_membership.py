@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
@@ -48,6 +49,15 @@ async def test_a_gateway_that_is_silent_is_gone_after_a_while(server: RedisServe
                 second.store.state = type(second.store.state)(connected=False, reason="killed", since=0)
                 killed.cancel()
         await until(lambda: names(first) == ["a"])
+
+
+async def test_a_copied_gateway_is_reported_by_both(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    first, copy = member(server.url, "a"), member(server.url, "a")
+    copy.own = msgspec.structs.replace(copy.own, since=2.0, listen=("10.0.0.2:8000",))
+    copy._record = copy._signer.signed(msgspec.json.encode(copy.own))
+    async with running(first.store.run, first.run, copy.store.run, copy.run):
+        await until(lambda: first.twin == copy.own and copy.twin == first.own)
+    assert "gateway a at 10.0.0.2:8000 has the same identity, aaaa, as this one" in caplog.text
 
 
 async def test_strangers_and_members_of_other_clusters_do_not_join(
