@@ -6,20 +6,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import nox
 from packaging.requirements import Requirement
@@ -45,9 +39,6 @@ SIDE_BY_SIDE = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorde
 
 #: The same hypothesis examples for every change. pytest on its own picks others each time.
 SAME_EXAMPLES = "--hypothesis-seed=0"
-
-#: Longest time from start to first answer for a fresh installation on a busy machine, with the model in the cache.
-PATIENCE_S = 120.0
 
 
 @nox.session
@@ -468,11 +459,7 @@ def package(session: nox.Session) -> None:
         (wheel,) = folder.glob("*.whl")
         session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, built from the sdist")
         with session.chdir(folder):
-            environment = folder / "environment"
-            session.run("python", "-m", "virtualenv", "--quiet", str(environment))
-            _check_without_engine(session, environment, wheel)
-            model = _check_with_engine(session, environment, wheel)
-            _check_newcomer(session, wheel, model)
+            session.run("python", str(ROOT / "tests" / "fresh_install.py"), str(wheel), env=CLEAN)
 
 
 @nox.session(default=False)
@@ -497,11 +484,6 @@ def dist(session: nox.Session) -> None:
     session.log(f"{', '.join(sorted(file.name for file in out.iterdir()))} and {sbom.name}")
 
 
-#: The highest exposure level that systemd may report for each unit, from 0 (closed) to 10 (open). Version 252 reports
-#: 1.2, 1.5 and 2.2; other versions differ slightly.
-EXPOSURE = {"hostler-gateway": 1.5, "hostler-small": 1.8, "hostler-supervisor": 2.5}
-
-
 @nox.session
 def deploy(session: nox.Session) -> None:
     """Lint what is shipped to run Hostler: units, containers, proxies, objects of Kubernetes, and examples."""
@@ -517,10 +499,6 @@ def deploy(session: nox.Session) -> None:
         tools = _kubernetes_tools(session, room)
         session.run("pytest", *tests, env={**CLEAN, "HOSTLER_KUBERNETES_TOOLS": str(tools)})
         _check_kubernetes(session, folder / "kubernetes", room, tools)
-    if shutil.which("systemd-analyze") is None:
-        session.log("skipped the units: systemd-analyze not found (on Debian: apt install systemd)")
-        return
-    _check_units(session, folder)
 
 
 #: Long lines as in the project's documents; short mappings may be written in braces.
@@ -566,116 +544,6 @@ def _check_kubernetes(session: nox.Session, folder: Path, room: Path, tools: Pat
         objects.write_text(_output(session, tools / program, *arguments), encoding="utf-8")
         # Those of the Prometheus operator have no schema here.
         session.run("kubernetes-validate", "--strict", "--quiet", "--no-warn", str(objects))
-
-
-def _check_units(session: nox.Session, folder: Path) -> None:
-    """systemd accepts the units, and reports no higher exposure level than allowed."""
-    with _folder(session) as room:
-        for unit in sorted([*folder.glob("*.service"), *folder.glob("*.socket")]):
-            # Nothing is installed in /opt here: this session's program is used.
-            program = str(Path(session.bin) / "hostler")
-            text = unit.read_text(encoding="utf-8").replace("/opt/hostler/bin/hostler", program)
-            (room / unit.name).write_text(text, encoding="utf-8")
-        units = sorted(str(unit) for unit in room.iterdir())
-        # Both streams, since unknown settings are only warnings.
-        done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, env=_environment())
-        if done.returncode or done.stdout or done.stderr:
-            session.error(f"systemd-analyze verify: {done.stdout}{done.stderr}")
-        session.log(f"systemd accepts {', '.join(Path(unit).name for unit in units)}")
-        for name, limit in EXPOSURE.items():
-            command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(room / f"{name}.service")]
-            report = subprocess.run(command, capture_output=True, text=True, env=_environment()).stdout
-            found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", report)
-            if found is None:
-                session.error(f"systemd-analyze security reports no exposure level for {name}: {report}")
-            session.log(f"{name}.service: exposure {found[1]}, at most {limit}")
-            if float(found[1]) > limit:
-                session.error(f"the exposure level of {name}.service is above {limit}:\n{report}")
-
-
-def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """The wheel alone: all of its files and no others are installed, commands run, a missing engine is explained."""
-    _pip(session, environment, str(wheel))
-    hostler, python = environment / "bin" / "hostler", environment / "bin" / "python"
-    session.run(str(python), "-c", INSTALLED, external=True, log=False)
-    version = _output(session, hostler, "--version")
-    if version != f"hostler {wheel.name.split('-')[1]}":
-        session.error(f"{wheel.name} reports its version as {version!r}")
-    checked = subprocess.run([hostler, "check"], env=_environment(), capture_output=True)
-    if checked.returncode != 2 or b"no engine is installed" not in checked.stderr:
-        session.error(f"expected `hostler check` to miss the engine, got {checked.stderr.decode()!r}")
-    if "properties" not in str(json.loads(_output(session, hostler, "schema"))):
-        session.error("`hostler schema` printed no schema")
-    _output(session, python, "-m", "hostler.gateway", "--help")
-    engine = subprocess.run(
-        [python, "-m", "hostler.supervisor.embedded.server", "-m", "missing.gguf"],
-        env=_environment(),
-        capture_output=True,
-    )
-    if engine.returncode == 0 or b"Traceback" in engine.stderr:
-        session.error(f"expected an error about the missing engine, got {engine.stderr.decode()!r}")
-
-
-def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> Path:
-    """The wheel with its engine: `hostler up` answers a chat, and no process is left when it has stopped. Returns the model."""
-    _pip(session, environment, f"{wheel}[embedded]")
-    hostler = environment / "bin" / "hostler"
-    _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.embedded.server", "--help")
-    model = _pull(session, hostler)
-    # A free port, since other programs and other runs of this check may use the default one.
-    configuration = Path("port-of-its-own.yaml")
-    configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
-    with _running(session, hostler, "up", "--config", configuration) as url:
-        answer = _answer(session, url, "smollm2")
-        engines = _engines(session, url)
-    if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
-        session.error(f"expected an engine that has run and is gone; these ran: {engines}")
-    session.log(f"answer of the fresh installation: {answer!r}")
-    if not answer.strip():
-        session.error("the answer is empty")
-    return model
-
-
-def _check_newcomer(session: nox.Session, wheel: Path, model: Path) -> None:
-    """From nothing to answers of three models of one's own with the two commands of the README, and nothing else.
-
-    What each has taken is printed, and never checked: it depends on the machine.
-    """
-    environment, models = Path("newcomer").resolve(), Path("models").resolve()
-    session.run("python", str(ROOT / "tests" / "fakes" / "model_copies.py"), str(model), str(models), silent=True)
-    session.run("python", "-m", "virtualenv", "--quiet", str(environment))
-    begun = time.monotonic()
-    _pip(session, environment, f"{wheel}[embedded]")
-    installed = time.monotonic()
-    # A free port, as above.
-    command = (environment / "bin" / "hostler", "up", models, "--listen", "127.0.0.1:0")
-    with _running(session, *command, patience_s=3 * PATIENCE_S) as url:
-        answers = {"chat": _answer(session, url, "chat-q8_0")}
-        answered = time.monotonic()
-        answers["split"] = _answer(session, url, "big")
-        found = _ask(session, f"{url}/v1/embeddings", {"model": "vectors-f16", "input": "Hello"})
-    if not all(answer.strip() for answer in answers.values()) or not any(found["data"][0]["embedding"]):
-        session.error(f"an answer is empty: {answers}, {found}")
-    session.log(
-        f"2 commands: installed after {installed - begun:.0f} s, first answer {answered - installed:.0f} s later, "
-        f"all three models after {time.monotonic() - installed:.0f} s"
-    )
-
-
-#: Runs in a fresh environment: checks which files the wheel has installed, and where.
-INSTALLED = """
-import sys
-from importlib.metadata import files
-
-paths = {str(path) for path in files("hostler")}
-wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/app.py", "hostler/gateway/admin/static/app.js", "hostler/supervisor/manager.py",
-          "hostler/adapters/openai/adapter.py", "hostler/gateway/middleware/base.py", "hostler/gateway/backends/transport.py"}
-missing = wanted - paths
-own = ("hostler/", "hostler-", "../../../bin/hostler", "../../../share/man/man1/hostler.1")
-strange = {path for path in paths if not path.startswith(own)}
-if missing or strange:
-    sys.exit(f"missing from the wheel: {sorted(missing)}; outside the package: {sorted(strange)}")
-"""
 
 
 def _install(session: nox.Session, group: str, *more: str) -> None:
@@ -728,13 +596,6 @@ def _bare_environment(session: nox.Session, environment: Path, requirement: str)
         session.run("python", "-m", "pip", "--python", python, "install", "--quiet", requirement)
 
 
-def _pip(session: nox.Session, environment: Path, requirement: str) -> None:
-    """Install into another environment with its own pip, as users do."""
-    python = environment / "bin" / "python"
-    settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    session.run(str(python), "-m", "pip", "install", "--quiet", requirement, env=settings, external=True)
-
-
 def _output(session: nox.Session, program: Path, *arguments: str) -> str:
     """The output of a command; if it fails, so does the session."""
     output = session.run(str(program), *arguments, silent=True, external=True, env=CLEAN)
@@ -749,63 +610,3 @@ def _pull(session: nox.Session, hostler: Path) -> Path:
 
 def _environment() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if name not in CLEAN}
-
-
-@contextmanager
-def _running(session: nox.Session, *command: str | Path, patience_s: float = PATIENCE_S) -> Iterator[str]:
-    """Run a gateway for that long at most, and yield its address. Prints its log and fails if it does not start or stop cleanly."""
-    with Path("log").open("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        overdue = threading.Timer(patience_s, process.kill)
-        overdue.start()
-        well = False
-        try:
-            for line in process.stdout:
-                if found := re.search(r"listens on (http://\S+)", line):
-                    yield found[1]
-                    break
-            else:
-                session.error(f"the gateway did not start within {patience_s:.0f} s")
-            if process.poll() is not None:
-                session.error(f"the gateway exited by itself, with code {process.returncode}")
-            process.send_signal(signal.SIGTERM)
-            process.stdout.read()
-            if process.wait() != 0:
-                session.error(f"the gateway was stopped and exited with code {process.returncode}")
-            well = True
-        finally:
-            overdue.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            if not well:
-                log.seek(0)
-                session.log(f"the gateway's log:\n{log.read()}")
-
-
-def _answer(session: nox.Session, url: str, model: str) -> str:
-    """A complete, unstreamed chat answer."""
-    question = {"model": model, "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
-    return str(_ask(session, f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
-
-
-def _engines(session: nox.Session, url: str) -> list[int]:
-    """Process ids of the engines that are running."""
-    hosts = _ask(session, f"{url}/admin/status", None)["hosts"]
-    return [model["pid"] for host in hosts for model in host["host"]["models"] if model["pid"]]
-
-
-def _ask(session: nox.Session, url: str, body: dict[str, Any] | None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=PATIENCE_S) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            session.error(f"{url} answered with status {error.code}: {error.read().decode()}")
