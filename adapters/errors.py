@@ -133,6 +133,12 @@ class ModelUnavailable(GatewayError):
         self.final = final
 
 
+class ModelNotLoaded(GatewayError):
+    """The request does not load its model, and the model is not loaded."""
+
+    status, code = 409, "model_not_loaded"
+
+
 class AnswerTooLong(GatewayError):
     """The answer took longer than the model's profile allows. The backend is not to blame."""
 

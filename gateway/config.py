@@ -4,6 +4,7 @@ constructors."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -355,6 +356,11 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
                 yield document.error(("gateway", name, index), mistake)
     if (mistake := root_path_mistake(settings.gateway.root_path)) is not None:
         yield document.error(("gateway", "root_path"), mistake)
+    for index, text in enumerate(settings.gateway.switching.loaded_only):
+        try:
+            re.compile(text)
+        except re.error as error:
+            yield document.error(("gateway", "switching", "loaded_only", index), f"is no regular expression: {error}")
     if settings.cluster is not None:
         for name, mistake in cluster_mistakes(settings.cluster):
             yield document.error(("cluster", name), mistake)

@@ -50,6 +50,9 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Interval of the progress that a waiting client sees after the first."""
     progress_for: Mapping[str, ProgressMode] = {}
     """Another `progress` for clients of some protocols: `anthropic`, `llamacpp`, `lmstudio`, `ollama`, `openai`."""
+    loaded_only: tuple[str, ...] = ()
+    """Regular expressions: requests below `/upstream/MODEL` for a path in which one is found do not load the model, and get
+    status 409 while it is not loaded."""
 
 
 class PlacementSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

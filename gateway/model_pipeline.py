@@ -63,6 +63,7 @@ def model_middleware(
             hosts=parts.hosts,
             refresh=refresh,
             chat_default=parts.catalog.chat_default,
+            loaded_only=settings.switching.loaded_only,
         ),
         *key_limits,
         Middleware(

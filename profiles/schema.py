@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -59,7 +59,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
     may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends. `devices`
     are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
-    pinning it. `evict_cost` is in seconds, `None`: those of a load. `max_concurrent` is how many requests its engine gets
+    pinning it. `evict_cost` is in seconds, `None`: those of a load. `priority` is added to that of its requests. `max_concurrent` is how many requests its engine gets
     at a time (`None`: `parallel`), `max_waiting` how many may queue for it. `request` changes its
     requests. `metadata` are further values in OpenAI's list of models, `progress` what its waiting clients see.
     """
@@ -89,6 +89,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pinned: bool = False
     preload: bool = False
     evict_cost: float | None = None
+    priority: int = 0
     max_concurrent: int | None = None
     max_waiting: int | None = None
     first_byte_s: float | None = None
@@ -103,6 +104,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     chain: tuple[str, ...] | None = None
     local_only: bool = False
     request: RequestRules | None = None
+
+
+#: The highest priority of a model, and of a key; the lowest is its negative.
+_MAX_PRIORITY: Final = 1_000_000
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,6 +173,8 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     evict_cost: float | UnsetType | None = UNSET
     """What unloading it counts when one of several `supervisor.sets` is chosen. Default: the time its last loads took.
     """
+    priority: Annotated[int, msgspec.Meta(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] | UnsetType = UNSET
+    """Added to the priority of every request for this model: waiting requests with a higher one are served first."""
     max_concurrent: int | UnsetType | None = UNSET
     """Requests that the engine gets at a time, for engines that queue or batch by themselves. Default: `parallel`."""
     max_waiting: int | UnsetType | None = UNSET

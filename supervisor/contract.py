@@ -125,7 +125,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A profile as published to gateways. `context` is what one request gets.
 
     `memory_bytes` is what its engine is expected to take, `device_bytes` how much of that on which device. `evict_cost`
-    is in seconds, `None`: those of a load. `max_concurrent` replaces `parallel` as the number of requests at a time.
+    is in seconds, `None`: those of a load. `priority` is added to that of its requests. `max_concurrent` replaces `parallel` as the number of requests at a time.
     `metadata` is shown in OpenAI's list of models, `progress` overrides what waiting clients see. `embeddings`: it gives
     nothing else.
     """
@@ -147,6 +147,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: dict[str, int] = {}
     load_s: float | None = None
     evict_cost: float | None = None
+    priority: int = 0
     max_concurrent: int | None = None
     max_waiting: int | None = None
     limits: AnswerLimits | None = None

@@ -276,7 +276,7 @@ def engine_profile(profile: Profile) -> Profile:
         )  # fmt: skip
     return msgspec.structs.replace(
         profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None,
-        memory=None, pinned=False, preload=False, evict_cost=None, max_concurrent=None, max_waiting=None,
+        memory=None, pinned=False, preload=False, evict_cost=None, priority=0, max_concurrent=None, max_waiting=None,
         first_byte_s=None, between_bytes_s=None, max_answer_s=None, metadata={}, progress=None, listed=True, default=False, chain=None,
         local_only=False, request=None, definition=definition,
     )  # fmt: skip

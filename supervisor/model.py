@@ -99,7 +99,7 @@ class ManagedModel:
             modified_at=description.modified_at, facts=with_arguments(description.facts, profile),
             ttl_s=profile.ttl_s, pinned=self.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
-            device_bytes=self.lifecycle.device_needs, load_s=self.load_s, evict_cost=profile.evict_cost,
+            device_bytes=self.lifecycle.device_needs, load_s=self.load_s, evict_cost=profile.evict_cost, priority=profile.priority,
             max_concurrent=profile.max_concurrent, max_waiting=profile.max_waiting, limits=_limits(profile),
             metadata=profile.metadata, progress=profile.progress, chain=profile.chain, local_only=profile.local_only, embeddings=profile.embeddings,
             request=profile.request,

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 #: Bytes of a configuration file that is read, at most.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
-_TITLES: Final = {"taken": "taken over", "changed": "changed", "missing": "not taken over"}
+_TITLES: Final = {
+    "taken": "taken over",
+    "changed": "changed",
+    "missing": "not taken over",
+    "meaningless": "without a meaning here",
+}
 
 
 class ImportKind(StrEnum):

@@ -3,66 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
+from hostler.gateway.importing.litellm_backends import DeploymentBackends, DeploymentNames
+from hostler.gateway.importing.litellm_keys import NUMBERS, note_of, positive
 from hostler.gateway.importing.litellm_models import Deployment, DeploymentReader, text_value
-from hostler.gateway.importing.report import Imported, ImportReport
+from hostler.gateway.importing.report import Imported, ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
 _SECTIONS: Final = ("litellm_settings", "router_settings", "general_settings")
 _FALLBACKS: Final = ("fallbacks", "default_fallbacks", "context_window_fallbacks")
-#: Keys without a counterpart, and what there is instead.
-_INSTEAD: Final[Mapping[str, str]] = {
-    "redis_host": "several gateways share their state through cluster.url",
-    "redis_port": "several gateways share their state through cluster.url",
-    "redis_password": "several gateways share their state through cluster.url",
-    "cache": "answers are not cached",
-    "cache_params": "answers are not cached",
-    "alerting": "alerts are rules of Prometheus: deploy/alerts.yaml",
-    "database_url": "keys are in a file: gateway.api_keys_file",
-    "store_prompts_in_spend_logs": "contents are recorded with gateway.recording.contents alone",
-    "allowed_routes": "what a key may do is its scopes: `hostler keys set`",
-    "enable_jwt_auth": "clients are known by API keys alone",
-    "custom_auth": "clients are known by API keys alone",
-    "global_max_parallel_requests": "requests at a time are limited by backend, profile and key",
-    "disable_cooldowns": "a backend that fails is always left out for a while: section breaker",
-    "completion_model": "a request without a model goes to the loaded one, else to the profile with default: true",
-    "forward_client_headers_to_llm_api": "headers of clients are not passed on",
-    "content_policy_fallbacks": "an answer of a model is never asked for again",
-}
-
-
-#: What happens instead of what the key says.
-_CHANGED: Final[Mapping[str, str]] = {
-    "routing_strategy": "backends are tried in the order of gateway.chain, hosts that are nearest to serving a model first",
-    "drop_params": "parameters that a protocol lacks are left out in any case",
-    "modify_params": "requests are translated for backends of other protocols in any case",
-    "num_retries": "the next backend of the chain is tried, and the same one is not",
-    "retry_after": "the next backend of the chain is tried, and the same one is not",
-    "retry_policy": "what follows an error depends on its kind; see docs/operations.md",
-    "allowed_fails_policy": "breaker.failures holds for all failures; rejected requests do not count",
-    "disable_spend_logs": "figures of requests are kept without their contents",
-}
-#: What Hostler does without a setting, while the value is true.
-_ALWAYS: Final[Mapping[str, str]] = {
-    "background_health_checks": "backends are checked in the background",
-    "enable_pre_call_checks": "a backend whose context is too small is skipped",
-    "turn_off_message_logging": "prompts and answers are not recorded unless gateway.recording.contents is set",
-    "redact_user_api_key_info": "keys are named in logs, never shown",
-    "disable_master_key_return": "keys are never shown",
-}
-_NO_CALLBACK: Final = "figures are at /metrics, traces go to gateway.tracing.endpoint"
 _CALLBACKS: Final = frozenset({"success_callback", "failure_callback", "callbacks", "service_callbacks"})
-#: Callbacks with a counterpart, whether it has the same effect, and what it is.
-_CALLBACK_NAMES: Final[Mapping[str, tuple[str, str]]] = {
-    "prometheus": ("taken", "figures are at /metrics"),
-    "prometheus_system": ("taken", "figures are at /metrics"),
-    "otel": ("changed", "set gateway.tracing.endpoint to where traces go"),
-    "opentelemetry": ("changed", "set gateway.tracing.endpoint to where traces go"),
-}
+_NO_CALLBACK: Final = (
+    "figures are at /metrics, and traces go over OTLP to gateway.tracing.endpoint, of any service that takes them"
+)
+_OTEL: Final = frozenset({"otel", "opentelemetry", "arize_phoenix"})
+_METRICS: Final = frozenset({"prometheus", "prometheus_system"})
+#: Variables with the address of a collector, and what is added to them.
+_COLLECTORS: Final[Mapping[str, str]] = {"OTEL_ENDPOINT": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "/v1/traces"}
+_REDIS: Final = ("redis_url", "redis_host", "redis_port", "redis_password")
+#: The variable with the store's password, where the file has the password itself.
+_PASSWORD: Final = "STORE_PASSWORD"  # noqa: S105
 
 
 def import_litellm(text: str, name: str, *, prefix: str) -> Imported:
@@ -73,88 +38,54 @@ def import_litellm(text: str, name: str, *, prefix: str) -> Imported:
     return report.result()
 
 
-class _Backends:
-    """Groups deployments by server: a name is served once by each backend, in the order of the chain."""
-
-    def __init__(self) -> None:
-        self.sections: dict[str, dict[str, Any]] = {}
-        self._ranks: dict[str, int] = {}
-
-    def add(self, deployment: Deployment, name: str, rank: int) -> None:
-        """Serve `name` by this deployment; one of a higher rank is tried later."""
-        wanted = deployment.model
-        for backend, given in self.sections.items():
-            same = {key: value for key, value in given.items() if key not in ("models", "prices", "describe")}
-            # Limits are those of one deployment.
-            apart = "limits" in same and set(given["models"].values()) != {wanted}
-            if apart:
-                continue
-            if self._ranks[backend] == rank and same == dict(deployment.backend) and name not in given["models"]:
-                self._extend(given, deployment, name)
-                return
-            if same == dict(deployment.backend) and given["models"].get(name) == wanted:
-                return
-        base = re.sub(r"[^A-Za-z0-9]+", "-", deployment.provider).strip("-")
-        backend, number = base, 2
-        while backend in self.sections:
-            backend, number = f"{base}-{number}", number + 1
-        self.sections[backend] = {**deployment.backend, "models": {}}
-        self._ranks[backend] = rank
-        self._extend(self.sections[backend], deployment, name)
-
-    def _extend(self, given: dict[str, Any], deployment: Deployment, name: str) -> None:
-        given["models"][name] = deployment.model
-        if deployment.price is not None:
-            given.setdefault("prices", {})[name] = dict(deployment.price)
-        if deployment.description is not None:
-            given.setdefault("describe", {})[deployment.model] = dict(deployment.description)
-
-    @property
-    def chain(self) -> list[str]:
-        return sorted(self.sections, key=lambda backend: self._ranks[backend])
-
-
 class _Translation:
     def __init__(self, source: YamlSource, report: ImportReport) -> None:
         self._source = source
         self._report = report
-        self._backends = _Backends()
-        self._by_name: dict[str, list[Deployment]] = {}
+        self._backends = DeploymentBackends()
+        self._names = DeploymentNames()
         self._budget: tuple[float, str] | None = None
+        self._traced = False
+        self._count = 0
 
     def run(self) -> None:
-        for deployment in DeploymentReader(self._source, self._report).read_all():
-            rank = 0 if "*" not in deployment.name else 1
-            deployment = _valid_wildcard(deployment)
-            self._by_name.setdefault(deployment.name, []).append(deployment)
-            self._backends.add(deployment, deployment.name, rank)
+        self._deployments()
         self._aliases()
         for section in _SECTIONS:
             for key, value in self._source.mapping(section).items():
                 self._setting(section, key, value)
         self._fallbacks()
         self._spending()
+        for at in (("router_settings",), ("general_settings", "coordination_redis")):
+            self._store(*at)
         if self._backends.sections:
             self._report.set("backends", value=self._backends.sections)
         if len(self._backends.sections) > 1:
             self._report.set("gateway", "chain", value=self._backends.chain)
         self._other_sections()
 
-    def _note(self, kind: str, section: str, key: str, text: str = "") -> None:
-        add = {"taken": self._report.taken, "changed": self._report.changed, "missing": self._report.missing}[kind]
-        add(self._source.line(section, *key.split(".")), f"{section}.{key}", text)
+    def _deployments(self) -> None:
+        found = DeploymentReader(self._source, self._report).read_all()
+        self._count = len({deployment.index for deployment in found})
+        for deployment in map(_valid_wildcard, found):
+            self._names.add(deployment.name, [deployment])
+            self._backends.add(deployment, deployment.name, _rank(deployment))
+
+    def _note(self, kind: NoteKind, section: str, key: str, text: str = "") -> None:
+        self._report.note(kind, self._source.line(section, *key.split(".")), f"{section}.{key}", text)
 
     def _aliases(self) -> None:
         for alias, given in self._source.mapping("router_settings", "model_group_alias").items():
             name = given.get("model") if isinstance(given, dict) else given
-            found = self._by_name.get(str(name), [])
-            if alias in self._by_name or not found:
-                text = "is the name of a model" if found else f"there is no model {name}"
+            found = self._names.of(str(name))
+            taken = alias in self._names.all()
+            if taken or not found:
+                text = "is the name of a model" if taken else f"there is no model {name}"
                 self._note("missing", "router_settings", f"model_group_alias.{alias}", text)
                 continue
             for deployment in found:
                 self._backends.add(deployment, alias, 0)
-            self._by_name[alias] = found
+            self._names.add(alias, found)
             self._note("taken", "router_settings", f"model_group_alias.{alias}", f"a second name of {name}")
 
     def _fallbacks(self) -> None:
@@ -164,12 +95,14 @@ class _Translation:
                 if isinstance(given, list):
                     for name, others in self._pairs(given):
                         self._fall_back(section, kind, name, others)
+                elif given is not None:
+                    self._note("missing", section, kind, "is no list")
 
     def _pairs(self, given: list[Any]) -> Iterable[tuple[str, list[str]]]:
         """Names with the names to try after them; a bare list is for all names."""
         bare = [each for each in given if isinstance(each, str)]
         if bare:
-            yield from ((name, bare) for name in [*self._by_name] if name not in bare)
+            yield from ((name, bare) for name in self._names.all() if name not in bare)
         for each in given:
             if isinstance(each, dict):
                 for name, others in each.items():
@@ -177,13 +110,13 @@ class _Translation:
                         yield name, [str(other) for other in others if isinstance(other, str)]
 
     def _fall_back(self, section: str, kind: str, name: str, others: list[str]) -> None:
-        names = [*self._by_name] if name == "*" else [name]
         for rank, other in enumerate(others, start=2):
-            if (name not in self._by_name and name != "*") or other not in self._by_name:
+            if (name != "*" and not self._names.of(name)) or not self._names.of(other):
                 self._note("missing", section, kind, f"{name} or {other} is no model that was taken over")
                 continue
-            for each in names:
-                for deployment in self._by_name[other] if each != other else ():
+            for each in self._names.all() if name == "*" else [name]:
+                self._serve(each)
+                for deployment in self._names.of(other) if each != other else ():
                     self._backends.add(deployment, each, rank)
             text = f"{other} answers for {name} where its own backends fail"
             if kind == "context_window_fallbacks":
@@ -191,11 +124,19 @@ class _Translation:
             else:
                 self._note("taken", section, kind, text)
 
+    def _serve(self, name: str) -> None:
+        """Give a name that only one with a star stands for places of its own, which come before those it falls back to."""
+        if name not in self._names.all():
+            found = self._names.of(name)
+            self._names.add(name, found)
+            for deployment in found:
+                self._backends.add(deployment, name, 1)
+
     def _setting(self, section: str, key: str, value: Any) -> None:
-        number = value if is_number(value) and value > 0 else None
-        if key in ("model_group_alias", *_FALLBACKS):
+        if key in ("model_group_alias", "coordination_redis", *_FALLBACKS, *_REDIS):
             return  # noted one by one
-        if (numeric := _NUMBERS.get(key)) is not None:
+        if (numeric := NUMBERS.get(key)) is not None:
+            number = positive(value)
             if number is None:
                 self._note("missing", section, key, "is no positive number")
                 return
@@ -214,19 +155,65 @@ class _Translation:
             if value:
                 self._report.set("gateway", "logging", "format", value="json")
             self._note("taken", section, key, "gateway.logging.format")
-        elif key in _CHANGED:
-            self._note("changed", section, key, _CHANGED[key])
-        elif key in _ALWAYS and value is True:
-            self._note("taken", section, key, _ALWAYS[key])
         elif key in _CALLBACKS:
             self._callbacks(section, key, value)
         else:
-            self._note("missing", section, key, _INSTEAD.get(key, "has no counterpart"))
+            self._traced |= key == "otel" and value is True
+            kind, text = note_of(key, value)
+            self._note(kind, section, key, text)
 
     def _callbacks(self, section: str, key: str, given: Any) -> None:
-        for name in given if isinstance(given, list) else [given]:
-            kind, text = _CALLBACK_NAMES.get(str(name), ("missing", _NO_CALLBACK))
-            self._note(kind, section, key, f"{name}: {text}")
+        for name in map(str, given if isinstance(given, list) else [given]):
+            if name in _METRICS:
+                self._note("taken", section, key, f"{name}: figures are at /metrics")
+            elif name in _OTEL:
+                self._traced = True
+                self._note("changed", section, key, f"{name}: traces go to gateway.tracing.endpoint; set it")
+            else:
+                why = "tools are run by clients" if name.endswith("_interception") else _NO_CALLBACK
+                self._note("missing", section, key, f"{name}: {why}")
+
+    def _store(self, *at: str) -> None:
+        """Redis that several instances share is the store of a cluster."""
+        names = _REDIS if len(at) == 1 else ("url", "host", "port", "password")
+        section, path = at[0], (*at[1:], "")
+        given = {name: self._source.mapping(*at).get(name) for name in names}
+        present = [name for name in names if name in self._source.mapping(*at)]
+        try:
+            address = self._store_address(*given.values())
+        except ValueError as error:
+            for name in present:
+                self._note("missing", section, ".".join(path) + name, str(error))
+            return
+        if address is not None:
+            self._report.set("cluster", "store", value=address)
+        for name in present:
+            text = "cluster.store; install it with `pip install 'hostler[cluster]'`"
+            self._note("changed", section, ".".join(path) + name, text)
+        for name in self._source.mapping(*at) if len(at) > 1 else ():
+            if name not in names:
+                self._note("missing", section, ".".join(path) + name, "options of the store are part of cluster.store")
+
+    def _store_address(self, url: Any, host: Any, port: Any, password: Any) -> str | None:
+        """The address of the store, `None` if there is none. Raises `ValueError` with what it lacks."""
+        if url:
+            address = text_value(url)
+            if not has_reference(address) and not re.fullmatch(r"(rediss?|unix)://[!-~]+", address):
+                raise ValueError("is not an address of the form redis://HOST:PORT")
+            return address
+        if not host:
+            if port or password:
+                raise ValueError("there is no host")
+            return None
+        where, number, secret = text_value(host), text_value(port), text_value(password)
+        if not has_reference(where) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", where):
+            raise ValueError(f"{where!r} is not the name of a host")
+        if number and not has_reference(number) and not re.fullmatch(r"\d{1,5}", number):
+            raise ValueError(f"{number!r} is not a port")
+        if secret and not has_reference(secret):
+            self._report.environment_file(_PASSWORD, quote(secret, safe=""))
+            secret = reference(_PASSWORD)
+        return f"redis://{f':{secret}@' if secret else ''}{where}{f':{number}' if number else ''}"
 
     def _note_budget(self, section: str, key: str, value: Any) -> None:
         settings = self._source.mapping(section)
@@ -251,18 +238,31 @@ class _Translation:
 
     def _other_sections(self) -> None:
         for key, value in self._source.value.items():
-            if key in ("model_list", "credential_list"):
-                self._report.taken(self._source.line(key), key)
+            if key == "model_list":
+                count = len(self._source.items(key))
+                self._report.taken(self._source.line(key), key, f"{self._count} of {count} deployments")
+            elif key == "credential_list":
+                self._report.taken(self._source.line(key), key, "written out where they are used")
             elif key == "environment_variables" and isinstance(value, dict):
                 for name, given in value.items():
                     self._variable(str(name), given)
             elif key not in _SECTIONS:
-                self._report.missing(self._source.line(key), key, "has no counterpart")
+                kind, text = note_of(key, value)
+                self._report.note(kind, self._source.line(key), key, text)
 
     def _variable(self, name: str, given: Any) -> None:
         """Put a variable into a file for where Hostler is started, since the configuration refers to variables."""
+        value = text_value(given)
+        if not value:
+            self._note("meaningless", "environment_variables", name, "has no value")
+            return
+        if name in _COLLECTORS and self._traced and re.fullmatch(r"https?://[!-~]+", value):
+            self._report.set("gateway", "tracing", "endpoint", value=value.rstrip("/") + _COLLECTORS[name])
+            text = "gateway.tracing.endpoint; install it with `pip install 'hostler[otel]'`"
+            self._note("taken", "environment_variables", name, text)
+            return
         try:
-            file = self._report.environment_file(name, text_value(given))
+            file = self._report.environment_file(name, value)
         except ValueError as error:
             self._note("missing", "environment_variables", name, str(error))
             return
@@ -272,22 +272,14 @@ class _Translation:
 
 _DAYS: Final[Mapping[str, float]] = {"s": 1 / 86400, "m": 1 / 1440, "h": 1 / 24, "d": 1.0, "mo": 30.0}
 
-_Number = tuple[tuple[str, ...], Callable[[float], Any], str]
-#: Settings that are a number: their place here, and what is different there.
-_NUMBERS: Final[Mapping[str, _Number]] = {
-    "request_timeout": (("gateway", "timeouts", "first_byte_s"), float, "the limit of the time to the first byte"),
-    "timeout": (("gateway", "timeouts", "first_byte_s"), float, "the limit of the time to the first byte"),
-    "stream_timeout": (("gateway", "timeouts", "between_bytes_s"), float, "the limit of the time between two bytes"),
-    "allowed_fails": (("breaker", "failures"), lambda number: int(number) + 1, ""),
-    "cooldown_time": (("breaker", "open_s"), float, ""),
-    "health_check_interval": (("gateway", "probing", "every_s"), float, ""),
-    "max_request_size_mb": (("gateway", "max_body"), lambda number: int(number * 1024 * 1024), ""),
-    "max_parallel_requests": (("gateway", "queue", "max_waiting"), int, "the length of the queue of each host"),
-}
-
 
 def _valid_wildcard(deployment: Deployment) -> Deployment:
     """`openai/*` with a model `openai/*` there: what stands for the star is passed on."""
     if "*" in deployment.model and "*" not in deployment.name:
         return msgspec.structs.replace(deployment, name="*" if deployment.name == "*" else f"{deployment.name}/*")
     return deployment
+
+
+def _rank(deployment: Deployment) -> int:
+    """Names with a star come after those that stand for themselves."""
+    return 1 if "*" in deployment.name else 0

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from hostler.gateway.importing.litellm_providers import PROVIDERS, split_model
-from hostler.gateway.importing.report import ImportReport, has_reference, reference
+from hostler.gateway.importing.report import ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
@@ -33,7 +33,7 @@ _SAMPLING: Final = frozenset(
 _CONNECTION: Final = frozenset(
     {
         *("model", "api_base", "base_url", "api_key", "organization", "extra_headers", "headers", "api_version"),
-        *("custom_llm_provider", "litellm_credential_name", "ssl_verify", "extra_body"),
+        *("custom_llm_provider", "litellm_credential_name", "ssl_verify", "extra_body", "azure_ad_token"),
     }
 )
 #: Limits of a deployment that are those of its backend here.
@@ -46,6 +46,20 @@ _CHANGED: Final[Mapping[str, str]] = {
     "weight": "backends are tried in the order of gateway.chain",
 }
 _ELSEWHERE: Final[Mapping[str, str]] = {
+    "tags": "requests are not routed by tags: give models names of their own, and keys the models that they may use",
+    "region_name": "requests are not routed by region: give models names of their own",
+    "mock_response": "answers are not made up",
+    "mock_timeout": "answers are not made up",
+    "input_cost_per_second": "prices are for tokens",
+    "output_cost_per_second": "prices are for tokens",
+    **dict.fromkeys(
+        ("roles", "initial_prompt_value", "final_prompt_value", "bos_token", "eos_token"),
+        "prompts are put together by the server that runs the model",
+    ),
+    **dict.fromkeys(
+        ("adaptive_router_config", "auto_router_config", "auto_router_default_model", "auto_router_embedding_model"),
+        "models are not chosen by the contents of requests",
+    ),
     "max_parallel_requests": "a server without a supervisor queues requests itself",
     "max_budget": "costs are limited for all backends and for keys, not for one backend",
     "budget_duration": "costs are limited for all backends and for keys, not for one backend",
@@ -53,8 +67,9 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """A model at a server. `backend` has the keys of the backend without its models."""
+    """A model at a server. `index` is its place in the list; `backend` has the keys of the backend without its models."""
 
+    index: int
     name: str
     model: str
     provider: str
@@ -73,39 +88,42 @@ class DeploymentReader:
 
     def read_all(self) -> list[Deployment]:
         """The deployments that have a backend here, in order."""
-        found = []
+        found: list[Deployment] = []
         for index in range(len(self._source.items("model_list"))):
-            deployment = self._read(index)
-            if deployment is not None:
-                found.append(deployment)
+            found += self._read(index)
         return found
 
-    def _note(self, kind: str, index: int, key: str, text: str = "") -> None:
-        add = {"taken": self._report.taken, "changed": self._report.changed, "missing": self._report.missing}[kind]
-        add(self._source.line("model_list", index, *key.split(".")), f"model_list[{index}].{key}", text)
+    def _note(self, kind: NoteKind, index: int, key: str, text: str = "") -> None:
+        path = key.split(".") if key else []
+        where = f"model_list[{index}]" + (f".{key}" if key else "")
+        self._report.note(kind, self._source.line("model_list", index, *path), where, text)
 
-    def _read(self, index: int) -> Deployment | None:
+    def _read(self, index: int) -> list[Deployment]:
         entry = self._source.mapping("model_list", index)
         given = self._with_credential(index, self._source.mapping("model_list", index, "litellm_params"))
+        given = {**{key: entry[key] for key in _RATES if key in entry}, **given}
         name, model = entry.get("model_name"), given.get("model")
         if not isinstance(name, str) or not isinstance(model, str) or not name or not model:
-            self._note("missing", index, "model_name", "needs a name, and a model in litellm_params; not taken over")
-            return None
+            self._note("missing", index, "", "needs a name, and a model in litellm_params; not taken over")
+            return []
         provider, there = split_model(model, given.get("custom_llm_provider"))
-        backend = self._backend(index, provider, given)
+        backend = self._backend(index, provider, given) if there else None
+        if not there:
+            self._note("missing", index, "", f"{model} names no model of {provider}; not taken over")
         if backend is None:
-            return None
+            return []
         self._note("taken", index, "model_name")
         self._note("taken", index, "litellm_params.model", f"{there} at {backend['url']}")
         self._parameters(index, given, backend)
         price, description = self._model_info(
             index, {**given, **self._source.mapping("model_list", index, "model_info")}
         )
-        for key in entry.keys() - {"model_name", "litellm_params", "model_info"}:
+        for key in entry.keys() - {"model_name", "litellm_params", "model_info", *_RATES}:
             self._note("missing", index, key, "has no counterpart")
-        return Deployment(
-            name=name, model=there, provider=provider, backend=backend, price=price, description=description
-        )
+        deployment = Deployment(
+            index=index, name=name, model=there, provider=provider, backend=backend, price=price, description=description
+        )  # fmt: skip
+        return [msgspec.structs.replace(deployment, backend=each) for each in _by_organization(given, backend)]
 
     def _with_credential(self, index: int, given: dict[str, Any]) -> dict[str, Any]:
         wanted = given.get("litellm_credential_name")
@@ -122,12 +140,20 @@ class DeploymentReader:
         known = PROVIDERS.get(provider)
         if known is None:
             text = f"{provider} speaks a protocol of its own; the deployment is not taken over"
-            self._note("missing", index, "litellm_params.model", text)
+            self._note("missing", index, "", text)
             return None
-        url = text_value(given.get("api_base") or given.get("base_url")) or known.url
+        address = text_value(given.get("api_base") or given.get("base_url"))
+        head, slash, _ = str(given["model"]).partition("/")
+        if slash and not address and head != provider and not given.get("custom_llm_provider"):
+            text = f"{head} is no known provider, and there is no api_base; the deployment is not taken over"
+            self._note("missing", index, "", text)
+            return None
+        url = address or known.url
+        if provider == "huggingface" and address and not address.rstrip("/").endswith("/v1"):
+            url = f"{address.rstrip('/')}/v1"
         if not has_reference(url) and not url.startswith(("http://", "https://")):
             text = f"{provider} needs an address that starts with http:// or https://; the deployment is not taken over"
-            self._note("missing", index, "litellm_params.api_base", text)
+            self._note("missing", index, "", text)
             return None
         backend: dict[str, Any] = {"kind": known.kind, "url": _address(url, provider)}
         for key in ("api_base", "base_url"):
@@ -148,17 +174,18 @@ class DeploymentReader:
         return backend
 
     def _key(self, index: int, provider: str, given: Mapping[str, Any], variable: str, backend: dict[str, Any]) -> None:
-        key = text_value(given.get("api_key"))
+        name = "api_key" if given.get("api_key") else "azure_ad_token"
+        key = text_value(given.get(name))
         if not key:
             if variable and "api_base" not in given:
                 backend["api_key"] = reference(variable)
                 self._note("changed", index, "litellm_params.model", f"the key is the variable {variable}")
         elif has_reference(key):
             backend["api_key"] = key
-            self._note("taken", index, "litellm_params.api_key", "as a reference to the variable")
+            self._note("taken", index, f"litellm_params.{name}", "as a reference to the variable")
         else:
             backend["api_key_file"] = self._report.secret_file(provider, key)
-            self._note("changed", index, "litellm_params.api_key", f"is in the file {backend['api_key_file']}")
+            self._note("changed", index, f"litellm_params.{name}", f"is in the file {backend['api_key_file']}")
 
     def _headers(self, index: int, given: Mapping[str, Any], backend: dict[str, Any]) -> None:
         headers: dict[str, str] = {}
@@ -168,7 +195,7 @@ class DeploymentReader:
                 self._note("taken", index, f"litellm_params.{key}")
         organization = given.get("organization")
         if isinstance(organization, list):
-            self._note("missing", index, "litellm_params.organization", "one backend has one organization")
+            self._note("taken", index, "litellm_params.organization", "a backend for each, tried in order")
         elif organization:
             headers["OpenAI-Organization"] = text_value(organization)
             self._note("taken", index, "litellm_params.organization", "the header OpenAI-Organization")
@@ -223,7 +250,14 @@ class DeploymentReader:
                 description["context"] = value
                 self._note("taken", index, where, "the context in describe")
             elif key == "mode":
-                capability = {"embedding": "embedding", "rerank": "rerank", "chat": "completion"}.get(str(value))
+                capability = {
+                    "embedding": "embedding",
+                    "rerank": "rerank",
+                    "chat": "completion",
+                    "completion": "completion",
+                    "responses": "completion",
+                    "image_generation": "image",
+                }.get(str(value))
                 if capability is not None:
                     description.setdefault("capabilities", []).append(capability)
                 self._note("taken" if capability else "missing", index, where, "the capabilities in describe")
@@ -232,6 +266,8 @@ class DeploymentReader:
                 if value:
                     capabilities.append(_CAPABILITIES[key])
                 self._note("taken", index, where, "the capabilities in describe")
+            elif key in _IN_EFFECT:
+                self._note("missing", index, where, _IN_EFFECT[key])
             else:
                 description.setdefault("metadata", {})[key] = value
                 self._note("taken", index, where, "the metadata in describe")
@@ -242,6 +278,16 @@ _COSTS: Final[Mapping[str, str]] = {
     "input_cost_per_token": "input",
     "output_cost_per_token": "output",
     "cache_read_input_token_cost": "cached",
+}
+#: Facts that do more than describe a model, and what to do instead.
+_IN_EFFECT: Final[Mapping[str, str]] = {
+    "access_groups": "the models that a key may use are those of `hostler keys add --model`",
+    "team_id": "there are no teams: limits and models are those of keys",
+    "supported_environments": "use a configuration file for each environment",
+    "custom_tokenizer": "tokens are counted by the server that runs the model",
+    "health_check_timeout": "gateway.probing holds for all backends",
+    "health_check_model": "backends are asked for their models, not for answers",
+    "disable_background_health_check": "backends are always checked in the background",
 }
 _CAPABILITIES: Final[Mapping[str, str]] = {
     "supports_vision": "vision",
@@ -265,3 +311,12 @@ def _address(url: str, provider: str) -> str:
     if provider == "azure":
         return url if url.endswith("/openai/v1") else re.sub(r"/openai(/.*)?$", "", url) + "/openai/v1"
     return url
+
+
+def _by_organization(given: Mapping[str, Any], backend: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The backend once for each organization, where there are several."""
+    organizations = given.get("organization")
+    if not isinstance(organizations, list) or not organizations:
+        return [dict(backend)]
+    headers = backend.get("headers", {})
+    return [{**backend, "headers": {**headers, "OpenAI-Organization": text_value(each)}} for each in organizations]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container
 from typing import Any, Final
 
@@ -17,8 +18,6 @@ _PEER_TIMEOUTS: Final = {"connect": "connect_s", "responseHeader": "first_byte_s
 #: Settings that have no counterpart, and what is done instead.
 _NO_COUNTERPART: Final = {
     "ui": "requests in progress are shown with their key and address, not by a header",
-    "upstream": "every request below /upstream/MODEL loads its model",
-    "profiles": "names are not switched at runtime: aliases and variants take effect as soon as the file is saved",
 }
 #: Ports for engines, counted from `startPort`.
 _PORTS: Final = 1000
@@ -102,9 +101,15 @@ class _Translation:
                 self._routing()
             case "selectors", dict():
                 self._selectors()
+            case "logRequests", bool():
+                report.taken(line, key, "every request has a line in the log")
+            case "profiles", dict():
+                self._profiles()
             case "performance", dict():
                 report.changed(line, key, "figures of machine and GPUs are always shown, and kept in the history")
-            case "ui" | "upstream" | "profiles", dict():
+            case "upstream", dict():
+                self._upstream(value)
+            case "ui", dict():
                 report.missing(line, key, _NO_COUNTERPART[key])
             case "hooks", dict():
                 self._hooks()
@@ -240,9 +245,16 @@ class _Translation:
         if scheduler.get("use") == "fifo":
             self._report.taken(self._source.line("routing", "scheduler", "use"), "routing.scheduler.use")
         fifo = ("routing", "scheduler", "settings", "fifo")
-        if "priority" in self._source.mapping(*fifo):
-            text = "requests of all models wait in one order; models have no priorities"
-            self._report.missing(self._source.line(*fifo, "priority"), ".".join((*fifo, "priority")), text)
+        for name, priority in self._source.mapping(*fifo, "priority").items():
+            line, key = self._source.line(*fifo, "priority", name), ".".join((*fifo, "priority", name))
+            profile = self._report.sections.get("profiles", {}).get(self.models.names.get(name, ""))
+            if profile is None:
+                self._report.missing(line, key, f"there is no model {name}")
+            elif not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
+                self._report.missing(line, key, "is no whole number of at most a million")
+            else:
+                profile["priority"] = priority
+                self._report.taken(line, key, "priority of the profile")
 
     def _selectors(self) -> None:
         """Names that stand for the first of several models become variants of it."""
@@ -263,6 +275,46 @@ class _Translation:
                 self._report.taken(line, key, f"variants.{variant}")
             else:
                 self._report.changed(line, key, f"variants.{variant} stands for {known[0]} alone")
+
+    def _upstream(self, given: dict[str, Any]) -> None:
+        """Paths below `/upstream/MODEL` that load no model."""
+        paths = [str(each) for each in self._source.items("upstream", "ignorePaths")]
+        line, key = self._source.line("upstream", "ignorePaths"), "upstream.ignorePaths"
+        try:
+            for each in paths:
+                re.compile(each)
+        except re.error as error:
+            self._report.missing(line, key, f"{error.pattern!r} is no regular expression of Python: {error}")
+        else:
+            self._report.set("gateway", "switching", "loaded_only", value=paths)
+            self._report.taken(line, key, "gateway.switching.loaded_only")
+        for unknown in given.keys() - {"ignorePaths"}:
+            self._report.missing(self._source.line("upstream", unknown), f"upstream.{unknown}", "is unknown")
+
+    def _profiles(self) -> None:
+        """Lists of models that run together, as older files have them; in newer ones, names that are switched at run time."""
+        together: list[list[str]] = []
+        for name, given in self._source.mapping("profiles").items():
+            line, key = self._source.line("profiles", name), f"profiles.{name}"
+            if not isinstance(given, list):
+                text = (
+                    "names are not switched at runtime: aliases and variants take effect as soon as the file is saved"
+                )
+                self._report.missing(line, key, text)
+                continue
+            if decides := [each for each in ("groups", "matrix", "routing") if each in self._source.value]:
+                self._report.missing(line, key, f"{decides[0]} says which models run together")
+                continue
+            known = [self.models.names[str(each)] for each in given if str(each) in self.models.names]
+            if len(known) < len(given):
+                self._report.missing(line, key, "has models that were not taken over")
+            else:
+                self._report.changed(line, key, "supervisor.sets: each is loaded when it is asked for, by its own name")
+            if known:
+                together.append(known)
+        if together:
+            alone = [[name] for name in self.models.names.values() if not any(name in each for each in together)]
+            self._set_sets(tuple(tuple(each) for each in (*together, *alone)))
 
     def _hooks(self) -> None:
         for index, name in enumerate(self._source.items("hooks", "on_startup", "preload")):

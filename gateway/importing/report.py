@@ -12,7 +12,7 @@ from hostler.gateway.auth.keys import KeyRecord, digest
 from hostler.profiles.schema import ModelFacts, name_key
 from hostler.profiles.store import Written
 
-NoteKind = Literal["taken", "changed", "missing"]
+NoteKind = Literal["taken", "changed", "missing", "meaningless"]
 
 #: What is known about a model file on this machine: `None` if it is not there, or is not one.
 FactsOf = Callable[[str], ModelFacts | None]
@@ -72,6 +72,14 @@ class ImportReport:
     def missing(self, line: int | None, key: str, text: str, *, file: str | None = None) -> None:
         """The key was not taken over; `text` says why, or what to do instead."""
         self._note("missing", line, key, text, file)
+
+    def meaningless(self, line: int | None, key: str, text: str) -> None:
+        """The key is about a part of the other program that does not exist here; without it nothing behaves differently."""
+        self._note("meaningless", line, key, text, None)
+
+    def note(self, kind: NoteKind, line: int | None, key: str, text: str = "") -> None:
+        """Note a key as the method of this kind does."""
+        self._note(kind, line, key, text, None)
 
     def _note(self, kind: NoteKind, line: int | None, key: str, text: str, file: str | None) -> None:
         key, text = (_REFERENCE.sub(r"${\1}", each) for each in (key, text))

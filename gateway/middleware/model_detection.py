@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
+import re
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Protocol
 
 from hostler.adapters.canonical import ChatRequest, CompletionRequest, Passthrough
-from hostler.adapters.errors import Forbidden, ModelNotFound, ModelUnavailable
+from hostler.adapters.errors import Forbidden, ModelNotFound, ModelNotLoaded, ModelUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -34,7 +35,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
     backends for new models, and returns whether any was asked. `without_model` finds backends for requests that name no
     model and that any backend may understand, `chat_default` the model of chats that name none while the active one cannot
     chat, or `None` while it can. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder
-    targets that are equally good for a prompt; it is read only if several of them are `hosts`.
+    targets that are equally good for a prompt; it is read only if several of them are `hosts`. Requests for an engine's path in which
+    one of the expressions `loaded_only` is found do not load its model: `ModelNotLoaded`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         hosts: Container[str],
         refresh: Callable[[], Awaitable[bool]],
         chat_default: Callable[[], str | None] = lambda: None,
+        loaded_only: Iterable[str] = (),
     ) -> None:
         super().__init__(app)
         self._find = find
@@ -55,6 +58,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         self._hosts = hosts
         self._refresh = refresh
         self._chat_default = chat_default
+        self._loaded_only = tuple(re.compile(each) for each in loaded_only)
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext, *, refreshed: bool = False) -> Awaitable[None]:
@@ -73,6 +77,8 @@ class ModelDetectionMiddleware(RequestMiddleware):
             if refreshed:
                 raise
             return self._dispatch_refreshed(context, call_next)
+        if self._loaded_only and isinstance(request, Passthrough):
+            self._check_loaded(request, placement)
         context.model = placement.model
         context.local_only = context.local_only or placement.local_only
         adapter = context.adapter
@@ -95,6 +101,17 @@ class ModelDetectionMiddleware(RequestMiddleware):
         context.prompt = await identify_prompt(context.request, context.headers)
         context.candidates = self._order(context.candidates, context.prompt)
         await call_next()
+
+    def _check_loaded(self, request: Passthrough, placement: Placement) -> None:
+        """Raises `ModelNotLoaded` for a request that would load its model, and must not."""
+        if placement.card.state == "loaded" or not all(place.hosted for place in placement.places):
+            return
+        if found := next((each for each in self._loaded_only if each.search(request.origin.path)), None):
+            raise ModelNotLoaded(
+                f"{placement.model} is not loaded, and requests for this path do not load it: gateway.switching.loaded_only "
+                f"has {found.pattern}",
+                model=placement.model,
+            )
 
     def _find_any(self, request: Passthrough) -> Placement:
         """Where a request goes that names no model, and that any backend may understand."""

@@ -48,6 +48,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
     memory_bytes: int = 0
     device_bytes: Mapping[str, int] = {}
     evict_cost: float | None = None
+    priority: int = 0
     max_concurrent: int | None = None
     admission: AdmissionControl | None = None
     displaced: bool = False
@@ -105,7 +106,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.default_parallel = max(1, profile.parallel)
         self.ttl_s, self.pinned, self.default = profile.ttl_s, profile.pinned, profile.default
         self.memory_bytes, self.device_bytes = profile.memory_bytes, profile.device_bytes
-        self.evict_cost = profile.evict_cost
+        self.evict_cost, self.priority = profile.evict_cost, profile.priority
         self.max_concurrent = profile.max_concurrent
         if profile.max_waiting is None:
             self.admission = None

@@ -71,6 +71,8 @@ class Scheduler(SchedulerSteps):
             return [self._refuse(ticket, "unknown_model" if self._connected else "host_gone", now)]
         if self._draining:
             return [self._refuse(ticket, "stopping", now)]
+        if model.priority:
+            ticket = msgspec.structs.replace(ticket, priority=ticket.priority + model.priority)
         if ticket.background:
             return self._request_background(ticket, model, now)
         self._background.used_at = now

@@ -47,6 +47,7 @@ def test_without_a_file_the_defaults_and_the_shipped_profiles_apply(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("gateway: {switching: {loaded_only: ['(']}}", "is no regular expression: missing \\)"),
         ("gateway: {chain: [box]}", r"'box' is not a backend; backends are: local"),
         ("backends: {local: {kind: supervisor, url: 'http://x'}}", "reserved for the supervisor of `hostler up`"),
         ("backends: {b: {kind: supervisor, url: 'ftp://x'}}", "must start with http:// or https://"),

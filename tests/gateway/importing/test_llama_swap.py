@@ -385,14 +385,53 @@ def test_newer_settings_are_taken_over_or_said() -> None:
     assert any("matrix: is not in use: routing.router.use is group" in each for each in changed)
     keys = (
         "ui",
-        "upstream",
-        "profiles",
+        "profiles.coding",
         "selectors.nothing",
         "models.a.compat",
-        "routing.scheduler.settings.fifo.priority",
     )
+    assert sections["profiles"]["a"]["priority"] == 10
+    assert sections["gateway"]["switching"]["loaded_only"] == ["\\.js$"]
     assert len(missing) == len(keys) and all(any(f"{key}: " in each for each in missing) for key in keys)
     assert not any("is unknown" in each for each in missing)
+
+
+def test_an_expression_that_python_lacks_is_said() -> None:
+    imported = translate("upstream: {ignorePaths: ['a', '\\z(']}\nmodels: {m: {cmd: llama-server -m a.gguf}}\n")
+    assert "is no regular expression of Python" in texts(imported, "missing")[0]
+    assert "gateway" not in imported.sections
+
+
+def test_a_priority_that_cannot_be_is_said() -> None:
+    priorities = "routing: {scheduler: {settings: {fifo: {priority: {m: high, gone: 1}}}}}"
+    imported = translate(f"{priorities}\nmodels: {{m: {{cmd: llama-server -m a.gguf}}}}\n")
+    key = "config.yaml:1: routing.scheduler.settings.fifo.priority"
+    assert texts(imported, "missing") == [
+        f"{key}.m: is no whole number of at most a million", f"{key}.gone: there is no model gone"
+    ]  # fmt: skip
+    assert "priority" not in imported.sections["profiles"]["m"]
+
+
+OLDER = """\
+logRequests: true
+profiles: {coding: [a, b], broken: [a, gone]}
+models:
+  a: {cmd: llama-server -m a.gguf}
+  b: {cmd: llama-server -m b.gguf}
+  c: {cmd: llama-server -m c.gguf}
+"""
+
+
+def test_the_profiles_of_older_files_run_together() -> None:
+    imported = translate(OLDER)
+    assert imported.sections["supervisor"]["sets"] == [["a", "b"], ["a"], ["c"]]
+    assert texts(imported, "missing") == ["config.yaml:2: profiles.broken: has models that were not taken over"]
+    assert any("logRequests: every request has a line" in each for each in texts(imported, "taken"))
+
+
+def test_groups_decide_before_the_profiles_of_older_files() -> None:
+    imported = translate(OLDER + "groups: {one: {members: [a, b]}}\n")
+    assert [each for each in texts(imported, "missing") if "profiles.coding: groups says" in each]
+    assert ["a", "b"] not in imported.sections["supervisor"].get("sets", [])
 
 
 def test_the_matrix_of_newer_files_is_taken_over() -> None:

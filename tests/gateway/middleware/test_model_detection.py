@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 from fakes.requests import FakeWriter, chat, make_context
 
-from hostler.adapters.canonical import EmbedRequest
-from hostler.adapters.errors import ModelNotFound
+from hostler.adapters.canonical import EmbedRequest, Origin, Passthrough
+from hostler.adapters.errors import ModelNotFound, ModelNotLoaded
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware
@@ -28,6 +28,10 @@ TWO_PLACES = (
 
 def nowhere(*, sends: bool) -> Placement | None:
     return None
+
+
+async def unexpected() -> None:
+    raise AssertionError("must not be called")
 
 
 async def never() -> bool:
@@ -69,6 +73,46 @@ async def test_a_name_becomes_the_model_and_its_candidates() -> None:
         Target(backend="pc", model="m", name_there="m"),
         Target(backend="cloud", model="m", name_there="vendor/m", context=4096),
     )
+
+
+def detection_of(found: Placement) -> ModelDetectionMiddleware:
+    return ModelDetectionMiddleware(
+        cast(Any, None), find=lambda _: found, without_model=nowhere, order=lambda targets, _: targets, hosts=(),
+        refresh=never, loaded_only=[r"\.js$"],
+    )  # fmt: skip
+
+
+def asked(path: str) -> Passthrough:
+    return Passthrough(origin=Origin(wire="llamacpp", operation="upstream", path=path), model="m")
+
+
+def placed(state: str, *, hosted: bool = True) -> Placement:
+    card = ModelCard(name="m", state=cast(Any, state))
+    return Placement(model="m", card=card, places=(CatalogBackend(backend="pc", name_there="m", hosted=hosted),))
+
+
+@pytest.mark.parametrize("path", ["/app.js", "/assets/x.js"])
+async def test_some_paths_of_engines_load_no_model(path: str) -> None:
+    context = make_context(asked(path))
+    detection = detection_of(placed("idle"))
+    with pytest.raises(ModelNotLoaded, match=r"m is not loaded.*loaded_only has .*js") as caught:
+        await detection.dispatch(context, unexpected)
+    assert (caught.value.status, caught.value.final) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("/app.js", placed("loaded")), ("/app", placed("idle")), ("/app.js", placed("idle", hosted=False))],
+)
+async def test_other_paths_and_loaded_models_are_forwarded(path: str, found: Placement) -> None:
+    context = make_context(asked(path))
+    forwarded = []
+
+    async def call_next() -> None:
+        forwarded.append(context.model)
+
+    await detection_of(found).dispatch(context, call_next)
+    assert forwarded == ["m"]
 
 
 async def test_the_encoder_is_bound_to_the_models_card() -> None:

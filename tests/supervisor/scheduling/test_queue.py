@@ -18,6 +18,15 @@ def test_the_higher_priority_is_served_first() -> None:
     assert host.loads() == ["b"]
 
 
+def test_the_priority_of_a_model_is_added_to_that_of_its_requests() -> None:
+    host = loaded_host(profile("a"), profile("b", priority=3), profile("c", priority=-3))
+    busy = host.request("a")
+    host.request("c", priority=5)
+    host.request("b")
+    host.release(busy)
+    assert host.loads() == ["b"]
+
+
 def test_the_patience_of_a_lower_priority_counts_for_the_higher_one_before_it() -> None:
     host = loaded_host(profile("a", 2), B, C, patience_s=10.0)
     host.request("a")
