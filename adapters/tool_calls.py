@@ -15,9 +15,14 @@ import msgspec
 
 from hostler.adapters import lenient
 from hostler.adapters.canonical import ToolCall
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.lenient import count
 
+#: Tool calls in one answer, at most: no model makes so many, and some of what is kept of each is looked at for every piece.
+MAX_CALLS = 1024
+
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_QUOTES = re.compile(r'\\.|"', re.DOTALL)
 _PLACEHOLDERS = frozenset({"", "{}", "null"})
 #: The arguments of a call that has none.
 NO_ARGUMENTS = "{}"
@@ -32,62 +37,22 @@ class CallPiece(msgspec.Struct, frozen=True):
     arguments: Any = None
 
 
-class OpenCall:
-    """A call that is being read. `number` counts the calls of a response from 0; `arguments` are pieces of JSON text."""
+class ObjectEnd:
+    """Follows the pieces of a JSON object until its last brace is closed. Each piece is looked at once."""
 
-    __slots__ = (
-        "_depth",
-        "_escape",
-        "_in_string",
-        "_quoted",
-        "arguments",
-        "id",
-        "is_complete",
-        "name",
-        "number",
-        "written",
-    )
+    __slots__ = ("_depth", "_escape", "_in_string", "is_complete")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.id: str | None = None
-        self.name = ""
-        self.arguments: list[str] = []
+    def __init__(self) -> None:
         self.is_complete = False
-        self.written = False
         self._depth = 0
         self._in_string = False
         self._escape = ""
-        self._quoted = ""
 
-    def add(self, text: str) -> str:
-        """Add the next piece of the arguments; returns what of it belongs to them."""
+    def feed(self, text: str) -> None:
+        """Look at the next piece."""
         if self.is_complete:
-            return ""  # repeated, or white space
-        if self._quoted or (not self.arguments and text.lstrip().startswith('"')):
-            text = self._unquote(text)
-        if not self.arguments and text.strip() in _PLACEHOLDERS:
-            return ""  # perhaps the real ones follow
-        self.arguments.append(text)
-        self._follow(text)
-        return text
-
-    def _unquote(self, text: str) -> str:
-        """The arguments that are encoded twice, as a JSON string of JSON text, once they are complete; empty until then."""
-        self._quoted += text
-        if not text.rstrip().endswith('"'):
-            return ""
-        try:
-            inner = msgspec.json.decode(self._quoted, type=str)
-        except (msgspec.DecodeError, UnicodeError):
-            return ""
-        self._quoted = ""
-        return inner
-
-    def _follow(self, text: str) -> None:
-        """Note whether the arguments are complete: a JSON object whose last brace is closed."""
+            return
         text = self._escape + text
-        self._escape = ""
         for mark in _MARKS.findall(text):
             if mark == '"':
                 self._in_string = not self._in_string
@@ -100,8 +65,79 @@ class OpenCall:
                 if self._depth == 0:
                     self.is_complete = True
                     return
-        if text.endswith("\\") and (len(text) - len(text.rstrip("\\"))) % 2:
-            self._escape = "\\"
+        self._escape = _open_escape(text)
+
+
+class _QuotedText:
+    """Follows the pieces of a JSON string until its closing quote. Each piece is looked at once."""
+
+    __slots__ = ("_escape", "_quotes", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self._quotes = 0
+        self._escape = ""
+
+    def feed(self, text: str) -> str | None:
+        """The text of the string if it ends with this piece. Whatever comes after that is dropped."""
+        if self._quotes > 1:
+            return None
+        self.pieces.append(text)
+        text = self._escape + text
+        self._quotes += _QUOTES.findall(text).count('"')
+        self._escape = _open_escape(text)
+        if self._quotes < 2:
+            return None
+        try:
+            return msgspec.json.decode("".join(self.pieces), type=str)
+        except (msgspec.DecodeError, UnicodeError):
+            return None
+
+
+def _open_escape(text: str) -> str:
+    """The backslash at the end whose escaped character is in the next piece; empty for none."""
+    return "\\" if text.endswith("\\") and (len(text) - len(text.rstrip("\\"))) % 2 else ""
+
+
+class OpenCall:
+    """A call that is being read. `number` counts the calls of a response from 0; `arguments` are pieces of JSON text."""
+
+    __slots__ = ("_end", "_quoted", "arguments", "id", "name", "number", "written")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.id: str | None = None
+        self.name = ""
+        self.arguments: list[str] = []
+        self.written = False
+        self._end = ObjectEnd()
+        self._quoted: _QuotedText | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the arguments are a whole object."""
+        return self._end.is_complete
+
+    def add(self, text: str) -> str:
+        """Add the next piece of the arguments; returns what of it belongs to them."""
+        if self.is_complete:
+            return ""  # repeated, or white space
+        if self._quoted is not None or (not self.arguments and text.lstrip().startswith('"')):
+            text = self._unquote(text)
+        if not self.arguments and text.strip() in _PLACEHOLDERS:
+            return ""  # perhaps the real ones follow
+        self.arguments.append(text)
+        self._end.feed(text)
+        return text
+
+    def _unquote(self, text: str) -> str:
+        """The arguments that are encoded twice, as a JSON string of JSON text, once they are complete; empty until then."""
+        self._quoted = self._quoted or _QuotedText()
+        inner = self._quoted.feed(text)
+        if inner is None:
+            return ""
+        self._quoted = None
+        return inner
 
 
 class CallTable:
@@ -119,12 +155,14 @@ class CallTable:
         """The piece's call, with its id and name, and the text that it adds to the arguments.
 
         `named` are the calls that the same list has named already: it never names one twice. `whole`: each piece is a
-        whole call.
+        whole call. Raises `BackendBroken` for more than `MAX_CALLS`.
         """
         index, call_id, name = count(piece.index), _word(piece.id), _word(piece.name)
         text = arguments_text(piece.arguments)
         call = None if whole else self._find(index, call_id, name, text, named)
         if call is None:
+            if len(self.calls) == MAX_CALLS:
+                raise BackendBroken(f"The backend sent more than {MAX_CALLS} tool calls in one answer.")
             call = OpenCall(len(self.calls))
             self.calls.append(call)
         if name:

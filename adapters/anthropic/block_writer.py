@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
-from hostler.adapters import lenient
 from hostler.adapters.canonical import Chunk, ToolCall
-from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.tool_calls import ObjectEnd
 
 TEXT, THINKING, TOOL = "text", "thinking", "tool_use"
 
@@ -14,9 +14,9 @@ _Event = dict[str, Any]
 
 
 class OpenBlock:
-    """A block that is being written, or waits for the blocks before it."""
+    """A block that waits for the blocks before it, or has been `started`."""
 
-    __slots__ = ("id", "kind", "name", "number", "pieces")
+    __slots__ = ("_end", "id", "kind", "name", "number", "pieces", "started")
 
     def __init__(self, kind: str, number: int = 0) -> None:
         self.kind = kind
@@ -24,21 +24,18 @@ class OpenBlock:
         self.id: str | None = None
         self.name = ""
         self.pieces: list[str] = []
+        self.started = False
+        self._end = ObjectEnd() if kind == TOOL else None
+
+    def add(self, piece: str) -> None:
+        """Add the next piece."""
+        self.pieces.append(piece)
+        if self._end is not None:
+            self._end.feed(piece)
 
     def is_complete(self) -> bool:
         """Whether nothing more can belong to it: the arguments of a tool call are one JSON object."""
-        if self.kind != TOOL:
-            return True
-        if not self.pieces or not self.pieces[-1].rstrip().endswith("}"):
-            return False
-        arguments = "".join(self.pieces)
-        if not arguments.lstrip().startswith("{"):
-            return False
-        try:
-            lenient.decode_exactly(arguments)
-        except NOT_JSON:
-            return False
-        return True
+        return self._end is None or self._end.is_complete
 
 
 class BlockWriter:
@@ -52,7 +49,7 @@ class BlockWriter:
     def __init__(self, response_id: str) -> None:
         self._response_id = response_id
         self._current: OpenBlock | None = None
-        self._waiting: list[OpenBlock] = []
+        self._waiting: deque[OpenBlock] = deque()
         self._calls: dict[int, OpenBlock] = {}
         self._count = 0
         self._index = -1
@@ -76,7 +73,7 @@ class BlockWriter:
         for block in self._waiting:
             self._start(block, events)
             self._stop_current(events)
-        self._waiting = []
+        self._waiting.clear()
         return events
 
     def _add_text(self, kind: str, piece: str, events: list[_Event]) -> None:
@@ -84,11 +81,11 @@ class BlockWriter:
         if current is not None and current.kind == kind and not self._waiting:
             events.append(self._delta(current, piece))
         elif self._waiting and self._waiting[-1].kind == kind:
-            self._waiting[-1].pieces.append(piece)
+            self._waiting[-1].add(piece)
             self._advance(events)
         else:
             block = OpenBlock(kind)
-            block.pieces.append(piece)
+            block.add(piece)
             self._waiting.append(block)
             self._advance(events)
 
@@ -101,22 +98,22 @@ class BlockWriter:
             self._waiting.append(block)
             block.name, block.id = call.name or "", call.id
         if block is self._current:
-            block.pieces.append(call.arguments)
+            block.add(call.arguments)
             if call.arguments:
                 events.append(self._delta(block, call.arguments))
-        elif block in self._waiting:
-            block.pieces.append(call.arguments)
+        elif not block.started:
+            block.add(call.arguments)
             self._advance(events)
 
     def _advance(self, events: list[_Event]) -> None:
         """Write the waiting blocks, as long as the current one is complete."""
         while self._waiting and (self._current is None or self._current.is_complete()):
             self._stop_current(events)
-            self._start(self._waiting.pop(0), events)
+            self._start(self._waiting.popleft(), events)
 
     def _start(self, block: OpenBlock, events: list[_Event]) -> None:
         self._index += 1
-        self._current = block
+        self._current, block.started = block, True
         content: dict[str, Any] = {"type": block.kind}
         if block.kind == TEXT:
             content["text"] = ""

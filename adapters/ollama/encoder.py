@@ -34,11 +34,34 @@ from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.go_compat import format_time, nanoseconds
 from hostler.adapters.ollama.schema import JSON, LINES, WIRE
 from hostler.adapters.progress import ProgressLines
+from hostler.adapters.tool_calls import ObjectEnd
 
 # A backend of this protocol puts its own name of the model first in each line.
 _DURATIONS = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _CACHED = "prompt_eval_cached_count"
 _MODEL = re.compile(rb'^([ \t]*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
+
+
+class _OpenCall:
+    """A call that may still grow."""
+
+    __slots__ = ("_end", "id", "name", "pieces")
+
+    def __init__(self, call_id: str, name: str) -> None:
+        self.id = call_id
+        self.name = name
+        self.pieces: list[str] = []
+        self._end = ObjectEnd()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the arguments are a whole object."""
+        return self._end.is_complete
+
+    def add(self, piece: str) -> None:
+        """Add the next piece of the arguments."""
+        self.pieces.append(piece)
+        self._end.feed(piece)
 
 
 class OllamaEncoder(Encoder):
@@ -81,7 +104,7 @@ class OllamaEncoder(Encoder):
         self._reasoning: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._vectors: list[msgspec.Raw] = []
-        self._open_calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._open_calls: dict[int, _OpenCall] = {}
         self._calls: list[dict[str, Any]] = []
         self._usage: Usage | None = None
         self._finish: str | None = None
@@ -200,8 +223,8 @@ class OllamaEncoder(Encoder):
             if piece.index not in self._open_calls:
                 # Pieces of several calls may alternate: only whole ones are closed when another one begins.
                 complete += self._complete_calls(only_whole=True)
-                self._open_calls[piece.index] = (piece.id or "", piece.name or "", [])
-            self._open_calls[piece.index][2].append(piece.arguments)
+                self._open_calls[piece.index] = _OpenCall(piece.id or "", piece.name or "")
+            self._open_calls[piece.index].add(piece.arguments)
         if chunk.finish:
             complete += self._complete_calls()
         return complete
@@ -210,24 +233,22 @@ class OllamaEncoder(Encoder):
         """Close the open calls. `only_whole`: up to the first whose arguments are not complete."""
         complete = []
         for index in sorted(self._open_calls):
-            call_id, name, pieces = self._open_calls[index]
-            arguments = "".join(pieces)
+            call = self._open_calls[index]
+            if only_whole and not call.is_complete:
+                break
+            name, arguments = call.name, "".join(call.pieces)
             try:
                 parsed = msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw])
             except NOT_JSON:
-                if only_whole:
-                    break
                 # The model's mistake, not its server's: neither a retry nor an open circuit would help.
                 problem = f"llama-server returned invalid tool call arguments for {go_compat.quote(name)}"
                 error = GatewayError(f"{problem}: {arguments[:200]}")
                 error.log_message = problem
                 raise error from None
-            if only_whole and not arguments:
-                break
             del self._open_calls[index]
             made_up = hashlib.sha256(f"{self._id}/{index}".encode()).hexdigest()[:8]
             function = {"index": index, "name": name, "arguments": parsed}
-            complete.append({"id": call_id or f"call_{made_up}", "function": function})
+            complete.append({"id": call.id or f"call_{made_up}", "function": function})
         return complete
 
     def _encode_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hostler.adapters import lenient, sse
 from hostler.adapters.canonical import ToolCall
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import call_pieces, canonical_finish
 from hostler.adapters.openai.fold import objects
@@ -17,6 +18,8 @@ from hostler.adapters.tool_calls import NO_ARGUMENTS, ToolCallReader
 _KEY = b'"tool_calls"'
 _CALLS = re.compile(rb'"tool_calls"\s*:\s*(?!null|\[\s*\]|\s)')
 _convert_delta = lenient.decoder(OpenAIDelta)
+#: Alternatives with tool calls in one answer, at most.
+MAX_CHOICES = 1024
 _FIELDS = frozenset({"index", "id", "type", "function", "name", "arguments"})
 _ODD_FINISH = "tool_call"
 _KINDS = ("function", None)
@@ -89,6 +92,8 @@ class CallEvents:
         if calls is None:
             if not raw:
                 return False
+            if len(self._choices) == MAX_CHOICES:
+                raise BackendBroken(f"The backend sent more than {MAX_CHOICES} alternatives with tool calls.")
             calls = self._choices[index] = _ChoiceCalls()
         pieces = calls.add(raw, is_last=bool(finish))
         if pieces is None:
@@ -134,7 +139,7 @@ class _SentCall:
 class _ChoiceCalls:
     """The calls of one choice."""
 
-    __slots__ = ("_is_odd", "_reader", "_replaced", "_seen", "_sent", "placeholders")
+    __slots__ = ("_is_odd", "_reader", "_replaced", "_seen", "_sent", "_touched", "placeholders")
 
     def __init__(self) -> None:
         self._reader = ToolCallReader(holds_names=False)
@@ -143,6 +148,8 @@ class _ChoiceCalls:
         #: The calls for which the last event had `{}` alone.
         self.placeholders: set[int] = set()
         self._seen: set[int] = set()
+        #: Those in the event that is being read.
+        self._touched: set[int] = set()
         self._replaced: set[int] = set()
 
     def take_replaced(self) -> set[int]:
@@ -154,11 +161,11 @@ class _ChoiceCalls:
         """The canonical pieces for those in an event, each with the other fields that it had; `None` if the event may stay
         as it is."""
         before = self.placeholders
+        self._touched.clear()
         self._is_odd = self._is_odd or bool(raw and not self._is_well_formed(raw))
         self._reader.holds_names = self._is_odd  # until then, heads are forwarded as they come
         read = self._read(raw if isinstance(raw, list) else [raw] if raw else [])
-        sent = enumerate(self._sent)
-        self.placeholders = {n for n, call in sent if call.has_placeholder and not call.has_arguments} - self._seen
+        self.placeholders = {n for n in self._touched if self._is_placeholder(n)} - self._seen
         self._seen |= self.placeholders
         self._replaced = before & {call.index for call, _ in read if call.arguments}
         if is_last:
@@ -189,6 +196,10 @@ class _ChoiceCalls:
         call = self._sent[number]
         return call.has_arguments or call.has_placeholder
 
+    def _is_placeholder(self, number: int) -> bool:
+        call = self._sent[number]
+        return call.has_placeholder and not call.has_arguments
+
     def _is_well_formed(self, pieces: Any) -> bool:
         """Whether these are the next pieces in the form of OpenAI's protocol; notes them as forwarded."""
         return isinstance(pieces, list) and all(map(self._is_next, pieces))
@@ -207,11 +218,13 @@ class _ChoiceCalls:
             call = _SentCall(call_id, name)
             if not call.accepts(text):
                 return False
+            self._touched.add(index)
             self._sent.append(call)
             return True
         if not 0 <= index < len(self._sent):
             return False
         call = self._sent[index]
+        self._touched.add(index)
         if name and (not isinstance(name, str) or not call.accepts_name(name)):
             return False
         return call_id in (None, "", call.id) and call.accepts(text)

@@ -17,6 +17,7 @@ from hostler.adapters.openai.errors import responses_error_events
 from hostler.adapters.openai.responses_tools import callable_tools
 from hostler.adapters.openai.schema import RESPONSES
 from hostler.adapters.openai.stored import MAX_STORED
+from hostler.adapters.tool_calls import ObjectEnd
 
 # The request's fields that a response repeats, and their defaults.
 _REPEATED: dict[str, Any] = {
@@ -47,7 +48,7 @@ class OutputItem:
     """
 
     __slots__ = (
-        *("arguments", "call_id", "id", "index", "input", "is_open", "kind", "logprobs", "name", "namespace"),
+        *("_end", "arguments", "call_id", "id", "index", "input", "is_open", "kind", "logprobs", "name", "namespace"),
         "pieces",
     )
 
@@ -62,6 +63,7 @@ class OutputItem:
         self.namespace = namespace
         self.pieces: list[str] = []
         self.arguments: list[str] = []
+        self._end = ObjectEnd()
         self.input = InputReader() if kind == "custom_tool_call" else None
         self.logprobs: list[dict[str, Any]] = []
         self.is_open = True
@@ -73,12 +75,7 @@ class OutputItem:
     @property
     def is_complete(self) -> bool:
         """Whether nothing more can belong to it when another item has begun."""
-        if self.kind not in _CALLS:
-            return True
-        try:
-            return isinstance(msgspec.json.decode("".join(self.arguments)), dict)
-        except NOT_JSON:
-            return False
+        return self.kind not in _CALLS or self._end.is_complete
 
     @property
     def content_name(self) -> str:
@@ -88,6 +85,7 @@ class OutputItem:
     def add_arguments(self, piece: str) -> str:
         """Add the next piece of a call's arguments; returns what that adds to the text of the item."""
         self.arguments.append(piece)
+        self._end.feed(piece)
         text = piece if self.input is None else self.input.feed(piece)
         self.pieces.append(text)
         return text

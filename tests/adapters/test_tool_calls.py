@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
@@ -16,12 +17,13 @@ from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.canonical import ResponseHead, ToolCall
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.tool_calls import CallPiece, ToolCallReader, arguments_text
+from hostler.adapters.tool_calls import MAX_CALLS, CallPiece, ToolCallReader, arguments_text
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SSE = ResponseHead(media_type="text/event-stream")
@@ -251,13 +253,13 @@ def answer_at_client(client: str, blocks: list[bytes], *, stream: bool, foreign:
     parser = OpenAIParser("chat", fields=foreign)
     parser.start(SSE)
     encoder.start(SSE)
-    data = b""
+    data = bytearray()
     for block in blocks:
         for chunk in parser.feed(block):
             data += encoder.encode(msgspec.structs.replace(chunk, wire="", raw=b"") if foreign else chunk)
     for chunk in parser.finish():
         data += encoder.encode(msgspec.structs.replace(chunk, wire="", raw=b"") if foreign else chunk)
-    return data + encoder.finish(), read_calls
+    return bytes(data + encoder.finish()), read_calls
 
 
 SENDABLE = {name: lists for name, lists in FORMS.items() if name != "absurd indexes"}
@@ -416,3 +418,49 @@ def test_earlier_calls_reach_every_backend_alike(client: str, arguments: Any, me
     assert json.loads(openai["tool_calls"][0]["function"]["arguments"]) == meant
     assert anthropic["content"][-1]["input"] == meant
     assert ollama["tool_calls"][0]["function"]["arguments"] == meant
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize(("client", "foreign"), [*((client, True) for client in ENCODERS), ("openai", False)])
+def test_an_answer_with_thousands_of_calls_is_broken(client: str, foreign: bool, stream: bool) -> None:
+    most = [[piece(number, f"call_{number}", "f", "{}")] for number in range(MAX_CALLS)]
+    assert len(calls_at_client(client, most, stream=stream, foreign=foreign)) == MAX_CALLS
+    one_more = [*most, [piece(MAX_CALLS, "one more", "f", "{}")]]
+    with pytest.raises(BackendBroken, match="more than 1024 tool calls"):
+        calls_at_client(client, one_more, stream=stream, foreign=foreign)
+
+
+def test_calls_of_thousands_of_alternatives_are_broken() -> None:
+    def event(index: int) -> bytes:
+        choice = {"index": index, "delta": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f"}}]}}
+        return b"data: " + json.dumps({"id": "1", "choices": [choice]}).encode() + b"\n\n"
+
+    with pytest.raises(BackendBroken, match="alternatives"):
+        answer_at_client("openai", [*map(event, range(5000)), END], stream=True, foreign=False)
+
+
+BRACES = [piece(0, "a", "f", '{"x":"'), piece(1, "b", "g", '{"y":"')]
+LONG: dict[str, Callable[[int], list[list[CallPiece]]]] = {
+    "pieces of two calls by turns": lambda count: [
+        BRACES,
+        *([piece(number % 2, arguments="x" * 40 + "}")] for number in range(count)),
+        [piece(0, arguments='"}'), piece(1, arguments='"}')],
+    ],
+    "encoded twice": lambda count: [
+        [piece(0, "a", "f", '"{\\"x\\":\\"')], *([piece(0, arguments="y" * 40 + '\\"')] for _ in range(count))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("client", ENCODERS)
+@pytest.mark.parametrize("form", LONG)
+def test_each_piece_of_long_arguments_is_looked_at_once(form: str, client: str, stream: bool) -> None:
+    def seconds(count: int) -> float:
+        pieces = LONG[form](count)
+        began_at = time.process_time()
+        answer_at_client(client, [*map(delta, pieces), END], stream=stream, foreign=True)
+        return time.process_time() - began_at
+
+    seconds(100)
+    assert seconds(8000) < 24 * seconds(1000)
