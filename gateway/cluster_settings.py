@@ -33,6 +33,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """File that contains the token of all members."""
     member: str | None = None
     """This gateway's name, as the others show it, or that of the host of a supervisor. Default: the machine's name."""
+    history: bool = True
+    """Keep past requests (times, names, figures; no contents) in the store, so that every gateway shows those of all."""
     url: str | None = None
     """Supervisors: the URL under which gateways of the cluster reach this host. Default: the address of
     `supervisor.listen`, or, if that is `0.0.0.0` or `[::]`, the one from which this machine reaches the store."""

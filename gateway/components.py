@@ -159,6 +159,7 @@ class Components:
             keys=serving.keys,
             key_usage=self.key_usage,
             cluster=None if self.cluster is None else self.cluster.view,
+            gateway=None if self.cluster is None else self.cluster.gateway,
             history=history,
             transcripts=self.transcripts,
             clock=clock,
@@ -235,6 +236,7 @@ class Components:
         serving = self.serving
         if self.responses is not None:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
+        cluster.share_history(self.admin.history, serving.bus)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
         cluster.share_breakers(serving.chain.hops, serving.entries, serving.bus)
         cluster.follow_hosts(self.settings.backends, self._generations, self._is_reachable, self.use_hosts)

@@ -38,7 +38,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """A finished request. Times in seconds, `at` since the epoch, `cost` in US dollars; no contents, no keys.
 
     `outcome` is a `RequestOutcome`. `reason` says why this backend served it, or what went wrong; `code` is the error's
-    code. `client` is the name of the key, or an address.
+    code. `client` is the name of the key, or an address. `gateway` is the name of the one that served it, in a cluster.
     """
 
     id: str
@@ -65,6 +65,13 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     attempts: tuple[AttemptOutcome, ...] = ()
     failed_hops: tuple[HopOutcome, ...] = ()
     cost: float | None = None
+    gateway: str | None = None
+
+
+class FinishedElsewhere(msgspec.Struct, frozen=True, kw_only=True, tag="elsewhere"):
+    """Another gateway of the cluster has finished a request."""
+
+    request: RequestFinished
 
 
 class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
@@ -85,6 +92,7 @@ class ModelsChanged(msgspec.Struct, frozen=True, kw_only=True, tag="models"):
 
 Event = (
     RequestFinished
+    | FinishedElsewhere
     | BreakerChanged
     | ModelsChanged
     | HostChanged

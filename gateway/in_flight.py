@@ -16,7 +16,7 @@ MAX_LISTED = 200
 
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     """A request in flight; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`. `gateway` is the
-    name of the one that serves it, if that is another one of the cluster."""
+    name of the one that serves it, in a cluster."""
 
     id: str
     at: float

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import anyio
+import msgspec
 
 from hostler import __version__
 from hostler.gateway.admin.actions import ActionRoutes
@@ -31,7 +32,7 @@ from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.cluster_view import ClusterView
 from hostler.gateway.config import FileErrors
-from hostler.gateway.events import Bus
+from hostler.gateway.events import Bus, Event, RequestFinished
 from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.in_flight import OtherProcesses, OtherRequests
 from hostler.gateway.key_usage import KeyUsage
@@ -72,7 +73,7 @@ class AdminApp:
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
     `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models
     of its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file,
-    `cluster` the state of the cluster, if there is one. `others` are requests that other processes of this gateway
+    `cluster` the state of the cluster, if there is one, in which this gateway is called `gateway`. `others` are requests that other processes of this gateway
     serve, `gateways` those of other gateways.
     """
 
@@ -96,6 +97,7 @@ class AdminApp:
         keys: KeyRing | None,
         key_usage: KeyUsage | None = None,
         cluster: Callable[[], ClusterView] | None = None,
+        gateway: str | None = None,
         history: Path | None,
         transcripts: Transcripts | None = None,
         clock: Callable[[], float],
@@ -111,6 +113,7 @@ class AdminApp:
             chain=chain_view,
             config_errors=config_errors,
             cluster=cluster,
+            gateway=gateway,
             version=__version__,
             recording=transcripts is not None,
             clock=clock,
@@ -128,11 +131,12 @@ class AdminApp:
         ]
         self.throttle = KeyThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
-        self._history = History(history, sample=self._status.sample, wall=wall)
+        self._gateway = gateway
+        self.history = History(history, sample=self._status.sample, wall=wall, gateway=gateway)
         self._log_buffer = LogBuffer()
         self._transcripts = transcripts
         self._status_routes = StatusRoutes(
-            self._status, hosts, self._history, metrics=self._render_metrics, version=__version__
+            self._status, hosts, self.history, metrics=self._render_metrics, version=__version__
         )
         self._log_routes = LogRoutes(
             self._log_buffer,
@@ -155,12 +159,18 @@ class AdminApp:
             LoginRoutes(self.sessions, lambda address: self.throttle.refusal(address, _INVALID_KEY)),
             UI(self._status.view, logins=self.sessions is not None),
         )
-        for listener in (self._metrics.on_event, self._history.on_event, self._status_routes.on_event):
-            bus.listen(listener)
+        bus.listen(self._metrics.on_event)
+        bus.listen(self._on_event)
 
     def routes(self) -> list[RouteMatch]:
         """The gateway's own routes."""
         return [route for part in self._parts for route in part.routes()]
+
+    def _on_event(self, event: Event) -> None:
+        if self._gateway is not None and isinstance(event, RequestFinished):
+            event = msgspec.structs.replace(event, gateway=self._gateway)
+        self.history.on_event(event)
+        self._status_routes.on_event(event)
 
     def use(self, router: Router) -> None:
         """Describe all routes in `/openapi.json`, those of the protocols among them, and let tools of agents call them."""
@@ -173,12 +183,12 @@ class AdminApp:
 
     async def answer_times(self) -> dict[str, dict[str, list[float]]]:
         """See `History.answer_times`. Waits for `run`."""
-        return await self._history.answer_times()
+        return await self.history.answer_times()
 
     async def run(self) -> None:
         with self._log_buffer.installed():
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._history.run)
+                tasks.start_soon(self.history.run)
                 if self._transcripts is not None:
                     tasks.start_soon(self._transcripts.run)
                 tasks.start_soon(self._status_routes.run)

@@ -14,7 +14,7 @@ from hostler.gateway.admin.http import int_param, json_endpoint, json_response, 
 from hostler.gateway.admin.openapi import openapi
 from hostler.gateway.admin.status import StatusBuilder, without_facts
 from hostler.gateway.asgi import RouteMatch
-from hostler.gateway.events import Event, HostChanged, ModelsChanged
+from hostler.gateway.events import Event, FinishedElsewhere, HostChanged, ModelsChanged
 from hostler.gateway.routing import gateway_route
 from hostler.gateway.telemetry.event_stream import EventStream, frame
 from hostler.gateway.telemetry.history import KINDS, History
@@ -69,6 +69,8 @@ class StatusRoutes:
         if isinstance(event, ModelsChanged):
             self._stream.add(frame("snapshot", self._status.view()))  # updates contain no models
             return
+        if isinstance(event, FinishedElsewhere):
+            event = event.request
         if isinstance(event, HostChanged) and event.host is not None:
             event = msgspec.structs.replace(event, host=without_facts(event.host))
         self._stream.add(frame(str(event.__struct_config__.tag), event))

@@ -139,6 +139,7 @@ class StatusBuilder:
         chain: Callable[[], ChainView],
         config_errors: Callable[[], FileErrors | None] = lambda: None,
         cluster: Callable[[], ClusterView] | None = None,
+        gateway: str | None = None,
         version: str,
         recording: bool = False,
         clock: Callable[[], float],
@@ -152,6 +153,7 @@ class StatusBuilder:
         self._chain = chain
         self.config_errors = config_errors
         self._cluster = cluster
+        self._gateway = gateway
         self._version = version
         self._recording = recording
         self._clock = clock
@@ -206,10 +208,13 @@ class StatusBuilder:
 
     def in_flight(self) -> tuple[RequestView, ...]:
         """Requests in flight, the oldest first, without model lists and health checks."""
-        own = request_views(self._contexts(), self._hosts, offset=self._wall() - self._clock())
-        if not (others := [view for each in self._elsewhere for view in each.views()]):
-            return own
-        return tuple(sorted((*own, *others), key=lambda view: view.at)[:MAX_LISTED])
+        views = list(request_views(self._contexts(), self._hosts, offset=self._wall() - self._clock()))
+        others = [view for each in self._elsewhere for view in each.views()]
+        if others:
+            views = sorted((*views, *others), key=lambda view: view.at)[:MAX_LISTED]
+        if (gateway := self._gateway) is not None:
+            views = [view if view.gateway else msgspec.structs.replace(view, gateway=gateway) for view in views]
+        return tuple(views)
 
     @property
     def is_worker_missing(self) -> bool:

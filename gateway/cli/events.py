@@ -49,7 +49,9 @@ def events(
         if not follow and not as_json and target.kind == "gateway":
             query = {"kind": "requests", "limit": str(_LAST_REQUESTS)}
             if past := target.client.get_list("/admin/history", query):
-                print_table(REQUEST_COLUMNS, finished_rows(each["event"] for each in reversed(past)))
+                # Those of other gateways of a cluster become known later.
+                ended = sorted((each["event"] for each in past), key=lambda event: event["at"])
+                print_table(REQUEST_COLUMNS, finished_rows(ended))
         sentences = EventSentences()
         for kind, data in target.client.events("/events"):
             if as_json:
@@ -200,7 +202,9 @@ def _request(data: Mapping[str, Any]) -> str:
     from hostler.gateway.events import RequestFinished
     from hostler.gateway.telemetry.access_log import describe
 
-    return describe(msgspec.convert(data, RequestFinished))
+    request = msgspec.convert(data, RequestFinished)
+    text = describe(request)
+    return text if request.gateway is None else f"{text} (at {request.gateway})"
 
 
 def _models(data: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import msgspec
 from hostler.gateway.admin.status import StatusView
 from hostler.gateway.cli.logging import LogHandler
 from hostler.gateway.cli.output import terminal_size
-from hostler.gateway.events import Event, RequestFinished, SwitchChanged
+from hostler.gateway.events import Event, FinishedElsewhere, RequestFinished, SwitchChanged
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -83,6 +83,8 @@ class LiveView:
 
     def on_event(self, event: Event) -> None:
         """A listener for the bus."""
+        if isinstance(event, FinishedElsewhere):
+            event = event.request
         if isinstance(event, RequestFinished):
             self._last.appendleft(event)
             self._changed = True

@@ -224,7 +224,7 @@ def _add_requests(
             format_seconds(each["for_s"]),
             format_seconds(each["first_token_s"]),
             MISSING,
-            each["client"],
+            views.client(each),
         )
         for each in views.requests({**status, "at": time.time()})
     ]

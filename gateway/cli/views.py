@@ -216,7 +216,7 @@ def request_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         (
             each["id"],
-            f"{each['client']} at {each['gateway']}" if each.get("gateway") else each["client"],
+            client(each),
             each["model"] or each["requested_model"] or MISSING,
             each["backend"] or MISSING,
             _request_phase(each),
@@ -247,10 +247,16 @@ def finished_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
             format_seconds(each["seconds"]),
             format_seconds(each["first_token_s"]),
             format_speed(each["completion_tokens"], each["seconds"] - (each["first_token_s"] or 0.0)),
-            each["client"],
+            client(each),
         )
         for each in events
     ]
+
+
+def client(request: Mapping[str, Any]) -> str:
+    """The client of a request, and in a cluster the gateway that serves it."""
+    gateway = request.get("gateway")  # older gateways have none
+    return f"{request['client']} at {gateway}" if gateway else str(request["client"])
 
 
 def _outcome(request: Mapping[str, Any]) -> str:

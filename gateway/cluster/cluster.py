@@ -23,6 +23,8 @@ from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.shared_history import SharedHistory
+from hostler.gateway.cluster.shared_log import SharedLog
 from hostler.gateway.cluster.shared_requests import SharedRequests
 from hostler.gateway.cluster.shared_responses import SharedResponses
 from hostler.gateway.cluster.shared_sessions import SharedSessions
@@ -37,6 +39,7 @@ from hostler.gateway.in_flight import RequestView
 from hostler.gateway.joined_host import JoinedHost, is_configured, named_hosts
 from hostler.gateway.key_usage import usage_file
 from hostler.gateway.response_store import ResponseStore
+from hostler.gateway.telemetry.history import History
 
 
 class Cluster:
@@ -66,6 +69,7 @@ class Cluster:
                 *SharedSessions.scripts,
                 *SharedResponses.scripts,
                 *HostDirectory.scripts,
+                *SharedLog.scripts,
             ),
             clock=clock,
             wall=wall,
@@ -102,6 +106,11 @@ class Cluster:
         has_limit = settings.spending.daily_limit is not None
         return SharedKeyUsage(usage_file(settings), self.ledger, has_daily_limit=has_limit)
 
+    @property
+    def gateway(self) -> str:
+        """The name of this gateway."""
+        return self.membership.own.name
+
     def share_requests(
         self, own: Callable[[], Sequence[RequestView]], cancel_own: Callable[[str], Awaitable[int]]
     ) -> SharedRequests:
@@ -116,6 +125,13 @@ class Cluster:
         )
         self._runs.append(shared.run)
         return shared
+
+    def share_history(self, history: History, bus: Bus) -> None:
+        """Past requests of all gateways, unless the settings keep them out of the store. To be called before `run`."""
+        if self._settings.history:
+            own = self.membership.own.id, self.membership.own.name
+            shared = SharedHistory(self.store, self._signer, own, history, bus, wall=self.ledger.wall)
+            self._runs.append(shared.run)
 
     def share_logins(self, sessions: Sessions | None, throttle: KeyThrottle) -> None:
         """Sessions and invalid keys of all gateways. To be called before `run`."""

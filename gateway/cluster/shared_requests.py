@@ -10,6 +10,8 @@ import msgspec
 
 from hostler.gateway.cluster.announcements import Announcements
 from hostler.gateway.cluster.membership import Member
+from hostler.gateway.cluster.plausibility import is_plausible
+from hostler.gateway.events import printable
 from hostler.gateway.in_flight import MAX_LISTED, RequestView
 
 _CHANNEL, _ASK, _CANCEL, _CANCELLED = "requests", "requests-asked", "cancel", "cancelled"
@@ -17,6 +19,8 @@ _CHANNEL, _ASK, _CANCEL, _CANCELLED = "requests", "requests-asked", "cancel", "c
 _EVERY_S, _LOOKING_S = 0.5, 10.0
 #: After which silence a gateway's requests are no longer shown, in seconds.
 _LIFETIME_S = 3.0
+#: Gateways whose requests are shown, at most.
+_MAX_GATEWAYS = 256
 #: How long an answer is waited for, in seconds.
 _ANSWER_S = 0.25
 
@@ -132,9 +136,12 @@ class SharedRequests:
             views = msgspec.json.decode(message, type=tuple[RequestView, ...])
         except (msgspec.MsgspecError, RecursionError):
             return
+        if sender not in self._others and len(self._others) >= _MAX_GATEWAYS:
+            return
         member = self._gateways().get(sender)
-        name = sender if member is None else member.name
-        self._others[sender] = (self._clock(), tuple(msgspec.structs.replace(view, gateway=name) for view in views))
+        name = printable(sender if member is None else member.name, 100)
+        shown = [msgspec.structs.replace(view, gateway=name) for view in views[:MAX_LISTED] if is_plausible(view)]
+        self._others[sender] = (self._clock(), tuple(shown))
         self._wake()
 
     def _on_cancel(self, sender: str, message: bytes) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -17,6 +17,7 @@ import msgspec
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
 from hostler.gateway.state_files import state_file
+from hostler.gateway.telemetry.history_figures import Bucket, RequestFigures, bucket_of
 from hostler.gateway.telemetry.history_schema import is_damaged, make_private, open_database
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ _MAX_PENDING = 20_000
 _WRITE_INTERVAL_S = 1.0
 #: Pending events that are written without waiting for more: they take a kilobyte each.
 _FLUSH_AT = 500
+#: Where what was taken over ends: rows of another kind than events.
+_POSITIONS = "positions"
 #: Requests per row, at most: a row costs twenty times as much as a request in it.
 _PER_ROW = 100
 _SAMPLE_INTERVAL_S = 15.0
@@ -61,22 +64,6 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
     event: msgspec.Raw
 
 
-class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of a span of time; `None` where nothing happened. Times in seconds, memory in bytes."""
-
-    at: float
-    requests: int = 0
-    failed: int = 0
-    first_token_s: float | None = None
-    first_token_p95_s: float | None = None
-    tokens_per_s: float | None = None
-    queue_s: float | None = None
-    switches: int = 0
-    switch_s: float | None = None
-    memory: int | None = None
-    waiting: int | None = None
-
-
 class _AnswerTime(msgspec.Struct):
     """The fields of a request that the time of its answer is computed from."""
 
@@ -87,18 +74,7 @@ class _AnswerTime(msgspec.Struct):
     queue_s: float = 0.0
     switch_s: float = 0.0
     attempts: list[msgspec.Raw] = []
-
-
-class _RequestFigures(msgspec.Struct):
-    """The fields of a request that buckets are computed from."""
-
-    at: float
-    seconds: float
-    outcome: str
-    queue_s: float = 0.0
-    switch_s: float = 0.0
-    first_token_s: float | None = None
-    completion_tokens: int = 0
+    gateway: str | None = None
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
@@ -106,11 +82,20 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     return state_file("history.sqlite3", environ)
 
 
+class HistoryPeers(Protocol):
+    """Other gateways, which keep these requests as well."""
+
+    def added(self, request: bytes) -> None:
+        """A request was added here."""
+        ...
+
+
 class History:
     """Pass every event to `on_event`; `run` writes about once a second, in another thread.
 
     Without a file it is kept in memory. A damaged file is moved aside and replaced, unreadable rows are skipped, a full
-    disk is logged once: none of it raises. `sample` is called every 15 seconds.
+    disk is logged once: none of it raises. `sample` is called every 15 seconds. `gateway` is this gateway's name in its
+    cluster, if there is one; `peers` get what is added here.
     """
 
     def __init__(
@@ -120,7 +105,10 @@ class History:
         sample: Callable[[], Sample],
         limits: Mapping[str, int] = LIMITS,
         wall: Callable[[], float] = time.time,
+        gateway: str | None = None,
     ) -> None:
+        self.peers: HistoryPeers | None = None
+        self._gateway = gateway
         self._file = file
         self._sample = sample
         self._limits = limits
@@ -137,14 +125,31 @@ class History:
         if isinstance(event, RequestFinished):
             # Without model lists and health checks: clients that poll would push everything else out.
             if event.backend is not None or event.outcome != "ok":
-                self._pending.append(("requests", event.at, _encode(event)))
-                if len(self._pending) >= _FLUSH_AT and not self._flush_due.is_set():
-                    self._flush_due.set()
+                self._add_request(event.at, body := _encode(event))
+                if self.peers is not None:
+                    self.peers.added(body)
         elif isinstance(event, SwitchChanged):
             if event.switch.phase in ("ready", "failed"):
                 self._pending.append(("switches", self._wall(), _encode(event)))
         elif isinstance(event, BreakerChanged):
             self._pending.append(("breakers", self._wall(), _encode(event)))
+
+    def take_over(self, requests: Iterable[RequestFinished], name: str, position: bytes) -> None:
+        """Add requests of other gateways, and that `position` was reached in what is called `name`: either all of it is kept,
+        or nothing."""
+        for request in requests:
+            self._add_request(request.at, _encode(request))
+        self._pending.append((_POSITIONS, 0.0, _encode((name, position))))
+
+    async def position(self, name: str) -> bytes:
+        """The last position that was kept, empty if there is none. Waits for `run`."""
+        await self.flush()
+        return await self._in_thread(lambda: self._position(name)) or b""
+
+    def _add_request(self, at: float, body: bytes) -> None:
+        self._pending.append(("requests", at, body))
+        if len(self._pending) >= _FLUSH_AT and not self._flush_due.is_set():
+            self._flush_due.set()
 
     async def run(self) -> None:
         """Write until cancelled, and once more at the end."""
@@ -235,7 +240,10 @@ class History:
         events: dict[str, list[tuple[float, bytes]]] = {}
         for table, at, body in fresh:
             events.setdefault(table, []).append((at, body))
+        positions = events.pop(_POSITIONS, [])
         with self._database:
+            for _, body in positions:
+                self._database.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", _decode_position(body))
             if "switches" in events:
                 events["switches"] = _replace_switches(self._database, events["switches"])
             for table, values in events.items():
@@ -272,12 +280,20 @@ class History:
                 break
         return entries[:limit]
 
+    def _position(self, name: str) -> bytes:
+        if self._database is None:
+            return b""
+        row = self._database.execute("SELECT body FROM positions WHERE name = ?", (name,)).fetchone()
+        return row[0] if row is not None and isinstance(row[0], bytes) else b""
+
     def _answer_times(self) -> dict[str, dict[str, list[float]]]:
         times: dict[str, dict[str, list[float]]] = {}
         if self._database is None:
             return times
         for (body,) in self._database.execute("SELECT body FROM requests ORDER BY n"):
             for each in _read(_decode_answer_times, body):
+                if each.gateway not in (None, self._gateway):
+                    continue  # whose backends of the same name may be others
                 # Failed answers do not predict the next one, and of several attempts only the sum is known.
                 if each.outcome == "ok" and each.backend and each.model and len(each.attempts) <= 1:
                     recent = times.setdefault(each.backend, {}).setdefault(each.model, [])
@@ -286,7 +302,7 @@ class History:
         return times
 
     def _figures(self, since: float, width: float, count: int) -> list[Bucket]:
-        requests: list[list[_RequestFigures]] = [[] for _ in range(count)]
+        requests: list[list[RequestFigures]] = [[] for _ in range(count)]
         switches: list[list[float]] = [[] for _ in range(count)]
         samples: list[Sample | None] = [None] * count
         if self._database is None:
@@ -311,10 +327,13 @@ class History:
             switches[number] += [each.switch.elapsed_s for each in _read(_decode_switched, body)]
         for number, body in rows("moments"):
             samples[number] = next(iter(_read(_decode_samples, body)), samples[number])
-        return [
-            _bucket(since + number * width, requests[number], switches[number], samples[number])
-            for number in range(count)
-        ]
+        buckets = []
+        for number, sample in enumerate(samples):
+            memory = None if sample is None else sum(sample.memory.values())
+            waiting = None if sample is None else sample.waiting
+            at = since + number * width
+            buckets.append(bucket_of(at, requests[number], switches[number], memory=memory, waiting=waiting))
+        return buckets
 
 
 class _At(msgspec.Struct):
@@ -333,10 +352,11 @@ class _Switched(msgspec.Struct):
 
 _encode = msgspec.json.Encoder().encode
 _decode_answer_times = msgspec.json.Decoder(list[_AnswerTime]).decode
-_decode_figures = msgspec.json.Decoder(list[_RequestFigures]).decode
+_decode_figures = msgspec.json.Decoder(list[RequestFigures]).decode
 _decode_switched = msgspec.json.Decoder(list[_Switched]).decode
 _decode_samples = msgspec.json.Decoder(list[Sample]).decode
 _decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_position = msgspec.json.Decoder(tuple[str, bytes]).decode
 _decode_times = msgspec.json.Decoder(list[_At]).decode
 
 
@@ -367,32 +387,3 @@ def _replace_switches(database: sqlite3.Connection, fresh: Iterable[tuple[float,
 def _switch_keys(body: object) -> list[tuple[str, str]]:
     """What identifies the switches of a row over all backends."""
     return [(each.backend, each.switch.id) for each in _read(_decode_switched, body)]
-
-
-def _bucket(at: float, requests: list[_RequestFigures], switches: list[float], sample: Sample | None) -> Bucket:
-    first_tokens = [each.first_token_s for each in requests if each.first_token_s is not None]
-    speeds = [
-        (each.completion_tokens - 1) / (each.seconds - each.first_token_s)
-        for each in requests
-        if each.first_token_s is not None and each.completion_tokens > 1 and each.seconds > each.first_token_s
-    ]
-    return Bucket(
-        at=at,
-        requests=len(requests),
-        failed=sum(each.outcome in ("failed", "broken") for each in requests),
-        first_token_s=_percentile(first_tokens, 0.5),
-        first_token_p95_s=_percentile(first_tokens, 0.95),
-        tokens_per_s=_percentile(speeds, 0.5),
-        queue_s=max((each.queue_s for each in requests), default=None),
-        switches=len(switches),
-        switch_s=max(switches, default=None),
-        memory=None if sample is None else sum(sample.memory.values()),
-        waiting=None if sample is None else sample.waiting,
-    )
-
-
-def _percentile(values: list[float], share: float) -> float | None:
-    if not values:
-        return None
-    values.sort()
-    return round(values[min(len(values) - 1, int(share * len(values)))], 4)

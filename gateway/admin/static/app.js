@@ -90,7 +90,7 @@ function update() {
   const wrong = state.config_errors;
   if (wrong !== null) notices.push(`The configuration has mistakes. Its last good state is in use until they are corrected: ${wrong.mistakes.join(" · ")}`);
   const cluster = state.cluster;
-  if (cluster !== null && !cluster.connected) notices.push(`The store of cluster ${cluster.name} is away (${cluster.reason}). Its gateways go on with local values.`);
+  if (cluster !== null && !cluster.connected) notices.push(`The store of cluster ${cluster.name} is away (${cluster.reason}). Its gateways go on with local values, and show only their own requests until it is back.`);
   notices.push(...(cluster?.problems ?? []).map((each) => `Cluster: ${each}.`));
   show(mistakes, notices.length > 0);
   setText(mistakes, notices.join(" "));

@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { clock, count, money, perSecond, seconds, speed } from "./format.js";
 import { cancel } from "./actions.js";
 import { mayOperate } from "./permissions.js";
-import { now, state } from "./store.js";
+import { isOwn, now, state } from "./store.js";
 import { describe, describeReason } from "./outcomes.js";
 
 const MAX_SHOWN = 100_000;
@@ -76,7 +76,7 @@ function fits(request, words, only) {
   if (only === "bad" && request.outcome === "ok") return false;
   if (only === "hop" && !request.hop) return false;
   if (!words) return true;
-  return [request.model, request.requested_model, request.client, request.backend, request.id, request.protocol].some((text) => text?.toLowerCase().includes(words));
+  return [request.model, request.requested_model, request.client, request.backend, request.id, request.protocol, request.gateway].some((text) => text?.toLowerCase().includes(words));
 }
 
 function row(first, live) {
@@ -158,6 +158,7 @@ function detail(live) {
     began: "Started",
     asked: "Requested model",
     served: "Served by",
+    gateway: "Gateway",
     why: "Reason",
     outcome: "Outcome",
     tokens: "Tokens",
@@ -185,6 +186,7 @@ function detail(live) {
       began: clock(live ? request.at : request.at - request.seconds),
       asked: request.requested_model ?? "none",
       served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "no backend",
+      gateway: request.gateway ?? "",
       why: request.backend && (live || request.outcome === "ok") ? describeReason(request.reason) || (request.hop ? "" : "first in the chain") : "",
       outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),
       tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} prompt${request.cached_tokens ? ` (${count(request.cached_tokens)} cached)` : ""}, ${count(request.completion_tokens)} completion` : "",
@@ -192,7 +194,7 @@ function detail(live) {
       cost: request.cost ? money(request.cost) : "",
     });
     id = request.id;
-    show(read, !live && state.recording && mayOperate && !contents.childElementCount);
+    show(read, !live && state.recording && mayOperate && isOwn(request) && !contents.childElementCount);
     const tried = request.attempts ?? [];
     show(attempts, tried.length > 1);
     if (tried.length > 1 && attempts.childElementCount !== tried.length) {

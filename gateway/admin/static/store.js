@@ -49,6 +49,9 @@ function draw() {
   for (const listener of listeners) listener();
 }
 
+/** Whether this gateway serves the request; in a cluster it may be another one. */
+export const isOwn = (request) => !request.gateway || state.cluster === null || state.cluster.gateways.some((each) => each.own && each.name === request.gateway);
+
 const host = (backend) => state.hosts.find((each) => each.backend === backend);
 
 const handlers = {
@@ -150,9 +153,11 @@ async function loadHistory() {
     );
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
-    state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, MAX_ENTRIES);
-    const past = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
-    state.switches = withNewer(past, state.switches, since, isSameSwitch);
+    // Those of other gateways of a cluster become known later.
+    const past = requests.map((each) => each.event).sort((one, other) => other.at - one.at);
+    state.requests = [...fresh, ...past].slice(0, MAX_ENTRIES);
+    const ended = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
+    state.switches = withNewer(ended, state.switches, since, isSameSwitch);
     state.breakers = withNewer(breakers.map((each) => ({ at: each.at, event: each.event })), state.breakers, since, isSameChange);
   } catch {
     /* the live view works without it */

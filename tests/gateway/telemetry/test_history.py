@@ -316,3 +316,29 @@ async def test_a_file_that_cannot_be_upgraded_is_used_all_the_same(
         with closing(open_database(str(file))) as opened:
             assert opened.execute("SELECT count(*) FROM requests").fetchone() == (1,)
     assert "older events not upgraded" in caplog.text
+
+
+async def test_what_was_taken_over_and_how_far_survive_a_restart_together(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    for number, position in enumerate((b"first", b"second")):
+        subject = history(file)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(subject.run)
+            assert await subject.position("log") == (b"", b"first")[number]
+            assert await subject.position("another") == b""
+            subject.take_over([request(number, gateway="b")], "log", position)
+            tasks.cancel_scope.cancel()
+    assert [(each["id"], each["gateway"]) for each in await stored(file, "requests")] == [
+        ("req-1", "b"),
+        ("req-0", "b"),
+    ]
+
+
+async def test_answer_times_of_other_gateways_are_left_out() -> None:
+    subject = History(None, sample=lambda: Sample(waiting=0, serving=0), wall=WallClock(), gateway="a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(subject.run)
+        for seconds, gateway in ((1.0, "a"), (2.0, "b"), (3.0, None)):
+            subject.on_event(request(seconds=seconds, gateway=gateway))
+        assert await subject.answer_times() == {"local": {"a": [1.0, 3.0]}}
+        tasks.cancel_scope.cancel()
