@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable
 from typing import Protocol
-
-import anyio
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
@@ -39,9 +39,9 @@ class Lease:
     __slots__ = (
         "_address",
         "_error",
-        "_event",
         "_notified",
         "_owner",
+        "_woken",
         "acknowledged",
         "answered",
         "assignment",
@@ -84,7 +84,7 @@ class Lease:
         self._owner = owner
         self._address: EngineAddress | None = None
         self._error: GatewayError | None = None
-        self._event: anyio.Event | None = None
+        self._woken: asyncio.Future[None] | None = None
         self._notified = False
         self.id = lease_id
         self.model = model
@@ -122,9 +122,15 @@ class Lease:
     async def wait(self, seconds: float) -> bool:
         """Wait until it is settled or there is progress to show, for at most `seconds`. Returns `settled`."""
         if not self.settled and not self._notified:
-            self._event = anyio.Event()
-            with anyio.move_on_after(max(0.0, seconds)):
-                await self._event.wait()
+            # A plain future: every lease of a remote host waits here, and an event with a cancel scope costs five times as much.
+            loop = asyncio.get_running_loop()
+            self._woken = loop.create_future()
+            timer = None if seconds == math.inf else loop.call_later(max(0.0, seconds), self._end_wait)
+            try:
+                await self._woken
+            finally:
+                if timer is not None:
+                    timer.cancel()
         return self.settled
 
     def address(self) -> EngineAddress:
@@ -190,17 +196,18 @@ class Lease:
         """The host has received the request, and will say more."""
         if not self.acknowledged:
             self.acknowledged = True
-            if self._event is not None:
-                self._event.set()
+            self._end_wait()
 
     def notify(self) -> None:
         """The switch to its model has entered another phase."""
         self._notified = True
-        if self._event is not None:
-            self._event.set()
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
     def _wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
+        self._end_wait()
         if self.on_change is not None:
             self.on_change(self)

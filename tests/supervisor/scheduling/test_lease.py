@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
 import pytest
 from fakes.leases import FakeHost, engine
@@ -32,6 +34,22 @@ async def test_waiting_ends_after_its_time_or_when_the_lease_is_settled() -> Non
         await anyio.wait_all_tasks_blocked()
         lease.grant(engine())
     assert await lease.wait(60)
+
+
+async def test_waiting_may_be_given_up_and_begun_again() -> None:
+    lease = FakeHost().lease("m")
+    with anyio.move_on_after(0.001):
+        await lease.wait(math.inf)
+    lease.grant(engine())
+    assert await lease.wait(math.inf)
+
+
+async def test_what_comes_after_the_last_wait_is_not_lost() -> None:
+    lease = FakeHost().lease("m")
+    assert not await lease.wait(0)
+    lease.notify()
+    lease.grant(engine())
+    assert await lease.wait(0)
 
 
 async def test_a_notification_ends_waiting_once() -> None:
