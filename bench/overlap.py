@@ -1,7 +1,7 @@
 """The gap of a switch, `python -m bench.overlap`: from the last token of one model's answer to the first of the next one's.
 
-The second model is requested while the first one answers. Its file is not in the page cache. The engine is the embedded one with
-copies of the shipped model, which is fetched the first time.
+The second model is requested while the first one answers, and then once more while it is idle; conversations are saved. The file is not
+in the page cache. The engine is the embedded one with copies of the shipped model, which is fetched the first time.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ MODES = {"off": "stop, then start", "read": "file read ahead", "start": "started
 
 
 class Switch(msgspec.Struct, frozen=True, kw_only=True):
-    """One switch: seconds between both answers, and the tokens a second of the first one."""
+    """Two switches: seconds between both answers, the tokens a second of the first one, and seconds from a request to its first
+    token while the other model is idle."""
 
     gap_s: float
     speed: float
+    idle_s: float
 
 
 class Stream:
@@ -90,9 +92,13 @@ def switch(port: int, wanted: str, loaded: str, file: Path, tokens: int) -> Swit
     begun.wait()
     second.read()
     reading.join()
+    third, asked = Stream(port, loaded, 8), time.perf_counter()
+    third.read()
+    Stream(port, wanted, 1).read()
     return Switch(
         gap_s=second.times[0] - first.times[-1],
         speed=(len(first.times) - 1) / (first.times[-1] - first.times[0]),
+        idle_s=third.times[0] - asked,
     )
 
 
@@ -110,7 +116,7 @@ def run(rounds: int, tokens: int) -> dict[str, list[Switch]]:
             (folder / mode).mkdir()
             document = {
                 "gateway": {"switching": {"patience_s": 0}},
-                "supervisor": {"engine": "embedded", "slots_max": 0, "prepare_next": mode},
+                "supervisor": {"engine": "embedded", "slots_min_tokens": 16, "prepare_next": mode},
                 "profiles": {each: {"model": str(file), "context": 2048, "threads": 1} for each, file in files.items()},
             }
             ports[mode] = stack.enter_context(hostler_up(document, folder / mode))
@@ -125,12 +131,17 @@ def run(rounds: int, tokens: int) -> dict[str, list[Switch]]:
 
 def table(found: Mapping[str, Sequence[Switch]]) -> str:
     """The medians in Markdown."""
-    lines = ["| next model | gap, median | best | worst | tokens/s of the first model |", "|" + " --- |" * 5]
+    lines = [
+        "| next model | gap, median | best | worst | tokens/s of the first model | first one idle: request to first token, median |",
+        "|" + " --- |" * 6,
+    ]
     for mode, switches in found.items():
         gaps = [1000 * each.gap_s for each in switches]
         speed = statistics.median(each.speed for each in switches)
+        idle = 1000 * statistics.median(each.idle_s for each in switches)
         lines.append(
-            f"| {MODES[mode]} (`{mode}`) | {statistics.median(gaps):.0f} ms | {min(gaps):.0f} ms | {max(gaps):.0f} ms | {speed:.1f} |"
+            f"| {MODES[mode]} (`{mode}`) | {statistics.median(gaps):.0f} ms | {min(gaps):.0f} ms | {max(gaps):.0f} ms | {speed:.1f} | "
+            f"{idle:.0f} ms |"
         )
     return "\n".join(lines)
 

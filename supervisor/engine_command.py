@@ -28,11 +28,15 @@ EMBEDDED: Final = "embedded"
 #: Variables that engines do not inherit: they are secrets, or would override the profile.
 _NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_API_KEY", "OPENAI_API_KEY")
 
+#: Has the embedded engine hold before it loads its model.
+_HOLD_VARIABLE: Final = "HOSTLER_ENGINE_HOLDS"
+
 _NOT_IN_CONTAINER_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class EngineCommand(msgspec.Struct, frozen=True, kw_only=True):
     """How to start and stop an engine. `context` is what one request gets, `model_name` the model's name there.
+    `holds`: it can hold before it loads its model.
 
     Its key is in `environment`, unless the engine takes it as an argument only.
     """
@@ -46,6 +50,12 @@ class EngineCommand(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str = ""
     stop: tuple[str, ...] = ()
     cleanup: tuple[str, ...] = ()
+    holds: bool = False
+
+
+def hold(command: EngineCommand) -> EngineCommand:
+    """The command of an engine that holds until a line on its standard input says that it may load its model."""
+    return msgspec.structs.replace(command, environment={**command.environment, _HOLD_VARIABLE: "1"})
 
 
 def engine_of(profile: Profile, settings: SupervisorSettings) -> Engine:
@@ -177,6 +187,7 @@ def build_command(
     values = _values(profile, file=file, host=host, port=port, key=key, inherited=inherited)
     path = inherited.get("PATH")
     arguments = [*program_of(engine, path=path)]
+    holds = is_embedded(tuple(arguments))
     if engine.llama_server:
         assert file is not None, "llama-server needs a model file"
         own, _ = llama_arguments(
@@ -203,6 +214,7 @@ def build_command(
         model_name=expand_text(engine.model_name, values),
         stop=expand(engine.stop_command, values),
         cleanup=expand(engine.cleanup, values),
+        holds=holds,
     )
 
 

@@ -121,7 +121,7 @@ class EngineLifecycle:
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
-        self._uses_cpu_only = False
+        self._is_embedded = False
         self._peak: PeakMemory | None = None
         self._recalled_peak: PeakMemory | None = None
 
@@ -173,7 +173,7 @@ class EngineLifecycle:
             return error.failure
         except ValueError as error:
             return Failure(kind="engine_missing", message=str(error))
-        self._uses_cpu_only = is_embedded(program)
+        self._is_embedded = is_embedded(program)
         return None
 
     async def clean_up(self, log: AddLine) -> None:
@@ -238,6 +238,11 @@ class EngineLifecycle:
             for each in programs.newly_lost(words, lost):
                 logger.warning("%s: %s is too old for %s", self.profile.name, words[0], each)
         return program.options
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether its engine can be started without loading the model yet."""
+        return self._is_embedded
 
     async def wait_for_memory(self) -> None:
         """Wait until the GPUs have room for an engine, as long as memory is being freed."""
@@ -361,7 +366,7 @@ class EngineLifecycle:
     @property
     def device_needs(self) -> dict[str, int]:
         """How much of that is on which GPU, in bytes."""
-        if self._uses_cpu_only:
+        if self._is_embedded:  # it uses the CPU only
             return {}
         return device_needs(
             self.profile, self.memory_need, self.peak_memory, self.description.facts, self._services.device_sizes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import msgspec
 
 from hostler.supervisor.child import Child
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, SupervisorError
-from hostler.supervisor.engine_command import EngineCommand
+from hostler.supervisor.engine_command import EngineCommand, hold
 from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.engine_port import free_port
 from hostler.supervisor.engine_sleep import SleepingEngine, fall_asleep
@@ -22,7 +23,7 @@ from hostler.supervisor.generation import Generation, StartResult
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.process_limits import ProcessLimits
 from hostler.supervisor.process_state import ProcessState
-from hostler.supervisor.readiness import Readiness, responds, wait_until_unresponsive
+from hostler.supervisor.readiness import LOAD_LINE, Readiness, responds, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, after_failure, backoff_delay_s, explain_exit
 
 #: What restoring and saving all slots may take at most. Each has its own limit, which depends on its size.
@@ -61,14 +62,17 @@ class ManagedProcess(ProcessState):
         """`request_start`, and wait for the result. Raises `SupervisorError`."""
         return await self.request_start().wait()
 
-    def request_start(self) -> StartResult:
+    def request_start(self, *, held: bool = False) -> StartResult:
         """Make it ready.
 
         `ready` settles at once, `starting` joins, `stopping` starts again afterwards, `failed` fails at once until its
-        backoff is over; from all other states it starts now.
+        backoff is over; from all other states it starts now. With `held` it holds before it loads its model, until the next
+        call without, if its engine can.
         """
         current = self._current
         if current is not None and not current.cancelled and (current.child is None or current.child.running):
+            if not held:
+                current.result.may_load.set()
             return current.result
         if self._failures >= self.limits.max_failures and self._failure is not None:
             left = self._backoff_until - time.monotonic()
@@ -77,8 +81,10 @@ class ManagedProcess(ProcessState):
                 refused.settle(msgspec.structs.replace(self._failure, retry_after_s=left))
                 return refused
         if self._next is None:
-            self._next = StartResult()
+            self._next = StartResult(held=held)
             self._wake.set()
+        elif not held:
+            self._next.may_load.set()
         return self._next
 
     async def stop(self, *, sleep: bool = False) -> None:
@@ -184,7 +190,7 @@ class ManagedProcess(ProcessState):
 
     async def _run_generation(self, current: Generation) -> None:
         """From the request to the end of the process. Leaves the reason of a failure in `current.failure`."""
-        self._enter("starting", "preparing")
+        self._enter("starting", "preparing" if current.result.may_load.is_set() else "held")
         try:
             with current.scope:
                 await self._start(current)
@@ -212,9 +218,8 @@ class ManagedProcess(ProcessState):
         command_for = await self._lifecycle.prepare()
         limit = self.limits.start_timeout_s
         for attempt in (1, 2):
-            self._set_phase("starting")
             with anyio.move_on_after(limit) as clock:
-                failure = await self._start_once(current, command_for)
+                failure = await self._start_once(current, command_for, clock)
                 if failure is None:
                     return
                 # Another program took the port before the engine bound it, restored slots crashed the engine (and were
@@ -246,7 +251,9 @@ class ManagedProcess(ProcessState):
         self._asleep = None
         self._on_change()
 
-    async def _start_once(self, current: Generation, command_for: CommandFactory) -> Failure | None:
+    async def _start_once(
+        self, current: Generation, command_for: CommandFactory, clock: anyio.CancelScope
+    ) -> Failure | None:
         key = secrets.token_hex(24)  # engines may take it as an argument, which must not begin with a hyphen
         self.log.redact(key)
         try:
@@ -259,14 +266,19 @@ class ManagedProcess(ProcessState):
         engine = command.engine
         readiness = current.readiness = Readiness(engine.ready, anywhere=engine.listens == "anywhere")
         current.restored = False
+        holds = command.holds and not current.result.may_load.is_set()
+        if not holds:
+            self._set_phase("starting")
         await clean_up(command, self.log.add)
-        failure = self._start_child(current, command)
+        failure = self._start_child(current, hold(command) if holds else command)
         if failure is not None:
             return failure
         assert current.child is not None
         self._on_change()
         with anyio.CancelScope() as waiting:
             current.child.on_exit(waiting.cancel)
+            if holds:
+                await self._let_load(current, current.child, clock)
             await readiness.wait(
                 current.child.pid, self._host, port, key, on_first_response=lambda: self._set_phase("loading")
             )
@@ -291,6 +303,14 @@ class ManagedProcess(ProcessState):
         if failure.kind == "port_taken":
             self._failed_ports.add(port)
         return failure
+
+    async def _let_load(self, current: Generation, child: Child, clock: anyio.CancelScope) -> None:
+        """Wait until the engine that holds may load its model. Only from then on its time limit counts."""
+        clock.deadline = math.inf
+        await current.result.may_load.wait()
+        clock.deadline = anyio.current_time() + self.limits.start_timeout_s
+        child.write_line(LOAD_LINE)
+        self._set_phase("starting")
 
     def _start_child(self, current: Generation, command: EngineCommand) -> Failure | None:
         current.command = command

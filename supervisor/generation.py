@@ -11,10 +11,16 @@ from hostler.supervisor.readiness import Readiness
 
 
 class StartResult:
-    """A future address or failure. Any number may wait for it; cancelling one waiter does not affect the others."""
+    """A future address or failure. Any number may wait for it; cancelling one waiter does not affect the others.
 
-    def __init__(self) -> None:
+    Until `may_load` is set the engine holds before it takes memory for its model, if it can.
+    """
+
+    def __init__(self, *, held: bool = False) -> None:
         self._settled = anyio.Event()
+        self.may_load = anyio.Event()
+        if not held:
+            self.may_load.set()
         self._address: EngineAddress | None = None
         self._failure: Failure | None = None
 

@@ -62,6 +62,7 @@ from hostler.supervisor.placement import PlacementPolicy, capacity_of
 from hostler.supervisor.process_limits import limits_of
 from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.slot_cache import SlotCache
+from hostler.supervisor.spare_memory import SpareMemory
 from hostler.supervisor.state_store import DrainStore, LoadTimeStore, PinStore, StateFiles
 from hostler.supervisor.switches import SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, UsageMonitor
@@ -123,14 +124,14 @@ class EngineManager:
             is_crowded=lambda model: bool(self._policy.victims(model, self._others(model), ())),
         )  # fmt: skip
         sleeping = SleepingModels(self._policy, lambda: self._models.values(), free_memory)
+        spare = SpareMemory(
+            self._policy, sleeping, others=self._others, devices=lambda: self._devices.statuses, free_memory=free_memory
+        )
         self._switches = SwitchCoordinator(
-            self._policy, self._usage, self._load_times, sleeping=sleeping, others=self._others,
-            describe=self._descriptions.describe_shared_file, publish=self._subscriptions.publish,
+            self._policy, self._usage, self._load_times, sleeping=sleeping, spare=spare, early=settings.prepare_next,
+            others=self._others, describe=self._descriptions.describe_shared_file, publish=self._subscriptions.publish,
         )  # fmt: skip
-        self._next = NextModel(
-            settings.prepare_next, self._switches, self._policy, sleeping=sleeping, others=self._others,
-            devices=lambda: self._devices.statuses, free_memory=free_memory,
-        )  # fmt: skip
+        self._next = NextModel(settings.prepare_next, self._switches, spare, others=self._others)
         self._models = {profile.name: self._add(profile) for profile in profiles}
 
     # The contract.

@@ -11,7 +11,7 @@ from hostler.supervisor.engine_sleep import SleepingEngine
 from hostler.supervisor.generation import Generation
 from hostler.supervisor.states import advance
 
-ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
+ProcessPhase = Literal["idle", "held", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
 
 class ProcessState:

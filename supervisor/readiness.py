@@ -29,6 +29,9 @@ _STATE_LINE: Final = "cmd_child_to_router:state:"
 #: On stdin, this line ends such an engine.
 EXIT_LINE: Final = b"cmd_router_to_child:exit"
 
+#: On stdin, this line has an embedded engine that holds load its model.
+LOAD_LINE: Final = b"hostler:load"
+
 
 #: A llama-server's.
 LLAMA_SERVER: Final = ReadyRules(path="/health")

@@ -6,8 +6,9 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from hostler.supervisor.placement import PlacementPolicy
 from hostler.supervisor.process_state import ProcessPhase
 from hostler.supervisor.scheduling.estimates import is_overdue
 from hostler.supervisor.sleeping_models import SleepingModels
+from hostler.supervisor.spare_memory import SpareMemory
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 
@@ -114,8 +116,9 @@ class SwitchOperation:
         self.result.settle(failure)
 
     def cancel(self, failure: Failure) -> None:
-        """Give up."""
-        self.fail(failure)
+        """Give up, unless it is over."""
+        if not self.result.settled:
+            self.fail(failure)
         self.scope.cancel()
 
     async def publish_progress(self) -> None:
@@ -181,20 +184,24 @@ class SwitchCoordinator:
     """All switches of a host. They run in `tasks`, which is set while the host runs; on an exclusive host one by one.
 
     `others` lists the models that are alive besides one, `describe` updates what is known of a model's file, `publish`
-    gets each switch's events.
+    gets each switch's events. `early`: what may be done for a model while those that stop for it are saved. With `start` it
+    starts if there is spare memory beside them, else it holds before the weights, if its engine can.
     """
 
     tasks: TaskGroup | None = None
 
     def __init__(
         self, policy: PlacementPolicy, usage: UsageMonitor, load_times: LoadTimeStore, *,
-        sleeping: SleepingModels, others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
+        sleeping: SleepingModels, spare: SpareMemory, early: Literal["off", "read", "start"],
+        others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
         publish: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
         self._policy = policy
         self._usage = usage
         self._load_times = load_times
         self._sleeping = sleeping
+        self._spare = spare
+        self._early = early
         self._others = others
         self._describe = describe
         self._publish = publish
@@ -233,7 +240,8 @@ class SwitchCoordinator:
     def publish_first_answer(self, model: ManagedModel, answer: FirstAnswer) -> None:
         """Publish the end of the last switch to `model` once more, with its first answer."""
         switch = self._unanswered.pop(model.name, None)
-        if switch is not None and self.current(model.name) is None:
+        current = self.current(model.name)
+        if switch is not None and (current is None or current.result.settled):
             self._publish(msgspec.structs.replace(switch, first_answer=answer))
 
     def on_process_change(self, process: ManagedProcess) -> None:
@@ -279,13 +287,16 @@ class SwitchCoordinator:
             logger.exception("%s: switch failed", model.name)
             switch.fail(Failure(kind="exited", message=f'starting model "{model.name}" failed: {error}'))
         else:
-            switch.succeed(address)
-            self._unanswered[model.name] = switch.event()
-            model.phase_seconds = switch.phase_seconds
-            phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in model.phase_seconds.items())
-            logger.info(
-                "%s: ready after %.3f s (%s)", model.name, sum(model.phase_seconds.values()), phases or "was ready"
-            )
+            self._succeed(model, switch, address)
+
+    def _succeed(self, model: ManagedModel, switch: SwitchOperation, address: EngineAddress) -> None:
+        if switch.result.settled:
+            return
+        switch.succeed(address)
+        self._unanswered[model.name] = switch.event()
+        model.phase_seconds = switch.phase_seconds
+        phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in model.phase_seconds.items())
+        logger.info("%s: ready after %.3f s (%s)", model.name, sum(model.phase_seconds.values()), phases or "was ready")
 
     async def _make_ready(self, model: ManagedModel, switch: SwitchOperation) -> EngineAddress:
         # A file that cannot be fetched must not cost the model that runs now.
@@ -297,15 +308,30 @@ class SwitchCoordinator:
         if switch.overlap:
             return await model.process.request_start().wait()
         async with self._eviction:
-            await self._evict(model, switch)
             switch.joined = model.process.staying or model.process.asleep
-            result = model.process.request_start()
+            began = await self._evict(model, switch)
+            result = model.process.request_start() if began is None else began
             if self._policy.capacity.exclusive:
-                return await result.wait()
-        return await result.wait()
+                return await self._wait_started(model, result, early=began is not None)
+        return await self._wait_started(model, result, early=began is not None)
 
-    async def _evict(self, model: ManagedModel, switch: SwitchOperation) -> None:
-        """Stop, side by side, all that may not run beside `model`, and drain those that the scheduler has not drained."""
+    async def _wait_started(self, model: ManagedModel, result: StartResult, *, early: bool) -> EngineAddress:
+        """Wait until it is ready. If it began `early` and lacked memory it is started once more."""
+        try:
+            return await result.wait()
+        except SupervisorError as error:
+            if not early or not self._spare.was_lacking(model, error.failure):
+                raise
+            logger.warning("%s: could not be started beside others: %s", model.name, error.failure.message)
+        model.process.reset_failures()
+        await self._usage.wait_released(model)
+        return await model.process.ensure_ready()
+
+    async def _evict(self, model: ManagedModel, switch: SwitchOperation) -> StartResult | None:
+        """Stop, side by side, all that may not run beside `model`, and drain those that the scheduler has not drained.
+
+        Returns the start of `model`, if there was room for it before they were gone.
+        """
         victims = self._policy.victims(model, self._others(model), switch.evict)
         if _undrained(victims, switch):
             # Which of them was used last is known only to the engines.
@@ -315,7 +341,7 @@ class SwitchCoordinator:
         sleepers = self._sleeping.may_sleep(model, victims)
         if not victims:
             await self._end_sleeping(model, sleepers)
-            return
+            return None
         # A file that was damaged since the last look must not cost the models that run now.
         await model.lifecycle.check_file()
         if not model.process.staying:
@@ -323,11 +349,32 @@ class SwitchCoordinator:
         await self._usage.drain(_undrained(victims, switch), lambda: switch.enter("draining"))
         switch.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
         await self._end_sleeping(model, sleepers)
-        async with anyio.create_task_group() as stops:
-            for victim in victims:
-                stops.start_soon(partial(victim.process.stop, sleep=victim.name in sleepers))
-        if not model.process.staying:
-            await self._usage.wait_released(model)
+        stays = model.process.staying
+        began = None if stays else await self._begin_start(model)
+        try:
+            async with anyio.create_task_group() as stops:
+                for victim in victims:
+                    stops.start_soon(partial(victim.process.stop, sleep=victim.name in sleepers))
+                if began is not None:
+                    # Its requests need not wait until the others are saved.
+                    with suppress(SupervisorError):
+                        self._succeed(model, switch, await began.wait())
+            if began is None and not stays:
+                await self._usage.wait_released(model)
+        except BaseException:
+            if not stays:
+                model.process.request_stop()
+            raise
+        return began
+
+    async def _begin_start(self, model: ManagedModel) -> StartResult | None:
+        """Start it beside those that stop, if there is room; if not, up to the weights, as far as its engine can hold there."""
+        if self._early == "start" and await self._spare.holds(model):
+            logger.info("%s: starting while others are saved and stopped", model.name)
+            return model.process.request_start()
+        if self._early != "off" and model.lifecycle.can_hold and not model.process.asleep:
+            model.process.request_start(held=True)
+        return None
 
     async def _end_sleeping(self, model: ManagedModel, staying: Collection[str]) -> None:
         """End the engines that sleep in memory which `model` and those of `staying` need."""

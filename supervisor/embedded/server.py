@@ -19,6 +19,10 @@ from hostler.supervisor.embedded.arguments import BadArgument, parameters, parse
 ROUTER_CHILD: Final = "LLAMA_SERVER_ROUTER_PORT"
 EXIT_COMMAND: Final = b"cmd_router_to_child:exit"
 
+#: With this variable it waits for the command on its standard input before it loads its model.
+HOLDS: Final = "HOSTLER_ENGINE_HOLDS"
+LOAD_COMMAND: Final = b"hostler:load"
+
 
 def serve(params: Any, commands: IO[bytes] | None, wakeup: int) -> NoReturn:
     """Load and serve until a signal, the exit command, or the end of `commands`."""
@@ -72,6 +76,14 @@ def read_until_exit(commands: IO[bytes]) -> bool:
     return False
 
 
+def hold(commands: IO[bytes]) -> None:
+    """Wait for the command to load. Exits for any other one, and at the end of `commands`."""
+    print("holding until the model may be loaded", file=sys.stderr, flush=True)  # noqa: T201
+    command = commands.readline().rstrip(b"\r\n")
+    if command != LOAD_COMMAND:
+        _exit(0 if command == EXIT_COMMAND else 1)
+
+
 def _exit(code: int) -> NoReturn:
     """Exit at once. The server's own shutdown would wait for responses in progress, which the supervisor has drained."""
     sys.stdout.flush()
@@ -122,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if commands is not None:
             _end_with_parent()
         params = parameters(values, os.environ)
+        if commands is not None and os.environ.get(HOLDS):
+            hold(commands)
     except BadArgument as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(1)

@@ -58,6 +58,7 @@ SCRIPT = {
     "usage": True,  # send usage in a last chunk if requested
     "queue": False,  # at most -np answers at a time, as the real one
     "tokens_per_char": 0.25,
+    "save_when": None,  # waits for this flag before it saves a slot
     "discard_restored": False,  # restores a slot but evaluates its prompt anew
 }
 
@@ -340,10 +341,8 @@ class Engine:
         size = int(self.flags["--ctx-size"]) // self.parallel
         if path in ("/v1/models", "/models"):
             meta = {"n_ctx": size, "n_ctx_train": 8192, "n_params": 1000, "size": 1000}
-            return {
-                "object": "list",
-                "data": [{"id": self.name, "object": "model", "created": 1, "owned_by": "llamacpp", "meta": meta}],
-            }
+            listed = {"id": self.name, "object": "model", "created": 1, "owned_by": "llamacpp", "meta": meta}
+            return {"object": "list", "data": [listed]}
         if path == "/props":
             settings = {"params": {}, "n_ctx": size}
             return {
@@ -370,6 +369,8 @@ class Engine:
         file = os.path.join(folder, asked.get("filename", ""))  # noqa: PTH118 - see above
         facts = {"id_slot": number, "filename": asked.get("filename")}
         if action == "save":
+            self.log("save", slot=number)
+            wait_for(self.script["save_when"])
             content = f"{slot['tokens']}\n".encode() + bytes(10 * slot["tokens"])
             with open(file, "wb") as target:  # noqa: PTH123
                 target.write(content)
@@ -551,9 +552,8 @@ class Answer:
     def events(self):
         if self.native:
             for number in range(self.words):
-                yield json.dumps(
-                    {"index": 0, "content": self.word(number), "tokens": [number], "stop": False, "id_slot": -1}
-                )
+                piece = {"index": 0, "content": self.word(number), "tokens": [number], "stop": False, "id_slot": -1}
+                yield json.dumps(piece)
             yield json.dumps({"index": 0, "content": "", "stop": True, "stop_type": "eos", "timings": self.timings()})
             return
         base = dict(self.base, object="chat.completion.chunk") if self.chat else self.base

@@ -9,18 +9,20 @@ from typing import Any
 
 import anyio
 import msgspec
+import psutil
 import pytest
 from fakes.flag_file import FlagFile
 from fakes.page_cache import cached_share, uncached_file, until_cached
+from fakes.real_engine import post
 from system.running_gateway import first_token, gateway_starter
 
-from hostler.profiles.schema import Profile
-from hostler.profiles.yaml_config import Size
+from bench.random_models import write_model
+from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.contract import EngineAddress, SupervisorError
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.model_files import FileDescription
+from hostler.supervisor.slot_cache import SlotCache
 
 pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
@@ -88,33 +90,6 @@ async def test_it_starts_beside_the_one_that_will_stop(scripted: Scripted, runni
     assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
 
 
-@pytest.mark.parametrize(
-    ("settings", "free"),
-    [
-        (START, 4 * GIB - 1),
-        (msgspec.structs.replace(START, exclusive=True, memory_budget=Size(7 * GIB)), 100 * GIB),
-        (msgspec.structs.replace(START, prepare_next="read"), 100 * GIB),
-    ],
-    ids=["memory", "budget", "setting"],
-)
-async def test_it_does_not_start_without_room(
-    scripted: Scripted, running: Running, journal: Any, settings: SupervisorSettings, free: int
-) -> None:
-    profiles = [sized(scripted, "a"), sized(scripted, "b")]
-    async with running(manager_of(*profiles, settings=settings, free=free)) as manager:
-        await manager.switch("a")
-        await manager.prepare_next("b", start=True)
-        assert states(manager) == {"a": "ready", "b": "stopped"}
-
-
-async def test_a_model_of_unknown_size_does_not_start_early(scripted: Scripted, running: Running, journal: Any) -> None:
-    profiles = [sized(scripted, "a"), scripted("b")]
-    async with running(EngineManager(profiles, START, describe=lambda _: FileDescription())) as manager:
-        await manager.switch("a")
-        await manager.prepare_next("b", start=True)
-        assert states(manager)["b"] == "stopped"
-
-
 async def test_it_stops_if_it_is_not_needed_any_more(
     scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
@@ -157,17 +132,124 @@ async def test_its_failure_is_known_before_another_model_stops(
         assert states(manager)["a"] == "ready"
 
 
-async def test_a_start_that_lacked_memory_is_not_repeated_beside_others(
-    scripted: Scripted, running: Running, journal: Any
+async def saved(scripted: Scripted, tmp_path: Path, **script: Any) -> tuple[Profile, SlotCache, SupervisorSettings]:
+    """The model "a", whose conversations are saved."""
+    slots = tmp_path / "slots"
+    facts = ModelFacts(architecture="llama", bytes=1, kv_bytes_per_token=1)
+    cache = SlotCache(slots, max_bytes=1 << 20, max_age_s=60, min_tokens=4, read_facts=lambda _: facts)
+    cache.prepare()
+    return sized(scripted, "a", **script), cache, msgspec.structs.replace(START, slots_dir=str(slots))
+
+
+async def talk(address: EngineAddress) -> None:
+    """A conversation that is long enough to be saved."""
+    await post(address, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello. " * 20}]})
+
+
+async def test_it_answers_while_the_other_one_is_still_saved(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
 ) -> None:
-    crowded = sized(scripted, "b", exit_code=1, exit_times=2, stderr="failed to allocate buffer")
-    async with running(manager_of(sized(scripted, "a"), crowded)) as manager:
-        await manager.switch("a")
-        for _ in range(2):
-            await manager.prepare_next("b", start=True)
-        assert len(journal.events("start", "b")) == 2, "a start without memory is tried twice"
+    written = flags("written")
+    first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
+    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
+    async with running(manager):
+        await talk(await manager.switch("a"))
+        await talk(await manager.switch("b", evict=["a"]))
+        assert [each["model"] for each in journal.events("save")] == ["a"]
+        assert not list((tmp_path / "slots").glob("*.kv")), "the answer came before the conversation was written"
+        assert states(manager) == {"a": "stopping", "b": "ready"}
+        written.set()
+        await journal.until("stop")
+    assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
+
+
+async def test_without_room_it_starts_after_the_other_one_is_saved(
+    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
+) -> None:
+    first, cache, settings = await saved(scripted, tmp_path)
+    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 1)
+    async with running(manager):
+        await talk(await manager.switch("a"))
         await manager.switch("b", evict=["a"])
-        assert states(manager) == {"a": "stopped", "b": "ready"}
+    assert journal.kinds()[:3] == [("start", "a"), ("stop", "a"), ("start", "b")]
+    assert list((tmp_path / "slots").glob("*.kv"))
+
+
+async def test_a_model_unloaded_while_the_other_one_is_saved_stays_stopped(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
+) -> None:
+    gone = flags("gone")
+    loaded = flags("loaded")
+    profiles = [sized(scripted, "a", gone_when=gone.path), sized(scripted, "b", ready_when=loaded.path)]
+    async with running(manager_of(*profiles)) as manager, anyio.create_task_group() as tasks:
+
+        async def switch() -> None:
+            with pytest.raises(SupervisorError, match="was unloaded"):
+                await manager.switch("b", evict=["a"])
+
+        await manager.switch("a")
+        tasks.start_soon(switch)
+        await journal.until("start", 2)
+        await manager.unload("b")
+        gone.set()
+        await journal.until("stop", 2)
+        assert (await manager.switch("a")).model == "a"
+    assert len(journal.events("start", "b")) == 1
+
+
+@pytest.mark.engine
+async def test_an_embedded_engine_holds_before_the_weights_while_the_other_one_stops(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+) -> None:
+    gone = flags("gone")
+    model = write_model(tmp_path / "b.gguf", "llama")
+    profiles = [
+        sized(scripted, "a", gone_when=gone.path),
+        Profile(name="b", model=str(model), engine="embedded", context=512),
+    ]
+    settings = msgspec.structs.replace(START, prepare_next="read")
+    async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
+        await manager.switch("a")
+        tasks.start_soon(lambda: manager.switch("b", evict=["a"]))
+        async for line in manager.logs("b", follow=True):
+            if line.startswith("holding"):
+                break
+        assert states(manager) == {"a": "stopping", "b": "starting"}
+        gone.set()
+        address = await manager.switch("b", evict=["a"])
+        assert (await post(address, "/completion", {"prompt": "a", "n_predict": 1}))["tokens_predicted"] == 1
+        phases = next(status.phase_seconds for status in manager.status_now().models if status.model == "b")
+        assert {"saving", "stopping"} <= phases.keys(), "what holds does not count as started"
+
+
+@pytest.mark.engine
+async def test_what_holds_ends_with_the_switch_that_began_it(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+) -> None:
+    gone = flags("gone")
+    model = write_model(tmp_path / "b.gguf", "llama")
+    profiles = [
+        sized(scripted, "a", gone_when=gone.path),
+        Profile(name="b", model=str(model), engine="embedded", context=512),
+    ]
+
+    async def switch() -> None:
+        with pytest.raises(SupervisorError, match="was unloaded"):
+            await manager.switch("b", evict=["a"])
+
+    settings = msgspec.structs.replace(START, prepare_next="read")
+    async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
+        await manager.switch("a")
+        tasks.start_soon(switch)
+        async for line in manager.logs("b", follow=True):
+            if line.startswith("holding"):
+                break
+        pid = next(status.pid for status in manager.status_now().models if status.model == "b")
+        await manager.unload("b")
+        assert states(manager)["b"] == "stopped"
+        assert pid is not None
+        assert not psutil.pid_exists(pid)
+        gone.set()
 
 
 async def test_clients_get_the_next_model_while_the_last_answer_of_the_other_runs(tmp_path: Path, flags: Flags) -> None:

@@ -32,13 +32,13 @@ def test_an_unknown_argument_is_one_line_and_exit_code_one() -> None:
 class Engine:
     """The real engine as a child, with pipes."""
 
-    def __init__(self, model: Path, *arguments: str) -> None:
+    def __init__(self, model: Path, *arguments: str, **variables: str) -> None:
         self.port = free_port()
         self.child = subprocess.Popen(
             [sys.executable, "-m", "hostler.supervisor.embedded.server", "-m", str(model), "--port", str(self.port), "-c", "512",
              "-b", "128", "-np", "1", "-t", "1", "--cache-ram", "0", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-            env={**os.environ, "LLAMA_API_KEY": "k3y", "LLAMA_SERVER_ROUTER_PORT": "1"},
+            env={**os.environ, "LLAMA_API_KEY": "k3y", "LLAMA_SERVER_ROUTER_PORT": "1", **variables},
         )  # fmt: skip
 
     def until(self, state: str) -> dict[str, Any]:
@@ -50,6 +50,15 @@ class Engine:
                 if news["state"] == state:
                     return news
         raise AssertionError(f"it ended without being {state}")
+
+    def until_held(self) -> None:
+        """Read its log until it holds."""
+        assert self.child.stderr is not None
+        assert any(line.startswith("holding") for line in self.child.stderr)
+
+    def tell(self, command: str) -> None:
+        assert self.child.stdin is not None
+        self.child.stdin.write(f"{command}\n")
 
     def ask(self, path: str, body: object = None, *, key: str = "k3y", origin: str = "") -> Any:
         request = urllib.request.Request(
@@ -65,8 +74,8 @@ def engine(real_model: Path) -> Iterator[Start]:
     pytest.importorskip("xllamacpp")
     started: list[Engine] = []
 
-    def start(*arguments: str, model: Path | None = None) -> Engine:
-        started.append(Engine(model or real_model, *arguments))
+    def start(*arguments: str, model: Path | None = None, **variables: str) -> Engine:
+        started.append(Engine(model or real_model, *arguments, **variables))
         return started[-1]
 
     yield start
@@ -88,6 +97,30 @@ def test_reports_ready_and_requires_its_key(engine: Start) -> None:
     body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
     with one.ask("/v1/chat/completions", body) as answer:
         assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.engine
+def test_holds_before_it_loads(engine: Start, tmp_path: Path, real_model: Path) -> None:
+    link = tmp_path / "later.gguf"
+    one = engine(model=link, HOSTLER_ENGINE_HOLDS="1")
+    one.until_held()
+    link.symlink_to(real_model)  # had it tried to load before, it would have failed
+    one.tell("hostler:load")
+    assert one.until("ready")["payload"]["meta"]["n_ctx"] == 512
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("command", "code"), [("cmd_router_to_child:exit", 0), ("nonsense", 1), (None, 1)])
+def test_ends_while_it_holds(engine: Start, command: str | None, code: int) -> None:
+    one = engine(HOSTLER_ENGINE_HOLDS="1")
+    one.until_held()
+    if command is not None:
+        one.tell(command)
+    else:
+        assert one.child.stdin is not None
+        one.child.stdin.close()
+        one.child.stdin = None
+    assert one.child.wait(20) == code
 
 
 @pytest.mark.engine
