@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,15 +16,13 @@ import msgspec
 
 from hostler.supervisor.contract import Failure, SupervisorError
 from hostler.supervisor.engine_archive import ArchiveError, unpack
+from hostler.supervisor.engine_staging import staging_folder
 from hostler.supervisor.llama_program import LlamaProgram, read_program
 
 _PROGRAM: Final = "llama-server.exe" if sys.platform == "win32" else "llama-server"
 #: The program stands at most so many folders below the one that was given: `build/bin` of a source tree is two.
 _DEPTH: Final = 4
 _ENDINGS: Final = re.compile(r"(\.(tar\.(gz|xz|bz2|zst)|tgz|txz|tar|zip|whl))$", re.IGNORECASE)
-#: How folders begin that exist while a command runs. One that has not changed for so long is of a command that was killed.
-TEMPORARY: Final = (".download-", ".new-")
-_ABANDONED_S: Final = 86400.0
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -73,11 +69,10 @@ def install_build(
     or if a build has its name, and `OSError`; then nothing was changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    if name is not None:
-        _check_name(folder, name)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY[1], dir=folder, ignore_cleanup_errors=True) as temporary:
-        fresh = Path(temporary) / "build"
+    if name is not None or source.is_file():
+        check_name(folder, archive_name(source.name) if name is None else name)
+    with staging_folder(folder) as temporary:
+        fresh = temporary / "build"
         _copy(source, fresh)
         program = find_program(fresh)
         if program is None:
@@ -85,22 +80,14 @@ def install_build(
         if not os.access(program, os.X_OK):
             program.chmod(0o755)  # zip archives from Windows do not say what can be run
         for index, each in enumerate(beside):
-            extra = Path(temporary) / str(index)
+            extra = temporary / str(index)
             _copy(each, extra)
             _move_files(extra, program.parent)
         read = check_program((str(program), *arguments))
         name = name or _name_of(source, read)
-        target = _check_name(folder, name)
+        target = check_name(folder, name)
         fresh.rename(target)
     return EngineBuild(name=name, program=target / program.relative_to(fresh), read=read)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what commands have left that were killed while they downloaded or unpacked."""
-    for place in folder.glob(".*"):
-        with contextlib.suppress(OSError):
-            if place.name.startswith(TEMPORARY) and time.time() - place.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(place)
 
 
 def check_program(program: tuple[str, ...]) -> LlamaProgram:
@@ -136,7 +123,7 @@ def _move_files(extra: Path, target: Path) -> None:
             path.rename(place)
 
 
-def _check_name(folder: Path, name: str) -> Path:
+def check_name(folder: Path, name: str) -> Path:
     """The folder of a new build. Raises `SupervisorError` for a name that is none, or is taken."""
     if _NOT_IN_NAMES.search(name) or name.startswith((".", "-")) or not name:
         raise _failed(f"{name!r} cannot be a name; use letters, digits, dots and hyphens")
@@ -149,8 +136,12 @@ def _name_of(source: Path, read: LlamaProgram) -> str:
     """A name for a build: that of its archive, which usually says for which devices it is; that of a folder says less."""
     number = read.build.partition(" ")[0]
     build = f"b{number}" if number.isdecimal() else number
-    name = (build or source.name) if source.is_dir() else _ENDINGS.sub("", source.name)
-    return _NOT_IN_NAMES.sub("-", name).lstrip(".-") or "llama-server"
+    return archive_name((build or source.name) if source.is_dir() else source.name)
+
+
+def archive_name(file: str) -> str:
+    """The name of the build in an archive with this name."""
+    return _NOT_IN_NAMES.sub("-", _ENDINGS.sub("", file)).lstrip(".-") or "llama-server"
 
 
 def _failed(message: str) -> SupervisorError:

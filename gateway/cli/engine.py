@@ -6,10 +6,12 @@ import hashlib
 import re
 import shlex
 import shutil
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
+import psutil
 import typer
 
 from hostler.gateway.cli.formatting import Column, print_table
@@ -23,6 +25,7 @@ from hostler.gateway.cli.options import (
     read_configuration,
 )
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE
+from hostler.gateway.cli.stop_signals import ended_by_signals
 
 if TYPE_CHECKING:
     from hostler.gateway.config import Configuration
@@ -129,8 +132,9 @@ def engine_update(
     """
     from hostler.profiles.sources import SourceError
     from hostler.supervisor.contract import SupervisorError
-    from hostler.supervisor.engine_builds import TEMPORARY, install_build
+    from hostler.supervisor.engine_builds import archive_name, check_name, install_build
     from hostler.supervisor.engine_command import engine_preset
+    from hostler.supervisor.engine_staging import staging_folder
 
     checksums = _checksums(sources, sha256)
     found = read_configuration(config)
@@ -139,10 +143,12 @@ def engine_update(
         fail(f"{name} is the name of another engine; choose another one with --name", USAGE)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY[0], dir=target) as temporary:
+        if name is not None or not Path(sources[0]).expanduser().is_dir():
+            check_name(target, name or archive_name(Path(urlsplit(sources[0]).path).name))  # before any download
+        with ended_by_signals(), staging_folder(target) as temporary:
             archives = []
             for index, source in enumerate(sources):
-                own = Path(temporary) / str(index)  # two addresses may end in the same name
+                own = temporary / str(index)  # two addresses may end in the same name
                 own.mkdir()
                 archives.append(_archive(source, own, checksums.get(source)))
             build = install_build(archives[0], target, beside=archives[1:], name=name, arguments=_arguments(found))
@@ -157,6 +163,65 @@ def engine_update(
     if not as_json:
         echo(f"installed {build.name}: {build.program}")
     _report(found, *_set_engine(found, _command(found, build.program), build), as_json=as_json)
+
+
+@engine_app.command("remove")
+def engine_remove(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of an installed build, from `hostler engine list`.")
+    ],
+    config: ConfigOption = None,
+    folder: _FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove an installed llama-server.
+
+    One that the configuration uses, or that is running, is kept. Programs that were not installed with `hostler engine
+    update` are never removed.
+    """
+    from hostler.supervisor.engine_builds import installed_builds
+    from hostler.supervisor.engine_staging import remove_build
+
+    found = read_configuration(config)
+    target = _folder(found, folder)
+    names = {build.name for build in installed_builds(target)}
+    if name not in names:
+        known = f"installed are: {', '.join(sorted(names))}" if names else "none is installed"
+        fail(f"{name} is no installed build in {target}; {known}", USAGE)
+    place = (target / name).resolve()
+    if users := [who for who, program in _programs(found) if program.resolve().is_relative_to(place)]:
+        fail(f"{name} is used by {', '.join(users)}; choose another one first, with `hostler engine use`", FAILED)
+    if running := _running_below(place):
+        fail(f"{name} is running, as process {', '.join(map(str, running))}; unload its models first", FAILED)
+    try:
+        with ended_by_signals():
+            remove_build(target, name)
+    except OSError as error:
+        cannot_write(place, error)
+    except KeyboardInterrupt:
+        pass  # it is out of its place already; what is left of it is removed by the next command
+    print_json({"removed": name}) if as_json else echo(f"removed {name}")
+
+
+def _programs(found: Configuration) -> list[tuple[str, Path]]:
+    """The programs of the configuration's engines, and what names each."""
+    settings = found.settings
+    words: list[tuple[str, Sequence[object]]] = [
+        (f"engines.{name}", engine.command) for name, engine in _definitions(found).items()
+    ]
+    if settings.supervisor.engine is not None:
+        words.append(("supervisor.engine", shlex.split(settings.supervisor.engine)))
+    words += [(f"profiles.{each.name}", shlex.split(each.engine)) for each in found.profiles if each.engine is not None]
+    return [(who, Path(command[0]).expanduser()) for who, command in words if command and isinstance(command[0], str)]
+
+
+def _running_below(folder: Path) -> list[int]:
+    """The processes whose programs are in a folder, as far as this user may know."""
+    found = []
+    for process in psutil.process_iter(["exe"]):
+        if (program := process.info["exe"]) and Path(program).is_relative_to(folder):
+            found.append(process.pid)
+    return found
 
 
 def _checksums(sources: list[str], sha256: list[str] | None) -> dict[str, str]:

@@ -24,6 +24,23 @@ def stop_signals() -> Iterator[AsyncIterator[int]]:
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, on Windows Ctrl-Break, end a command as Ctrl-C does: what it has begun is cleaned up.
+
+    Signals that are ignored stay so, as for `nohup`.
+    """
+    names = ("SIGTERM", "SIGBREAK") if sys.platform == "win32" else ("SIGTERM", "SIGHUP")
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
 def handled_signals(numbers: Sequence[int]) -> Iterator[AsyncIterator[int]]:
     """Receive signals through Python's own handlers, for event loops that handle none."""
     loop = asyncio.get_running_loop()

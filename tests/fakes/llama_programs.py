@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 _SCRIPT = """#!/bin/sh
@@ -34,3 +36,44 @@ def pack(folder: Path, archive: Path) -> Path:
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, folder.name)
     return archive
+
+
+def pack_zip(folder: Path, archive: Path, below: str = "") -> Path:
+    """A zip of the files in a folder, with their modes and links, as zip programs on Linux make them."""
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.iterdir()):
+            info = zipfile.ZipInfo(f"{below}/{path.name}" if below else path.name)
+            info.external_attr = path.lstat().st_mode << 16
+            file.writestr(info, str(path.readlink()) if path.is_symlink() else path.read_bytes())
+    return archive
+
+
+_LIBRARY = r"""
+#include <stdio.h>
+#include <string.h>
+int answer(const char *asked) {
+    if (!strcmp(asked, "--version")) return puts("version: 9999 (abc1234)") < 0;
+    if (!strcmp(asked, "--list-devices")) return puts("Available devices:\n  Vulkan0: RX 7900 (24560 MiB, 24100 MiB free)") < 0;
+    return puts("-m,  --model FNAME  model\n--host HOST  address\n--port PORT  port\n-c,  --ctx-size N  context\n"
+        "--version  build\n--list-devices  devices") < 0;
+}
+"""
+_MAIN = "int answer(const char *); int main(int n, char **words) { return answer(words[n - 1]); }\n"
+
+
+def build_llama_server(folder: Path) -> Path:
+    """A llama-server of machine code whose library stands beside it, behind two links. Requires gcc."""
+    folder.mkdir(parents=True)
+    (folder / "lib.c").write_text(_LIBRARY)
+    (folder / "main.c").write_text(_MAIN)
+    library = "libllama.so.0.0.9999"
+    for words in (
+        ["-shared", "-fPIC", "-o", library, "lib.c", "-Wl,-soname,libllama.so.0"],
+        ["-o", "llama-server", "main.c", library, "-Wl,-rpath,$ORIGIN"],
+    ):
+        subprocess.run(["gcc", *words], cwd=folder, check=True)
+    (folder / "libllama.so.0").symlink_to(library)
+    (folder / "libllama.so").symlink_to("libllama.so.0")
+    for source in folder.glob("*.c"):
+        source.unlink()
+    return folder

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import time
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
-from fakes.llama_programs import pack, write_program, write_script
+from fakes.llama_programs import build_llama_server, pack, pack_zip, write_program, write_script
 
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine_builds import check_program, find_program, install_build, installed_builds
+from hostler.supervisor.engine_builds import archive_name, check_program, find_program, install_build, installed_builds
 
 
 @pytest.fixture
@@ -42,16 +42,6 @@ def test_a_folder_is_copied_and_named_by_its_build(tmp_path: Path) -> None:
     assert build.name == "b6711"
     assert build.program == tmp_path / "engines/b6711/build/bin/llama-server"
     assert (tmp_path / "llama.cpp/build/bin/llama-server").exists()
-
-
-def test_what_a_killed_command_has_left_is_removed(archive: Path, tmp_path: Path) -> None:
-    engines = tmp_path / "engines"
-    for name, age_s in ((".new-a", 90_000), (".download-b", 90_000), (".download-c", 60), (".own", 90_000)):
-        (engines / name).mkdir(parents=True)
-        (engines / name / "file").write_bytes(b"x")
-        os.utime(engines / name, (time.time() - age_s,) * 2)
-    build = install_build(archive, engines)
-    assert sorted(each.name for each in engines.iterdir()) == [".download-c", ".own", build.name]
 
 
 def test_a_folder_is_not_copied_into_itself(tmp_path: Path) -> None:
@@ -125,6 +115,44 @@ def test_what_holds_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SupervisorError, match=r"text\.txt is neither a zip nor a tar archive"):
         install_build(tmp_path / "text.txt", tmp_path / "engines")
     assert installed_builds(tmp_path / "engines") == [] and installed_builds(tmp_path / "nowhere") == []
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("tar") is None, reason="needs gcc and tar")
+@pytest.mark.parametrize("layout", ["linux", "older linux"])
+def test_a_release_with_libraries_and_links_beside_the_program_runs(tmp_path: Path, layout: str) -> None:
+    """As llama.cpp packs them: a tar whose folder is the tag, earlier a zip with `build/bin`; libraries are found beside
+    the program, by the names of links."""
+    parts = build_llama_server(tmp_path / "bin")
+    if layout == "linux":
+        archive = tmp_path / "llama-b9999-bin-ubuntu-vulkan-x64.tar.gz"
+        subprocess.run(["tar", "-czf", archive, "--transform", "s,^\\.,llama-b9999,", "-C", parts, "."], check=True)
+        inside = "llama-b9999/llama-server"
+    else:
+        archive = pack_zip(parts, tmp_path / "llama-b9999-bin-ubuntu-vulkan-x64.zip", below="build/bin")
+        inside = "build/bin/llama-server"
+    build = install_build(archive, tmp_path / "engines")
+    assert (build.name, build.read.build) == ("llama-b9999-bin-ubuntu-vulkan-x64", "9999 (abc1234)")
+    assert build.program == tmp_path / "engines" / build.name / inside
+    assert (build.program.parent / "libllama.so").is_symlink()
+    shutil.rmtree(parts)
+    assert installed_builds(tmp_path / "engines")[0].program == build.program
+    assert check_program((str(build.program),)).devices == build.read.devices != ()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_release_that_lacks_its_library_says_so(tmp_path: Path) -> None:
+    parts = build_llama_server(tmp_path / "bin")
+    (parts / "libllama.so.0").unlink()
+    with pytest.raises(SupervisorError, match=r"does not run: .*libllama\.so\.0"):
+        install_build(pack(parts, tmp_path / "llama-b1-bin-ubuntu-x64.tar.gz"), tmp_path / "engines")
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_unpacked(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "engines" / archive_name(archive.name)).mkdir(parents=True)
+    archive.write_bytes(b"damaged")
+    with pytest.raises(SupervisorError, match="is installed already"):
+        install_build(archive, tmp_path / "engines")
 
 
 def test_the_nearest_program_is_found(tmp_path: Path) -> None:

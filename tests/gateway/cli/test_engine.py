@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -244,3 +246,52 @@ def test_a_download_that_is_not_what_was_asked_for_changes_nothing(
     result = run("update", f"{releases}/{path}", *words)
     assert result.exit_code == 1 and message in result.output, result.output
     assert file.read_text() == before and not list(tmp_path.glob("state/hostler/engines/*"))
+
+
+def test_an_installed_build_is_removed_once_nothing_uses_it(file: Path, archive: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state/hostler/engines"
+    assert run("update", str(archive)).exit_code == 0
+    assert run("update", str(archive), "--name", "second").exit_code == 0
+    used = run("remove", "second")
+    assert used.exit_code == 1 and "second is used by supervisor.engine; choose another one first" in used.stderr
+    assert run("remove", "llama-b6711-cuda").stdout == "removed llama-b6711-cuda\n"
+    assert [each.name for each in folder.iterdir()] == ["second"]
+    assert run("use", str(tmp_path / "old/llama-server")).exit_code == 0
+    assert output("remove", "second") == {"removed": "second"}
+    assert list(folder.iterdir()) == []
+
+
+def test_a_build_that_an_engine_or_a_profile_names_is_kept(file: Path, archive: Path) -> None:
+    program = output("update", str(archive))["engine"]
+    file.write_text(
+        f"engines: {{mine: {{base: llama-server, command: [{program}]}}}}\n"
+        f"profiles: {{chat: {{model: x.gguf, engine: mine}}, other: {{model: x.gguf, engine: {program}}}}}\n"
+    )
+    result = run("remove", "llama-b6711-cuda")
+    assert result.exit_code == 1 and "is used by engines.mine, profiles.other" in result.stderr
+
+
+def test_a_build_that_is_running_is_kept(file: Path, tmp_path: Path) -> None:
+    place = tmp_path / "state/hostler/engines/one/llama-server"
+    place.parent.mkdir(parents=True)
+    shutil.copy2(shutil.which("sleep") or "/bin/sleep", place)
+    with subprocess.Popen([place, "600"]) as process:
+        try:
+            result = run("remove", "one")
+        finally:
+            process.kill()
+    assert result.exit_code == 1 and f"one is running, as process {process.pid}" in result.stderr
+    assert place.exists()
+
+
+@pytest.mark.parametrize("name", ["gone", "embedded", "../old", ""])
+def test_only_installed_builds_are_removed(file: Path, tmp_path: Path, name: str) -> None:
+    result = run("remove", name)
+    assert result.exit_code == 2 and "is no installed build" in result.stderr
+    assert (tmp_path / "old/llama-server").exists()
+
+
+def test_an_archive_whose_name_is_taken_is_not_downloaded(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "state/hostler/engines/llama-b1").mkdir(parents=True)
+    result = run("update", "https://127.0.0.1:1/llama-b1.tar.gz")
+    assert result.exit_code == 1 and "llama-b1 is installed already" in result.stderr

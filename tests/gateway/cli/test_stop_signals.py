@@ -7,7 +7,7 @@ import signal
 import anyio
 import pytest
 
-from hostler.gateway.cli.stop_signals import handled_signals, stop_signals
+from hostler.gateway.cli.stop_signals import ended_by_signals, handled_signals, stop_signals
 
 pytestmark = pytest.mark.anyio
 
@@ -25,3 +25,20 @@ async def test_signals_are_received_and_the_handlers_are_put_back() -> None:
             for _ in range(40):  # more than are kept
                 signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+async def test_a_command_is_ended_as_by_ctrl_c() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(KeyboardInterrupt), ended_by_signals():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+
+
+async def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
