@@ -44,6 +44,8 @@ from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
 from hostler.gateway.server.server import Server, server_certificate
+from hostler.gateway.shared_files import Apply
+from hostler.gateway.shared_profiles_file import SharedProfilesFile
 from hostler.gateway.telemetry.history import default_file as history_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.presets import Preset
@@ -109,6 +111,9 @@ def create_app(
         presets=configuration.presets,
         refresh=lambda: reloader.reload(),
         config_errors=lambda: reloader.errors,
+        apply_profiles=None
+        if local is None or configuration.shared.file is None
+        else lambda text: shared_profiles.apply(text),
         background=(*(() if local is None else (local.run,)), lambda: reloader.run()),
         workers=_worker_service(configuration.settings, local) if with_workers else None,
     )
@@ -121,6 +126,8 @@ def create_app(
         find_mistakes=startup_check(command),
         finder=finder if local is not None else None,
     )
+    if configuration.shared.file is not None:
+        shared_profiles = SharedProfilesFile(configuration.shared.file, reloader)
     return gateway.app
 
 
@@ -248,6 +255,7 @@ class Gateway:
         presets: Mapping[str, Preset] | None = None,
         refresh: Callable[[], Awaitable[object]] | None = None,
         config_errors: Callable[[], FileErrors | None] = lambda: None,
+        apply_profiles: Apply | None = None,
         background: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (),
         clock: Callable[[], float] = time.monotonic,
         workers: WorkerService | None = None,
@@ -261,6 +269,7 @@ class Gateway:
             presets=presets or {},
             refresh=refresh,
             config_errors=config_errors,
+            apply_profiles=apply_profiles,
             clock=clock,
             open_local=Orchestrator if workers is None else workers.open_local,
             others=None if workers is None else workers.pool,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Set
+from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -38,6 +39,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url: str | None = None
     """Supervisors: the URL under which gateways of the cluster reach this host. Default: the address of
     `supervisor.listen`, or, if that is `0.0.0.0` or `[::]`, the one from which this machine reaches the store."""
+    accept: tuple[Literal["profiles", "keys"], ...] = ("profiles", "keys")
+    """What this member takes of the configuration that members share: profiles for hosts, keys for gateways. An empty
+    list: nothing."""
 
     @property
     def shown_store(self) -> str:

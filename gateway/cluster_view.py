@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
+
+#: What members share.
+ConfigurationKind = Literal["profiles", "keys"]
+
+
+class ConfigurationState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member has made of what is shared of a kind: `version` is in use (0: none), and `refused` is a newer one that it
+    cannot use, for a `reason`. A reason without it: what is in use could not be used anew. `note` is for operators."""
+
+    kind: ConfigurationKind
+    version: int
+    refused: int = 0
+    reason: str = ""
+    note: str = ""
 
 
 class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +31,7 @@ class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...]
     since: float
     own: bool
+    configuration: tuple[ConfigurationState, ...] = ()
 
 
 class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +43,7 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     version: str
     since: float
+    configuration: tuple[ConfigurationState, ...] = ()
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from hostler.gateway.admin.app import AdminApp
 from hostler.gateway.admin.backends import BackendModels, backend_models
 from hostler.gateway.admin.model_downloads import ModelDownloads
 from hostler.gateway.admin.status import ChainView, chain_view
+from hostler.gateway.auth.shared_keys import SharedKeysFile
 from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.preview import preview_changes
 from hostler.gateway.background_downloads import BackgroundDownloads
@@ -39,6 +40,7 @@ from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
 from hostler.gateway.model_offer import DownloadedModel, FoundRepository, ModelOffer, Registries
 from hostler.gateway.request_stores import response_store, stream_store, transcripts
 from hostler.gateway.serving import OpenHost, ServingComponents
+from hostler.gateway.shared_files import Apply, shared_file
 from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.profiles.blobs import BlobStore
@@ -65,7 +67,7 @@ class Components:
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
     clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file. With worker processes, `others` are these, and `open_local` makes a host of `local`
+    wrong with the configuration file, and `apply_profiles` uses those that members of the cluster share. With worker processes, `others` are these, and `open_local` makes a host of `local`
     that they use as well. Raises `ConfigError` for settings that contradict each other, and for an address
     beyond loopback without a key.
     """
@@ -80,12 +82,14 @@ class Components:
         presets: Mapping[str, Preset],
         refresh: Callable[[], Awaitable[object]] | None,
         config_errors: Callable[[], FileErrors | None] = lambda: None,
+        apply_profiles: Apply | None = None,
         clock: Callable[[], float],
         open_local: OpenHost = Orchestrator,
         others: OtherProcesses | None = None,
     ) -> None:
         self.settings = settings
         self._others = others
+        self._apply_profiles = apply_profiles
         #: Called when hosts join or leave.
         self.on_hosts: Callable[[Sequence[JoinedHost]], None] | None = None
         self._library = library
@@ -238,6 +242,11 @@ class Components:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
         cluster.share_history(self.admin.history, serving.bus)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
+        shared_keys = shared_file(self.settings.cluster, "keys")
+        if shared_keys is not None:
+            cluster.follow_configuration("keys", SharedKeysFile(shared_keys, serving.keys).apply)
+        if self._apply_profiles is not None:
+            cluster.follow_configuration("profiles", self._apply_profiles)
         cluster.share_breakers(serving.chain.hops, serving.entries, serving.bus)
         cluster.follow_hosts(self.settings.backends, self._generations, self._is_reachable, self.use_hosts)
 

@@ -18,6 +18,7 @@ from hostler.gateway.cluster_settings import ClusterSettings, cluster_mistakes
 from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
 from hostler.gateway.gateway_settings import BreakerSettings, GatewaySettings, LibrarySettings
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
+from hostler.gateway.shared_files import host_names, shared_file
 from hostler.gateway.state_files import service_directory, state_file
 from hostler.profiles.engines import EngineEntry, Macro
 from hostler.profiles.file_reading import expanded_path
@@ -25,7 +26,8 @@ from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
-from hostler.profiles.store import SCAN_PATH, FindModels, load_profiles, read_text, scan_folders
+from hostler.profiles.shared_profiles import parse_shared_profiles
+from hostler.profiles.store import SCAN_PATH, FindModels, SharedSection, load_profiles, read_text, scan_folders
 from hostler.profiles.yaml_config import NOT_SENDABLE, Document, DocumentError, KeyPath, parse
 from hostler.supervisor.config import HostLimits, SleepSettings, SupervisorSettings
 
@@ -153,12 +155,23 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class SharedState(msgspec.Struct, frozen=True, kw_only=True):
+    """What this machine has of the profiles that its cluster shares: the `text` of its `file`, `None` if there is none. See
+    `SharedSection`."""
+
+    file: Path | None = None
+    text: str | None = None
+    names: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
     are the limits of a host's queue and switches that the file sets, without defaults. `scan` are the folders in which
-    models are looked for. `texts` are the files that were read with their contents, `None` for one that does not exist.
+    models are looked for, `shared` what the cluster's members share. `texts` are the files that were read with their contents, `None` for one that does not exist.
     `errors`: the files have mistakes, and this is their last good state.
     """
 
@@ -172,6 +185,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     texts: Mapping[Path, str | None] = {}
     errors: FileErrors | None = None
     scan: tuple[Path, ...] = ()
+    shared: SharedState = SharedState()
     overrides: Overrides = Overrides()
 
 
@@ -194,6 +208,7 @@ def read(
     found_models: Mapping[str, ProfileEntry] | None = None
     profiles: tuple[Profile, ...] | None = None
     made, file = Library(), None
+    shared = _Shared()
     try:
         if path is not None:
             document = parse(files.text(path), str(path), env=environ, errors=errors)
@@ -207,6 +222,7 @@ def read(
             found_models = models
         file = library_file(settings.gateway.library, path, environ)
         made, written = read_library(file, files.optional_text)
+        shared.read(settings.cluster, files, environ)
         profiles = load_profiles(
             document,
             settings.profiles,
@@ -214,6 +230,7 @@ def read(
             engines=settings.engines,
             macros=settings.macros,
             default_engine=settings.supervisor.engine,
+            shared=shared.section,
             created=None if written is None else (written, made.profiles),
             env=environ,
             read=files.text,
@@ -226,12 +243,13 @@ def read(
         path=path,
         settings=settings,
         profiles=profiles or (),
-        shipped=not settings.profiles and manifest is None and found_models is None,
+        shipped=not settings.profiles and manifest is None and found_models is None and not shared.state.names,
         library=file,
         presets=made.presets,
         host_limits=HostLimits() if document is None else _host_limits(settings.gateway, document.value),
         texts=files.texts,
         scan=scan,
+        shared=shared.state,
     )
     if errors:
         mistakes = dict.fromkeys(str(each) for each in sorted(errors, key=_place))
@@ -273,6 +291,43 @@ class _Files:
         place = path.absolute()
         self.texts[place] = self._given[place] if place in self._given else optional_text(path)
         return self.texts[place]
+
+
+class _Shared:
+    """Reads the profiles that the cluster's members share. Whatever is wrong with them, the file's own are used."""
+
+    def __init__(self) -> None:
+        self.section: SharedSection | None = None
+        self._file: Path | None = None
+        self._text: str | None = None
+        self._mistake = ""
+
+    def read(self, cluster: ClusterSettings | None, files: _Files, environ: Mapping[str, str]) -> None:
+        self._file = shared_file(cluster, "profiles", lambda name: state_file(name, environ).absolute())
+        if cluster is None or self._file is None:
+            return
+        try:
+            self._text = files.optional_text(self._file)
+            if self._text:
+                document, found = parse_shared_profiles(self._text, str(self._file), environ)
+                self.section = SharedSection(document, found.of_host(*host_names(cluster)))
+        except DocumentError as error:
+            self._mistake = str(error)
+
+    @property
+    def state(self) -> SharedState:
+        """What has become of them."""
+        section = self.section
+        left_out = (self._mistake,) if self._mistake else ()
+        if section is None:
+            return SharedState(file=self._file, text=self._text, left_out=left_out)
+        return SharedState(
+            file=self._file,
+            text=self._text,
+            names=section.used,
+            overridden=section.overridden,
+            left_out=(*left_out, *section.left_out),
+        )
 
 
 def _host_limits(settings: GatewaySettings, document: Any) -> HostLimits:

@@ -16,7 +16,7 @@ import msgspec
 
 from hostler.gateway import last_good
 from hostler.gateway.checked_config import FindMistakes
-from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings
+from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings, read
 from hostler.gateway.last_good import Texts
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.presets import Preset
@@ -124,6 +124,18 @@ class Reloader:
             logger.debug("the configuration cannot be looked at: %s", error)
             return
         await self.reload()
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is in effect."""
+        return self._configuration
+
+    async def preview(self, texts: Texts) -> Configuration:
+        """What would be in effect if files had these contents, without models of folders. Raises `ConfigError`."""
+        current = self._configuration
+        return await anyio.to_thread.run_sync(
+            lambda: read(current.path, self._environ, texts={**current.texts, **texts})
+        )
 
     async def reload(self) -> bool:
         """Read the files again and apply what changed. Returns whether that succeeded."""

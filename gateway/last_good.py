@@ -71,13 +71,14 @@ def _earlier(
     find_mistakes: FindMistakes,
     find_models: FindModels | None,
 ) -> Configuration | None:
-    """The last good state, with the models that clients have created since then unless their file is what is broken."""
+    """The last good state, with the models that clients have created and members of the cluster have shared since then,
+    unless their files are what is broken."""
     if kept is None:
         return None
     found = _read_texts(path, environ, kept, find_models)
     if found is not None and found.library is not None:
-        library = found.library.absolute()
-        others = {place: kept[place] for place in kept if place != library}
+        fresh = {found.library.absolute(), found.shared.file}
+        others = {place: kept[place] for place in kept if place not in fresh}
         found = _read_texts(path, environ, others, find_models) or found
     return None if found is None or find_mistakes(found) else found
 

@@ -17,6 +17,7 @@ from hostler.gateway.host_address import joins_cluster
 from hostler.gateway.last_good import load
 from hostler.gateway.model_finder import ModelFinder
 from hostler.gateway.preflight import startup_check
+from hostler.gateway.shared_profiles_file import SharedProfilesFile
 from hostler.gateway.state_files import state_file
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def create_app(
         host = "127.0.0.1" if host.startswith("/") else host  # of a Unix socket
         engine_environ = without_secrets(environ, configuration.settings.cluster)
         manager = create_manager(configuration.profiles, settings, host=host, environ=engine_environ)
-    member = _host_member(configuration.settings, manager)
     # Without a token of its own, one on loopback serves every gateway of this machine, as ever.
     is_open = token is None and is_loopback(parse_address(settings.listen)[0])
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
@@ -64,6 +64,7 @@ def create_app(
     reloader = Reloader(
         configuration, manager.replace_profiles, environ, find_mistakes=startup_check("supervisor"), finder=finder
     )
+    member = _host_member(configuration.settings, manager, reloader)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -98,7 +99,7 @@ def create_app(
     return api
 
 
-def _host_member(settings: Settings, manager: EngineManager) -> HostMember | None:
+def _host_member(settings: Settings, manager: EngineManager, reloader: Reloader) -> HostMember | None:
     """`None` for a host that belongs to no cluster: nothing of it is imported then."""
     if settings.cluster is None or not joins_cluster(settings):
         return None
@@ -114,4 +115,7 @@ def _host_member(settings: Settings, manager: EngineManager) -> HostMember | Non
         token=token,
         state=state_file,
         generation=manager.status_now().generation,
+        apply_profiles=None
+        if (file := reloader.configuration.shared.file) is None
+        else SharedProfilesFile(file, reloader).apply,
     )

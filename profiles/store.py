@@ -96,6 +96,7 @@ def load_profiles(
     engines: Mapping[str, EngineEntry] | None = None,
     macros: Mapping[str, Macro] | None = None,
     default_engine: str | None = None,
+    shared: SharedSection | None = None,
     created: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
     env: Mapping[str, str],
     read: Callable[[Path], str] | None = None,
@@ -107,7 +108,8 @@ def load_profiles(
 
     With none of these, the bundled ones. One file's profiles may be based on the other's, and on its `engines` and `macros`;
     profiles without an engine get `default_engine`. Relative model paths start at
-    the file they are written in. `created` are those that clients created: one that is invalid, because its base is
+    the file they are written in. `shared` are those of all hosts of a cluster, unless one of the file has their name; it is
+    told what is left out of them. `created` are those that clients created: one that is invalid, because its base is
     gone or its name is taken by now, is left out with a warning. `read` returns the manifest's text. Raises
     `DocumentError` with file and line; with `errors`, what is invalid is left out and added to it instead.
     """
@@ -124,6 +126,8 @@ def load_profiles(
             if errors is None:
                 raise
             errors.append(error)
+    if shared is not None and not errors:
+        sections.append(_shared_entries(shared, sections, default_engine))
     if found is not None:
         section = _Entries(document=parse("", _FOUND, env={}), prefix=(), entries=_not_taken(found, sections))
         sections.append(section)
@@ -195,6 +199,34 @@ def read_text(path: Path) -> str:
         raise DocumentError(str(path), None, "", "is not UTF-8 text") from None
     except OSError as error:
         raise DocumentError(str(path), None, "", f"cannot be read: {error.strerror or error}") from None
+
+
+class SharedSection:
+    """The profiles that all hosts of a cluster share, and what becomes of them on this one: `used` are the names of those
+    that it has, `overridden` of those that its own file has as well, `left_out` why it cannot have others."""
+
+    def __init__(self, document: Document, entries: Mapping[str, ProfileEntry]) -> None:
+        self.document = document
+        self.entries = entries
+        self.used: tuple[str, ...] = ()
+        self.overridden: tuple[str, ...] = ()
+        self.left_out: list[str] = []
+
+
+def _shared_entries(shared: SharedSection, sections: Sequence[_Entries], default_engine: str | None) -> _Entries:
+    taken = {
+        name_key(each)
+        for section in sections
+        for name, entry in section.entries.items()
+        for each in (name, *(entry.aliases or ()))
+    }
+    entries = {name: entry for name, entry in shared.entries.items() if name_key(name) not in taken}
+    shared.overridden = tuple(name for name in shared.entries if name not in entries)
+    section = _Entries(document=shared.document, prefix=(MANIFEST_KEY,), entries=entries)
+    table = _engine_table([*sections], default_engine, None)
+    kept = _usable(sections, table, section, lambda error: shared.left_out.append(str(error)))
+    shared.used = tuple(kept.entries)
+    return kept
 
 
 def _not_taken(found: Mapping[str, ProfileEntry], sections: Iterable[_Entries]) -> dict[str, ProfileEntry]:
@@ -286,18 +318,39 @@ def _resolve_with_created(
     sections: list[_Entries], engines: EngineTable, document: Document, entries: Mapping[str, ProfileEntry]
 ) -> tuple[Profile, ...]:
     """All profiles, without those created ones that are invalid."""
-    configured = _resolve(sections, None, engines)
-    remaining = dict(entries)
+    _resolve(sections, None, engines)  # what is wrong there is no fault of theirs
+    created = _Entries(document=document, prefix=(MANIFEST_KEY,), entries=entries)
+    kept = _usable(sections, engines, created, lambda error: logger.warning("%s; this model is ignored", error))
+    return _resolve([*sections, kept], None, engines)
+
+
+def _usable(
+    sections: Sequence[_Entries], engines: EngineTable, added: _Entries, leave_out: Callable[[DocumentError], None]
+) -> _Entries:
+    """What remains of the `added` entries without those that are invalid beside the others; `leave_out` is told why."""
+    remaining = dict(added.entries)
     while remaining:
+        kept = msgspec.structs.replace(added, entries=remaining)
         try:
-            created = _Entries(document=document, prefix=(MANIFEST_KEY,), entries=remaining)
-            return _resolve([*sections, created], None, engines)
+            _resolve([*sections, kept], None, engines)
         except DocumentError as error:
-            logger.warning("%s; this model is ignored", error)
+            if error.source != added.document.source and _is_broken(sections, engines):
+                return kept  # whatever is added: the error is reported as that of the others
+            leave_out(error)
             # The longest name that the path starts with: names may contain dots, too.
             matching = [name for name in remaining if error.path.startswith(f"{MANIFEST_KEY}.{name}")]
             remaining.pop(max(matching, key=len, default=next(iter(remaining))))
-    return configured
+        else:
+            return kept
+    return msgspec.structs.replace(added, entries={})
+
+
+def _is_broken(sections: Sequence[_Entries], engines: EngineTable) -> bool:
+    try:
+        _resolve([*sections], None, engines)
+    except DocumentError:
+        return True
+    return False
 
 
 def _with_absolute_paths(

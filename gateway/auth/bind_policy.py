@@ -10,6 +10,7 @@ from pathlib import Path
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.config import ConfigError, Settings, parse_address
+from hostler.gateway.shared_files import shared_file
 
 
 def addresses(settings: Settings) -> list[tuple[str, int]]:
@@ -26,7 +27,7 @@ def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
     """The API keys, `None` if none are needed. Raises `ConfigError` for an address or socket beyond loopback without keys."""
     try:
-        if keys := KeyRing(key_path(settings), settings.gateway.api_keys):
+        if keys := _key_ring(settings):
             return keys
     except key_file.KeyFileError as error:
         raise ConfigError(str(error)) from error
@@ -39,7 +40,7 @@ def keys_as_decided(settings: Settings, needed: bool) -> KeyRing | None:
     """The API keys where another process has decided whether they are needed: without any key left, nothing is admitted.
     Raises `ConfigError` for a key file that cannot be read."""
     try:
-        return KeyRing(key_path(settings), settings.gateway.api_keys) if needed else None
+        return _key_ring(settings) if needed else None
     except key_file.KeyFileError as error:
         raise ConfigError(str(error)) from error
 
@@ -48,7 +49,7 @@ def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> I
     """What is wrong with the key file, and addresses beyond loopback without keys; `bound` besides the configured ones."""
     path, named = key_path(settings), settings.gateway.api_keys_file is not None
     try:
-        if key_file.read(path) or settings.gateway.api_keys:
+        if key_file.read(path) or settings.gateway.api_keys or _key_ring(settings):
             return
     except key_file.KeyFileError as error:
         yield str(error)
@@ -60,6 +61,10 @@ def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> I
     for host, port in dict.fromkeys([*addresses(settings), *bound]):
         if not is_loopback(host):
             yield without_keys(host, port, path)
+
+
+def _key_ring(settings: Settings) -> KeyRing:
+    return KeyRing(key_path(settings), settings.gateway.api_keys, shared=shared_file(settings.cluster, "keys"))
 
 
 def key_path(settings: Settings) -> Path:

@@ -71,19 +71,24 @@ def default_file() -> Path:
 def read(path: Path) -> tuple[KeyRecord, ...]:
     """The records in the file, none if there is no file. Raises `KeyFileError`."""
     try:
-        lines = read_limited(path, _MAX_BYTES).decode("utf-8").splitlines()
+        text = read_limited(path, _MAX_BYTES).decode("utf-8")
     except FileNotFoundError:
         return ()
     except (OSError, UnicodeDecodeError, FileTooLarge) as error:
         raise KeyFileError(f"{path}: cannot be read: {error}") from error
+    return parse_keys(text, str(path))
+
+
+def parse_keys(text: str, source: str) -> tuple[KeyRecord, ...]:
+    """The records in the text of a file. `source` names it in errors. Raises `KeyFileError`."""
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
             records.append(msgspec.json.decode(line, type=KeyRecord))
-        except msgspec.DecodeError as error:
-            raise KeyFileError(f"{path}:{number}: is not a key record: {error}") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise KeyFileError(f"{source}:{number}: is not a key record: {error}") from error
     return tuple(records)
 
 
@@ -186,7 +191,8 @@ def digest(key: str) -> str:
 
 
 class KeyRing:
-    """The current keys: those of the file, and `plain` ones, which have all scopes.
+    """The current keys: those of the file, `plain` ones, which have all scopes, and those of `shared`, a file of all gateways
+    of the cluster, unless the first ones have their names.
 
     A changed file is read again within a second; an invalid one is logged and the old keys stay.
 
@@ -198,15 +204,19 @@ class KeyRing:
         path: Path,
         plain: Iterable[str] = (),
         *,
+        shared: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
+        self._shared = shared
         self._clock = clock
         self._wall = wall
         self._stamp = self._mark()
         self._plain = tuple(_plain_record(number, key) for number, key in enumerate(plain, start=1))
-        self._records = (*self._plain, *read(path))
+        self._own = self._read_own()
+        self._of_all: tuple[KeyRecord, ...] = ()
+        self._records = self._read()
         self._checked = clock()
 
     def __bool__(self) -> bool:
@@ -247,6 +257,25 @@ class KeyRing:
         self._refresh()
         return self._records
 
+    def own(self) -> tuple[KeyRecord, ...]:
+        """The keys of this gateway alone."""
+        self._refresh()
+        return self._own
+
+    def _read_own(self) -> tuple[KeyRecord, ...]:
+        return (*self._plain, *read(self._path))
+
+    def _read(self) -> tuple[KeyRecord, ...]:
+        """All keys, the shared ones as they were if their file cannot be read."""
+        if self._shared is None:
+            return self._own
+        try:
+            self._of_all = read(self._shared)
+        except KeyFileError as error:
+            logger.error("%s; keeping the previous shared keys", error)
+        taken = {each.name for each in self._own} | {each.hash for each in self._own}
+        return (*self._own, *(each for each in self._of_all if each.name not in taken and each.hash not in taken))
+
     def _record(self, hashed: str) -> KeyRecord | None:
         self._refresh()
         found: KeyRecord | None = None
@@ -265,20 +294,25 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            records = (*self._plain, *read(self._path))
+            self._own = self._read_own()
         except KeyFileError as error:
             logger.error("%s; keeping the previous keys", error)
-            return
+        records = self._read()
         if not records:
             logger.warning(
                 "%s contains no keys any more; all requests are refused until `hostler keys add NAME`", self._path
             )
         self._records = records
 
-    def _mark(self) -> tuple[int, ...] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        # A link may lead to another file of the same size and time.
-        return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino
+    def _mark(self) -> object:
+        return _mark_of(self._path), None if self._shared is None else _mark_of(self._shared)
+
+
+def _mark_of(path: Path) -> tuple[int, ...] | None:
+    """What differs after each change of a file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    # A link may lead to another file of the same size and time.
+    return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino

@@ -13,7 +13,19 @@ from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import agents, backends, drain, engine, events, keys, leases, models, profiles, status
+from hostler.gateway.cli import (
+    agents,
+    backends,
+    config_command,
+    drain,
+    engine,
+    events,
+    keys,
+    leases,
+    models,
+    profiles,
+    status,
+)
 from hostler.gateway.cli.certificate import certificate
 from hostler.gateway.cli.get import get
 from hostler.gateway.cli.import_command import import_configuration
@@ -218,5 +230,6 @@ app.command()(get)
 app.command("import")(import_configuration)
 app.command()(certificate)
 app.add_typer(keys.keys_app, name="keys")
+app.add_typer(config_command.config_app, name="config")
 app.add_typer(profiles.profiles_app, name="profiles")
 app.add_typer(engine.engine_app, name="engine")

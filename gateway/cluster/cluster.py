@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.shared_history import SharedHistory
 from hostler.gateway.cluster.shared_log import SharedLog
 from hostler.gateway.cluster.shared_requests import SharedRequests
@@ -32,13 +33,20 @@ from hostler.gateway.cluster.shared_throttle import SharedThrottle
 from hostler.gateway.cluster.spending import SharedSpending
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
-from hostler.gateway.cluster_view import ClusterHost, ClusterMember, ClusterView
+from hostler.gateway.cluster_view import (
+    ClusterHost,
+    ClusterMember,
+    ClusterView,
+    ConfigurationKind,
+    ConfigurationState,
+)
 from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.joined_host import JoinedHost, is_configured, named_hosts
 from hostler.gateway.key_usage import usage_file
 from hostler.gateway.response_store import ResponseStore
+from hostler.gateway.shared_files import Apply
 from hostler.gateway.telemetry.history import History
 
 
@@ -70,6 +78,7 @@ class Cluster:
                 *SharedResponses.scripts,
                 *HostDirectory.scripts,
                 *SharedLog.scripts,
+                *SharedConfiguration.scripts,
             ),
             clock=clock,
             wall=wall,
@@ -90,11 +99,20 @@ class Cluster:
         self._secret = hashlib.sha256(f"addresses\0{settings.name}\0{token or ''}".encode()).digest()
         self._clock = clock
         self.membership = Membership(self.store, self._signer, own)
+        self._shared = SharedConfiguration(
+            self.store,
+            settings,
+            token,
+            state=state,
+            clock=clock,
+            on_state=lambda: self.membership.report(self._shared.states),
+        )
         self._announcements = Announcements(self.store, self._signer, own.id)
         self._runs: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self.ledger.run,
             self.membership.run,
             self._announcements.run,
+            self._shared.run,
         ]
 
     def spending(self, settings: GatewaySettings) -> SharedSpending:
@@ -143,6 +161,10 @@ class Cluster:
         """Stored responses of all gateways. To be called before `run`."""
         shared = SharedResponses(self.store, self._signer, self._announcements, responses, max_age_s=max_age_s)
         self._runs.append(shared.run)
+
+    def follow_configuration(self, kind: ConfigurationKind, apply: Apply) -> None:
+        """Have `apply` use what members share of a kind. To be called before `run`."""
+        self._shared.follow(kind, apply)
 
     def follow_hosts(
         self,
@@ -205,20 +227,30 @@ class Cluster:
             gateways=tuple(
                 ClusterMember(
                     id=each.id, name=each.name, version=each.version, listen=each.listen, since=each.since,
-                    own=each.id == own.id,
+                    own=each.id == own.id, configuration=each.configuration,
                 )
                 for each in sorted(self.membership.members.values(), key=lambda each: (each.name, each.id))
             ),
             hosts=tuple(
                 ClusterHost(
                     id=host_id, name=host.name, url=host.url, version=directory.hosts[host_id].version,
-                    since=directory.hosts[host_id].since,
+                    since=directory.hosts[host_id].since, configuration=directory.hosts[host_id].configuration,
                 )
                 for host_id, host in sorted(self._joined.items(), key=lambda item: item[1].name)
             ) if (directory := self._directory) is not None else (),
-            problems=tuple(filter(None, (self.membership.problem,))),
+            problems=(*filter(None, (self.membership.problem,)), *self._refusals()),
             calls=dict(self.store.calls),
         )  # fmt: skip
+
+    def _refusals(self) -> Iterator[str]:
+        """Why members cannot use what is shared."""
+        hosts = () if self._directory is None else self._directory.hosts.values()
+        members = [(f"gateway {each.name}", each.configuration) for each in self.membership.members.values()]
+        members += [(f"host {each.name}", each.configuration) for each in hosts]
+        for name, states in sorted(members):
+            for state in states:
+                if state.reason:
+                    yield _refusal(name, state)
 
     async def run(self) -> None:
         async with self.store.running(), anyio.create_task_group() as parts:
@@ -227,3 +259,11 @@ class Cluster:
 
     def close(self) -> None:
         self._identity.close()
+
+
+def _refusal(member: str, state: ConfigurationState) -> str:
+    what = f"the shared {state.kind} of version {state.refused or state.version}"
+    rest = (
+        "" if not state.refused else (f"; version {state.version} stays in use" if state.version else "; it uses none")
+    )
+    return f"{member} cannot use {what}: {state.reason}{rest}"

@@ -14,9 +14,11 @@ import anyio
 from hostler import __version__
 from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
 from hostler.gateway.cluster.identity import Identity
+from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
 from hostler.gateway.host_address import announced_url, unreachable_reason
+from hostler.gateway.shared_files import Apply
 from hostler.supervisor.config import SupervisorSettings
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE
 
 class HostMember:
     """`token` is what gateways of the cluster send. `run` until cancelled, then `close`. `state` is where a file of this name
-    is kept, `generation` the supervisor's."""
+    is kept, `generation` the supervisor's. `apply_profiles` uses the profiles that members share, if it takes them."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class HostMember:
         token: str,
         state: Callable[[str], Path],
         generation: int = 0,
+        apply_profiles: Apply | None = None,
     ) -> None:
         self._generation = generation
         self._settings = settings
@@ -50,18 +53,24 @@ class HostMember:
         self._store = Store(
             store_address(settings.store),
             name=settings.name,
-            scripts=HostReporter.scripts,
+            scripts=(*HostReporter.scripts, *SharedConfiguration.scripts),
             clock=time.monotonic,
             wall=time.time,
         )
         self._reporter = HostReporter(self._store, keys, self._identity.id, self._record)
+        self._shared = SharedConfiguration(
+            self._store, settings, token, state=state, clock=time.monotonic, on_state=self._reporter.report
+        )
+        if apply_profiles is not None:
+            self._shared.follow("profiles", apply_profiles)
 
     async def run(self) -> None:
         if (reason := unreachable_reason(self._settings, self._supervisor)) is not None:
             logger.warning("this host does not join cluster %s: %s; set cluster.url", self._settings.name, reason)
             return
-        async with self._store.running():
-            await self._reporter.run()
+        async with self._store.running(), anyio.create_task_group() as parts:
+            parts.start_soon(self._reporter.run)
+            parts.start_soon(self._shared.run)
 
     def close(self) -> None:
         self._identity.close()
@@ -79,6 +88,7 @@ class HostMember:
             certificate=await anyio.to_thread.run_sync(self._read_certificate),
             since=self._since,
             generation=self._generation,
+            configuration=self._shared.states,
         )
 
     def _read_certificate(self) -> str | None:

@@ -15,6 +15,7 @@ import msgspec
 from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, Signer
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_settings import is_host_url
+from hostler.gateway.cluster_view import ConfigurationState
 from hostler.supervisor.state_store import JsonStore
 from hostler.supervisor.tls import certificate_context
 
@@ -26,8 +27,8 @@ FORGOTTEN_S = 60.0
 _CHANNEL = "hosts"
 _INDEX = "hosts"
 
-#: The records of all hosts that are alive.
-_LIST = Script(
+#: The records of all members in an index, whose keys start with ARGV[1].
+LIST = Script(
     """
 local records = {}
 for _, each in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
@@ -51,6 +52,7 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str | None = None
     since: float = 0.0
     generation: int = 0
+    configuration: tuple[ConfigurationState, ...] = ()
 
 
 class HostKeys:
@@ -182,6 +184,10 @@ class HostReporter:
         )
         return found
 
+    def report(self) -> None:
+        """Report the host now: something of it has changed."""
+        self._now.set()
+
     def _on_connect(self) -> None:
         """While the store was away, another one may have taken this host's place."""
         self._reported = False
@@ -202,7 +208,7 @@ class HostDirectory:
     reported itself nor been reachable for `forgotten_s`.
     """
 
-    scripts = (_LIST,)
+    scripts = (LIST,)
 
     def __init__(
         self,
@@ -243,7 +249,7 @@ class HostDirectory:
             try:
                 self._see(
                     await self._store.run_script(
-                        _LIST, [_INDEX], f"{self._store.prefix}host:", limit_s=BACKGROUND_LIMIT_S
+                        LIST, [_INDEX], f"{self._store.prefix}host:", limit_s=BACKGROUND_LIMIT_S
                     )
                 )
             except StoreAway:

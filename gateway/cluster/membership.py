@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
+from hostler.gateway.cluster_view import ConfigurationState
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     listen: tuple[str, ...] = ()
     since: float = 0.0
+    configuration: tuple[ConfigurationState, ...] = ()
 
 
 class Signer:
@@ -133,6 +135,13 @@ class Membership:
             limit_s=BACKGROUND_LIMIT_S,
         )
         return found
+
+    def report(self, configuration: tuple[ConfigurationState, ...]) -> None:
+        """Report what this gateway has made of what members share, now."""
+        self.own = msgspec.structs.replace(self.own, configuration=configuration)
+        self.members = {**self.members, self.own.id: self.own}
+        self._record = self._signer.signed(msgspec.json.encode(self.own))
+        self._now_please()
 
     def _look_for_twin(self, before: bytes) -> None:
         """`before` is the record that this report has replaced: this gateway's own, or what was there before its start."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
 import msgspec
 
-from hostler.gateway.cluster_view import ClusterView
+from hostler.gateway.cluster_view import ClusterView, ConfigurationKind
 from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
 from hostler.supervisor.contract import ModelLease, ModelStatus, SwitchMoved
 from hostler.supervisor.instruments import Counter, Gauge, Histogram, Instrument, exposition
@@ -242,4 +243,18 @@ def _of_cluster(view: ClusterView) -> list[Instrument]:
     hosts.set(len(view.hosts))
     for outcome in ("ok", "failed", "away"):
         calls.inc(outcome, amount=view.calls.get(outcome, 0))
-    return [store, gateways, hosts, calls]
+    versions = Gauge(
+        "hostler_cluster_configuration_version", "The version of what members share that this gateway uses.", ["kind"]
+    )
+    refused = Gauge(
+        "hostler_cluster_configuration_refused",
+        "Members that cannot use the newest version of what is shared.",
+        ["kind"],
+    )
+    states = [state for gateway in view.gateways for state in gateway.configuration]
+    states += [state for host in view.hosts for state in host.configuration]
+    for kind in get_args(ConfigurationKind):
+        refused.set(sum(1 for state in states if state.kind == kind and state.reason), kind)
+    for state in (state for member in view.gateways if member.own for state in member.configuration):
+        versions.set(state.version, state.kind)
+    return [store, gateways, hosts, calls, versions, refused]
