@@ -240,6 +240,7 @@ class Components:
         serving = self.serving
         if self.responses is not None:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
+        serving.use_hints(cluster.share_conversations(serving.entries))
         cluster.share_history(self.admin.history, serving.bus)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
         shared_keys = shared_file(self.settings.cluster, "keys")

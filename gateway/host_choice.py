@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hostler.gateway.context import Target
+from hostler.gateway.conversation_hints import ConversationHints, with_hint
 from hostler.gateway.gateway_settings import PlacementSettings
 from hostler.gateway.host_ranking import RankedHost, rank, ranked_names
 from hostler.supervisor.contract import PromptIdentity
@@ -13,11 +14,13 @@ from hostler.supervisor.scheduling.views import HostOffer
 
 
 class HostChoice:
-    """Orders what could serve a request. `hosts` are in the order of the configuration."""
+    """Orders what could serve a request. `hosts` are in the order of the configuration; `hints` are what other
+    gateways know, in a cluster."""
 
     def __init__(self, hosts: Mapping[str, Host], settings: PlacementSettings) -> None:
         self._hosts = hosts
         self._settings = settings
+        self.hints: ConversationHints | None = None
 
     def ordered(self, targets: tuple[Target, ...], prompt: PromptIdentity | None = None) -> tuple[Target, ...]:
         """The targets as `ranked_names` orders their backends."""
@@ -25,7 +28,8 @@ class HostChoice:
         offers = {
             name: self._hosts[name].offer(each.model, prompt) for name, each in by_name.items() if name in self._hosts
         }
-        names = ranked_names(list(by_name), offers, replica_wait_s=self._settings.replica_wait_s)
+        shown = with_hint(offers, targets[0].model, prompt, self.hints)
+        names = ranked_names(list(by_name), shown, replica_wait_s=self._settings.replica_wait_s)
         return tuple(by_name[name] for name in names)
 
     def names(self, backends: Iterable[str], model: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 
 from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.conversation_hints import ConversationHints, with_hint
 from hostler.gateway.gateway_settings import PlacementSettings
 from hostler.gateway.host_ranking import better_host, is_replica, needs_load
 from hostler.supervisor.scheduling.host import Host
@@ -84,6 +85,7 @@ class LeaseMoves:
         self._hosts = hosts
         self._settings = settings
         self._clock = clock
+        self.hints: ConversationHints | None = None
         self._queued: dict[str, dict[QueuedLease, None]] = {}
         self._some = anyio.Event()
 
@@ -150,9 +152,10 @@ class LeaseMoves:
         for name in (*targets, own):
             if name not in offers:
                 offers[name] = self._hosts[name].offer(model, prompt)
+        shown = with_hint({name: offers[name] for name in (*targets, own)}, model, prompt, self.hints)
         chosen = better_host(
-            offers[own],
-            {name: offers[name] for name in targets},
+            shown[own],
+            {name: shown[name] for name in targets},
             waited_s=self._clock() - entry.lease.requested_at,
             rest_s=progress.eta_s,
             replica_wait_s=self._settings.replica_wait_s,

@@ -75,5 +75,5 @@ def model_middleware(
             clock=clock,
         ),
         Middleware(QueueingMiddleware, hosts=parts.hosts, moves=parts.lease_moves, clock=clock),
-        Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=on_model_used),
+        Middleware(SwitchingMiddleware, hosts=parts.hosts, on_model_used=on_model_used, on_answered=parts.on_answered),
     ]

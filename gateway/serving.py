@@ -25,7 +25,8 @@ from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.backends.watches import Watches
 from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
-from hostler.gateway.context import SHUTTING_DOWN
+from hostler.gateway.context import SHUTTING_DOWN, Target
+from hostler.gateway.conversation_hints import ConversationHints
 from hostler.gateway.events import Bus
 from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.joined_host import JoinedHost, chain_with
@@ -34,7 +35,7 @@ from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.request_stores import tracer
 from hostler.profiles.presets import Preset
-from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+from hostler.supervisor.contract import EngineAddress, HostStatus, PromptIdentity, Supervisor
 from hostler.supervisor.scheduling.events import HostEvent
 from hostler.supervisor.scheduling.host import Host, is_draining
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
@@ -126,6 +127,7 @@ class ServingComponents:
             self._host_runs.add(name, host.run)
         self.host_choice = HostChoice(self.hosts, settings.gateway.placement)
         self.lease_moves = LeaseMoves(self.hosts, settings.gateway.placement, clock)
+        self._hints: ConversationHints | None = None
         self.chain = Chain(
             settings,
             supervisors=self.supervisors,
@@ -151,6 +153,15 @@ class ServingComponents:
         """Wait until every supervisor has been reached."""
         for host in list(self.hosts.values()):
             await host.synced.wait()
+
+    def use_hints(self, hints: ConversationHints) -> None:
+        """Let these hints say which host may hold a conversation, and tell them what is answered from now on."""
+        self.host_choice.hints = self.lease_moves.hints = self._hints = hints
+
+    def on_answered(self, target: Target, prompt: PromptIdentity) -> None:
+        """A host has answered a prompt."""
+        if self._hints is not None:
+            self._hints.answered(target.backend, target.model, prompt)
 
     def add_host(self, joined: JoinedHost) -> None:
         """Use a host of the cluster, like one of the file. Its models are served once it was reached."""

@@ -24,6 +24,7 @@ from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
+from hostler.gateway.cluster.shared_conversations import SharedConversations
 from hostler.gateway.cluster.shared_history import SharedHistory
 from hostler.gateway.cluster.shared_log import SharedLog
 from hostler.gateway.cluster.shared_requests import SharedRequests
@@ -150,6 +151,13 @@ class Cluster:
             own = self.membership.own.id, self.membership.own.name
             shared = SharedHistory(self.store, self._signer, own, history, bus, wall=self.ledger.wall)
             self._runs.append(shared.run)
+
+    def share_conversations(self, entries: Mapping[str, BackendSettings]) -> SharedConversations:
+        """Which hosts hold which conversations. To be called before `run`."""
+        own = self.membership.own.id, self.membership.own.name
+        shared = SharedConversations(self.store, self._signer, own, entries, secret=self._secret, wall=self.ledger.wall)
+        self._runs.append(shared.run)
+        return shared
 
     def share_logins(self, sessions: Sessions | None, throttle: KeyThrottle) -> None:
         """Sessions and invalid keys of all gateways. To be called before `run`."""

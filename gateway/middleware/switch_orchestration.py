@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from hostler.adapters.canonical import LoadRequest, WebSocketRequest
 from hostler.adapters.errors import AnswerTooLong, BackendError, BackendTimeout, BackendUnavailable
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import RequestContext
+from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.supervisor.contract import PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost, revocation_error
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
@@ -23,7 +24,7 @@ class SwitchingMiddleware(RequestMiddleware):
 
     An engine found dead before anything was sent is restarted, once for each attempt: `EngineLost` has the request
     queued again. An answer that takes longer than its profile allows is cut off. `on_model_used` receives the name of
-    each model that is used.
+    each model that is used, `on_answered` the prompts that were answered where there is a choice of hosts.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class SwitchingMiddleware(RequestMiddleware):
         *,
         hosts: Mapping[str, Host],
         on_model_used: Callable[[str], None],
+        on_answered: Callable[[Target, PromptIdentity], None] = lambda target, prompt: None,
     ) -> None:
         super().__init__(app)
         self._hosts = hosts
         self._on_model_used = on_model_used
+        self._on_answered = on_answered
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         attempt = context.attempt
@@ -65,6 +68,8 @@ class SwitchingMiddleware(RequestMiddleware):
             # The time of a connection says nothing about that of answers.
             if not isinstance(context.request, WebSocketRequest):
                 lease.report_answer(attempt.usage)
+                if context.prompt is not None and len(context.candidates) > 1:
+                    self._on_answered(attempt.target, context.prompt)
         except BackendError as error:
             if lease.revoked is not None:
                 raise revocation_error(lease.model, lease.revoked) from error

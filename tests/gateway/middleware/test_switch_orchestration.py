@@ -20,7 +20,7 @@ from hostler.adapters.errors import (
 )
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switch_orchestration import SwitchingMiddleware
-from hostler.supervisor.contract import AnswerLimits
+from hostler.supervisor.contract import AnswerLimits, PromptIdentity
 from hostler.supervisor.scheduling.errors import EngineLost
 from hostler.supervisor.scheduling.types import RevokeReason
 
@@ -198,3 +198,33 @@ async def test_an_answer_within_its_limit_is_reported() -> None:
 
     await subject.middleware.dispatch(context, call_next)
     assert subject.host.answers == [(engine(1), Usage(prompt_tokens=3))]
+
+
+async def test_an_answered_prompt_is_reported_where_there_is_a_choice_of_hosts() -> None:
+    answered: list[tuple[str, PromptIdentity]] = []
+    subject = Switching()
+    subject.middleware = SwitchingMiddleware(
+        cast(Any, None),
+        hosts=cast(Any, {"pc": subject.host}),
+        on_model_used=subject.used.append,
+        on_answered=lambda at, prompt: answered.append((at.backend, prompt)),
+    )
+
+    async def call_next() -> None:
+        pass
+
+    prompt = PromptIdentity(marks=((1, 10),))
+    for candidates, known in (
+        ((target(),), prompt),
+        ((target(), target("b")), None),
+        ((target(), target("b")), prompt),
+    ):
+        context = subject.leased()
+        context.candidates, context.prompt = candidates, known
+        await subject.middleware.dispatch(context, call_next)
+    assert answered == [("pc", prompt)]
+    with pytest.raises(BackendBroken):
+        context = subject.leased()
+        context.candidates, context.prompt = (target(), target("b")), prompt
+        await subject.fail(context, BackendBroken("cut off", backend="pc"))
+    assert len(answered) == 1
