@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from hostler.gateway.auth import keys
 from hostler.gateway.config import Configuration, read
+from hostler.gateway.host_address import joins_cluster, unreachable_reason
+from hostler.gateway.preflight import startup_check
 
 KUBERNETES = Path(__file__).parent.parent / "deploy" / "kubernetes"
 CHART = KUBERNETES / "chart"
@@ -87,7 +90,7 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
 
 def workloads(objects: list[Object]) -> dict[str, Object]:
     """What runs pods, by its component."""
-    found = of_kind(objects, "Deployment", "StatefulSet")
+    found = of_kind(objects, "Deployment", "DaemonSet")
     return {each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]: each for each in found}
 
 
@@ -105,8 +108,10 @@ def settings(objects: list[Object], component: str, tmp_path: Path) -> Configura
         each["data"]["hostler.yaml"] for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] == name
     ]
     (tmp_path / "secrets").mkdir(exist_ok=True)
-    for key in secret_keys(text):
-        (tmp_path / "secrets" / key).write_text("a-secret-of-some-length")
+    for key in secret_keys(text) | {"keys"}:
+        (tmp_path / "secrets" / key).write_text("" if key == "keys" else "a-secret-of-some-length")
+    if not keys.read(tmp_path / "secrets" / "keys"):
+        keys.add(tmp_path / "secrets" / "keys", "alice", ["infer"])
     (tmp_path / "hostler.yaml").write_text(text.replace("/run/secrets/hostler/", f"{tmp_path}/secrets/"))
     environ = {
         each["name"]: "10.0.0.7" if each["name"] == "POD_IP" else "team" for each in spec["containers"][0]["env"]
@@ -131,13 +136,63 @@ def test_the_settings_load_with_what_the_pod_has(objects: list[Object], componen
         assert read.profiles
 
 
-def test_the_gateways_know_each_supervisor_by_its_name(objects: list[Object], tmp_path: Path) -> None:
+def test_supervisors_join_the_cluster_of_the_gateways(objects: list[Object], tmp_path: Path) -> None:
+    gateway = settings(objects, "gateway", tmp_path).settings
+    supervisor = settings(objects, "supervisor", tmp_path).settings
+    assert gateway.cluster is not None and supervisor.cluster is not None
+    assert supervisor.cluster.name == gateway.cluster.name
+    assert supervisor.cluster.store == gateway.cluster.store
+    assert supervisor.cluster.token_file == gateway.cluster.token_file
+    assert gateway.backends == {}
+    assert joins_cluster(supervisor)
+    assert unreachable_reason(supervisor.cluster, supervisor.supervisor) is None
+    assert not startup_check("gateway")(settings(objects, "gateway", tmp_path))
+
+
+def test_each_node_with_a_gpu_has_one_supervisor_with_an_identity_of_its_own(objects: list[Object]) -> None:
     supervisor = workloads(objects)["supervisor"]
-    service = supervisor["spec"]["serviceName"]
-    assert service in {each["metadata"]["name"] for each in of_kind(objects, "Service")}
-    names = [f"{supervisor['metadata']['name']}-{number}" for number in range(supervisor["spec"]["replicas"])]
-    backends = settings(objects, "gateway", tmp_path).settings.backends
-    assert [backend.url for backend in backends.values()] == [f"http://{name}.{service}:8080" for name in names]
+    assert supervisor["kind"] == "DaemonSet"
+    assert supervisor["spec"]["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 1}
+    spec = pod(supervisor)
+    assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec["tolerations"]
+    [container] = spec["containers"]
+    names = {each["name"]: each["valueFrom"].get("fieldRef", {}).get("fieldPath") for each in container["env"]}
+    assert names["NODE_NAME"] == "spec.nodeName"
+    # The host's id is in the image's state directory, and belongs to the node's machine.
+    paths = {each["name"]: each.get("hostPath", {}) for each in spec["volumes"]}
+    mounts = {each["mountPath"]: paths[each["name"]] for each in container["volumeMounts"]}
+    assert mounts["/var/lib/hostler"] == {"path": "/var/lib/hostler", "type": "DirectoryOrCreate"}
+    assert mounts["/etc/machine-id"] == {"path": "/etc/machine-id", "type": "File"}
+    assert "XDG_STATE_HOME=/var/lib/hostler/state" in (KUBERNETES.parent / "Dockerfile.gpu").read_text()
+
+
+def test_all_members_reach_the_store(objects: list[Object]) -> None:
+    pods = {name: each["spec"]["template"]["metadata"]["labels"] for name, each in workloads(objects).items()}
+    if "store" not in pods:
+        return  # one of the user's own
+    sources = [
+        source["podSelector"]["matchLabels"].items()
+        for policy in of_kind(objects, "NetworkPolicy")
+        if policy["spec"]["podSelector"]["matchLabels"].items() <= pods["store"].items()
+        for rule in policy["spec"]["ingress"]
+        for source in rule["from"]
+    ]
+    for component in ("gateway", "supervisor"):
+        assert any(labels <= pods[component].items() for labels in sources), component
+
+
+def test_each_file_of_a_secret_that_a_configuration_names_is_mounted(objects: list[Object]) -> None:
+    for component in ("gateway", "supervisor"):
+        spec = pod(workloads(objects)[component])
+        [secret] = [each["secret"] for each in spec["volumes"] if each["name"] == "secrets"]
+        [name] = [each["configMap"]["name"] for each in spec["volumes"] if each["name"] == "settings"]
+        [text] = [
+            each["data"]["hostler.yaml"] for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"] == name
+        ]
+        wanted = secret_keys("\n".join(line.partition("#")[0] for line in text.splitlines()))
+        if "items" in secret:
+            assert wanted == {each["path"] for each in secret["items"]}
 
 
 def test_each_mounted_volume_exists(objects: list[Object]) -> None:

@@ -22,7 +22,7 @@ image: "{{ .repository }}:{{ .tag }}"
 imagePullPolicy: {{ .pullPolicy | default "IfNotPresent" }}
 {{- end -}}
 
-{{/* The section that makes the gateways members of one cluster. */}}
+{{/* The section that makes gateways and supervisors members of one cluster. */}}
 {{- define "hostler.cluster" -}}
 {{- $url := .Values.store.url -}}
 {{- if .Values.store.enabled -}}
@@ -33,20 +33,6 @@ imagePullPolicy: {{ .pullPolicy | default "IfNotPresent" }}
 name: {{ printf "%s.%s" .Release.Namespace .Release.Name | trunc 63 | quote }}
 store: {{ $url | quote }}
 token_file: /run/secrets/hostler/cluster-token
-member: "${env:POD_NAME}"
-{{- end -}}
-
-{{/* The supervisors, by the names of their pods. */}}
-{{- define "hostler.backends" -}}
-{{- $name := include "hostler.name" (dict "root" . "part" "supervisor") -}}
-{{- if .Values.supervisor.enabled -}}
-{{- range $number := until (int .Values.supervisor.replicas) }}
-gpu-{{ $number }}:
-  kind: supervisor
-  url: http://{{ $name }}-{{ $number }}.{{ $name }}:8080
-  token_file: /run/secrets/hostler/supervisor-token
-{{- end -}}
-{{- end -}}
 {{- end -}}
 
 {{/* The configuration files. What the chart sets wins over the values: pods depend on it. */}}
@@ -55,14 +41,14 @@ gpu-{{ $number }}:
 {{- $hosts := concat (list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace)) .Values.gateway.allowedHosts -}}
 {{- if .Values.gateway.ingress.enabled -}}{{- $hosts = concat $hosts .Values.gateway.ingress.hosts -}}{{- end -}}
 {{- $set := dict "listen" (list "0.0.0.0:8000") "api_keys_file" "/run/secrets/hostler/keys" "allowed_hosts" ($hosts | uniq) -}}
-{{- $set = dict "gateway" $set "cluster" (include "hostler.cluster" . | fromYaml) -}}
-{{- with include "hostler.backends" . -}}{{- $_ := set $set "backends" (fromYaml .) -}}{{- end -}}
+{{- $set = dict "gateway" $set "cluster" (set (include "hostler.cluster" . | fromYaml) "member" "${env:POD_NAME}") -}}
 {{- mergeOverwrite (deepCopy .Values.gateway.settings) $set | toYaml -}}
 {{- end -}}
 
 {{- define "hostler.supervisorSettings" -}}
 {{- $set := dict "listen" "0.0.0.0:8080" "token_file" "/run/secrets/hostler/supervisor-token" "engine_host" "${env:POD_IP}" "engine_ports" "8100-8199" "slots_dir" "/var/lib/hostler/slots" -}}
-{{- mergeOverwrite (deepCopy .Values.supervisor.settings) (dict "supervisor" $set) | toYaml -}}
+{{- $cluster := set (include "hostler.cluster" . | fromYaml) "member" "${env:NODE_NAME}" -}}
+{{- mergeOverwrite (deepCopy .Values.supervisor.settings) (dict "supervisor" $set "cluster" $cluster) | toYaml -}}
 {{- end -}}
 
 {{- define "hostler.storePassword" -}}
