@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hostler.gateway.model_mapping import ModelMapping, mapping_mistakes
+from hostler.gateway.wake_settings import WakeSettings, wake_mistakes
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath
 
@@ -20,17 +21,6 @@ Capability = Literal[
 ]
 #: The values of `proxy` that are no URLs.
 ENVIRONMENT, NO_PROXY = "environment", "none"
-
-
-class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a sleeping machine is woken by Wake-on-LAN, and how long requests wait for it."""
-
-    mac: str
-    """MAC address of the machine's network card."""
-    broadcast: str = "255.255.255.255"
-    """Destination of the packet: the broadcast address of the machine's network, with a port if it is not 9."""
-    wait_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
-    """How long a request waits for the machine to wake up."""
 
 
 #: Larger numbers from a backend are no token counts.
@@ -267,7 +257,8 @@ def backend_errors(document: Document, name: str, backend: BackendSettings) -> I
             (*path, "certificate"), "only for supervisors with an https:// URL; remove it or change these"
         )
     if backend.wake is not None:
-        yield from _wake_errors(document, (*path, "wake"), backend.wake)
+        for key, mistake in wake_mistakes(backend.wake):
+            yield document.error((*path, "wake", key), mistake)
     if backend.kind == "supervisor":
         for key in _CONNECTION_SETTINGS:
             if getattr(backend, key):
@@ -305,18 +296,3 @@ def _header_errors(document: Document, path: KeyPath, name: str, value: str) -> 
         yield document.error(path, "is set by Hostler itself; remove it")
     elif not _HEADER_VALUE.fullmatch(value):
         yield document.error(path, "must be one line of plain text")
-
-
-def _wake_errors(document: Document, path: KeyPath, wake: WakeSettings) -> Iterator[DocumentError]:
-    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
-        yield document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
-    host, _, port = wake.broadcast.partition(":")
-    try:
-        ipaddress.IPv4Address(host)
-        if port and not 0 < int(port) <= 65535:
-            raise ValueError
-    except ValueError:
-        yield document.error(
-            (*path, "broadcast"),
-            f"{wake.broadcast!r} is not an address; use the network's broadcast address, e.g. 192.168.1.255",
-        )

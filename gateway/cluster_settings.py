@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from hostler.gateway.wake_settings import WakeSettings
+
 #: What to do where the client library is not installed.
 MISSING_CLUSTER_EXTRA = "cluster.store requires an extra; run `pip install 'hostler[cluster]'`"
 
@@ -42,6 +44,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     accept: tuple[Literal["profiles", "keys"], ...] = ("profiles", "keys")
     """What this member takes of the configuration that members share: profiles for hosts, keys for gateways. An empty
     list: nothing."""
+    wake: WakeSettings | None = None
+    """Supervisors: how gateways of the cluster wake this machine. Default: with `supervisor.sleep`, by the network card of
+    its address, else not at all."""
 
     @property
     def shown_store(self) -> str:

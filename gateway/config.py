@@ -20,6 +20,7 @@ from hostler.gateway.gateway_settings import BreakerSettings, GatewaySettings, L
 from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
 from hostler.gateway.shared_files import host_names, shared_file
 from hostler.gateway.state_files import service_directory, state_file
+from hostler.gateway.wake_settings import wake_mistakes
 from hostler.profiles.engines import EngineEntry, Macro
 from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.library import Library, optional_text, read_library
@@ -419,6 +420,9 @@ def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentEr
     if settings.cluster is not None:
         for name, mistake in cluster_mistakes(settings.cluster):
             yield document.error(("cluster", name), mistake)
+        if settings.cluster.wake is not None:
+            for name, mistake in wake_mistakes(settings.cluster.wake):
+                yield document.error(("cluster", "wake", name), mistake)
     for key, mistake in path_mistakes(settings):
         yield document.error(key, mistake)
     for index, listen in enumerate(settings.gateway.listen):

@@ -12,6 +12,7 @@ import msgspec
 
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.config import LOCAL
+from hostler.gateway.wake_settings import WakeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -20,23 +21,24 @@ _ID_DIGITS = 4
 
 
 class JoinedHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host of the cluster: `token` is what its supervisor expects of gateways, `certificate` the one that it has, as PEM."""
+    """A host of the cluster: `token` is what its supervisor expects of gateways, `certificate` the one that it has, as PEM.
+    `wake` is how its machine is woken."""
 
     name: str
     url: str
     token: str
     certificate: str | None = None
+    wake: WakeSettings | None = None
 
     @property
     def settings(self) -> BackendSettings:
         """Its entry, as it would be in a file."""
-        return BackendSettings(kind="supervisor", url=self.url, token=self.token)
+        return BackendSettings(kind="supervisor", url=self.url, token=self.token, wake=self.wake)
 
     def is_at(self, other: JoinedHost) -> bool:
         """Whether the other one is the same, but for a renewed certificate."""
-        return (self.name, self.url, self.token) == (other.name, other.url, other.token) and (
-            (self.certificate is None) == (other.certificate is None)
-        )
+        own, others = ((each.name, each.url, each.token, each.wake, each.certificate is None) for each in (self, other))
+        return own == others
 
 
 def named_hosts(names: Iterable[tuple[str, str]], taken: Iterable[str]) -> dict[str, str]:

@@ -211,7 +211,10 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     if sections and sections[-1] == "wake":
         lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
         sections[-1:] = []
-        lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
+        lines = {
+            f"wake: {{{', '.join(sorted(lines))}}}",
+            *(beside if sections != ["cluster"] else ("store: redis://h",)),
+        }
     elif sections == ["supervisor", "sleep"]:
         lines |= {"after_s": {"suspend: true"}, "command": {"after_s: 60"}, "suspend": {"after_s: 60"}}[name]
     elif sections[-1:] == ["tls"]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 
 from hostler.adapters.errors import BackendUnavailable
-from hostler.gateway.backend_settings import WakeSettings
+from hostler.gateway.wake_settings import WakeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -201,6 +201,7 @@ class Cluster:
                     url=fresh[host_id].url.rstrip("/"),
                     token=keys.token(host_id),
                     certificate=fresh[host_id].certificate,
+                    wake=fresh[host_id].wake,
                 )
                 for host_id, name in names.items()
             }

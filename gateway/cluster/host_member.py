@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -18,7 +19,9 @@ from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
 from hostler.gateway.host_address import announced_url, unreachable_reason
+from hostler.gateway.network_card import network_card
 from hostler.gateway.shared_files import Apply
+from hostler.gateway.wake_settings import WakeSettings
 from hostler.supervisor.config import SupervisorSettings
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class HostMember:
         self._identity = Identity(state("cluster-host"))
         self._certificate: str | None = None
         self._unreadable = ""
+        self._warned = False
         keys = HostKeys(token, settings.name)
         self.token = keys.token(self._identity.id)
         self._store = Store(
@@ -89,7 +93,22 @@ class HostMember:
             since=self._since,
             generation=self._generation,
             configuration=self._shared.states,
+            wake=await self._wake(url),
         )
+
+    async def _wake(self, url: str) -> WakeSettings | None:
+        """How the machine is woken: as configured, or, if it puts itself to sleep, by the card that has its address."""
+        if self._settings.wake is not None or self._supervisor.sleep is None:
+            return self._settings.wake
+        wake = await anyio.to_thread.run_sync(network_card, urlsplit(url).hostname or "")
+        if wake is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "gateways of cluster %s cannot wake this machine: no network card has the address of %s; set cluster.wake",
+                self._settings.name,
+                url,
+            )
+        return wake
 
     def _read_certificate(self) -> str | None:
         """That of the supervisor; the last one that could be read, as the server uses it as well."""

@@ -16,6 +16,7 @@ from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, 
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.cluster_view import ConfigurationState
+from hostler.gateway.wake_settings import WakeSettings, wake_mistakes
 from hostler.supervisor.state_store import JsonStore
 from hostler.supervisor.tls import certificate_context
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 #: A host that neither reports itself nor can be reached for this time has left, in seconds.
 FORGOTTEN_S = 60.0
+
+#: The same for a host that can be woken, since its machine sleeps or is off.
+WAKEABLE_S = 7 * 86_400.0
 
 _CHANNEL = "hosts"
 _INDEX = "hosts"
@@ -43,7 +47,8 @@ return records
 
 class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A host of the cluster. `id` stays the same over its restarts; `certificate` is the supervisor's, as PEM; `since` is its
-    start, in seconds since the epoch, and `generation` that of its supervisor's status, 0 from earlier releases."""
+    start, in seconds since the epoch, and `generation` that of its supervisor's status, 0 from earlier releases. `wake` is how
+    its machine is woken."""
 
     id: str
     name: str
@@ -53,6 +58,7 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     since: float = 0.0
     generation: int = 0
     configuration: tuple[ConfigurationState, ...] = ()
+    wake: WakeSettings | None = None
 
 
 class HostKeys:
@@ -72,7 +78,7 @@ def opened_host(signer: Signer, record: bytes) -> HostRecord | None:
     content = signer.opened(record)
     try:
         host = None if content is None else msgspec.json.decode(content, type=HostRecord)
-        if host is None or not is_host_url(host.url):
+        if host is None or not is_host_url(host.url) or (host.wake is not None and any(wake_mistakes(host.wake))):
             return None
         if host.certificate is not None:
             certificate_context(host.certificate)
@@ -205,7 +211,7 @@ class HostDirectory:
     well do: `is_known` says which. `is_reachable` says whether this gateway reaches the host with an id.
 
     While the store is away, all hosts stay, and `file` keeps them over restarts. Otherwise one is dropped that has neither
-    reported itself nor been reachable for `forgotten_s`.
+    reported itself nor been reachable for `forgotten_s`, or `wakeable_s` if its machine can be woken.
     """
 
     scripts = (LIST,)
@@ -221,6 +227,7 @@ class HostDirectory:
         on_change: Callable[[Mapping[str, HostRecord]], None],
         is_known: Callable[[HostRecord], bool] = lambda _: False,
         forgotten_s: float = FORGOTTEN_S,
+        wakeable_s: float = WAKEABLE_S,
     ) -> None:
         self._store = store
         self._signer = keys.signer
@@ -230,6 +237,7 @@ class HostDirectory:
         self._is_known = is_known
         self._known: set[str] = set()
         self._forgotten_s = forgotten_s
+        self._wakeable_s = wakeable_s
         self._file = JsonStore(file, _Known, contents="hosts of the cluster")
         self._signed: dict[str, bytes] = {}
         self._heard_at: dict[str, float] = {}
@@ -277,7 +285,8 @@ class HostDirectory:
         for host_id in list(found):
             if self._is_reachable(host_id):
                 self._heard_at[host_id] = now
-            if now - self._heard_at[host_id] > self._forgotten_s:
+            limit_s = self._forgotten_s if found[host_id].wake is None else self._wakeable_s
+            if now - self._heard_at[host_id] > limit_s:
                 del found[host_id], signed[host_id], self._heard_at[host_id]
         known = {host_id for host_id, host in found.items() if self._is_known(host)}
         if found == self.hosts and known == self._known:

@@ -7,6 +7,7 @@ import pytest
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.joined_host import JoinedHost, chain_with, is_configured, named_hosts
+from hostler.gateway.wake_settings import WakeSettings
 
 
 def test_hosts_are_called_as_they_call_themselves() -> None:
@@ -66,6 +67,13 @@ def test_a_renewed_certificate_makes_no_other_host() -> None:
     assert host.is_at(JoinedHost(name="pc", url="https://pc", token="t", certificate="two"))
     assert not host.is_at(JoinedHost(name="pc", url="https://pc", token="t"))
     assert not host.is_at(JoinedHost(name="pc", url="https://pc:1", token="t", certificate="one"))
+
+
+def test_a_host_is_woken_as_it_says() -> None:
+    wake = WakeSettings(mac="01:23:45:67:89:ab")
+    host = JoinedHost(name="pc", url="http://pc", token="t", wake=wake)
+    assert host.settings.wake == wake
+    assert not host.is_at(JoinedHost(name="pc", url="http://pc", token="t"))
 
 
 @pytest.mark.parametrize("url", ["http://pc:8080", "https://[fe80::1]:8080/", "http://192.168.1.2"])

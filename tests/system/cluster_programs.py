@@ -46,7 +46,7 @@ class Cluster:
         return await self._stack.enter_async_context(GatewayProgram(path, self.environ(name), self._keys).started())
 
     async def host(
-        self, name: str, *models: str, token: str = "secret", pair: Pair | None = None
+        self, name: str, *models: str, token: str = "secret", pair: Pair | None = None, **cluster: Any
     ) -> tuple[Program, EngineLog]:
         """Start a supervisor with scripted engines."""
         folder = self._folder / name
@@ -61,7 +61,7 @@ class Cluster:
             section["tls"] = {"cert": pair.cert, "key": pair.key}
         document = {
             "supervisor": section,
-            "cluster": self._cluster(name, token),
+            "cluster": {**self._cluster(name, token), **cluster},
             "profiles": {model: {"model": str(folder / "model.gguf"), "env": script} for model in models},
         }
         path = self._folder / f"{name}.yaml"

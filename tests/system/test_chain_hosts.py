@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from fakes.network_card import network_card, packets, wake_settings
 from fakes.ports import free_port
 from system.fallback_chain import answer_text, openai_backend, start_chain
 from system.hostler_process import run_hostler
@@ -64,8 +64,8 @@ async def test_a_sleeping_machine_is_woken_by_packets_in_intervals_and_serves_th
     tmp_path: Path, cloud: FakeOpenRouter
 ) -> None:
     machine = Machine(tmp_path)
-    with wake_packets() as card:
-        wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
+    with network_card() as card:
+        wake = wake_settings(card)
         backends = {"pc": {**machine.settings, "wake": wake}, "cloud": openai_backend(cloud)}
         switching = {"progress_after_s": 0, "progress_every_s": 0.1}
         async with start_chain(tmp_path, backends, gateway={"switching": switching}) as chain:
@@ -87,15 +87,15 @@ async def test_a_sleeping_machine_is_woken_by_packets_in_intervals_and_serves_th
                 assert cloud.requests == []
                 # However many requests wait.
                 intervals = (anyio.current_time() - began_at) // RESEND_S
-                assert 1 <= number_of(card) <= 1 + intervals
+                assert 1 <= packets(card) <= 1 + intervals
             finally:
                 await machine.off()
 
 
 async def test_falls_back_from_a_machine_that_does_not_wake_up(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     machine = Machine(tmp_path)
-    with wake_packets() as card:
-        wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 1.0}
+    with network_card() as card:
+        wake = wake_settings(card, wait_s=1.0)
         backends = {"pc": {**machine.settings, "wake": wake}, "cloud": openai_backend(cloud)}
         async with start_chain(tmp_path, backends) as chain:
             for _ in range(3):
@@ -108,26 +108,6 @@ async def test_falls_back_from_a_machine_that_does_not_wake_up(tmp_path: Path, c
         card.recv(200)
         with pytest.raises(BlockingIOError):
             card.recv(200)
-
-
-def number_of(card: socket.socket) -> int:
-    """How many packets have arrived."""
-    found = 0
-    while True:
-        try:
-            card.recv(200)
-        except BlockingIOError:
-            return found
-        found += 1
-
-
-@contextmanager
-def wake_packets() -> Iterator[socket.socket]:
-    """Where packets for a sleeping machine arrive."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
-        card.bind(("127.0.0.1", 0))
-        card.setblocking(False)
-        yield card
 
 
 async def test_a_machine_that_dies_and_comes_back_is_used_again(tmp_path: Path, cloud: FakeOpenRouter) -> None:
@@ -176,7 +156,7 @@ async def test_a_machine_asleep_since_before_the_gateway_started_is_woken_for_it
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
             card.bind(("127.0.0.1", 0))
             card.setblocking(False)
-            wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
+            wake = wake_settings(card)
             pc = {**machine.settings, "wake": wake, **({"models": {"m": "m"}} if known == "declared" else {})}
             backends = {"pc": pc, "cloud": {**openai_backend(cloud), "models": {"other": "other"}}}
             if known == "remembered":

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 from fakes.certificates import make_pair
+from fakes.network_card import network_card, packets, wake_settings
 from fakes.redis_server import RedisServer, needs_redis, redis_server
 from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
 
@@ -96,3 +98,25 @@ async def test_a_supervisor_with_another_token_is_not_used(cluster: Cluster) -> 
     await until(gateway, lambda hosts: hosts == {"attic": True})
     assert (await gateway.chat("a")).status_code == 404
     assert "a host with another token" in gateway.log
+
+
+async def test_a_host_that_joined_is_woken_by_the_next_request(cluster: Cluster) -> None:
+    with network_card() as card:
+        gateway = await cluster.gateway("one")
+        attic, log = await cluster.host("attic", "a", wake=wake_settings(card))
+        await until(gateway, lambda hosts: hosts == {"attic": True})
+        await attic.kill()
+        await until(gateway, lambda hosts: hosts == {"attic": False})
+        async with anyio.create_task_group() as tasks:
+            answers: list[httpx.Response] = []
+
+            async def chat() -> None:
+                answers.append(await gateway.chat("a"))
+
+            tasks.start_soon(chat)
+            with anyio.fail_after(PATIENCE_S):
+                while not packets(card):  # noqa: ASYNC110 - a socket of the test
+                    await anyio.sleep(0.05)
+            await attic.start()
+        assert (answers[0].status_code, answers[0].headers["x-hostler-backend"]) == (200, "attic"), answers[0].text
+        assert log.starts() == ["a"]

@@ -7,8 +7,8 @@ import socket
 import anyio
 import pytest
 
-from hostler.gateway.backend_settings import WakeSettings
 from hostler.gateway.backends.wake_on_lan import PAUSE_FACTOR, WakeOnLan, magic_packet
+from hostler.gateway.wake_settings import WakeSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""A supervisor as a member of a cluster: what it reports of its certificate."""
+"""A supervisor as a member of a cluster: what it reports of its certificate, and of how its machine is woken."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from fakes.certificates import make_pair
 from fakes.redis_server import needs_redis
 
+from hostler.gateway.cluster import host_member
 from hostler.gateway.cluster.host_member import HostMember
 from hostler.gateway.cluster_settings import ClusterSettings
-from hostler.supervisor.config import SupervisorSettings, TLSSettings
+from hostler.gateway.wake_settings import WakeSettings
+from hostler.supervisor.config import SleepSettings, SupervisorSettings, TLSSettings
 
 pytestmark = needs_redis
 
@@ -57,3 +59,37 @@ def test_the_last_certificate_stays_while_the_file_has_none(
     ]
     cert.write_text(text)
     assert member._read_certificate() == text
+
+
+CARD, WRITTEN = WakeSettings(mac="01:23:45:67:89:ab"), WakeSettings(mac="01:23:45:67:89:ac")
+SLEEP = SleepSettings(after_s=600, suspend=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("sleep", "written", "card", "wake"),
+    [
+        (None, None, CARD, None),
+        (SLEEP, None, CARD, CARD),
+        (SLEEP, None, None, None),
+        (SLEEP, WRITTEN, CARD, WRITTEN),
+        (None, WRITTEN, CARD, WRITTEN),
+    ],
+)
+async def test_a_machine_that_sleeps_says_how_it_is_woken(
+    sleep: SleepSettings | None, written: WakeSettings | None, card: WakeSettings | None, wake: WakeSettings | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    asked: list[str] = []
+    monkeypatch.setattr(host_member, "network_card", lambda address: (asked.append(address), card)[1])
+    member = HostMember(
+        ClusterSettings(store="redis://127.0.0.1:1", url="http://192.168.1.9:8080", wake=written),
+        SupervisorSettings(sleep=sleep), token="t", state=lambda name: tmp_path / name,
+    )  # fmt: skip
+    try:
+        records = [await member._record(), await member._record()]
+    finally:
+        member.close()
+    assert [record.wake for record in records if record is not None] == [wake, wake]
+    assert asked == (["192.168.1.9"] * 2 if sleep is not None and written is None else [])
+    assert caplog.text.count("set cluster.wake") == (1 if asked and card is None else 0)

@@ -15,6 +15,7 @@ from fakes.store_client import make_store, running, until
 
 from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord, HostReporter, opened_host
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.wake_settings import WakeSettings
 
 pytestmark = [pytest.mark.anyio, needs_redis]
 
@@ -37,7 +38,9 @@ class ReportingHost:
 class Gateway:
     """A gateway's view of hosts. `reachable` are the ids of those that it reaches."""
 
-    def __init__(self, url: str, file: Path | None = None, forgotten_s: float = 600.0) -> None:
+    def __init__(
+        self, url: str, file: Path | None = None, forgotten_s: float = 600.0, wakeable_s: float = 600.0
+    ) -> None:
         self.store = make_store(url, HostDirectory.scripts)
         self.reachable: set[str] = set()
         self.changes: list[list[str]] = []
@@ -49,6 +52,7 @@ class Gateway:
             is_reachable=self.reachable.__contains__,
             on_change=self._on_change,
             forgotten_s=forgotten_s,
+            wakeable_s=wakeable_s,
         )
         self.runs = (self.store.run, self.directory.run)
 
@@ -83,6 +87,22 @@ async def test_a_host_without_the_store_stays_while_it_is_reachable(server: Redi
         await until(lambda: gateway.names == ["a"])
         gateway.reachable.clear()
         await until(lambda: gateway.names == [])
+
+
+async def test_a_host_that_can_be_woken_stays_longer(server: RedisServer) -> None:
+    gateway = Gateway(server.url, forgotten_s=0.2, wakeable_s=600)
+    awake, asleep = ReportingHost(server.url, "a"), ReportingHost(server.url, "b")
+    asleep.record = msgspec.structs.replace(asleep.record, wake=WakeSettings(mac="01:23:45:67:89:ab"))
+    async with running(*gateway.runs):
+        async with running(*awake.runs, *asleep.runs):
+            await until(lambda: gateway.names == ["a", "b"])
+        await until(lambda: gateway.names == ["b"])
+        assert [each.wake for each in gateway.directory.hosts.values()] == [asleep.record.wake]
+    brief = Gateway(server.url, forgotten_s=600, wakeable_s=0.2)
+    async with running(*brief.runs):
+        async with running(*asleep.runs):
+            await until(lambda: brief.names == ["b"])
+        await until(lambda: brief.names == [])
 
 
 async def test_hosts_stay_without_the_store_and_over_restarts(server: RedisServer, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backend_settings import PriceSettings, RateSettings, WakeSettings
+from hostler.gateway.backend_settings import PriceSettings, RateSettings
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import Reservation, SpendingTracker
 from hostler.gateway.backends.hop import Hop
@@ -39,6 +39,7 @@ from hostler.gateway.backends.rate_limiter import RateLimiter
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.context import RequestContext
+from hostler.gateway.wake_settings import WakeSettings
 
 pytestmark = pytest.mark.anyio
 

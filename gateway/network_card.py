@@ -1,0 +1,23 @@
+"""The network card by which this machine is woken."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from hostler.gateway.wake_settings import WakeSettings
+
+
+def network_card(address: str) -> WakeSettings | None:
+    """How Wake-on-LAN reaches the network card that has this address; `None` if none has. Blocks."""
+    for addresses in psutil.net_if_addrs().values():
+        own = next((each for each in addresses if each.address.partition("%")[0] == address), None)
+        mac = next((each.address for each in addresses if each.family == psutil.AF_LINK), "")
+        if own is None or not mac.strip("0:-"):
+            continue
+        broadcast = next(
+            (each.broadcast for each in addresses if each.family == socket.AF_INET and each.broadcast), None
+        )
+        return WakeSettings(mac=mac) if broadcast is None else WakeSettings(mac=mac, broadcast=broadcast)
+    return None
