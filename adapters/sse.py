@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from hostler.adapters.errors import BackendBroken
@@ -14,8 +13,6 @@ MAX_EVENT = 16 * 1024 * 1024
 
 #: Lines of one event, at most: each is looked at.
 MAX_LINES = 20_000
-
-_END = re.compile(rb"\r?\n\r?\n")
 
 
 class EventTooLarge(BackendBroken):
@@ -40,7 +37,10 @@ class EventSplitter:
         Raises `EventTooLarge`.
         """
         rest = self._rest
-        if not rest:
+        if b"\n" not in data:
+            rest += data
+            done = b""
+        elif not rest:
             # Engines write one event at a time: most segments are whole events.
             if data.endswith(b"\n\n"):
                 return data
@@ -84,10 +84,19 @@ def split(block: bytes) -> list[bytes]:
         return [event + b"\n\n" for event in block.removesuffix(b"\n\n").split(b"\n\n")]
     found: list[bytes] = []
     at = 0
-    for match in _END.finditer(block):
-        found.append(block[at : match.end()])
-        at = match.end()
+    while at < len(block):
+        found.append(first(block, at))
+        at += len(found[-1])
     return found
+
+
+def first(block: bytes, at: int) -> bytes:
+    """The event that begins at `at` in a block of whole events, with the blank line that ends it."""
+    plain = block.find(b"\n\n", at)
+    dos = block.find(b"\n\r\n", at, plain if plain >= 0 else len(block))
+    if dos >= 0:
+        return block[at : dos + 3]
+    return block[at : plain + 2] if plain >= 0 else block[at:]
 
 
 def parse(event: bytes) -> tuple[str, bytes | None]:
@@ -140,7 +149,7 @@ def comment(text: str) -> bytes:
 def _last_end(data: bytes | bytearray, start: int) -> int:
     """Where the last whole event ends; 0 if none does."""
     plain = data.rfind(b"\n\n", start)
-    dos = data.rfind(b"\n\r\n", start)
+    dos = data.rfind(b"\n\r\n", start) if b"\r" in data else -1
     if plain >= dos:
         return plain + 2 if plain >= 0 else 0
     return dos + 3

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
-
-import msgspec
 
 from hostler.adapters import lenient, sse
 from hostler.adapters.errors import invalid_event
 from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.text_run import TextRun
 from hostler.adapters.tool_calls import NO_ARGUMENTS, CallPiece, CallTable, OpenCall
-
-_decode_text = msgspec.json.Decoder(str).decode
-
-# The place of the text in an event that is nothing but the next piece of a message.
-_PIECE = re.compile(rb'"delta":\s*\{\s*"(content|reasoning_content)":\s*("(?:[^"\\]|\\.)*")')
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
 # The same in every event: the first one counts.
@@ -47,10 +40,10 @@ _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 class StreamFold:
     """Collects events into the response that the server would have sent as a whole."""
 
-    __slots__ = ("_after", "_before", "_choices", "_response", "_text", "_top")
+    __slots__ = ("_choices", "_response", "_run", "_text", "_top")
 
     def __init__(self) -> None:
-        self._before = self._after = b""
+        self._run = TextRun()
         self._text: _GrowingText | None = None
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
@@ -58,9 +51,15 @@ class StreamFold:
 
     def add_events(self, block: bytes) -> None:
         """Add all events of a block of whole events. Raises `BackendBroken` for an invalid one."""
-        for raw in sse.split(block):
-            if self._is_next_piece(raw):
-                continue
+        at = 0
+        while at < len(block):
+            if self._text is not None:
+                texts, at = self._run.texts(block, at)
+                if texts:
+                    self._text += texts
+                    continue
+            raw = sse.first(block, at)
+            at += len(raw)
             _, data = sse.parse(raw)
             if data is not None and data != b"[DONE]":
                 try:
@@ -95,24 +94,8 @@ class StreamFold:
             elif value is not None or name not in self._top:
                 self._top[name] = value
 
-    def _is_next_piece(self, event: bytes) -> bool:
-        """Add the event without decoding it if only its piece of text differs from the event before."""
-        before, after = self._before, self._after
-        if (
-            self._text is None
-            or not event.startswith(before)
-            or not event.endswith(after)
-            or len(event) < len(before) + len(after)
-        ):
-            return False
-        try:
-            self._text.append(_decode_text(event[len(before) : len(event) - len(after)]))
-        except NOT_JSON:
-            return False
-        return True
-
     def _learn(self, raw: bytes, event: dict[str, Any]) -> None:
-        """Remember the bytes around the piece of text, if nothing else in such an event adds to the response."""
+        """Expect more events like this one, if nothing but its piece of text adds to the response."""
         self._text = None
         choices = event.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or len(self._choices) != 1:
@@ -125,12 +108,9 @@ class StreamFold:
             or any(choice.get(name) for name in choice if name != "delta")
         ):
             return
-        match = _PIECE.search(raw)
-        if match is None or len(_PIECE.findall(raw)) != 1:
-            return
-        text = self._choices[_index(choice)]["message"].get(match[1].decode())
-        if isinstance(text, _GrowingText):
-            self._before, self._after, self._text = raw[: match.start(2)], raw[match.end(2) :], text
+        if self._run.learn(raw):
+            text = self._choices[_index(choice)]["message"].get(self._run.field)
+            self._text = text if isinstance(text, _GrowingText) else None
 
     def result(self) -> bytes:
         """The whole response as JSON."""
