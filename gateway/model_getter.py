@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from hostler.gateway.model_finder import ModelFinder
 from hostler.profiles import hub
+from hostler.profiles.companions import may_draft
 from hostler.profiles.downloads import Cancellation
 from hostler.profiles.fetch import fetch_sync
 from hostler.profiles.gguf import GGUFError, read_facts
@@ -49,6 +50,7 @@ class GotModel(msgspec.Struct, frozen=True, kw_only=True):
     fit: ModelFit
     path: Path
     projector: Path | None = None
+    draft: Path | None = None
     preset: Preset | None = None
 
 
@@ -74,9 +76,7 @@ class ModelGetter:
         named = hub.choose(repository, reference)
         facts = hub.read_remote_facts(repository, named or hub.usual(repository.models), self._cancellation)
         room = self._finder.room(self._engine)
-        projector = repository.projector()
-        beside = 0 if projector is None else projector.size
-        choices = tuple(_choice(model, facts, room, beside) for model in repository.models)
+        choices = tuple(_choice(model, facts, room, _beside(repository, model)) for model in repository.models)
         fitting = [each.model for each in choices if each.fit.fits] or [choices[0].model]
         model = named or hub.usual(fitting)
         return HubOffer(
@@ -84,15 +84,18 @@ class ModelGetter:
         )
 
     def get_from_hub(self, offer: HubOffer, reference: HubReference, *, name: str | None = None) -> GotModel:
-        """Download what was chosen, with its projector. Raises `SourceError`."""
+        """Download what was chosen, with its projector and its draft. Raises `SourceError`."""
         repository, model = offer.repository, offer.chosen.model
         name = name or profile_name(model)
         source = repository.source(model.files[0])
         path = self._fetch_checked(source, model.files[0].sha256)
-        projector = repository.projector()
-        beside = None if projector is None else self._fetch_checked(repository.source(projector), projector.sha256)
+        projector, draft = (
+            None if file is None else self._fetch_checked(repository.source(file), file.sha256)
+            for file in (repository.projector(), repository.draft(model))
+        )
         alias = _tagged(reference, model).name
-        return self._got(name, path, beside, source, aliases=(alias,) if len(alias) <= 128 and alias != name else ())
+        aliases = (alias,) if len(alias) <= 128 and alias != name else ()
+        return self._got(name, path, projector, source, draft=draft, aliases=aliases)
 
     def read_registry(self, reference: HubReference) -> RegistryModel:
         """See `ollama_registry.read_registry_model`."""
@@ -119,19 +122,22 @@ class ModelGetter:
         return self._fetch(Profile(name=parts[0].name, model=source, sha256=sha256 or None))
 
     def _got(
-        self, name: str, path: Path, projector: Path | None, source: str, *, aliases: tuple[str, ...] = (),
-        sha256: str | None = None,
+        self, name: str, path: Path, projector: Path | None, source: str, *, draft: Path | None = None,
+        aliases: tuple[str, ...] = (), sha256: str | None = None,
     ) -> GotModel:  # fmt: skip
         try:
             facts = read_facts(path)
+            if draft is not None and not may_draft(read_facts(draft), facts):
+                draft = None
         except GGUFError as error:
             raise SourceError(str(error)) from None
         self._finder.room(self._engine)
-        found = self._finder.profile(name, FoundModel(path=path, kind=kind_of(facts), facts=facts, projector=projector))
+        model = FoundModel(path=path, kind=kind_of(facts), facts=facts, projector=projector, draft=draft)
+        found = self._finder.profile(name, model)
         entry = msgspec.structs.replace(
             found.entry, model=source, aliases=aliases or UNSET, sha256=UNSET if sha256 is None else sha256
         )
-        return GotModel(name=name, entry=entry, fit=found.fit, path=path, projector=projector)
+        return GotModel(name=name, entry=entry, fit=found.fit, path=path, projector=projector, draft=draft)
 
 
 def get_from_registry(
@@ -169,6 +175,11 @@ def get_model(
 def _tagged(reference: HubReference, model: hub.HubModel) -> HubReference:
     """The reference of this model as clients write it."""
     return msgspec.structs.replace(reference, tag=model.quantization, file="")
+
+
+def _beside(repository: hub.HubRepository, model: hub.HubModel) -> int:
+    """The size of what is loaded beside a model."""
+    return sum(file.size for file in (repository.projector(), repository.draft(model)) if file is not None)
 
 
 def _choice(model: hub.HubModel, facts: ModelFacts, room: Room, beside: int) -> HubChoice:

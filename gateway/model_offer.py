@@ -36,8 +36,8 @@ class OfferedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a repository has for this machine, which has `room` for models, in words. `projector_size` is downloaded as
-    well."""
+    """What a repository has for this machine, which has `room` for models, in words. `projector_size` is
+    downloaded as well, and `draft_size` if the chosen model is."""
 
     repository: str
     models: tuple[OfferedModel, ...]
@@ -45,6 +45,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     licenses: tuple[str, ...] = ()
     projector: str = ""
     projector_size: int = 0
+    draft: str = ""
+    draft_size: int = 0
 
 
 class DownloadedModel(msgspec.Struct, frozen=True, kw_only=True):

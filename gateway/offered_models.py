@@ -54,7 +54,7 @@ class OfferedModels:
                 repository=parsed.repository, models=(model,), licenses=found.licenses, projector_size=projector
             )
         offer = getter.offer(parsed)
-        projected = offer.repository.projector()
+        projected, drafting = offer.repository.projector(), offer.repository.draft(offer.chosen.model)
         return ModelOffer(
             repository=offer.repository.name,
             models=tuple(
@@ -74,6 +74,8 @@ class OfferedModels:
             licenses=(offer.repository.license,) if offer.repository.license else (),
             projector="" if projected is None else projected.path,
             projector_size=0 if projected is None else projected.size,
+            draft="" if drafting is None else drafting.path,
+            draft_size=0 if drafting is None else drafting.size,
         )
 
     def get(self, reference: str, name: str, report: ReportProgress, cancellation: Cancellation) -> DownloadedModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from hostler.profiles.gguf import tensors
@@ -30,7 +30,7 @@ _PREFERRED: Final = ("F16", "BF16", "Q8_0", "F32")
 _SMALLER: Final = 2
 
 
-def model_stem(path: Path) -> str:
+def model_stem(path: PurePath) -> str:
     """The file's name without its ending and the number of its part."""
     stem = path.name.removesuffix(path.suffix) if path.suffix.lower() == ".gguf" else path.name
     return _PART.sub("", stem)
@@ -45,7 +45,12 @@ def is_projector(path: Path, facts: ModelFacts) -> bool:
 
 def is_draft(path: Path, facts: ModelFacts) -> bool:
     """Whether this is a model that only drafts for a larger one."""
-    return facts.metadata.get("general.type") == "draft" or not _DRAFT_WORDS.isdisjoint(_words(path))
+    return facts.metadata.get("general.type") == "draft" or drafts_by_name(path)
+
+
+def drafts_by_name(path: PurePath) -> bool:
+    """Whether a file's name says that it drafts."""
+    return not _DRAFT_WORDS.isdisjoint(_words(path))
 
 
 def best_projector(
@@ -59,6 +64,12 @@ def best_projector(
     return min(fitting, key=lambda path: (_rank(beside[path]), path), default=None)
 
 
+def may_draft(draft: ModelFacts, model: ModelFacts) -> bool:
+    """Whether a model is smaller than another one, with the same vocabulary as far as is known."""
+    mine, its = vocabulary(model), vocabulary(draft)
+    return draft.parameters * _SMALLER <= model.parameters and not (mine and its and mine != its)
+
+
 def draft_of(
     model: Path, facts: ModelFacts, drafts: Mapping[Path, ModelFacts], chats: Mapping[Path, ModelFacts]
 ) -> Path | None:
@@ -66,9 +77,7 @@ def draft_of(
     beside = [other for other in chats if other.parent == model.parent]
     fitting = []
     for path, each in drafts.items():
-        if path.parent != model.parent or each.parameters * _SMALLER > facts.parameters:
-            continue
-        if (mine := vocabulary(facts)) and (its := vocabulary(each)) and mine != its:
+        if path.parent != model.parent or not may_draft(each, facts):
             continue
         base = _base(path, _DRAFT_WORDS)
         named_for_other = any(_begins_alike(base, other) for other in beside)
@@ -127,7 +136,7 @@ def _rank(facts: ModelFacts) -> int:
     return _PREFERRED.index(facts.quantization) if facts.quantization in _PREFERRED else len(_PREFERRED)
 
 
-def _words(path: Path) -> frozenset[str]:
+def _words(path: PurePath) -> frozenset[str]:
     return frozenset(_BREAK.split(model_stem(path).lower()))
 
 

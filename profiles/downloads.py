@@ -103,4 +103,5 @@ def check_disk_space(target: Path, needed: int) -> None:
     """Raises `SourceError` if `needed` bytes, and some to spare, do not fit on the disk of `target`."""
     free = shutil.disk_usage(target.parent).free
     if free < needed + _SPARE_BYTES:
-        raise SourceError(f"not enough disk space: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+        unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        raise SourceError(f"not enough disk space: {needed / unit:.1f} {name} needed, {free / unit:.1f} {name} free")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
+from hostler.profiles.companions import drafts_by_name
 from hostler.profiles.downloads import Cancellation
 from hostler.profiles.gguf import facts_of_start
 from hostler.profiles.hub_access import hub_address, hub_credentials, hub_endpoint
@@ -57,12 +59,13 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubRepository(msgspec.Struct, frozen=True, kw_only=True):
-    """The models of a repository, the smallest first, and their projectors. `license` is empty where the hub names none."""
+    """The models of a repository, the smallest first, their projectors, and small models that draft for them. `license` is empty where the hub names none."""
 
     name: str
     revision: str
     models: tuple[HubModel, ...]
     projectors: tuple[HubFile, ...] = ()
+    drafts: tuple[HubFile, ...] = ()
     license: str = ""
 
     def source(self, file: HubFile) -> str:
@@ -76,6 +79,13 @@ class HubRepository(msgspec.Struct, frozen=True, kw_only=True):
         ranked = sorted(self.projectors, key=lambda file: file.path)
         names = {name: place for place, name in enumerate(order)}
         return min(ranked, key=lambda file: names.get(quantization_of(file.path).upper(), len(order)), default=None)
+
+    def draft(self, model: HubModel) -> HubFile | None:
+        """The draft to use with a model, which is smaller: one in eight bits if there is a choice."""
+        order = ("Q8_0", "Q4_K_M", "Q4_0", "F16", "BF16")
+        names = {name: place for place, name in enumerate(order)}
+        smaller = sorted((file for file in self.drafts if file.size * 2 <= model.size), key=lambda file: file.path)
+        return min(smaller, key=lambda file: names.get(quantization_of(file.path).upper(), len(order)), default=None)
 
 
 class HubResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,13 +142,25 @@ def read_repository(reference: HubReference, cancellation: Cancellation) -> HubR
     gguf = [file for file in files if file.path.lower().endswith(".gguf")]
     projectors = tuple(file for file in gguf if "mmproj" in file.path.lower())
     others = [file for file in gguf if file not in projectors]
-    models = tuple(sorted(_grouped(others), key=lambda model: model.size))
+    models, drafts = _without_drafts(_grouped(others), reference.file)
     if not models:
-        raise SourceError(f"{reference.repository} has no GGUF files; look for a repository with GGUF in its name")
+        raise SourceError(
+            f"{reference.repository} has no GGUF files; look for a repository with GGUF in its name, or "
+            f"run it with an engine that loads it itself, such as vllm: `model: hub:{reference.repository}`"
+        )
     return HubRepository(
-        name=reference.repository, revision=reference.revision, models=models, projectors=projectors,
+        name=reference.repository, revision=reference.revision, models=models, projectors=projectors, drafts=drafts,
         license=_license(reference, cancellation) if licence is None else licence,
     )  # fmt: skip
+
+
+def _without_drafts(found: Sequence[HubModel], wanted: str) -> tuple[tuple[HubModel, ...], tuple[HubFile, ...]]:
+    """The models, the smallest first, and the files that draft for them by their names and sizes; not the `wanted` file."""
+    named = [each for each in found if len(each.files) == 1 and drafts_by_name(PurePosixPath(each.files[0].path))]
+    largest = max((each.size for each in found if each not in named), default=0)
+    drafts = [each for each in named if each.size * 2 <= largest and each.files[0].path != wanted]
+    models = sorted((each for each in found if each not in drafts), key=lambda model: model.size)
+    return tuple(models), tuple(each.files[0] for each in drafts)
 
 
 def choose(repository: HubRepository, reference: HubReference) -> HubModel | None:

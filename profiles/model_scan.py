@@ -182,8 +182,8 @@ def _partial_beside(path: Path) -> Path | None:
 
 
 def _reason(error: GGUFError, path: Path) -> str:
-    """The error without the path, if it is that of the file itself."""
-    return error.message.removeprefix(f"{path} ")
+    """The error without the path of the file itself; files beside it are named without their folder."""
+    return error.message.removeprefix(f"{path} ").replace(f"{path.parent}{os.sep}", "beside it, ", 1)
 
 
 def _with_companions(facts: dict[Path, ModelFacts], left_out: list[LeftOut]) -> list[FoundModel]:

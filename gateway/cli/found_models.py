@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.keys import KeyFileError
 from hostler.gateway.cli.formatting import Column, format_bytes, make_console, make_table, plural, print_parts
-from hostler.gateway.config import ConfigError, Configuration, read
+from hostler.gateway.config import ConfigError, Configuration, Overrides, read
 from hostler.gateway.context import ALL_SCOPES
 from hostler.gateway.model_finder import Findings, FoundProfile
 from hostler.profiles.profile_edits import add_profile, write_sections
@@ -34,15 +34,16 @@ _COLUMNS: Final = (
 )
 
 
-def present_models(configuration: Configuration, findings: Findings, *, save: bool, required: bool) -> None:
+def present_models(configuration: Configuration, findings: Findings, *, save: bool, places: Sequence[object]) -> None:
     """Print what was found and chosen; with `save`, write it to the configuration file.
 
-    Raises `ConfigError` if nothing was found although models are `required`, and if nothing can be saved.
+    Raises `ConfigError` if there are no models although `places` were named, and if nothing can be saved.
     """
     served = {profile.name: profile for profile in configuration.profiles}
-    if required and not any(each.name in served for each in findings.profiles) and not served:
+    if places and not any(each.name in served for each in findings.profiles) and not served:
         reasons = [f"{each.path}: {each.reason}" for each in findings.left_out]
-        raise ConfigError("no models were found; models are GGUF files", *reasons)
+        named = ", ".join(map(str, places))
+        raise ConfigError(f"no models were found in {named}; models are GGUF files", *reasons)
     print_parts(*_report(findings, served))
     if save:
         print_parts(_save(configuration, [each for each in findings.profiles if each.name in served]), "")
@@ -91,9 +92,11 @@ def _save(configuration: Configuration, found: list[FoundProfile]) -> str:
         if path is None:
             path = SAVED_FILE
             write_sections(path, {"gateway": gateway} if (gateway := _gateway_section(configuration, path)) else {})
-        elif overrides.listen is not None or overrides.key is not None:
-            raise ConfigError(f"{path}: --listen and --key are not added to a file that exists; edit it")
-        for each in found:
+        else:
+            _check_unchanged(path, overrides)
+        known = {profile.name for profile in read(path).profiles}
+        new = [each for each in found if each.name not in known]
+        for each in new:
             add_profile(path, each.name, each.entry)
         saved = read(path)
     except (DocumentError, KeyFileError) as error:
@@ -103,7 +106,23 @@ def _save(configuration: Configuration, found: list[FoundProfile]) -> str:
     wanted = {profile.name: profile for profile in configuration.profiles}
     if {profile.name: profile for profile in saved.profiles} != wanted:
         raise ConfigError(f"{path}: was written, but gives other profiles; edit it by hand")
-    return f"saved {plural(len(found), 'profile')} in {path}"
+    return (
+        f"saved {plural(len(new), 'profile')} in {path}" if new or not found else f"{path} has these profiles already"
+    )
+
+
+def _check_unchanged(path: Path, overrides: Overrides) -> None:
+    """Raises `ConfigError` if the command line says something else of the gateway than the file, which exists."""
+    if overrides.listen is None and overrides.key is None:
+        return
+    gateway = read(path).settings.gateway
+    hashes = {key_file.digest(each) for each in gateway.api_keys}
+    if gateway.api_keys_file is not None:
+        hashes |= {each.hash for each in key_file.read(Path(gateway.api_keys_file))}
+    if overrides.listen is not None and gateway.listen != (overrides.listen,):
+        raise ConfigError(f"{path}: --listen is not added to a file that exists; set gateway.listen there")
+    if overrides.key is not None and key_file.digest(overrides.key) not in hashes:
+        raise ConfigError(f"{path}: --key is not added to a file that exists; use `hostler keys add`")
 
 
 def _gateway_section(configuration: Configuration, path: Path) -> dict[str, object]:

@@ -15,7 +15,7 @@ from hostler.profiles.sources import SourceError
 
 if TYPE_CHECKING:
     from hostler.gateway.config import Configuration
-    from hostler.gateway.model_getter import GotModel, HubOffer, ModelGetter
+    from hostler.gateway.model_getter import GotModel, HubChoice, HubOffer, ModelGetter
     from hostler.profiles.hub import HubResult
     from hostler.profiles.hub_reference import HubReference
 
@@ -131,15 +131,24 @@ def _show_offer(offer: HubOffer, *, as_json: bool) -> None:
             str(len(each.model.files)),
             each.fits,
             str(each.fit.context) if each.fit.fits else "",
-            "chosen" if each is offer.chosen else "",
+            _note(offer, each),
         )
         for each in offer.choices
     ]
     print_table(_CHOICES, rows)
     if (projector := offer.repository.projector()) is not None:
         echo(f"with {projector.path} ({format_bytes(projector.size)}) for images or sound")
+    if (draft := offer.repository.draft(offer.chosen.model)) is not None:
+        echo(f"with {draft.path} ({format_bytes(draft.size)}), which drafts for it")
     if licence:
         echo(f"licence: {licence}")
+
+
+def _note(offer: HubOffer, choice: HubChoice) -> str:
+    """Whether it is chosen; and which file it is, where several are stored in the same way."""
+    same = [each for each in offer.choices if each.model.quantization == choice.model.quantization]
+    words = ["chosen"] if choice is offer.chosen else []
+    return ", ".join([*words, *([choice.model.files[0].path] if len(same) > 1 else [])])
 
 
 def _from_registry(
@@ -191,9 +200,10 @@ def _not_added(got: GotModel, error: Exception) -> NoReturn:
 def _report(added: tuple[GotModel, Path], *, as_json: bool, licenses: Iterable[str] = ()) -> None:
     got, target = added
     if as_json:
-        projector = None if got.projector is None else str(got.projector)
+        projector, draft = (None if each is None else str(each) for each in (got.projector, got.draft))
         listed = {"licenses": list(licenses)} if licenses else {}
         fields = {"name": got.name, "model": got.entry.model, "file": str(got.path), "mmproj": projector}
+        fields |= {"draft": draft}
         print_json({**fields, "context": got.fit.context, "profile": str(target), **listed})
         return
     echo(f"{got.name}: {got.path}")

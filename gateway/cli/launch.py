@@ -69,7 +69,7 @@ def _launch(options: StartOptions) -> int:
         if finder is not None and (finder.has_looked or options.save):
             from hostler.gateway.cli.found_models import present_models  # 0.1 s: rich
 
-            present_models(configuration, finder.findings, save=options.save, required=bool(options.paths))
+            present_models(configuration, finder.findings, save=options.save, places=options.paths)
     except ConfigError as error:
         return _refuse(*error.mistakes)
     settings = configuration.settings.gateway.logging

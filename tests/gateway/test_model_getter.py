@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.model_folders import write_chat, write_projector
+from fakes.model_folders import write_chat, write_draft, write_projector
 from fakes.scripted_hub import ScriptedHub, hub_environment, running_hub
 from msgspec import UNSET
 
@@ -71,6 +71,21 @@ def test_a_model_and_its_projector_become_a_profile(hub: ScriptedHub, tmp_path: 
     seen = len(hub.requests)
     subject.get_from_hub(subject.offer(wanted), wanted)
     assert not any(path.startswith("/cdn/") and wanted is None for _, path, _, wanted in hub.requests[seen:])
+
+
+def test_a_model_and_its_draft_become_a_profile(hub: ScriptedHub, tmp_path: Path) -> None:
+    hub.add("org/m", "m-draft-Q8_0.gguf", write_draft(tmp_path / "d.gguf").read_bytes())
+    subject, wanted = getter(tmp_path), reference("org/m:Q4_K_M")
+    got = subject.get_from_hub(subject.offer(wanted), wanted)
+    assert got.draft is not None and got.draft.name == "m-draft-Q8_0.gguf"
+    assert got.entry.draft == str(got.draft)
+
+
+def test_a_draft_with_another_vocabulary_is_not_used(hub: ScriptedHub, tmp_path: Path) -> None:
+    hub.add("org/m", "m-draft-Q8_0.gguf", write_draft(tmp_path / "d.gguf", vocabulary=90).read_bytes())
+    subject, wanted = getter(tmp_path), reference("org/m:Q4_K_M")
+    got = subject.get_from_hub(subject.offer(wanted), wanted)
+    assert (got.draft, got.entry.draft) == (None, UNSET)
 
 
 def test_a_model_in_parts_is_downloaded_whole(hub: ScriptedHub, tmp_path: Path) -> None:

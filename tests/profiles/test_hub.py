@@ -154,3 +154,21 @@ def test_the_licence_is_what_the_hub_calls_it_and_is_not_needed(hub: ScriptedHub
     assert read("org/free").license == "apache-2.0"
     hub.has_tree = False
     assert read("org/free").license == "apache-2.0"
+
+
+def test_small_models_that_draft_belong_to_the_larger_one(hub: ScriptedHub) -> None:
+    sizes = {"M-Q4_K_M.gguf": 900, "M-MTP-Q4_K_M.gguf": 950, "draft/M-draft-Q4_0.gguf": 90, "mtp-M-Q8_0.gguf": 100}
+    for path, size in sizes.items():
+        hub.add("org/drafts", path, b"x" * size)
+    found = read_repository(reference("org/drafts"), Cancellation())
+    assert [each.files[0].path for each in found.models] == ["M-Q4_K_M.gguf", "M-MTP-Q4_K_M.gguf"]
+    draft = found.draft(found.models[0])
+    assert draft is not None and draft.path == "mtp-M-Q8_0.gguf"
+    named = read_repository(reference("hf:org/drafts/draft/M-draft-Q4_0.gguf"), Cancellation())
+    assert named.models[0].files[0].path == "draft/M-draft-Q4_0.gguf" and named.draft(named.models[0]) is None
+
+
+def test_a_repository_of_drafts_has_models(hub: ScriptedHub) -> None:
+    hub.add("org/only", "M-draft-Q8_0.gguf", b"x" * 90)
+    found = read_repository(reference("org/only"), Cancellation())
+    assert len(found.models) == 1 and not found.drafts

@@ -64,12 +64,13 @@ export function build(root) {
   }
 
   function offerCard(offer) {
-    const fields = facts({ room: "this machine", licence: "licence", projector: "for images or sound" });
+    const fields = facts({ room: "this machine", licence: "licence", projector: "for images or sound", draft: "drafts tokens" });
     const short = offer.licenses.filter((text) => text.length < 80 && !text.includes("\n"));
     fields.update({
       room: offer.room,
       licence: short.join(", ") || (offer.licenses.length ? "" : "not named"),
       projector: offer.projector_size ? `${offer.projector || "a projector"}, ${bytes(offer.projector_size)}` : "",
+      draft: offer.draft_size ? `${offer.draft}, ${bytes(offer.draft_size)}` : "",
     });
     const name = h("input", { id: "get-name", maxlength: "128", autocomplete: "off", spellcheck: "false", placeholder: "from the file's name" });
     const rows = h("tbody");

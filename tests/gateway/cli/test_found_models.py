@@ -36,7 +36,7 @@ def test_one_table_shows_what_was_chosen_and_why(
     write_embeddings(tmp_path / "models/e/vectors.gguf")
     write_parts(tmp_path / "models/p", "big", 2)
     (tmp_path / "models/broken.gguf").write_bytes(b"GGUF")
-    present_models(found(finder), finder.findings, save=False, required=True)
+    present_models(found(finder), finder.findings, save=False, places=["models"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "engine: llama-server; GPUs: none; memory: 8.0 GiB free"
     assert lines[1] == "MODEL FOR SIZE CONTEXT SLOTS WITH WHY"
@@ -48,8 +48,8 @@ def test_one_table_shows_what_was_chosen_and_why(
 def test_nothing_found_is_an_error_with_the_reasons(tmp_path: Path, finder: ModelFinder) -> None:
     (tmp_path / "models/broken.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError) as caught:
-        present_models(found(finder), finder.findings, save=False, required=True)
-    assert caught.value.mistakes[0] == "no models were found; models are GGUF files"
+        present_models(found(finder), finder.findings, save=False, places=["models"])
+    assert caught.value.mistakes[0] == "no models were found in models; models are GGUF files"
     assert "broken.gguf: is truncated" in caught.value.mistakes[1]
 
 
@@ -58,7 +58,7 @@ def test_what_is_saved_gives_the_same(tmp_path: Path, finder: ModelFinder, capsy
     write_projector(tmp_path / "models/mmproj.gguf")
     write_embeddings(tmp_path / "models/e/vectors.gguf")
     configuration = found(finder, listen="127.0.0.1:8123", key="secret-key")
-    present_models(configuration, finder.findings, save=True, required=True)
+    present_models(configuration, finder.findings, save=True, places=["models"])
     assert capsys.readouterr().out.rstrip().endswith("saved 2 profiles in hostler.yaml")
     saved = read(Path("hostler.yaml"), {})
     assert saved.profiles == configuration.profiles
@@ -74,8 +74,29 @@ def test_saving_again_adds_what_is_new_and_keeps_the_rest(tmp_path: Path, finder
     path = Path("hostler.yaml")
     path.write_text(f"# mine\nprofiles:\n  own: {{model: {tmp_path}/models/chat.gguf, context: 512}}\n")
     write_chat(tmp_path / "models/new.gguf")
-    present_models(found(finder, path), finder.findings, save=True, required=True)
+    present_models(found(finder, path), finder.findings, save=True, places=["models"])
     assert path.read_text().startswith("# mine\n")
     assert [(each.name, each.context) for each in read(path, {}).profiles] == [("own", 512), ("new", 2048)]
-    with pytest.raises(ConfigError, match="--listen and --key are not added to a file that exists"):
-        present_models(found(finder, path, listen=":1"), finder.findings, save=True, required=True)
+
+
+def test_the_same_command_saves_again(tmp_path: Path, finder: ModelFinder) -> None:
+    write_chat(tmp_path / "models/chat.gguf")
+    path = Path("hostler.yaml")
+    for at in (None, path):
+        configuration = found(finder, at, listen="127.0.0.1:8123", key="secret-key")
+        present_models(configuration, finder.findings, save=True, places=["models"])
+    assert [each.name for each in read(path, {}).profiles] == ["chat"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"listen": "127.0.0.1:1"}, "set gateway.listen there"), ({"key": "another-key"}, "use `hostler keys add`")],
+)
+def test_a_file_that_exists_keeps_its_address_and_keys(
+    tmp_path: Path, finder: ModelFinder, overrides: dict[str, str], message: str
+) -> None:
+    write_chat(tmp_path / "models/chat.gguf")
+    path = Path("hostler.yaml")
+    path.write_text("gateway: {listen: ['127.0.0.1:8123'], api_keys: [secret-key]}\nprofiles: {own: {model: x.gguf}}\n")
+    with pytest.raises(ConfigError, match=message):
+        present_models(found(finder, path, **overrides), finder.findings, save=True, places=["models"])
