@@ -54,7 +54,7 @@ def config_push(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a file as the newest version of what all members share."""
+    """Publish a file as the newest version of what members share."""
     text = _text(kind, file, config)
     _publish(kind, text, base, wait, config, as_json)
 
@@ -67,13 +67,13 @@ def config_remove(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Share nothing of a kind any more: members go on with their own files."""
+    """Stop sharing a kind: members go on with their own files."""
     _publish(kind, "", base, wait, config, as_json)
 
 
 @config_app.command("show")
 def config_show(kind: _KindArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Print what is shared now: profiles as they were published, keys as hashes."""
+    """Print what is shared: profiles as published, keys as hashes."""
     found = _with_writer(config, lambda writer: writer.current(kind.value))
     if found is None:
         fail(f"no {kind.value} are shared; publish some with `hostler config push {kind.value} FILE`", FAILED)
