@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from hostler.adapters.canonical import ResponseHead
+from hostler.adapters.key_encodings import encodings
 
 #: Shorter keys are ordinary words.
 _MIN_LENGTH = 8
@@ -32,10 +33,11 @@ _ESCAPED = b'"/\\'
 
 
 class _Secrets(NamedTuple):
-    """Secrets, the longest first; `escaped` finds them with characters as JSON may escape them, once or several times
-    over. `last` are the bytes that a part of one may end with."""
+    """Secrets, the longest first; `encoded` are others of their forms, and `escaped` finds them with characters as JSON may
+    escape them, once or several times over. `last` are the bytes that a part of one may end with."""
 
     keys: tuple[bytes, ...]
+    encoded: tuple[bytes, ...]
     escaped: re.Pattern[bytes]
     last: frozenset[int]
 
@@ -86,22 +88,39 @@ class Redactor:
         for key in self._secrets.keys:
             if key in data:
                 data = data.replace(key, b"*" * len(key))
+        for form in self._secrets.encoded:
+            if form in data:
+                data = data.replace(form, b"*" * len(form))
         if b"\\u" in data or b"\\/" in data or b'\\"' in data:
             data = self._secrets.escaped.sub(_stars, data)
         return data
 
     def _without_beginning(self, data: bytes) -> bytes:
         """The data without the longest end that is the beginning of a key, which is held back."""
-        keys = self._secrets.keys
-        for start in range(max(0, len(data) - _MAX_SPELLED * len(keys[0])), len(data)):
+        keys, begun = self._secrets.keys, _begun(self._secrets.encoded, data)
+        for start in range(max(0, len(data) - _MAX_SPELLED * len(keys[0])), begun):
             if any(_begins(key, data, start) for key in keys):
-                self._held = data[start:]
-                return data[:start]
-        return data
+                begun = start
+                break
+        self._held = data[begun:]
+        return data[:begun]
 
 
 def _stars(match: re.Match[bytes]) -> bytes:
     return b"*" * len(match[0])
+
+
+def _begun(forms: tuple[bytes, ...], data: bytes) -> int:
+    """Where the first of these begins that the data ends within; the end if it does not."""
+    begun = len(data)
+    for form in forms:
+        at = max(0, len(data) - len(form) + 1)
+        while (at := data.find(form[0], at)) >= 0:
+            if form.startswith(data[at:]):
+                begun = min(begun, at)
+                break
+            at += 1
+    return begun
 
 
 def _begins(key: bytes, data: bytes, at: int) -> bool:
@@ -129,10 +148,10 @@ def _begins(key: bytes, data: bytes, at: int) -> bool:
     return False
 
 
-def redactor(key: str | None, others: tuple[str, ...] = ()) -> Redactor | None:
+def redactor(key: str | None, others: tuple[str, ...] = (), *, encoded: bool = True) -> Redactor | None:
     """For one response of a backend that was sent `key`, and perhaps other secrets; `None` without one that is worth
-    it."""
-    secrets = _secrets((key, *others))
+    it. `encoded`: they are found in base64, hexadecimal, URLs and the like, too, which takes a microsecond for each piece."""
+    secrets = _secrets((key, *others), encoded)
     return None if secrets is None else Redactor(secrets)
 
 
@@ -143,14 +162,16 @@ def redacted(data: bytes, key: str | None) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _secrets(given: tuple[str | None, ...]) -> _Secrets | None:
+def _secrets(given: tuple[str | None, ...], encoded: bool) -> _Secrets | None:
     """`None` if nothing in it is worth hiding."""
     found = {each.encode("latin-1", "replace") for each in given if each is not None and _is_secret(each)}
     if not found:
         return None
     keys = tuple(sorted(found, key=len, reverse=True))
     escaped = b"|".join(b"".join(map(_spellings, key)) for key in keys)
-    return _Secrets(keys, re.compile(escaped), frozenset(b"".join(keys) + rb"\u0123456789abcdefABCDEF"))
+    forms = sorted({form for key in keys for form in encodings(key)}, key=len, reverse=True) if encoded else []
+    last = frozenset(b"".join((*keys, *forms)) + rb"\u0123456789abcdefABCDEF")
+    return _Secrets(keys, tuple(forms), re.compile(escaped), last)
 
 
 def _is_secret(key: str) -> bool:

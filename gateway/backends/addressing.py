@@ -31,4 +31,6 @@ def endpoint_of(backend: Backend, context: RequestContext) -> Endpoint:
     address = context.current.address
     assert address is not None, "a supervised target needs a lease"
     key = address.key if address.key_header == "bearer" else None
-    return Endpoint(host=address.host, port=address.port, key=key, name=backend.name, base_path=address.prefix)
+    return Endpoint(
+        host=address.host, port=address.port, key=key, name=backend.name, base_path=address.prefix, is_engine=True
+    )

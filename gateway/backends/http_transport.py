@@ -154,9 +154,8 @@ class LanResponse:
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
-        self._redactor = (
-            redactor(endpoint.key) if endpoint.options is None else redactor(endpoint.key, endpoint.secrets)
-        )
+        others = () if endpoint.options is None else endpoint.options.secrets
+        self._redactor = redactor(endpoint.key, others, encoded=not endpoint.is_engine)
         self._pool: Pool | None = None
         self._connection: BackendConnection | None = None
         self._head: ResponseHead | None = None

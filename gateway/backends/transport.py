@@ -47,7 +47,8 @@ class EndpointOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a backend listens. `name` is its name in the configuration, the only thing about it that errors contain.
 
-    `key` is sent as a bearer token. `base_path` is prepended to every request's path: empty, or `/like/this`.
+    `key` is sent as a bearer token. `base_path` is prepended to every request's path: empty, or `/like/this`. `is_engine`:
+    a supervisor has started it, with a key that is of no use elsewhere or later.
     """
 
     host: str
@@ -57,6 +58,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     base_path: str = ""
     options: EndpointOptions | None = None
+    is_engine: bool = False
 
     def target(self, path: str) -> str:
         """The path of a request with the backend's own path and query, whose parameters replace those of the same name."""

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, UpgradeRequired
+from hostler.adapters.redaction import Redactor, redactor
 from hostler.gateway.asgi import ByteStream
 from hostler.gateway.backends.tls import DEFAULT_TLS, tls_context
 from hostler.gateway.backends.transport import Endpoint, Timeouts
@@ -32,12 +33,20 @@ _ANSWERED = ("sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-ex
 
 
 class BackendSocket:
-    """A backend that has accepted a WebSocket connection. `headers` are those for the client's answer."""
+    """A backend that has accepted a WebSocket connection. `headers` are those for the client's answer. `secrets` removes
+    what must not come back from what the backend sends."""
 
-    def __init__(self, stream: ByteStream, headers: Iterable[tuple[bytes, bytes]], name: str) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        headers: Iterable[tuple[bytes, bytes]],
+        name: str,
+        secrets: Redactor | None = None,
+    ) -> None:
         self._stream = stream
         self.headers = headers
         self._name = name
+        self._secrets = secrets
 
     async def relay(self, client: ByteStream, *, stall_s: float = STALL_S) -> None:
         """Pass bytes on in both directions until one side closes the connection.
@@ -47,7 +56,7 @@ class BackendSocket:
         """
         _probe_when_idle(client.writer)
         answers, code = FrameScanner(), GOING_AWAY
-        down = asyncio.create_task(_pass_on(self._stream.reader, client.writer, answers, stall_s))
+        down = asyncio.create_task(_pass_on(self._stream.reader, client.writer, answers, stall_s, self._secrets))
         up = asyncio.create_task(_pass_on(client.reader, self._stream.writer, FrameScanner(), stall_s))
         try:
             done, _ = await asyncio.wait((down, up), return_when=asyncio.FIRST_COMPLETED)
@@ -65,9 +74,14 @@ class BackendSocket:
 
 
 async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: FrameScanner, stall_s: float
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    frames: FrameScanner,
+    stall_s: float,
+    secrets: Redactor | None = None,
 ) -> bool:
-    """Pass bytes on until the connection ends, or its other side reads no more; returns whether the sender ended it."""
+    """Pass bytes on, without `secrets`, until the connection ends, or its other side reads no more; returns whether the
+    sender ended it."""
     while True:
         try:
             data = await reader.read(BUFFER_BYTES)
@@ -76,6 +90,10 @@ async def _pass_on(
         if not data:
             return True
         frames.feed(data)
+        if secrets is not None:
+            data = secrets.feed(data)
+            if frames.at_boundary:
+                data += secrets.rest()
         try:
             writer.write(data)
             async with asyncio.timeout(stall_s):  # TimeoutError is an OSError
@@ -120,9 +138,11 @@ async def open_socket(
             )
         if status != 101:
             raise UpgradeRequired(f"{name} does not speak WebSocket at {path}: it answered with status {status}")
+        secrets = redactor(endpoint.key, endpoint.secrets, encoded=not endpoint.is_engine)
+        answered = answered if secrets is None else dict(secrets.headers(answered))
         passed_on = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
         passed_on += [(each.encode(), answered[each].encode("latin-1")) for each in _ANSWERED if each in answered]
-        yield BackendSocket(ByteStream(reader, writer), passed_on, name)
+        yield BackendSocket(ByteStream(reader, writer), passed_on, name, secrets)
     finally:
         await asyncio.shield(_close(writer))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -97,3 +100,49 @@ def test_a_key_in_an_error_within_an_error_is_found() -> None:
 def test_many_backslashes_do_not_take_long() -> None:
     flood = b'"' + b"\\" * 1_000_000 + b'\\u002b"\n'
     assert subject().feed(flood) == flood
+
+
+FORMS = {
+    **{
+        f"base64 after {before}": base64.b64encode(f"{before}{KEY}".encode()).decode()
+        for before in ("", "a:", "Bearer ")
+    },
+    "base64 before others": base64.b64encode(f"{KEY}:secret".encode()).decode(),
+    "base64 for URLs": base64.urlsafe_b64encode(KEY.encode()).decode(),
+    "base64 in JSON": base64.b64encode(f"?>{KEY}?>".encode()).decode().replace("/", "\\/"),
+    "hexadecimal": KEY.encode().hex(),
+    "capital hexadecimal": KEY.encode().hex().upper(),
+    "URL": quote(KEY),
+    "URL with all escapes": quote(KEY, safe=""),
+    "URL with small letters": quote(KEY, safe="").replace("%2F", "%2f").replace("%2B", "%2b").replace("%3D", "%3d"),
+    "form": quote_plus(KEY),
+    "UTF-16": KEY.encode("utf-16-be").decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_the_key_are_found_however_they_are_cut(form: str) -> None:
+    told = FORMS[form].encode("latin-1")
+    data = b"you sent " + told + b" to us\n"
+    for cut in range(len(data)):
+        redacting = subject()
+        passed = redacting.feed(data[:cut]) + redacting.feed(data[cut:]) + redacting.rest()
+        # In base64 the characters at either end belong to what stands beside the key.
+        assert told[6:-6] not in passed
+        assert passed.count(b"*") >= len(told) - 16
+        assert len(passed) == len(data)
+        assert passed.startswith(b"you sent ") and passed.endswith(b" to us\n")
+
+
+def test_a_key_with_marks_of_html_is_found_on_pages() -> None:
+    key = "a<key>&'with'\"marks\""
+    redacting = redactor(key)
+    assert redacting is not None
+    for page in (html.escape(key), html.escape(key).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")):
+        assert redacting.feed(f"<p>{page}</p>\n".encode()) == b"<p>" + b"*" * len(page) + b"</p>\n"
+
+
+def test_only_the_plain_form_is_looked_for_where_that_is_enough() -> None:
+    redacting = redactor(KEY, encoded=False)
+    assert redacting is not None
+    assert redacting.feed(f"{KEY} {KEY.encode().hex()}\n".encode()) == b"*" * 30 + f" {KEY.encode().hex()}\n".encode()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import pytest
@@ -71,6 +72,23 @@ async def words(request: BackendRequest) -> None:
         await request.whole(json.dumps({"choices": [choice], "extra": text}).encode())
 
 
+async def encoded_words(request: BackendRequest) -> None:
+    """The key in other forms, as the answer itself and beside it."""
+    text = " ".join(ENCODED)
+    choice = {"index": 0, "message": {"content": text}, "finish_reason": "stop"}
+    extra = "".join(f"X-Echo-{number}: {form}\r\n" for number, form in enumerate(ENCODED))
+    await request.whole(json.dumps({"choices": [choice], "extra": text}).encode(), extra=extra)
+
+
+#: Other forms in which a server may show the key that it received.
+ENCODED = (
+    base64.b64encode(SECRET.encode()).decode(),
+    base64.b64encode(f"Bearer {SECRET}".encode()).decode(),
+    quote(SECRET, safe=""),
+    SECRET.encode().hex(),
+)
+#: Parts of them that show the key. In base64 what stands beside it changes the characters at either end.
+TELLING = tuple(form[12:-6] for form in ENCODED)
 FORMS: dict[str, Callable[[str], Any]] = {
     "object": lambda text: {"error": {"message": text, "type": text, "code": text}},
     "text": lambda text: {"error": text},
@@ -84,6 +102,8 @@ ANSWERS: dict[str, Callable[[BackendRequest], Awaitable[None]]] = {
     "error in a stream": error_in_stream,
     "error after words": error_after_words,
     "words": words,
+    "encoded": encoded_words,
+    "encoded error": rejection(400, lambda _: {"error": {"message": " ".join(ENCODED)}}),
 }
 
 
@@ -117,6 +137,7 @@ async def test_neither_keys_nor_words_of_a_backend_leak(tmp_path: Path, local: b
                         reply = await gateway.http.post(path, json=body("m", "Hello", stream), headers=headers)
                         seen = reply.text + str(reply.headers)
                         assert SECRET not in seen.replace("\\/", "/"), (name, protocol, stream)
+                        assert not any(form in seen.replace("\\/", "/") for form in TELLING), (name, protocol, stream)
                         if not local and name != "words":
                             assert WORDS not in seen.replace("\\/", "/"), (name, protocol, stream)
             assert backend.requests

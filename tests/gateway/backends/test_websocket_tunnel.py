@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from hostler.adapters.canonical import Origin, WebSocketRequest
@@ -24,6 +26,7 @@ from hostler.gateway.proxy import Proxy
 pytestmark = pytest.mark.anyio
 
 ACCEPT = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
+SECRET = "sk-0123456789abcdef/+zz"
 #: A frame of 64 KiB of zeros.
 FRAME = b"\x82\x7f" + (65536).to_bytes(8, "big") + bytes(65536)
 
@@ -124,3 +127,21 @@ async def test_a_handshake_with_a_line_break_in_a_header_is_broken(line: bytes) 
         with pytest.raises(BackendBroken, match="did not answer the WebSocket handshake"):
             async with connect(endpoint):
                 pass
+
+
+@pytest.mark.parametrize("shown", [SECRET, base64.b64encode(SECRET.encode()).decode(), SECRET.encode().hex()])
+async def test_a_key_that_the_backend_shows_reaches_no_client(shown: str) -> None:
+    answer = ACCEPT.replace(b": x\r\n", f": x\r\nSec-WebSocket-Protocol: {shown}\r\n".encode())
+    sent = b"\x81" + bytes([len(shown) + 4]) + f"a{shown}zsk".encode()
+    async with (
+        backend(answer + sent, floods=False) as plain,
+        connect(msgspec.structs.replace(plain, key=SECRET)) as there,
+        client() as (stream, theirs),
+    ):
+        with pytest.raises(BackendBroken):
+            await there.relay(stream)
+        assert shown not in str(there.headers)
+        received = theirs.recv(65536)
+        assert received[:3] == sent[:3] and received[len(sent) - 3 : len(sent)] == b"zsk"
+        # In base64 the characters at either end belong to what stands beside the key.
+        assert shown[3:-3].encode() not in received
