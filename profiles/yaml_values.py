@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -41,8 +42,42 @@ def read_values(text: str, source: str, env: Mapping[str, str], errors: list[Doc
     return _NodeReader(source, env, errors).values(_compose(text, source))
 
 
+class _BeyondLimit(Exception):
+    """The document is too large, at this line."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _LimitedComposer(Composer):
+    """Ends at the limits: reading what lies beyond them takes a minute for each megabyte."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self._values = 0
+        self._level = -1
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_key = index is None and isinstance(parent, MappingNode)
+        self._values += not is_key
+        self._level += 1
+        try:
+            if self._values > MAX_NODES:
+                raise self._beyond(f"more than {MAX_NODES} values")
+            if self._level > MAX_DEPTH:
+                raise self._beyond(f"nested deeper than {MAX_DEPTH} levels")
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
+
+    def _beyond(self, message: str) -> _BeyondLimit:
+        return _BeyondLimit(self.parser.peek_event().start_mark.line + 1, message)
+
+
 def _compose(text: str, source: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _LimitedComposer
     # YAML 1.2 allows an anchor to be redefined; ruamel would print a warning.
     yaml.composer.warn_double_anchors = False
     try:
@@ -53,6 +88,8 @@ def _compose(text: str, source: str) -> Node | None:
         raise DocumentError(source, mark.line + 1 if mark else None, "", f"not valid YAML: {problem}") from None
     except YAMLError as error:
         raise DocumentError(source, None, "", f"not valid YAML: {str(error).splitlines()[0]}") from None
+    except _BeyondLimit as error:
+        raise DocumentError(source, error.line, "", str(error)) from None
     except RecursionError:
         raise DocumentError(source, None, "", f"nested deeper than {MAX_DEPTH} levels") from None
     return root

@@ -24,6 +24,12 @@ def test_rejects_a_billion_laughs() -> None:
     assert f"more than {MAX_NODES} values" in error_of("\n".join(lines))
 
 
+def test_nothing_is_read_beyond_the_limits() -> None:
+    # The brackets that are not closed are further mistakes, which are not reached.
+    assert f"x.yaml:2: more than {MAX_NODES} values" in error_of("a:\n [" + "b," * (MAX_NODES + 5))
+    assert f"x.yaml:2: nested deeper than {MAX_DEPTH} levels" in error_of("a:\n " + "[" * (MAX_DEPTH + 5))
+
+
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 5, 3000])
 def test_rejects_deep_nesting(depth: int) -> None:
     assert "nested deeper than" in error_of("a: " + "[" * depth + "]" * depth)
