@@ -30,10 +30,10 @@ from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.cluster_settings import without_secrets
 from hostler.gateway.components import Components
-from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
+from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import Bus
-from hostler.gateway.last_good import load
+from hostler.gateway.last_good import find_configuration, load
 from hostler.gateway.middleware.downloads import DownloadsMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware
@@ -85,7 +85,7 @@ def create_app(
 
         finder = ModelFinder()
     if configuration is None:
-        configuration = load(find_file(None, environ), environ, find_models=finder)
+        configuration = load(find_configuration(None, environ), environ, find_models=finder)
     if supervise is None:
         supervise = not (configuration.shipped and configuration.settings.backends)
     if manager is None and supervise:

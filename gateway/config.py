@@ -22,7 +22,7 @@ from hostler.gateway.shared_files import host_names, shared_file
 from hostler.gateway.state_files import service_directory, state_file
 from hostler.gateway.wake_settings import wake_mistakes
 from hostler.profiles.engines import EngineEntry, Macro
-from hostler.profiles.file_reading import expanded_path
+from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
 from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules
@@ -102,14 +102,18 @@ _SYSTEM_FILE = (
 )
 
 
+#: Names the configuration file where no option does.
+FILE_VARIABLE = "HOSTLER_CONFIG"
+
+
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
     """The configuration file: as given, else `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none.
 
     Raises `ConfigError` if a file that was named does not exist.
     """
-    named = given or environ.get("HOSTLER_CONFIG")
+    named = given or environ.get(FILE_VARIABLE)
     if named:
-        origin = "--config" if given else "HOSTLER_CONFIG"
+        origin = "--config" if given else FILE_VARIABLE
         try:
             path = expanded_path(named)
             if path.is_file():
@@ -478,7 +482,7 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
 
-#: Bytes that are read of a file with a secret.
+#: Bytes of a file with a secret, at most.
 _MAX_SECRET = 16 * 1024
 
 
@@ -498,13 +502,12 @@ def secret(value: str | None, file: str | None, where: str) -> str | None:
     if not file.strip():
         raise ConfigError(f"{where} is empty; name a file, or remove the line")
     try:
-        with expanded_path(file).open("rb") as opened:  # may be a pipe, or a device without end
-            text = opened.read(_MAX_SECRET).decode("utf-8").strip()
-    except (OSError, ValueError) as error:
+        text = read_limited(expanded_path(file), _MAX_SECRET).decode("utf-8").strip()
+    except (OSError, ValueError, FileTooLarge) as error:
         raise ConfigError(f"{where}: {file}: cannot be read: {error}") from error
     if not text:
         raise ConfigError(f"{where}: {file} is empty")
-    if len(text) >= _MAX_SECRET or not text.isprintable():
+    if not text.isprintable():
         raise ConfigError(f"{where}: {file} does not hold a key: one line of plain text is expected")
     return _sendable(text, f"{where}: {file}")
 

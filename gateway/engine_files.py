@@ -29,8 +29,10 @@ def file_mistake(file: str, *, gguf: bool) -> str | None:
         path = expanded_path(file)
         if path.is_dir():
             return "is a folder"
+        if path.exists() and not path.is_file():
+            return "is not a regular file"
         with path.open("rb") as opened:
-            start = opened.read(4) if path.is_file() else b"GGUF"  # a pipe may never say
+            start = opened.read(4)
     except (OSError, ValueError):
         return "cannot be read"
     return "is not a GGUF file" if gguf and start != b"GGUF" else None
@@ -39,6 +41,8 @@ def file_mistake(file: str, *, gguf: bool) -> str | None:
 def program_mistake(program: str) -> str | None:
     """Why the system cannot run an executable file: it is a text that names no interpreter. Blocks."""
     try:
+        if Path(program).exists() and not Path(program).is_file():
+            return f"{program} is not a regular file"
         with Path(program).open("rb") as file:
             start = file.read(_PROGRAM_START)
     except OSError:

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from hostler.gateway.checked_config import FindMistakes, read_checked
-from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
+from hostler.gateway.config import FILE_VARIABLE, ConfigError, Configuration, FileErrors, find_file, read
 from hostler.gateway.state_files import service_directory, user_directory
+from hostler.profiles.file_reading import expanded_path
 from hostler.profiles.store import FindModels
 from hostler.supervisor.state_store import JsonStore
 
@@ -23,6 +24,20 @@ Texts = Mapping[Path, str | None]
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     saved_at: float
     texts: dict[str, str | None]
+
+
+def find_configuration(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """As `find_file`, and also a named file that is missing now, if its last good state is kept."""
+    try:
+        return find_file(given, environ)
+    except ConfigError:
+        try:
+            path = expanded_path(given or environ[FILE_VARIABLE])
+        except ValueError:
+            path = None
+        if path is None or kept_texts(path, environ) is None:
+            raise
+        return path
 
 
 def load(

@@ -11,10 +11,10 @@ import anyio
 
 from hostler.gateway.auth.bind_policy import is_loopback
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, without_secrets
-from hostler.gateway.config import ConfigError, Configuration, Settings, find_file, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, Settings, parse_address, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.host_address import joins_cluster
-from hostler.gateway.last_good import load
+from hostler.gateway.last_good import find_configuration, load
 from hostler.gateway.model_finder import ModelFinder
 from hostler.gateway.preflight import startup_check
 from hostler.gateway.shared_profiles_file import SharedProfilesFile
@@ -49,7 +49,7 @@ def create_app(
 
     finder = finder or ModelFinder()
     if configuration is None:
-        configuration = load(find_file(None, environ), environ, find_models=finder)
+        configuration = load(find_configuration(None, environ), environ, find_models=finder)
     settings = configuration.settings.supervisor
     token = secret(settings.token, settings.token_file, "supervisor.token_file")
     if manager is None:

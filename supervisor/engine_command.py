@@ -160,6 +160,8 @@ def reads_gguf(engine: Engine) -> bool:
         program = Path(program_of(engine)[0])
         if engine.command and not program.name.startswith("llama-server"):
             return False
+        if not program.is_file():
+            return False
         with program.open("rb") as file:
             return file.read(2) != b"#!"  # a script may do anything
     except (SupervisorError, ValueError, OSError):

@@ -6,7 +6,12 @@ import logging
 import ssl
 from pathlib import Path
 
+from hostler.profiles.file_reading import FileTooLarge, read_limited
+
 logger = logging.getLogger(__name__)
+
+#: Bytes of a file with certificates, at most.
+MAX_CERTIFICATE = 1024 * 1024
 
 
 class CertificateError(Exception):
@@ -42,10 +47,10 @@ class ServerCertificate:
         context.set_alpn_protocols(["http/1.1"])
         for path in (self._cert, self._key):
             try:
-                with path.open("rb"):
-                    pass
-            except OSError as error:
-                raise CertificateError(f"{path}: cannot be read: {error.strerror or error}") from error
+                read_limited(path, MAX_CERTIFICATE)
+            except (OSError, FileTooLarge) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                raise CertificateError(f"{path}: cannot be read: {reason}") from error
         try:
             # Without a password: the prompt for one would wait for a terminal.
             context.load_cert_chain(self._cert, self._key, password=_no_password)
@@ -70,7 +75,9 @@ def pinned_context(certificate: str) -> ssl.SSLContext:
     """
     path = Path(certificate).expanduser()
     try:
-        return certificate_context(path.read_text(encoding="ascii"))
+        return certificate_context(read_limited(path, MAX_CERTIFICATE).decode("ascii"))
+    except FileTooLarge as error:
+        raise CertificateError(f"{path}: the certificate cannot be read: {error}") from error
     except (OSError, ValueError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else "is no PEM file"

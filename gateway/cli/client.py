@@ -41,6 +41,8 @@ SUPERVISOR_HOST: Final = "this one"
 
 #: Names that are listed when a model is unknown.
 _MAX_NAMES: Final = 20
+#: Bytes that are read of a file with a key.
+_MAX_KEY_FILE: Final = 4096
 
 
 class CallFailed(Exception):
@@ -373,7 +375,8 @@ def read_key(key_file: str | None) -> str | None:
     else:
         source = f"--key-file {key_file}"
         try:
-            text = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
+            with Path(key_file).expanduser().open("rb") as opened:  # may be a pipe, or a device without end
+                text = opened.read(_MAX_KEY_FILE).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise CallFailed(f"{source}: cannot be read: {reason}", USAGE) from error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from hostler.gateway.cli import run
 from hostler.gateway.cli.logging import Format, LogHandler, configure_logging
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, StartCommand, StartOptions
-from hostler.gateway.config import ConfigError, Configuration, Overrides, find_file
-from hostler.gateway.last_good import load
+from hostler.gateway.config import ConfigError, Configuration, Overrides
+from hostler.gateway.last_good import find_configuration, load
 from hostler.gateway.preflight import startup_check
 from hostler.profiles.file_reading import expanded_path
 
@@ -61,7 +61,7 @@ def _launch(options: StartOptions) -> int:
         finder = None if options.command == "gateway" else _finder(options.paths)
         configuration = overrides.apply(
             load(
-                find_file(options.config),
+                find_configuration(options.config),
                 find_mistakes=lambda found: check(overrides.apply(found)),
                 find_models=finder,
             )

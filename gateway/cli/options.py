@@ -27,10 +27,9 @@ def complete_model(context: typer.Context, incomplete: str) -> list[tuple[str, s
     """The configured names and aliases that begin like this, each with a description. Never fails, never prints."""
     parameters: dict[str, Any] = context.params
     try:
-        from hostler.gateway.config import find_file
-        from hostler.gateway.last_good import load
+        from hostler.gateway.last_good import find_configuration, load
 
-        profiles = load(find_file(parameters.get("config"))).profiles
+        profiles = load(find_configuration(parameters.get("config"))).profiles
     except Exception:  # the command itself reports what is wrong with the file
         return []
     named = set(parameters.get("names") or ())
@@ -94,8 +93,8 @@ def cannot_write(path: Path, error: OSError) -> NoReturn:
 def read_configuration(config: str | None, *, scan: bool = False) -> Configuration:
     """The configuration from the given file or the usual places, or its last good state, with a warning. Exits if there is
     neither. With `scan`, the models of the folders that it names are part of it, which takes longer."""
-    from hostler.gateway.config import ConfigError, find_file
-    from hostler.gateway.last_good import load
+    from hostler.gateway.config import ConfigError
+    from hostler.gateway.last_good import find_configuration, load
 
     finder = None
     if scan:
@@ -103,7 +102,7 @@ def read_configuration(config: str | None, *, scan: bool = False) -> Configurati
 
         finder = ModelFinder()
     try:
-        found = load(find_file(config), find_models=finder)
+        found = load(find_configuration(config), find_models=finder)
     except ConfigError as error:
         fail_with(error.mistakes, USAGE)
     if found.errors is not None:

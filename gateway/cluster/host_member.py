@@ -22,7 +22,9 @@ from hostler.gateway.host_address import announced_url, unreachable_reason
 from hostler.gateway.network_card import network_card
 from hostler.gateway.shared_files import Apply
 from hostler.gateway.wake_settings import WakeSettings
+from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.tls import MAX_CERTIFICATE
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +118,12 @@ class HostMember:
             return None
         path = Path(self._supervisor.tls.cert).expanduser()
         try:
-            found = _CERTIFICATE.search(path.read_text(encoding="utf-8", errors="replace"))
+            found = _CERTIFICATE.search(read_limited(path, MAX_CERTIFICATE).decode("utf-8", "replace"))
             reason = "" if found is not None else "no certificate is in it"
         except OSError as error:
             found, reason = None, str(error.strerror or error)
+        except FileTooLarge as error:
+            found, reason = None, str(error)
         if found is not None:
             self._certificate = found[0]
         elif reason != self._unreadable:

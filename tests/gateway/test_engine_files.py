@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "script").write_text("#!/bin/sh\n")
     (tmp_path / "text").write_text("llama-server --port 1\n")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -25,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     [
         ("--mmproj", "good", None), ("--mmproj", "random", "is not a GGUF file"), ("--lora", "folder", "is a folder"),
         ("-md", "text", "is not a GGUF file"), ("-md", "none", "cannot be read"), ("--grammar-file", "text", None),
+        ("--mmproj", "pipe", "is not a regular file"), ("--chat-template-file", "/dev/zero", "is not a regular file"),
         ("--grammar-file", "folder", "is a folder"), ("--lora", "a\0b", "cannot be read"), ("--alias", "none", None),
     ],
 )  # fmt: skip
@@ -36,3 +39,8 @@ def test_a_text_is_a_program_only_if_it_names_its_interpreter(folder: Path) -> N
     assert program_mistake(str(folder / "text")) is not None
     for program in (folder / "script", folder / "none", sys.executable):
         assert program_mistake(str(program)) is None
+
+
+@pytest.mark.parametrize("program", ["pipe", "/dev/zero"])
+def test_pipes_and_devices_are_no_programs(folder: Path, program: str) -> None:
+    assert program_mistake(str(folder / program)) == f"{folder / program} is not a regular file"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from hostler.gateway.config import ConfigError, Configuration
-from hostler.gateway.last_good import keep, kept_texts, load
+from hostler.gateway.last_good import find_configuration, keep, kept_texts, load
 
 GOOD = "profiles:\n  a: {model: /m.gguf}\n"
 BROKEN = "profiles:\n  a: {modell: /m.gguf}\n"
@@ -135,3 +136,32 @@ def test_a_file_of_white_space_is_a_failed_save_too(file: Path, environ: Mapping
     found = load(file, environ)
     assert names(found) == ["a"]
     assert found.errors is not None
+
+
+def damaged(path: Path, how: str) -> None:
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "link to nowhere":
+        path.symlink_to(path.with_name("gone"))
+    elif how == "link to a device":
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("how", ["missing", "folder", "pipe", "link to nowhere", "link to a device"])
+def test_a_named_file_that_cannot_be_read_any_more_is_a_mistake_like_others(
+    file: Path, environ: Mapping[str, str], how: str
+) -> None:
+    damaged(file, how)
+    for given, named in ((str(file), environ), (None, {**environ, "HOSTLER_CONFIG": str(file)})):
+        found = load(find_configuration(given, named), named)
+        assert names(found) == ["a"]
+        assert found.errors is not None and str(file) in found.errors.mistakes[0]
+
+
+def test_a_named_file_that_never_was_there_is_an_error(file: Path, environ: Mapping[str, str]) -> None:
+    for name in ("none.yaml", "~nobody/hostler.yaml", "\0"):
+        with pytest.raises(ConfigError, match="--config names"):
+            find_configuration(name if name != "none.yaml" else str(file.with_name(name)), environ)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.certificates import make_pair
 from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
 
 from hostler.gateway.auth import keys
@@ -99,6 +102,39 @@ def test_what_cannot_run_is_found(tmp_path: Path, name: str) -> None:
     found = all_mistakes(configured(tmp_path, **sections))
     assert len(found) == 1, found
     assert message in found[0]
+
+
+PAIR = {"cert": "own.crt", "key": "own.key"}
+IN_FILES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "supervisor.token_file": lambda file: {"supervisor": {"engine": ENGINE, "token_file": file}},
+    "supervisor.engine": lambda file: {"supervisor": {"engine": file}},
+    "supervisor.tls": lambda file: {"supervisor": {"engine": ENGINE, "tls": {**PAIR, "key": file}}},
+    "gateway.tls": lambda file: {"gateway": {"tls": {**PAIR, "cert": file}}},
+    "gateway.api_keys_file": lambda file: {"gateway": {"api_keys_file": file}},
+    "backends.pc.token_file": lambda file: {"backends": {"pc": {**LINK, "token_file": file}}},
+    "backends.pc.certificate": lambda file: {
+        "backends": {"pc": {"kind": "supervisor", "url": "https://pc", "token": "t", "certificate": file}}
+    },
+    "backends.lan.ca_file": lambda file: {"backends": {"lan": {"kind": "openai", "url": "https://x", "ca_file": file}}},
+    "profiles.m.model": lambda file: {"profiles": {"m": {"model": file}}},
+    "profiles.m.draft": lambda file: {"profiles": {"m": {"model": "m.gguf", "draft": file}}},
+    "profiles.m.args": lambda file: {"profiles": {"m": {"model": "m.gguf", "args": ["--grammar-file", file]}}},
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("place", IN_FILES)
+def test_a_pipe_or_a_device_in_place_of_a_file_is_a_mistake_that_delays_nothing(
+    tmp_path: Path, place: str, kind: str
+) -> None:
+    make_pair(tmp_path, "own")
+    file = "/dev/zero" if kind == "device" else str(tmp_path / "pipe.gguf")
+    if kind == "pipe":
+        os.mkfifo(file)
+        Path(file).chmod(0o755)
+    found = all_mistakes(configured(tmp_path, **IN_FILES[place](file)))
+    assert len(found) == 1, found
+    assert file in found[0]
 
 
 def test_all_mistakes_are_found_at_once(tmp_path: Path) -> None:
