@@ -331,6 +331,10 @@ class Gateway:
         """The state of the whole gateway."""
         return self._parts.admin.status()
 
+    async def refresh_status(self) -> None:
+        """Bring what other processes and gateways have of the state up to date."""
+        await self._parts.admin.refresh()
+
     def stop(self) -> None:
         """Refuse waiting requests, finish those in progress, and return from `run`. A second call does not wait."""
         self._stopping = True

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from hostler.supervisor.scheduling.host import Host
+
 #: What members share.
 ConfigurationKind = Literal["profiles", "keys"]
 
@@ -46,9 +48,41 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
     configuration: tuple[ConfigurationState, ...] = ()
 
 
+class HostModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of a host: its phase, the requests that use it and that wait for it, and how many fit."""
+
+    model: str
+    phase: str
+    running: int
+    parallel: int
+    waiting: int
+
+
+class HostElsewhere(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that only other gateways use: `gateways` are their names, `name` is the first one's for it. `memory_bytes` is what
+    its models take."""
+
+    name: str
+    gateways: tuple[str, ...] = ()
+    reachable: bool
+    draining: bool
+    serving: int
+    waiting: int
+    memory_bytes: int
+    models: tuple[HostModel, ...] = ()
+
+
+class GatewayHost(msgspec.Struct, frozen=True, array_like=True):
+    """A host as one of its gateways sees it. `generation` is that of its supervisor, which tells which host it is."""
+
+    generation: int
+    view: HostElsewhere
+
+
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason`
-    is why not, and `since` is when that changed, in seconds since the epoch. `problems` are what else an operator should
+    is why not, and `since` is when that changed, in seconds since the epoch. `elsewhere` are hosts that only other gateways use, `requests` those in flight at each gateway, by
+    its name. `problems` are what else an operator should
     look at, in sentences. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
 
     name: str
@@ -58,5 +92,30 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     gateways: tuple[ClusterMember, ...] = ()
     hosts: tuple[ClusterHost, ...] = ()
+    elsewhere: tuple[HostElsewhere, ...] = ()
+    requests: Mapping[str, int] = {}
     problems: tuple[str, ...] = ()
     calls: Mapping[str, int] = {}
+
+
+def gateway_host(host: Host) -> GatewayHost | None:
+    """A host of this gateway, for the others; `None` if it was never reached."""
+    status = host.status
+    if status is None:
+        return None
+    models = (
+        HostModel(
+            model=each.model, phase=each.phase, running=each.running, parallel=each.parallel, waiting=each.waiting
+        )
+        for each in host.models()
+    )
+    view = HostElsewhere(
+        name=host.name,
+        reachable=host.reachable,
+        draining=status.draining,
+        serving=host.serving,
+        waiting=host.waiting,
+        memory_bytes=sum(each.memory_bytes + each.gpu_bytes for each in status.models),
+        models=tuple(models),
+    )
+    return GatewayHost(status.generation, view)

@@ -27,6 +27,7 @@ from hostler.gateway.background_downloads import BackgroundDownloads
 from hostler.gateway.batches.records import Batch
 from hostler.gateway.batches.service import Batches
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
+from hostler.gateway.cluster_view import GatewayHost, gateway_host
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
 from hostler.gateway.context import Client
 from hostler.gateway.events import ModelsChanged
@@ -284,7 +285,10 @@ class Components:
             cancelled = serving.in_flight.cancel(request_id)
             return cancelled if workers is None else cancelled + await workers.cancel(request_id)
 
-        return self.cluster.share_requests(own, cancel)
+        def own_hosts() -> Sequence[GatewayHost]:
+            return [found for host in serving.hosts.values() if (found := gateway_host(host)) is not None]
+
+        return self.cluster.share_requests(own, cancel, own_hosts)
 
     def _key_usage(self) -> KeyUsage:
         settings = self.settings.gateway

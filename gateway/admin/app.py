@@ -122,7 +122,9 @@ class AdminApp:
         self._metrics = GatewayMetrics(
             lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
             lambda: _gauges(chain_view()),
-            cluster,
+            None
+            if cluster is None
+            else lambda: msgspec.structs.replace(cluster(), requests=self._status.requests_by_gateway()),
             None if others is None else lambda: (others.serving, others.restarts),
             version=__version__,
         )
@@ -180,6 +182,10 @@ class AdminApp:
     def status(self) -> StatusView:
         """The current state of the gateway."""
         return self._status.view()
+
+    async def refresh(self) -> None:
+        """Bring what other processes and gateways have of the state up to date."""
+        await self._status.refresh()
 
     async def answer_times(self) -> dict[str, dict[str, list[float]]]:
         """See `History.answer_times`. Waits for `run`."""

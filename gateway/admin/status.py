@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -215,6 +216,12 @@ class StatusBuilder:
         if (gateway := self._gateway) is not None:
             views = [view if view.gateway else msgspec.structs.replace(view, gateway=gateway) for view in views]
         return tuple(views)
+
+    def requests_by_gateway(self) -> Mapping[str, int]:
+        """How many requests are in flight at each gateway of the cluster, by its name."""
+        own = request_views(self._contexts(), self._hosts, offset=0.0)
+        views = [*own, *(view for each in self._elsewhere for view in each.views())]
+        return Counter({self._gateway or "": 0}) + Counter(view.gateway or self._gateway or "" for view in views)
 
     @property
     def is_worker_missing(self) -> bool:

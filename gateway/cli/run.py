@@ -47,6 +47,9 @@ _REPEAT_WITH_VIEW_S = 0.2
 #: The supervisor's own host in its live view.
 _THIS_HOST = "here"
 
+#: How often the view asks other processes and gateways, in seconds.
+_LOOK_EVERY_S = 1.0
+
 _STDOUT = 1
 
 
@@ -164,8 +167,16 @@ async def _gateway_view(view: LiveView | None, gateway: Gateway) -> AsyncIterato
         yield
         return
     gateway.bus.listen(view.on_event)
-    async with view.shown(gateway.status):
+
+    async def look() -> None:
+        while True:
+            await gateway.refresh_status()
+            await anyio.sleep(_LOOK_EVERY_S)
+
+    async with view.shown(gateway.status), anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
         yield
+        tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager

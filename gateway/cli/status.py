@@ -190,6 +190,7 @@ def route(
 
     Then sends a test request, unless --dry-run. Fails if no backend answers or would answer.
     """
+    from hostler.gateway.cli import views
     from hostler.gateway.cli.doctor import Doctor, change_lines, route_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
 
@@ -200,6 +201,7 @@ def route(
         found = examiner.route(target.model_name(model), local_only=local_only, client=client)
         if not dry_run:
             found["answer"] = examiner.ask(model, found["model"])
+    elsewhere = list(views.elsewhere_with(target.status, found["model"]))
     failed = found["first"] is None if dry_run else found["answer"]["status"] != 200
     if as_json:
         print_json(found)
@@ -217,6 +219,7 @@ def route(
         route_rows(found),
     )
     print_parts(*change_lines(found))
+    print_parts(*elsewhere)
     if found["first"] is None:
         print_parts("No backend would answer.")
     if not dry_run:
@@ -267,6 +270,7 @@ def doctor(
                 "speeds": machines.speeds,
                 "store": store,
                 "cluster": problems,
+                "installation": target.status.get("cluster"),
             }
         )
     else:
@@ -311,7 +315,7 @@ def doctor(
                 Column("BY", wraps=True),
             ]
             print_table(columns, speed_rows(machines.speeds))
-        if store or problems:
-            print_parts(*filter(None, (store, *problems)))
+        if cluster := views.cluster(target.status):
+            print_parts("", *cluster)
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

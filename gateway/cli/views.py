@@ -95,7 +95,7 @@ def cluster(status: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     state = store_problem(status) or f"store {found['store']} connected"
-    names = [each["name"] + (" (this one)" if each["own"] else "") for each in found["gateways"]]
+    names = [each["name"] + _remark(each, status.get("version")) for each in found["gateways"]]
     count = f"{len(names)} gateway{'' if len(names) == 1 else 's'}"
     lines = [f"Cluster {found['name']}: {state}", f"  {count}: {', '.join(names)}"]
     if hosts := found.get("hosts"):  # older gateways have none
@@ -108,6 +108,22 @@ def cluster(status: Mapping[str, Any]) -> list[str]:
 def cluster_problems(status: Mapping[str, Any]) -> list[str]:
     """What an operator should look at, besides the store."""
     return [*((status.get("cluster") or {}).get("problems", ()))]  # older gateways have none
+
+
+def _remark(gateway: Mapping[str, Any], version: str | None) -> str:
+    """What is worth to know of a gateway beside its name."""
+    if gateway["own"]:
+        return " (this one)"
+    return f" ({gateway['version']})" if gateway["version"] != version else ""
+
+
+def elsewhere_with(status: Mapping[str, Any], model: str) -> Iterator[str]:
+    """Hosts that only other gateways use and that have the model, as lines."""
+    for host in (status.get("cluster") or {}).get("elsewhere", ()):
+        phases = [each["phase"] for each in host["models"] if each["model"] == model]
+        if phases:
+            gateways = ", ".join(host["gateways"])
+            yield f"{host['name']} has it as well ({phases[0]}), but only {gateways} can send requests there."
 
 
 def store_problem(status: Mapping[str, Any]) -> str:
@@ -290,7 +306,8 @@ def host_state(host: Mapping[str, Any]) -> str:
 
 
 def host_rows(status: Mapping[str, Any]) -> list[Row]:
-    return [
+    """The hosts of this gateway, then those that only others of its cluster use."""
+    rows: list[Row] = [
         (
             host["backend"],
             host_state(host),
@@ -300,6 +317,19 @@ def host_rows(status: Mapping[str, Any]) -> list[Row]:
         )
         for host in status["hosts"]
     ]
+    for host in (status.get("cluster") or {}).get("elsewhere", ()):  # older gateways have none
+        name = f"{host['name']} at {', '.join(host['gateways'])}"
+        memory = format_bytes(host["memory_bytes"])
+        rows.append((name, _state_elsewhere(host), str(host["serving"]), str(host["waiting"]), memory))
+    return rows
+
+
+def _state_elsewhere(host: Mapping[str, Any]) -> str:
+    if not host["reachable"]:
+        return "unreachable"
+    loaded = [each["model"] for each in host["models"] if each["phase"] != "cold"]
+    state = "draining" if host["draining"] else "reachable"
+    return f"{state}: {', '.join(loaded)}" if loaded else state
 
 
 def _host_memory(host: Mapping[str, Any]) -> str:

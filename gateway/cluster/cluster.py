@@ -26,6 +26,7 @@ from hostler.gateway.cluster.membership import Member, Membership, Signer
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.shared_conversations import SharedConversations
 from hostler.gateway.cluster.shared_history import SharedHistory
+from hostler.gateway.cluster.shared_hosts import SharedHosts
 from hostler.gateway.cluster.shared_log import SharedLog
 from hostler.gateway.cluster.shared_requests import SharedRequests
 from hostler.gateway.cluster.shared_responses import SharedResponses
@@ -40,6 +41,7 @@ from hostler.gateway.cluster_view import (
     ClusterView,
     ConfigurationKind,
     ConfigurationState,
+    GatewayHost,
 )
 from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
@@ -88,6 +90,7 @@ class Cluster:
         self._host_file = state("cluster-hosts.json")
         self._joined: dict[str, JoinedHost] = {}
         self._directory: HostDirectory | None = None
+        self._shared_hosts: SharedHosts | None = None
         self.ledger = Ledger(self.store, self._identity.id, file=state("cluster-budgets.json"), clock=clock, wall=wall)
         own = Member(
             id=self._identity.id,
@@ -131,9 +134,16 @@ class Cluster:
         return self.membership.own.name
 
     def share_requests(
-        self, own: Callable[[], Sequence[RequestView]], cancel_own: Callable[[str], Awaitable[int]]
+        self,
+        own: Callable[[], Sequence[RequestView]],
+        cancel_own: Callable[[str], Awaitable[int]],
+        own_hosts: Callable[[], Sequence[GatewayHost]],
     ) -> SharedRequests:
-        """The requests in flight at other gateways, which see those that `own` returns. To be called before `run`."""
+        """The requests in flight and the hosts of other gateways, which see those that `own` and `own_hosts` return. To be
+        called before `run`."""
+        hosts = self._shared_hosts = SharedHosts(
+            self._announcements, own=own_hosts, gateways=lambda: self.membership.members, clock=self._clock
+        )
         shared = SharedRequests(
             self._announcements,
             own_id=self.membership.own.id,
@@ -141,6 +151,7 @@ class Cluster:
             cancel_own=cancel_own,
             gateways=lambda: self.membership.members,
             clock=self._clock,
+            announce_more=hosts.announce,
         )
         self._runs.append(shared.run)
         return shared
@@ -247,6 +258,7 @@ class Cluster:
                 )
                 for host_id, host in sorted(self._joined.items(), key=lambda item: item[1].name)
             ) if (directory := self._directory) is not None else (),
+            elsewhere=() if self._shared_hosts is None else self._shared_hosts.elsewhere(),
             problems=(*filter(None, (self.membership.problem,)), *self._refusals()),
             calls=dict(self.store.calls),
         )  # fmt: skip

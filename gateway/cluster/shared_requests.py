@@ -36,7 +36,8 @@ class _Cancelled(msgspec.Struct, frozen=True, array_like=True):
 class SharedRequests:
     """The requests that other gateways serve; see `OtherRequests`. `run` until cancelled.
 
-    `own` returns this gateway's, `cancel_own` cancels those with an id and returns their number. Nothing is sent unless
+    `own` returns this gateway's, `cancel_own` cancels those with an id and returns their number; `announce_more` announces
+    what else is shown with them. Nothing is sent unless
     somebody looks: an operator's page, or a command.
     """
 
@@ -49,6 +50,7 @@ class SharedRequests:
         cancel_own: Callable[[str], Awaitable[int]],
         gateways: Callable[[], Mapping[str, Member]],
         clock: Callable[[], float],
+        announce_more: Callable[[], None] = lambda: None,
     ) -> None:
         self._announcements = announcements
         self._own_id = own_id
@@ -56,6 +58,7 @@ class SharedRequests:
         self._cancel_own = cancel_own
         self._gateways = gateways
         self._clock = clock
+        self._announce_more = announce_more
         self._others: dict[str, tuple[float, tuple[RequestView, ...]]] = {}
         self._looked_at = -_LOOKING_S
         self._asked = anyio.Event()
@@ -122,6 +125,7 @@ class SharedRequests:
             await self._asked.wait()
             self._asked = anyio.Event()
             while self._clock() - self._looked_at < _LOOKING_S:
+                self._announce_more()
                 self._announcements.send(_CHANNEL, list(self._own())[:MAX_LISTED])
                 with anyio.move_on_after(_EVERY_S):
                     await self._asked.wait()

@@ -8,9 +8,22 @@ from typing import get_args
 import msgspec
 
 from hostler.gateway.cluster_view import ClusterView, ConfigurationKind
-from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
+from hostler.gateway.context import RequestOutcome
+from hostler.gateway.events import (
+    BreakerChanged,
+    EngineChanged,
+    Event,
+    FinishedElsewhere,
+    HostChanged,
+    RequestFinished,
+    SwitchChanged,
+)
 from hostler.supervisor.contract import ModelLease, ModelStatus, SwitchMoved
 from hostler.supervisor.instruments import Counter, Gauge, Histogram, Instrument, exposition
+
+#: Other gateways that are counted, at most, and outcomes: both come from outside.
+_MAX_GATEWAYS = 256
+_OUTCOMES = get_args(RequestOutcome)
 
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 
@@ -109,12 +122,20 @@ class GatewayMetrics:
         )
         self._reachable = Gauge("hostler_supervisor_reachable", "1 if the supervisor is reachable.", ["backend"])
         self._draining = Gauge("hostler_host_draining", "1 if the host is drained for maintenance.", ["backend"])
+        self._elsewhere = Counter(
+            "hostler_cluster_requests_finished",
+            "Requests that other gateways of the cluster have finished, by gateway and outcome.",
+            ["gateway", "outcome"],
+        )
+        self._gateways: set[str] = set()
         self._models: dict[tuple[str, str], ModelStatus] = {}
         self._leases: dict[str, tuple[ModelLease, ...]] = {}
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, RequestFinished):
             self._finished(event)
+        elif isinstance(event, FinishedElsewhere):
+            self._finished_elsewhere(event.request)
         elif isinstance(event, SwitchChanged):
             self._switched(event.backend, event.switch)
         elif isinstance(event, BreakerChanged):
@@ -143,10 +164,16 @@ class GatewayMetrics:
             *(self._attempts, self._cost, self._breakers, self._switches, self._first_answers, self._reachable),
             self._draining,
         )
-        shared = [] if self._cluster is None else _of_cluster(self._cluster())
+        shared = [] if self._cluster is None else [*_of_cluster(self._cluster()), self._elsewhere]
         if self._workers is not None:
             shared += _of_workers(*self._workers())
         return await exposition([info, *counted, *self._current(), *_of_backends(chain), *shared])
+
+    def _finished_elsewhere(self, event: RequestFinished) -> None:
+        gateway = event.gateway or ""
+        if gateway in self._gateways or len(self._gateways) < _MAX_GATEWAYS:
+            self._gateways.add(gateway)
+            self._elsewhere.inc(gateway, event.outcome if event.outcome in _OUTCOMES else "failed")
 
     def _finished(self, event: RequestFinished) -> None:
         model, backend = event.model or "", event.backend or ""
@@ -237,10 +264,17 @@ def _of_cluster(view: ClusterView) -> list[Instrument]:
     store = Gauge("hostler_cluster_store_connected", "1 if the cluster's store is in use.")
     gateways = Gauge("hostler_cluster_gateways", "Gateways of the cluster, as far as this one knows.")
     hosts = Gauge("hostler_cluster_hosts", "Hosts that have joined the cluster by themselves.")
+    elsewhere = Gauge("hostler_cluster_hosts_elsewhere", "Hosts that only other gateways of the cluster use.")
+    requests = Gauge(
+        "hostler_cluster_requests_in_flight", "Requests in flight at the cluster's gateways, by gateway.", ["gateway"]
+    )
     calls = Counter("hostler_cluster_store_calls", "Commands for the cluster's store, by outcome.", ["outcome"])
     store.set(view.connected)
     gateways.set(len(view.gateways))
     hosts.set(len(view.hosts))
+    elsewhere.set(len(view.elsewhere))
+    for gateway in view.gateways:
+        requests.set(view.requests.get(gateway.name, 0), gateway.name)
     for outcome in ("ok", "failed", "away"):
         calls.inc(outcome, amount=view.calls.get(outcome, 0))
     versions = Gauge(
@@ -257,4 +291,4 @@ def _of_cluster(view: ClusterView) -> list[Instrument]:
         refused.set(sum(1 for state in states if state.kind == kind and state.reason), kind)
     for state in (state for member in view.gateways if member.own for state in member.configuration):
         versions.set(state.version, state.kind)
-    return [store, gateways, hosts, calls, versions, refused]
+    return [store, gateways, hosts, elsewhere, requests, calls, versions, refused]

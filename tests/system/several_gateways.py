@@ -66,6 +66,7 @@ class GatewayProgram(Program):
 
     def __init__(self, file: Path, environ: dict[str, str], keys: dict[str, str]) -> None:
         super().__init__("gateway", file, environ)
+        self._file = file
         self._keys = keys
 
     @asynccontextmanager
@@ -81,6 +82,16 @@ class GatewayProgram(Program):
         finally:
             with anyio.CancelScope(shield=True):
                 await self.stop()
+
+    async def restart_with(self, **sections: dict[str, Any]) -> None:
+        """Stop it, add to sections of its file, and start it again."""
+        await self.stop()
+        document = json.loads(self._file.read_text())
+        for name, section in sections.items():
+            document[name] = {**document[name], **section}
+        self._file.write_text(json.dumps(document))
+        await self.start()
+        self.http.base_url = self.running.address
 
     async def chat(self, model: str, client: str = "anna", **more: Any) -> httpx.Response:
         """Request an answer and read it to its end."""

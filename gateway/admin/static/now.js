@@ -29,7 +29,14 @@ export function build(root) {
     h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Other servers"), h("span", { class: "soft small" }, "models that no supervised host has")),
     elsewhere,
   );
-  root.append(unsupervised, unconfigured, hosts, others);
+  const far = h("ul", { class: "elsewhere" });
+  const cluster = h(
+    "section",
+    { class: "card", "aria-labelledby": "far" },
+    h("div", { class: "head" }, h("h3", { id: "far" }, "Hosts of other gateways"), h("span", { class: "soft small" }, "which this gateway does not use")),
+    far,
+  );
+  root.append(unsupervised, unconfigured, hosts, others, cluster);
   return {
     update() {
       const empty = state.version && !state.hosts.length;
@@ -39,6 +46,9 @@ export function build(root) {
       const known = state.models.filter((each) => each.state in ELSEWHERE);
       keyed(elsewhere, known, (each) => each.name, elsewhereRow);
       show(others, known.length);
+      const used = state.cluster?.elsewhere ?? [];
+      keyed(far, used, (each) => `${each.name} ${each.gateways.join(" ")}`, farRow);
+      show(cluster, used.length);
     },
   };
 }
@@ -53,6 +63,21 @@ function elsewhereRow({ name }) {
     set(why, "class", `small ${card.state === "unavailable" ? "bad" : "soft"}`);
     setText(why, card.failure);
     show(why, card.failure);
+  };
+  return { node, update };
+}
+
+/** A host that only other gateways of the cluster use. */
+function farRow({ name, gateways }) {
+  const reach = badge();
+  const words = h("p", { class: "small soft" });
+  const node = h("li", {}, h("div", { class: "head" }, h("h4", {}, name), reach.node, h("span", { class: "soft small" }, `at ${gateways.join(", ")}`)), words);
+  const update = (host) => {
+    if (!host.reachable) reach.update("unreachable", "bad");
+    else reach.update(host.draining ? "draining" : "reachable", host.draining ? "warn" : "good");
+    const loaded = host.models.filter((each) => each.phase !== "cold").map((each) => `${each.model} ${each.phase}, ${each.running} of ${each.parallel} slots in use`);
+    const requests = `${host.serving ? plural(host.serving, "request") : "no requests"} in progress, ${host.waiting || "none"} waiting`;
+    setText(words, [requests, ...(loaded.length ? loaded : ["no model loaded"])].join(" · "));
   };
   return { node, update };
 }

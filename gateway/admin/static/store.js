@@ -10,7 +10,7 @@ export const state = {
   link: "connecting",
   version: "",
   recording: false, // prompts and answers are recorded
-  cluster: null, // { name, store, connected, reason, since, gateways } of a gateway in a cluster
+  cluster: null, // { name, store, connected, reason, since, gateways, hosts, elsewhere } of a gateway in a cluster
   config_errors: null, // { file, mistakes, since } while the configuration file has mistakes
   active: null,
   default: null,

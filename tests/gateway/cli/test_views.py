@@ -173,3 +173,40 @@ def test_gpus_are_listed_with_what_their_drivers_report() -> None:
         ("gpu1", "tower", "not found", "-", "-", "1.0 GiB", "-"),
         ("gpu0", "tower", "RTX 4090", "24.0 GiB", "-", "-", "-"),
     ]
+
+
+def far(**more: Any) -> dict[str, Any]:
+    models = [{"model": "m", "phase": "ready", "running": 1, "parallel": 2, "waiting": 0},
+              {"model": "other", "phase": "cold", "running": 0, "parallel": 1, "waiting": 0}]  # fmt: skip
+    return {"name": "attic", "gateways": ["one", "two"], "reachable": True, "draining": False, "serving": 1,
+            "waiting": 2, "memory_bytes": 0, "models": models, **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({}, "reachable: m"),
+        ({"models": []}, "reachable"),
+        ({"draining": True}, "draining: m"),
+        ({"reachable": False}, "unreachable"),
+    ],
+)
+def test_hosts_that_only_other_gateways_use_come_last(fields: dict[str, Any], state: str) -> None:
+    rows = views.host_rows(status(host(), cluster={"elsewhere": [far(**fields)]}))
+    assert len(rows) == 2
+    assert rows[1] == ("attic at one, two", state, "1", "2", "-")
+
+
+def test_models_of_hosts_that_only_other_gateways_use() -> None:
+    shown = status(cluster={"elsewhere": [far()]})
+    assert [*views.elsewhere_with(shown, "m")] == [
+        "attic has it as well (ready), but only one, two can send requests there."
+    ]
+    assert [*views.elsewhere_with(shown, "unknown")] == [*views.elsewhere_with(status(), "m")] == []
+
+
+def test_gateways_of_another_release_are_named_with_it() -> None:
+    gateways = [{"name": name, "own": own, "version": version} for name, own, version in (
+        ("one", True, "2"), ("two", False, "2"), ("three", False, "1"))]  # fmt: skip
+    shown = status(version="2", cluster={"name": "home", "store": "s", "connected": True, "gateways": gateways})
+    assert views.cluster(shown)[1] == "  3 gateways: one (this one), two, three (1)"

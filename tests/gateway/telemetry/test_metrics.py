@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hostler.gateway.cluster_view import ClusterMember, ClusterView
 from hostler.gateway.events import (
     AttemptOutcome,
     BreakerChanged,
     EngineChanged,
     Event,
+    FinishedElsewhere,
     HopOutcome,
     HostChanged,
     RequestFinished,
@@ -117,3 +120,28 @@ async def test_gauges_show_current_values_only() -> None:
         assert values[name, labels] == value, name
     assert ("hostler_model_state", ("here", "gone", "ready")) not in values
     assert values["process_resident_memory_bytes", ()] > 1_000_000
+
+
+async def test_the_requests_of_other_gateways_are_counted_apart() -> None:
+    members = [ClusterMember(id=each, name=each, version="1", listen=(), since=0.0, own=each == "a") for each in "ab"]
+    view = ClusterView(
+        name="home", store="s", connected=True, reason="", since=0.0, gateways=tuple(members), requests={"a": 2, "x": 1}
+    )
+    metrics = GatewayMetrics(list, cluster=lambda: view)
+    own = RequestFinished(
+        id="r", at=1.0, protocol="openai", operation="chat", client="anna", outcome="ok", status=200, seconds=1.0,
+        backend="pc", model="m", gateway="b",
+    )  # fmt: skip
+    for outcome in ("ok", "ok", "broken", "made up"):
+        metrics.on_event(FinishedElsewhere(request=msgspec.structs.replace(own, outcome=outcome)))
+    for number in range(1000):
+        metrics.on_event(FinishedElsewhere(request=msgspec.structs.replace(own, gateway=f"g{number}")))
+    lines = (await metrics.render()).decode().splitlines()
+    assert 'hostler_cluster_requests_in_flight{gateway="a"} 2.0' in lines
+    assert 'hostler_cluster_requests_in_flight{gateway="b"} 0.0' in lines
+    assert "hostler_cluster_hosts_elsewhere 0.0" in lines
+    finished = [line for line in lines if line.startswith("hostler_cluster_requests_finished_total{")]
+    for outcome, count in (("ok", 2), ("broken", 1), ("failed", 1)):
+        assert f'hostler_cluster_requests_finished_total{{gateway="b",outcome="{outcome}"}} {count}.0' in finished
+    assert len(finished) == 3 + 255
+    assert not any(line.startswith("gen_ai_server_request_duration_seconds_count") for line in lines)
