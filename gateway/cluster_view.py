@@ -15,7 +15,8 @@ ConfigurationKind = Literal["profiles", "keys"]
 
 class ConfigurationState(msgspec.Struct, frozen=True, kw_only=True):
     """What a member has made of what is shared of a kind: `version` is in use (0: none), and `refused` is a newer one that it
-    cannot use, for a `reason`. A reason without it: what is in use could not be used anew. `note` is for operators."""
+    cannot use, for a `reason`. A reason without it: what is in use could not be used anew, or, of no version, is not believed
+    any more. `note` is for operators."""
 
     kind: ConfigurationKind
     version: int

@@ -229,5 +229,5 @@ def _head(document: SharedDocument) -> dict[str, Any]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in containers
+    except (KeyError, OSError, ImportError):  # a user without a name, as in containers
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"

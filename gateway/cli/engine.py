@@ -199,7 +199,9 @@ def engine_remove(
     except OSError as error:
         cannot_write(place, error)
     except KeyboardInterrupt:
-        pass  # it is out of its place already; what is left of it is removed by the next command
+        if place.exists():
+            raise typer.Exit(INTERRUPTED) from None
+        # It is out of its place; what is left of it is removed by the next command.
     print_json({"removed": name}) if as_json else echo(f"removed {name}")
 
 

@@ -283,8 +283,8 @@ class Cluster:
 
 
 def _refusal(member: str, state: ConfigurationState) -> str:
-    what = f"the shared {state.kind} of version {state.refused or state.version}"
-    rest = (
-        "" if not state.refused else (f"; version {state.version} stays in use" if state.version else "; it uses none")
-    )
-    return f"{member} cannot use {what}: {state.reason}{rest}"
+    if not state.refused:
+        what = f" cannot use the shared {state.kind} of version {state.version} anew" if state.version else ""
+        return f"{member}{what}: {state.reason}"
+    rest = f"version {state.version} stays in use" if state.version else "it uses none"
+    return f"{member} cannot use the shared {state.kind} of version {state.refused}: {state.reason}; {rest}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from hostler.gateway.cluster.membership import HEARTBEAT_S, Signer
@@ -146,7 +147,8 @@ class ConfigurationFollower:
     """Follows the documents of a kind, and has `apply` use the newest one. `run` until cancelled.
 
     A document that is older than one that was known before is never applied; the store gets the newer one back. `file` keeps
-    both over restarts. `on_state` is called when `state` has changed.
+    both over restarts. `on_state` is called when `state` has changed. After a change of the token the text stays in use that
+    was signed with the old one, and `state` says so, until another one is.
     """
 
     def __init__(
@@ -168,11 +170,19 @@ class ConfigurationFollower:
         kept = self._file.read() or _Kept()
         self._newest = self._version(kept.newest)
         self._applied = self._version(kept.applied)
+        self._unbelieved = kept.applied if self._applied is None else b""
         self._tried: _Version | None = None
         self._retry_at: float | None = None
         self._damage = ""
         self._wake = anyio.Event()
         self.state = ConfigurationState(kind=kind, version=_number(self._applied))
+        if self._unbelieved:
+            reason = (
+                f"the shared {kind} in use were signed with another token; publish them again with `hostler config push "
+                f"{kind}`, or end their use with `hostler config remove {kind}`"
+            )
+            logger.error("%s", reason)
+            self.state = ConfigurationState(kind=kind, version=0, reason=reason)
 
     @property
     def newest(self) -> SharedDocument | None:
@@ -207,7 +217,7 @@ class ConfigurationFollower:
             self._report_damage(mark)
         if found is not None and (self._newest is None or found.document.order >= self._newest.document.order):
             self._newest = found
-            self._keep()
+            await self._keep()
         elif own:
             await self._documents.write(self.kind, own, mark)
 
@@ -234,21 +244,22 @@ class ConfigurationFollower:
                 "shared %s of version %d by %s are in use", self.kind, newest.document.version, newest.document.by
             )
         if not reason and newest != self._applied:
-            self._applied = newest
-            self._keep()
+            self._applied, self._unbelieved = newest, b""
+            await self._keep()
         self._set_state(
             ConfigurationState(
                 kind=self.kind,
                 version=_number(self._applied),
-                refused=newest.document.version if reason else 0,
+                refused=newest.document.version if reason and newest != self._applied else 0,
                 reason=reason,
                 note=one_line(note),
             )
         )
 
-    def _keep(self) -> None:
-        records = [b"" if each is None else each.record for each in (self._newest, self._applied)]
-        self._file.write(lambda: _Kept(*records))
+    async def _keep(self) -> None:
+        newest = b"" if self._newest is None else self._newest.record
+        kept = _Kept(newest, self._unbelieved if self._applied is None else self._applied.record)
+        await anyio.to_thread.run_sync(self._file.write, lambda: kept)
 
     def _version(self, record: bytes) -> _Version | None:
         document = self._documents.opened(self.kind, record)

@@ -43,7 +43,9 @@ class SharedHistory:
         self._history = history
         self._bus = bus
         self._wall = wall
-        self._log = SharedLog(store, signer, own, _LOG, max_bytes=_MAX_BYTES, ttl_s=_TTL_S, on_batch=self._on_batch)
+        self._log = SharedLog(
+            store, signer, own, _LOG, max_bytes=_MAX_BYTES, ttl_s=_TTL_S, on_batch=self._on_batch, every_s=every_s
+        )
         history.peers = self
 
     def added(self, request: bytes) -> None:

@@ -25,6 +25,8 @@ _BATCH_ENTRIES, _BATCH_BYTES, _RECORD_BYTES = 100, 48 * 1024, 64 * 1024
 _STEP_BYTES, _MAX_STEPS = 256 * 1024, 200
 #: Entries that wait to be written, at most; the oldest are dropped first.
 _MAX_WAITING = 10_000
+#: How long a gateway that stops may write what still waits, in seconds.
+_LEAVING_S = 1.0
 #: Writers whose last batch is remembered.
 _MAX_WRITERS = 200
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
@@ -174,7 +176,7 @@ class SharedLog:
             self._read = OrderedDict(((writer, start), number) for writer, start, number in found.read[-_MAX_WRITERS:])
 
     async def run(self) -> None:
-        """Write and read until cancelled, and write once more at the end."""
+        """Write and read until cancelled, and write at the end what waits, as far as there is time."""
         try:
             while True:
                 await self._wake.wait()
@@ -182,7 +184,7 @@ class SharedLog:
                 await self._steps()
                 await anyio.sleep(self._every_s)
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVING_S):
                 if self.waiting:
                     await self._steps()
 

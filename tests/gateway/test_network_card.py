@@ -22,6 +22,7 @@ def card(family: int, address: str, broadcast: str | None = None) -> Any:
         ("192.168.1.9", WakeSettings(mac="01:23:45:67:89:ab", broadcast="192.168.1.255")),
         ("fe80::9", WakeSettings(mac="01:23:45:67:89:ab", broadcast="192.168.1.255")),
         ("fd00::8", WakeSettings(mac="01-23-45-67-89-ac")),
+        ("192.168.2.9", None),
         ("127.0.0.1", None),
         ("10.0.0.1", None),
         ("", None),
@@ -39,8 +40,17 @@ def test_a_machine_is_woken_by_the_card_that_has_its_address(
                 card(socket.AF_INET6, "fe80::9%eth0"),
                 card(psutil.AF_LINK, "01:23:45:67:89:ab"),
             ],
+            "ib0": [card(socket.AF_INET, "192.168.2.9"), card(psutil.AF_LINK, ":".join(["80", "00", "02", "08"] * 5))],
             "eth1": [card(socket.AF_INET6, "fd00::8"), card(psutil.AF_LINK, "01-23-45-67-89-ac")],
         }
 
     monkeypatch.setattr(psutil, "net_if_addrs", cards)
     assert network_card(address) == wake
+
+
+def test_a_sandbox_that_hides_the_cards_costs_the_waking_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> dict[str, list[Any]]:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(psutil, "net_if_addrs", hidden)
+    assert network_card("192.168.1.9") is None

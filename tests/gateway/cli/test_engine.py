@@ -284,6 +284,22 @@ def test_a_build_that_is_running_is_kept(file: Path, tmp_path: Path) -> None:
     assert place.exists()
 
 
+def test_a_removal_that_is_interrupted_before_it_begins_does_not_claim_success(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "state/hostler/engines/one/llama-server"
+    place.parent.mkdir(parents=True)
+    place.touch(0o755)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tempfile.mkdtemp", interrupt)
+    result = run("remove", "one")
+    assert result.exit_code == 130 and "removed" not in result.output
+    assert place.exists()
+
+
 @pytest.mark.parametrize("name", ["gone", "embedded", "../old", ""])
 def test_only_installed_builds_are_removed(file: Path, tmp_path: Path, name: str) -> None:
     result = run("remove", name)

@@ -256,3 +256,39 @@ async def test_an_unexpected_error_ends_nothing(
         await until(lambda: first.state.refused == 1)
     assert first.state.reason == "an internal error, which this member's log has"
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_what_an_old_token_has_signed_stays_in_use_but_not_silently(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = Follower(server.url, tmp_path)
+    async with before.running(), publisher(server.url) as (_, documents):
+        await publish(documents, document(5))
+        await until(lambda: before.version == 5)
+    after = Follower(server.url, tmp_path, token="new")
+    assert "the shared keys in use were signed with another token" in caplog.text
+    said = after.state
+    assert said.version == 0 and "`hostler config push keys`" in said.reason
+    async with after.running(), publisher(server.url, token="new") as (_, documents):
+        await publish(documents, document(1, "bad"))
+        await until(lambda: after.state.refused == 1)
+        after.restart()
+        assert after.state == said
+    after.restart()
+    async with after.running(), publisher(server.url, token="new") as (_, documents):
+        await publish(documents, document(2))
+        await until(lambda: after.version == 2)
+        after.restart()
+        assert after.state == ConfigurationState(kind="keys", version=2)
+
+
+async def test_what_is_in_use_and_cannot_be_used_anew_is_not_refused(server: RedisServer, tmp_path: Path) -> None:
+    first = Follower(server.url, tmp_path)
+    async with first.running(), publisher(server.url) as (_, documents):
+        await publish(documents, document(1))
+        await until(lambda: first.version == 1)
+    first.bad = "text"
+    first.restart()
+    async with first.running():
+        await until(lambda: first.state.reason)
+    assert first.state == ConfigurationState(kind="keys", version=1, reason="text 1 is wrong")

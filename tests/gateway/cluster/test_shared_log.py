@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from fakes.cluster_members import ClusterMember, members_running
@@ -175,3 +178,20 @@ async def test_only_members_are_believed(server: RedisServer) -> None:
 def test_a_damaged_position_is_the_beginning(position: bytes) -> None:
     subject = Writer("redis://127.0.0.1:9", "a", position=position)
     assert subject.log.position == b'["0-0",[]]'
+
+
+async def test_a_gateway_that_stops_does_not_wait_for_a_store_that_has_become_slow(server: RedisServer) -> None:
+    one = Writer(server.url, "a")
+    quick = one.store.run_script
+
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        await anyio.sleep(0.1)
+        return await quick(*arguments, **options)
+
+    one.store.run_script = slow  # type: ignore[method-assign]
+    async with one.store.running(), running(one.log.run):
+        await until(lambda: one.store.connected)
+        one.write(*range(9_000))  # 90 steps
+        began = time.monotonic()
+    assert time.monotonic() - began < 4
+    assert one.log.waiting
