@@ -27,6 +27,7 @@ TESTED_ELSEWHERE = {
     "gateway/admin/dry_run.py": ["system/test_chain.py"],
     "gateway/admin/key_list.py": ["system/test_key_limits.py", "gateway/cli/test_keys.py"],
     "gateway/admin/logs.py": ["system/test_admin_events.py"],
+    "gateway/server/cycle.py": ["gateway/server/test_http_protocol.py", "gateway/server/test_http_protocol_reuse.py"],
     "gateway/worker.py": ["system/test_workers.py"],
     "gateway/workers/pool.py": ["gateway/workers/test_process.py"],
     "gateway/in_flight.py": ["gateway/admin/test_status.py", "system/test_admin_routes.py"],
