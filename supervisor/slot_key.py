@@ -25,12 +25,14 @@ _SPEED_ONLY = frozenset({
     "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
 })  # fmt: skip
 _DRAFT = (
-    "-md", "--model-draft", "-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-model", "--spec-draft-hf", "--spec-type",
+    "-md", "--model-draft", "-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-model", "--spec-draft-hf",
 )  # fmt: skip
 _DRAFT_VARIABLES = (
     "LLAMA_ARG_MODEL_DRAFT", "LLAMA_ARG_HFD_REPO", "LLAMA_ARG_HF_REPO_DRAFT", "LLAMA_ARG_SPEC_DRAFT_MODEL",
-    "LLAMA_ARG_SPEC_DRAFT_HF_REPO", "LLAMA_ARG_SPEC_TYPE",
+    "LLAMA_ARG_SPEC_DRAFT_HF_REPO",
 )  # fmt: skip
+#: Ways to guess that have no model, and so no state: the text itself is searched.
+_WITHOUT_DRAFT = ("none", "ngram-")
 #: How the engine writes that a variable is off.
 _FALSE = ("", "0", "off", "false", "disabled")
 
@@ -58,7 +60,8 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
 
 def _has_draft_model(profile: Profile, words: Sequence[str]) -> bool:
     chosen = any(plain_name(word) in _DRAFT for word in words) or any(name in profile.env for name in _DRAFT_VARIABLES)
-    return chosen or bool(profile.draft)
+    kinds = argument_value(words, "--spec-type") or profile.env.get("LLAMA_ARG_SPEC_TYPE") or "none"
+    return chosen or bool(profile.draft) or not all(kind.startswith(_WITHOUT_DRAFT) for kind in kinds.split(","))
 
 
 def _has_full_window(profile: Profile, words: Sequence[str]) -> bool:

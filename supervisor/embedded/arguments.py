@@ -42,7 +42,7 @@ def _choice(prefix: str, **words: str) -> Callable[[str], Any]:
 
 
 def _list_of(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: [convert(text)]
+    return lambda text: [convert(word) for word in text.split(",")]
 
 
 def _cache_type(text: str) -> Any:
@@ -178,7 +178,9 @@ FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("-md", "--model-draft", "--spec-draft-model"), "speculative.draft.mparams.path"),
     Flag(("--spec-type",), "speculative.types",
          _list_of(_choice("common_speculative_type:COMMON_SPECULATIVE_TYPE_",
-                          **{"none": "NONE", "draft-simple": "DRAFT_SIMPLE", "draft-mtp": "DRAFT_MTP"}))),
+                          **{"none": "NONE", "draft-simple": "DRAFT_SIMPLE", "draft-mtp": "DRAFT_MTP",
+                             "ngram-simple": "NGRAM_SIMPLE", "ngram-map-k": "NGRAM_MAP_K",
+                             "ngram-map-k4v": "NGRAM_MAP_K4V", "ngram-mod": "NGRAM_MOD", "ngram-cache": "NGRAM_CACHE"}))),
     Flag(("--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"), "speculative.draft.n_max", int),
     Flag(("--draft-min", "--draft-n-min", "--spec-draft-n-min"), "speculative.draft.n_min", int),
     Flag(("--draft-p-min", "--spec-draft-p-min"), "speculative.draft.p_min", float),

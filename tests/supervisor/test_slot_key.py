@@ -72,6 +72,12 @@ def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
         ({"args": ("--ctx-checkpoints", "0")}, PLAIN, ""),
         ({"args": ("-md", "/draft.gguf")}, PLAIN, "draft model"),
         ({"args": ("--spec-type", "draft-mtp")}, RECURRENT, ""),
+        ({"args": ("--spec-type", "draft-mtp")}, PLAIN, "draft model"),
+        ({"args": ("--spec-type", "ngram-cache")}, PLAIN, ""),
+        ({"args": ("--spec-type", "ngram-mod,draft-simple")}, PLAIN, "draft model"),
+        ({"args": ("--spec-type", "none")}, PLAIN, ""),
+        ({"env": {"LLAMA_ARG_SPEC_TYPE": "ngram-simple,ngram-map-k"}}, PLAIN, ""),
+        ({"env": {"LLAMA_ARG_SPEC_TYPE": "draft-eagle3"}}, PLAIN, "draft model"),
         ({"env": {"LLAMA_ARG_SPEC_DRAFT_MODEL": "/draft.gguf"}}, PLAIN, "draft model"),
     ],
 )

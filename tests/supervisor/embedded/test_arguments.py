@@ -57,6 +57,14 @@ def test_a_bad_argument_is_refused_by_name(words: list[str], line: str) -> None:
     assert line in str(refused.value)
 
 
+def test_guesses_come_from_a_draft_model_or_from_the_text_itself() -> None:
+    known = pytest.importorskip("xllamacpp").common_speculative_type
+    types = parse(["--spec-type", "ngram-mod,draft-mtp"])["speculative.types"]
+    assert types == [known.COMMON_SPECULATIVE_TYPE_NGRAM_MOD, known.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+    with pytest.raises(BadArgument, match="ngram-simple"):
+        parse(["--spec-type", "guess"])
+
+
 def test_no_argument_is_defined_twice() -> None:
     names = [name for flag in FLAGS for name in flag.names]
     assert len(names) == len(set(names))
