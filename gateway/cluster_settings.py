@@ -41,6 +41,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url: str | None = None
     """Supervisors: the URL under which gateways of the cluster reach this host. Default: the address of
     `supervisor.listen`, or, if that is `0.0.0.0` or `[::]`, the one from which this machine reaches the store."""
+    gateway_url: str | None = None
+    """Gateways: the URL under which the other gateways reach this one, to pass on requests for what it alone has. Default: the
+    first address of `gateway.listen` that others reach."""
     accept: tuple[Literal["profiles", "keys"], ...] = ("profiles", "keys")
     """What this member takes of the configuration that members share: profiles for hosts, keys for gateways. An empty
     list: nothing."""
@@ -193,5 +196,6 @@ def cluster_mistakes(settings: ClusterSettings) -> Iterator[tuple[str, str]]:
         yield "name", f"{settings.name!r} must consist of letters, digits, `-`, `_` and `.`, at most 64"
     if settings.member is not None and not (settings.member.strip() and settings.member.isprintable()):
         yield "member", "must be a name in plain text"
-    if settings.url is not None and not is_host_url(settings.url):
-        yield "url", f"{settings.url!r} must be http:// or https:// with a host and a port, and nothing else"
+    for key, url in (("url", settings.url), ("gateway_url", settings.gateway_url)):
+        if url is not None and not is_host_url(url):
+            yield key, f"{url!r} must be http:// or https:// with a host and a port, and nothing else"

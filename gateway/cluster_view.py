@@ -26,7 +26,8 @@ class ConfigurationState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
-    """A gateway; `own` is the one that answers. `since` is its start, in seconds since the epoch."""
+    """A gateway; `own` is the one that answers. `since` is its start, in seconds since the epoch, `url` where other gateways
+    reach it, if they do."""
 
     id: str
     name: str
@@ -34,6 +35,7 @@ class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...]
     since: float
     own: bool
+    url: str | None = None
     configuration: tuple[ConfigurationState, ...] = ()
 
 

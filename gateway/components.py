@@ -127,6 +127,7 @@ class Components:
             self.batches = Batches(
                 settings.gateway.batches, find_client=self._client_of_batch, must_wait=self._must_batches_wait,
                 pass_on=any(backend.kind == "openai" for backend in settings.backends.values()), wall=time.time,
+                gateways=None if self.cluster is None else self.cluster.peers,
             )  # fmt: skip
         self.discovery = ModelDiscovery(
             serving.backends,
@@ -381,6 +382,7 @@ def _cluster(settings: Settings, clock: Callable[[], float]) -> Cluster | None:
         settings.cluster,
         token=secret(settings.cluster.token, settings.cluster.token_file, "cluster.token_file"),
         listen=settings.gateway.listen,
+        tls=settings.gateway.tls,
         state=state_file,
         clock=clock,
         wall=time.time,

@@ -1,4 +1,4 @@
-"""Whether a supervisor joins its cluster, and the URL under which gateways reach it there."""
+"""Whether a supervisor joins its cluster, and the URLs under which gateways reach it, and each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Sequence
 
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
 from hostler.gateway.config import Settings, parse_address
@@ -45,12 +46,29 @@ async def announced_url(cluster: ClusterSettings, supervisor: SupervisorSettings
     if unreachable_reason(cluster, supervisor) is not None:
         return None
     host, port = parse_address(supervisor.listen)
+    return await _url(cluster, host, port, tls=supervisor.tls is not None)
+
+
+async def gateway_url(cluster: ClusterSettings, listen: Sequence[str], *, tls: bool) -> str | None:
+    """Where other gateways reach the one that listens there: as configured, or at the first address that they can reach;
+    `None` if there is none now."""
+    if cluster.gateway_url is not None:
+        return cluster.gateway_url
+    place = store_address(cluster.store).place
+    for host, port in map(parse_address, listen):
+        is_here = host.startswith("/") or (_is_loopback(host) and place is not None and not _is_loopback(place[0]))
+        if not is_here and port != 0:
+            return await _url(cluster, host, port, tls=tls)
+    return None
+
+
+async def _url(cluster: ClusterSettings, host: str, port: int, *, tls: bool) -> str | None:
     if host in _ANY:
         found = await _own_address(cluster)
         if found is None:
             return None
         host = found
-    scheme = "http" if supervisor.tls is None else "https"
+    scheme = "https" if tls else "http"
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).version == 6:
             host = f"[{host}]"

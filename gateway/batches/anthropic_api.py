@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,16 +15,20 @@ from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
 from hostler.gateway.batches.http import (
+    FORWARDED_FROM,
     MAX_FILE,
     BatchHandler,
+    OtherGateways,
     PassOn,
     PassOnRoutes,
     UploadLimit,
     endpoint,
+    look_elsewhere,
     owner_of,
     page,
     reply,
 )
+from hostler.gateway.batches.ids import MESSAGE_BATCH_PREFIX, new_id
 from hostler.gateway.batches.input_file import read_requests
 from hostler.gateway.batches.openai_api import WINDOW_S
 from hostler.gateway.batches.records import Batch, Counts, ItemResult
@@ -33,7 +36,6 @@ from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
 from hostler.gateway.request_body import read_body
 
-BATCH_PREFIX: Final = "msgbatch_hst_"
 _ENDPOINT: Final = "/v1/messages"
 
 
@@ -42,8 +44,10 @@ class AnthropicBatches:
 
     def __init__(
         self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int, uploads: UploadLimit,
-        max_requests: int,
+        max_requests: int, gateways: OtherGateways | None = None,
     ) -> None:  # fmt: skip
+        self._gateways = gateways
+        self._own = "" if gateways is None else gateways.own
         self._pass_on = pass_on
         self._store = store
         self._adapter = adapter
@@ -60,7 +64,7 @@ class AnthropicBatches:
             operation = Operation(
                 name=name, path=f"/v1/messages/batches{path}", methods=(method,), writes=True, media_types=("",)
             )
-            app = endpoint(self._adapter, operation, handler, self._pass_on)
+            app = endpoint(self._adapter, operation, handler, self._pass_on, self._gateways)
             found.append(RouteMatch(operation=operation, app=app, adapter=self._adapter))
 
         add("create_batch", "", "POST", self._create)
@@ -77,7 +81,7 @@ class AnthropicBatches:
 
     async def _create_of_body(self, request: Request) -> Response:
         content = await read_body(request, self._max_file, MAX_FILE)
-        batch_id = BATCH_PREFIX + secrets.token_hex(12)
+        batch_id = new_id(MESSAGE_BATCH_PREFIX, self._own)
         items = await anyio.to_thread.run_sync(
             lambda: read_requests(content, batch=batch_id, max_requests=self._max_requests)
         )
@@ -136,10 +140,11 @@ class AnthropicBatches:
 
     async def _find(self, request: Request) -> Batch:
         batch_id = request.path_params["id"]
-        if not batch_id.startswith(BATCH_PREFIX):
+        if not batch_id.startswith(MESSAGE_BATCH_PREFIX):
             raise PassOn(await read_body(request, self._max_file, MAX_FILE))
         batch = await self._store.find_batch(owner_of(request), batch_id)
         if batch is None:
+            look_elsewhere(self._gateways, batch_id, request)
             raise NotFound(f"no such batch: {printable(batch_id, 80)}")
         return batch
 
@@ -148,11 +153,9 @@ def _batch(batch: Batch, counts: Counts, request: Request) -> dict[str, Any]:
     status = "canceling" if batch.status == "cancelling" else "in_progress" if batch.active else "ended"
     results = None
     if not batch.active:
-        results = str(
-            request.url.replace(
-                path=f"{request.scope.get('root_path', '')}/v1/messages/batches/{batch.id}/results", query=""
-            )
-        )
+        asked = request.url.replace(path=request.scope.get("root_path", ""), query="")
+        base = request.headers.get(FORWARDED_FROM) or str(asked).rstrip("/")
+        results = f"{base}/v1/messages/batches/{batch.id}/results"
     return {
         "id": batch.id, "type": "message_batch", "processing_status": status,
         "request_counts": {

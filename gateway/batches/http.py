@@ -15,6 +15,7 @@ from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, TooManyRequests, printable
 from hostler.adapters.requested_model import HEADERS, PARAMETER
 from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
+from hostler.gateway.batches.ids import gateway_of
 from hostler.gateway.context import Client
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,47 @@ class PassOn(Exception):
         self.body = body
 
 
+#: On requests from another gateway of the cluster: the URL that the client has asked there.
+FORWARDED_FROM: Final = "x-hostler-forwarded-from"
+
+
+class Elsewhere(Exception):
+    """Another gateway of the cluster has what the request names. `body` is set, decompressed, if it has been read."""
+
+    def __init__(self, gateway: str, body: bytes | None = None) -> None:
+        super().__init__(gateway)
+        self.gateway = gateway
+        self.body = body
+
+
+class ElsewhereUnavailable(GatewayError):
+    """Another gateway of the cluster has what the request names, and does not answer."""
+
+    status, code = 503, "gateway_not_available"
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message, retry_after_s=None if final else 5.0)
+        self.final = final
+
+
+class OtherGateways(Protocol):
+    """The gateways of a cluster; `own` is the id of this one."""
+
+    own: str
+
+    async def forward(self, gateway: str, request: Request, body: bytes | None) -> Response:
+        """The answer of the gateway with this id. Raises `ElsewhereUnavailable`."""
+
+
+def look_elsewhere(
+    gateways: OtherGateways | None, identifier: str, request: Request, body: bytes | None = None
+) -> None:
+    """Raise `Elsewhere` if another gateway has what is not found here. What one has passed on is not passed on again."""
+    gateway = gateway_of(identifier)
+    if gateways is not None and gateway not in ("", gateways.own) and FORWARDED_FROM not in request.headers:
+        raise Elsewhere(gateway, body)
+
+
 class PassOnRoutes:
     """What requests are passed on by: the routes of paths that no protocol describes, by method. `expected`: a backend may
     have files and batches of its own."""
@@ -77,15 +119,28 @@ class PassOnRoutes:
         return True
 
 
-def endpoint(adapter: Adapter, operation: Operation, handler: BatchHandler, pass_on: PassOnRoutes) -> ASGIApp:
+def endpoint(
+    adapter: Adapter,
+    operation: Operation,
+    handler: BatchHandler,
+    pass_on: PassOnRoutes,
+    gateways: OtherGateways | None = None,
+) -> ASGIApp:
     """The handler as an ASGI application with the errors of this protocol."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Elsewhere as other:
+            assert gateways is not None, "see `look_elsewhere`"
+            return await gateways.forward(other.gateway, request, other.body)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
             if _names_a_model(request):
                 raise PassOn
-            response = await handler(request)
+            response = await answer(request)
         except ClientDisconnected:
             return
         except PassOn as other:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
@@ -18,23 +17,22 @@ from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
 from hostler.gateway.batches.http import (
     MAX_FILE,
     BatchHandler,
+    OtherGateways,
     PassOn,
     PassOnRoutes,
     UploadLimit,
     endpoint,
+    look_elsewhere,
     owner_of,
     page,
     reply,
 )
+from hostler.gateway.batches.ids import BATCH_PREFIX, FILE_PREFIX, new_id
 from hostler.gateway.batches.input_file import ENDPOINTS
 from hostler.gateway.batches.records import Batch, Counts, ItemResult, StoredFile
 from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
 from hostler.gateway.request_body import read_body
-
-#: What the ids of this gateway begin with; others are a backend's.
-FILE_PREFIX: Final = "file-hst-"
-BATCH_PREFIX: Final = "batch_hst_"
 
 WINDOW_S: Final = 24 * 3600.0
 
@@ -63,8 +61,11 @@ class OpenAIBatches:
         *,
         max_file: int,
         uploads: UploadLimit,
+        gateways: OtherGateways | None = None,
     ) -> None:
         self._uploads = uploads
+        self._gateways = gateways
+        self._own = "" if gateways is None else gateways.own
         self._pass_on = pass_on
         self._store = store
         self._adapter = adapter
@@ -78,7 +79,7 @@ class OpenAIBatches:
         def add(name: str, path: str, method: str, handler: BatchHandler, media_types: tuple[str, ...] = ("",)) -> None:
             for full in (f"/v1{path}", path):
                 operation = Operation(name=name, path=full, methods=(method,), writes=True, media_types=media_types)
-                app = endpoint(self._adapter, operation, handler, self._pass_on)
+                app = endpoint(self._adapter, operation, handler, self._pass_on, self._gateways)
                 found.append(RouteMatch(operation=operation, app=app, adapter=self._adapter))
 
         add("upload_file", "/files", "POST", self._upload, ("multipart/form-data",))
@@ -102,7 +103,7 @@ class OpenAIBatches:
             filename, content, expiry_s = await anyio.to_thread.run_sync(self._form, body, media_type)
             now = self._store.wall()
             record = StoredFile(
-                id=FILE_PREFIX + secrets.token_hex(12), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
+                id=new_id(FILE_PREFIX, self._own), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
                 bytes=len(content), created_at=now, expires_at=now + expiry_s,
             )  # fmt: skip
             await self._store.add_file(record, content)
@@ -163,6 +164,7 @@ class OpenAIBatches:
             raise PassOn
         record = await self._store.find_file(owner_of(request), file_id)
         if record is None:
+            look_elsewhere(self._gateways, file_id, request)
             raise NotFound(f"no such file: {printable(file_id, 80)}")
         return record
 
@@ -185,11 +187,13 @@ class OpenAIBatches:
         _check_metadata(wanted.metadata or {})
         owner, now = owner_of(request), self._store.wall()
         file = await self._store.find_file(owner, wanted.input_file_id)
+        if file is None:
+            look_elsewhere(self._gateways, wanted.input_file_id, request, body)
         if file is None or file.purpose != _PURPOSE:
             raise BadRequest(f"no such file: {printable(wanted.input_file_id, 80)}", param="input_file_id")
         client: Client = request.scope[CLIENT_KEY]
         batch = Batch(
-            id=BATCH_PREFIX + secrets.token_hex(12), owner=owner, client=client.name, protocol="openai",
+            id=new_id(BATCH_PREFIX, self._own), owner=owner, client=client.name, protocol="openai",
             endpoint=wanted.endpoint, created_at=now, expires_at=now + WINDOW_S, input_file=file.id,
             metadata=wanted.metadata,
         )  # fmt: skip
@@ -228,6 +232,8 @@ class OpenAIBatches:
         if not batch_id.startswith(BATCH_PREFIX):
             raise PassOn
         batch = await self._store.find_batch(owner_of(request), batch_id)
+        if batch is None:
+            look_elsewhere(self._gateways, batch_id, request)
         if batch is None or batch.protocol != "openai":
             raise NotFound(f"no such batch: {printable(batch_id, 80)}")
         return batch

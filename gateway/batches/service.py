@@ -12,7 +12,7 @@ import anyio
 from hostler.adapters.base import Adapter
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.batches.anthropic_api import AnthropicBatches
-from hostler.gateway.batches.http import PassOnRoutes, UploadLimit
+from hostler.gateway.batches.http import OtherGateways, PassOnRoutes, UploadLimit
 from hostler.gateway.batches.openai_api import OpenAIBatches
 from hostler.gateway.batches.records import Batch, BatchItem
 from hostler.gateway.batches.runner import BatchRunner
@@ -33,7 +33,7 @@ _PREEMPTED: Final = InternalAnswer(status=503, headers={"retry-after": "1"}, bod
 class Batches:
     """`find_client` returns whose requests those of a batch are, `None` if the key is no longer valid. `must_wait(model)`
     is whether requests for the model have to wait for others, or for its host. `pass_on`: a backend may have
-    files and batches of its own. `run` until cancelled."""
+    files and batches of its own. `gateways` are those of the cluster. `run` until cancelled."""
 
     def __init__(
         self,
@@ -42,10 +42,12 @@ class Batches:
         find_client: Callable[[Batch], Client | None],
         must_wait: Callable[[str], bool],
         pass_on: bool,
+        gateways: OtherGateways | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._must_wait = must_wait
+        self._gateways = gateways
         self._router: Router | None = None
         self._file = Path(settings.file).expanduser() if settings.file else state_file("batches.sqlite3")
         self._begun = anyio.Event()
@@ -69,7 +71,11 @@ class Batches:
             for method in (*route.operation.methods, "DELETE")
         }
         by_name = {adapter.name: adapter for adapter in adapters}
-        limits: dict[str, Any] = {"max_file": self._settings.max_file, "uploads": UploadLimit()}
+        limits: dict[str, Any] = {
+            "max_file": self._settings.max_file,
+            "uploads": UploadLimit(),
+            "gateways": self._gateways,
+        }
         found: list[RouteMatch] = []
         if (openai := by_name.get("openai")) is not None:
             found += OpenAIBatches(self._store, openai, self._notify, self._pass_on, **limits).routes()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import msgspec
 
 from hostler import __version__
 from hostler.gateway.auth.middleware import KeyThrottle
@@ -18,11 +20,13 @@ from hostler.gateway.backends.cost import spending_file
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.cluster.announcements import Announcements
 from hostler.gateway.cluster.breaker_hints import BreakerHints
+from hostler.gateway.cluster.certificate_file import CertificateFile
 from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.peer_gateways import PeerGateways
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.shared_conversations import SharedConversations
 from hostler.gateway.cluster.shared_history import SharedHistory
@@ -45,18 +49,24 @@ from hostler.gateway.cluster_view import (
 )
 from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.host_address import gateway_url
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.joined_host import JoinedHost, is_configured, named_hosts
 from hostler.gateway.key_usage import usage_file
 from hostler.gateway.response_store import ResponseStore
 from hostler.gateway.shared_files import Apply
 from hostler.gateway.telemetry.history import History
+from hostler.supervisor.config import TLSSettings
+
+#: How often a gateway looks for its own address, in seconds.
+_ADDRESS_S = 10.0
 
 
 class Cluster:
     """Everything that this gateway shares with others. `run` until cancelled, then `close`.
 
-    `token` is the cluster's, `listen` are this gateway's addresses, and `state` is where a file of this name is kept.
+    `token` is the cluster's, `listen` are this gateway's addresses, with the certificate of `tls`, and `state` is where a
+    file of this name is kept. `peers` passes requests on to the other gateways.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class Cluster:
         *,
         token: str | None,
         listen: tuple[str, ...],
+        tls: TLSSettings | None,
         state: Callable[[str], Path],
         clock: Callable[[], float],
         wall: Callable[[], float],
@@ -109,14 +120,20 @@ class Cluster:
             token,
             state=state,
             clock=clock,
-            on_state=lambda: self.membership.report(self._shared.states),
+            on_state=lambda: self.membership.report(
+                msgspec.structs.replace(self.membership.own, configuration=self._shared.states)
+            ),
         )
+        self._listen = listen
+        self._certificate = None if tls is None else CertificateFile(tls.cert)
+        self.peers = PeerGateways(own.id, lambda: self.membership.members, is_trusted=token is not None)
         self._announcements = Announcements(self.store, self._signer, own.id)
         self._runs: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self.ledger.run,
             self.membership.run,
             self._announcements.run,
             self._shared.run,
+            self._report_address,
         ]
 
     def spending(self, settings: GatewaySettings) -> SharedSpending:
@@ -247,7 +264,7 @@ class Cluster:
             gateways=tuple(
                 ClusterMember(
                     id=each.id, name=each.name, version=each.version, listen=each.listen, since=each.since,
-                    own=each.id == own.id, configuration=each.configuration,
+                    own=each.id == own.id, url=each.url, configuration=each.configuration,
                 )
                 for each in sorted(self.membership.members.values(), key=lambda each: (each.name, each.id))
             ),
@@ -262,6 +279,18 @@ class Cluster:
             problems=(*filter(None, (self.membership.problem,)), *self._refusals()),
             calls=dict(self.store.calls),
         )  # fmt: skip
+
+    async def _report_address(self) -> None:
+        """Say where other gateways reach this one, which may change, as its certificate may."""
+        while True:
+            url = await gateway_url(self._settings, self._listen, tls=self._certificate is not None)
+            certificate = None
+            if self._certificate is not None and self._settings.gateway_url is None:
+                certificate = await anyio.to_thread.run_sync(self._certificate.read)
+            own = self.membership.own
+            if (own.url, own.certificate) != (url, certificate):
+                self.membership.report(msgspec.structs.replace(own, url=url, certificate=certificate))
+            await anyio.sleep(_ADDRESS_S)
 
     def _refusals(self) -> Iterator[str]:
         """Why members cannot use what is shared."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from hostler import __version__
+from hostler.gateway.cluster.certificate_file import CertificateFile
 from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
@@ -22,14 +22,9 @@ from hostler.gateway.host_address import announced_url, unreachable_reason
 from hostler.gateway.network_card import network_card
 from hostler.gateway.shared_files import Apply
 from hostler.gateway.wake_settings import WakeSettings
-from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.tls import MAX_CERTIFICATE
 
 logger = logging.getLogger(__name__)
-
-#: The first certificate of a file, which may contain its key as well.
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?")
 
 
 class HostMember:
@@ -51,9 +46,8 @@ class HostMember:
         self._supervisor = supervisor
         self._since = round(time.time(), 3)
         self._identity = Identity(state("cluster-host"))
-        self._certificate: str | None = None
-        self._unreadable = ""
         self._warned = False
+        self.certificate = None if supervisor.tls is None else CertificateFile(supervisor.tls.cert)
         keys = HostKeys(token, settings.name)
         self.token = keys.token(self._identity.id)
         self._store = Store(
@@ -91,7 +85,7 @@ class HostMember:
             name=self._settings.member or socket.gethostname().partition(".")[0],
             version=__version__,
             url=url,
-            certificate=await anyio.to_thread.run_sync(self._read_certificate),
+            certificate=None if self.certificate is None else await anyio.to_thread.run_sync(self.certificate.read),
             since=self._since,
             generation=self._generation,
             configuration=self._shared.states,
@@ -111,22 +105,3 @@ class HostMember:
                 url,
             )
         return wake
-
-    def _read_certificate(self) -> str | None:
-        """That of the supervisor; the last one that could be read, as the server uses it as well."""
-        if self._supervisor.tls is None:
-            return None
-        path = Path(self._supervisor.tls.cert).expanduser()
-        try:
-            found = _CERTIFICATE.search(read_limited(path, MAX_CERTIFICATE).decode("utf-8", "replace"))
-            reason = "" if found is not None else "no certificate is in it"
-        except OSError as error:
-            found, reason = None, str(error.strerror or error)
-        except FileTooLarge as error:
-            found, reason = None, str(error)
-        if found is not None:
-            self._certificate = found[0]
-        elif reason != self._unreadable:
-            logger.warning("%s: %s; gateways of the cluster go on with the previous certificate", path, reason)
-        self._unreadable = reason
-        return self._certificate

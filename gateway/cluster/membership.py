@@ -50,7 +50,8 @@ return records
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A gateway of the cluster. `id` stays the same over its restarts; `since` is its start, in seconds since the epoch."""
+    """A gateway of the cluster. `id` stays the same over its restarts; `since` is its start, in seconds since the epoch. `url`
+    is where others reach it, if they do, and `certificate` the one that it has there, as PEM."""
 
     id: str
     name: str
@@ -58,6 +59,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...] = ()
     since: float = 0.0
     configuration: tuple[ConfigurationState, ...] = ()
+    url: str | None = None
+    certificate: str | None = None
 
 
 class Signer:
@@ -136,9 +139,9 @@ class Membership:
         )
         return found
 
-    def report(self, configuration: tuple[ConfigurationState, ...]) -> None:
-        """Report what this gateway has made of what members share, now."""
-        self.own = msgspec.structs.replace(self.own, configuration=configuration)
+    def report(self, own: Member) -> None:
+        """Report this gateway anew, now: something of it has changed."""
+        self.own = own
         self.members = {**self.members, self.own.id: self.own}
         self._record = self._signer.signed(msgspec.json.encode(self.own))
         self._now_please()

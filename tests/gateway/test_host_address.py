@@ -9,7 +9,7 @@ import pytest
 
 from hostler.gateway.cluster_settings import ClusterSettings
 from hostler.gateway.config import Settings
-from hostler.gateway.host_address import announced_url, joins_cluster, unreachable_reason
+from hostler.gateway.host_address import announced_url, gateway_url, joins_cluster, unreachable_reason
 from hostler.gateway.server.event_loop import Loop
 from hostler.supervisor.config import SupervisorSettings, TLSSettings
 
@@ -46,6 +46,25 @@ async def test_other_machines_are_not_sent_to_their_own_loopback(listen: str) ->
     far = ClusterSettings(store="redis://store.lan", token="t")
     assert await announced_url(far, supervisor) is None
     assert "the store is on another one" in (unreachable_reason(far, supervisor) or "")
+
+
+@pytest.mark.parametrize(
+    ("listen", "store", "tls", "url"),
+    [
+        (["127.0.0.1:8000", "192.168.1.9:8000"], "redis://store.lan", False, "http://192.168.1.9:8000"),
+        (["unix:/run/hostler.sock", "pc.lan:8443"], "redis://store.lan", True, "https://pc.lan:8443"),
+        (["127.0.0.1:8000"], "redis://127.0.0.1", False, "http://127.0.0.1:8000"),
+        (["0.0.0.0:8000"], "redis://127.0.0.1", False, "http://127.0.0.1:8000"),
+        (["127.0.0.1:8000"], "redis://store.lan", False, None),
+        (["127.0.0.1:0", "unix:/run/hostler.sock"], "redis://127.0.0.1", False, None),
+    ],
+)
+async def test_a_gateway_is_at_the_first_address_that_others_reach(
+    listen: list[str], store: str, tls: bool, url: str | None
+) -> None:
+    assert await gateway_url(ClusterSettings(store=store), listen, tls=tls) == url
+    named = ClusterSettings(store=store, gateway_url="http://gateway.lan")
+    assert await gateway_url(named, listen, tls=tls) == "http://gateway.lan"
 
 
 async def test_the_configured_url_counts() -> None:

@@ -46,13 +46,19 @@ class Cluster:
         return await self._stack.enter_async_context(GatewayProgram(path, self.environ(name), self._keys).started())
 
     async def host(
-        self, name: str, *models: str, token: str = "secret", pair: Pair | None = None, **cluster: Any
+        self,
+        name: str,
+        *models: str,
+        token: str = "secret",
+        pair: Pair | None = None,
+        chunk_delay: float = 0.0,
+        **cluster: Any,
     ) -> tuple[Program, EngineLog]:
         """Start a supervisor with scripted engines."""
         folder = self._folder / name
         folder.mkdir()
         (folder / "model.gguf").write_bytes(b"not read by the scripted engine")
-        script = {"FAKE_ENGINE": json.dumps({"log": str(folder / "engines.log"), "chunks": 3})}
+        env = {"FAKE_ENGINE": json.dumps({"log": str(folder / "engines.log"), "chunks": 3, "chunk_delay": chunk_delay})}
         section: dict[str, Any] = {
             "listen": f"127.0.0.1:{free_port()}", "engine": f"{sys.executable} -I -S {FAKE_ENGINE}", "stop_grace_s": 1.0,
             "token": "of its own, which gateways do not know",
@@ -62,7 +68,7 @@ class Cluster:
         document = {
             "supervisor": section,
             "cluster": {**self._cluster(name, token), **cluster},
-            "profiles": {model: {"model": str(folder / "model.gguf"), "env": script} for model in models},
+            "profiles": {model: {"model": str(folder / "model.gguf"), "env": env} for model in models},
         }
         path = self._folder / f"{name}.yaml"
         path.write_text(json.dumps(document))

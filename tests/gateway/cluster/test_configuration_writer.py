@@ -29,7 +29,7 @@ async def members(server: RedisServer) -> AsyncIterator[None]:
     """A gateway that uses version 4 of the keys, and a host that refuses version 7 of the profiles."""
     store = make_store(server.url, (*Membership.scripts, *HostReporter.scripts))
     gateway = Membership(store, Signer("secret", "home"), Member(id="a", name="one", version="1"))
-    gateway.report((ConfigurationState(kind="keys", version=4),))
+    gateway.report(msgspec.structs.replace(gateway.own, configuration=(ConfigurationState(kind="keys", version=4),)))
     refusal = ConfigurationState(kind="profiles", version=6, refused=7, reason="no file")
     record = HostRecord(id="b", name="attic", version="1", url="http://10.0.0.1:8080", configuration=(refusal,))
 

@@ -1,0 +1,121 @@
+"""Passes requests on to the gateway of the cluster that has what they name."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
+
+import anyio
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from hostler.gateway.batches.http import FORWARDED_FROM, ElsewhereUnavailable
+from hostler.gateway.cluster.membership import Member
+from hostler.supervisor.tls import certificate_context
+
+_CONNECT_S: Final = 2.0
+_READ_S: Final = 60.0
+
+#: What is said of a connection, or was checked where the request has arrived.
+_NOT_SENT: Final = frozenset(
+    {
+        "host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "expect",
+        "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
+        "x-forwarded-prefix", "x-real-ip", "origin", "referer",
+    }
+)  # fmt: skip
+_NOT_RETURNED: Final = frozenset(
+    {"connection", "keep-alive", "trailer", "transfer-encoding", "upgrade", "date", "server"}
+)
+
+
+class PeerGateways:
+    """`members` are the gateways of the cluster by their ids. A request is sent as its client's, with its key.
+
+    `is_trusted`: the records of members are signed, so that keys are sent to no stranger.
+    """
+
+    def __init__(self, own: str, members: Callable[[], Mapping[str, Member]], *, is_trusted: bool) -> None:
+        self.own = own
+        self._members = members
+        self._is_trusted = is_trusted
+
+    async def forward(self, gateway: str, request: Request, body: bytes | None) -> Response:
+        """The other gateway's answer. Raises `ElsewhereUnavailable`."""
+        member = self._members().get(gateway)
+        if member is None:
+            raise ElsewhereUnavailable(
+                f"the gateway that has it ({gateway}) is not in the cluster now; ask again when it is back", final=False
+            )
+        if not self._is_trusted or member.url is None:
+            missing = "cluster.gateway_url in its file" if self._is_trusted else "cluster.token"
+            raise ElsewhereUnavailable(
+                f"gateway {member.name} has it, which this one cannot ask; ask it there, or set {missing}", final=True
+            )
+        client = _client(member)
+        try:
+            url = httpx.URL(member.url).copy_with(raw_path=_path(request))
+            sent = client.build_request(request.method, url, headers=_headers(request), content=body)
+            answer = await client.send(sent, stream=True)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await client.aclose()
+            if isinstance(error, httpx.HTTPError):
+                reason = str(error) or type(error).__name__
+                raise ElsewhereUnavailable(
+                    f"gateway {member.name} has it, and does not answer ({reason}); try again", final=False
+                ) from error
+            raise
+        return _Relayed(client, answer)
+
+
+class _Relayed(StreamingResponse):
+    """The answer of another gateway, byte for byte."""
+
+    def __init__(self, client: httpx.AsyncClient, answer: httpx.Response) -> None:
+        super().__init__(_content(answer), answer.status_code)
+        self.raw_headers = [
+            (name.lower(), value)
+            for name, value in answer.headers.raw
+            if name.lower().decode("latin-1") not in _NOT_RETURNED
+        ]
+        self._client = client
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._answer.aclose()
+                await self._client.aclose()
+
+
+async def _content(answer: httpx.Response) -> AsyncIterator[bytes]:
+    async for chunk in answer.aiter_raw():
+        yield chunk
+
+
+def _client(member: Member) -> httpx.AsyncClient:
+    verify: ssl.SSLContext | bool = True if member.certificate is None else certificate_context(member.certificate)
+    timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+    return httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False, follow_redirects=False)
+
+
+def _path(request: Request) -> bytes:
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope.get("query_string", b"")
+    return path + (b"?" + query if query else b"")
+
+
+def _headers(request: Request) -> list[tuple[bytes, bytes]]:
+    found = [
+        (name, value)
+        for name, value in request.headers.raw
+        if name.decode("latin-1") not in _NOT_SENT and not name.startswith(b"sec-")
+    ]
+    base = str(request.url.replace(path=request.scope.get("root_path", ""), query="", fragment="")).rstrip("/")
+    return [*found, (FORWARDED_FROM.encode(), base.encode())]

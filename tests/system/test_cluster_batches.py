@@ -1,0 +1,189 @@
+"""Files and batches that one gateway of a cluster has, at the others; and hosts that die while a batch is served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import anyio
+import httpx
+import openai
+import pytest
+from fakes.certificates import make_pair
+from fakes.ports import free_port
+from fakes.redis_server import RedisServer, needs_redis, redis_server
+from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
+from system.several_gateways import GatewayProgram
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, server: RedisServer) -> AsyncIterator[Cluster]:
+    async with running_cluster(tmp_path, server.url) as cluster:
+        yield cluster
+
+
+def address() -> dict[str, Any]:
+    """Settings of a gateway that others reach: its port is known before it starts."""
+    return {"listen": [f"127.0.0.1:{free_port()}"], "batches": {"idle_s": 0, "concurrency": 2}}
+
+
+def key(gateway: GatewayProgram) -> str:
+    return gateway.auth()["Authorization"].removeprefix("Bearer ")
+
+
+def client(gateway: GatewayProgram) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{gateway.running.address}/v1", api_key=key(gateway), max_retries=0)
+
+
+def lines(count: int) -> bytes:
+    body = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+    requests = (
+        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for number in range(count)
+    )
+    return b"".join(json.dumps(each).encode() + b"\n" for each in requests)
+
+
+async def know_each_other(*gateways: GatewayProgram) -> None:
+    """Wait until each gateway knows the others, and where they are reached."""
+    with anyio.fail_after(PATIENCE_S):
+        for gateway in gateways:
+            while not (  # noqa: ASYNC110 - here and below, what is waited for happens in other processes
+                len(found := (await status(gateway))["cluster"]["gateways"]) == len(gateways)
+                and all(each["url"] for each in found)
+            ):
+                await anyio.sleep(0.05)
+
+
+async def ended(api: openai.AsyncOpenAI, batch_id: str) -> Any:
+    with anyio.fail_after(PATIENCE_S):
+        while (batch := await api.batches.retrieve(batch_id)).status not in ("completed", "failed", "cancelled"):  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+    return batch
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_every_gateway_answers_for_files_and_batches_of_the_others(cluster: Cluster, workers: int) -> None:
+    first, second = (
+        await cluster.gateway("one", **address()),
+        await cluster.gateway("two", workers=workers, **address()),
+    )
+    await cluster.host("attic", "a")
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second)
+    async with client(first) as one, client(second) as two:
+        file = await one.files.create(file=("input.jsonl", lines(5)), purpose="batch")
+        assert (await two.files.retrieve(file.id)).filename == "input.jsonl"
+        assert (await two.files.content(file.id)).content == lines(5)
+        # It is created where its file is, wherever it was asked for.
+        batch = await two.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        done = await ended(two, batch.id)
+        assert done.status == "completed" and done.request_counts.completed == 5
+        for api in (one, two):
+            content = (await api.files.content(done.output_file_id)).text
+            assert sorted(json.loads(line)["custom_id"] for line in content.splitlines()) == ["0", "1", "2", "3", "4"]
+            assert (await api.batches.retrieve(batch.id)) == done
+        with pytest.raises(openai.BadRequestError, match="a batch that is completed cannot be cancelled"):
+            await two.batches.cancel(batch.id)
+        assert (await two.files.delete(file.id)).deleted
+        with pytest.raises(openai.NotFoundError):
+            await one.files.retrieve(file.id)
+        # An id of a gateway that does not exist, or that has no such file, is not passed on for ever.
+        missing = file.id[: len("file-hst-") + 16] + "0" * 24
+        with pytest.raises(openai.NotFoundError, match="no such file"):
+            await two.files.retrieve(missing)
+        with pytest.raises(openai.InternalServerError, match=r"\(0{16}\) is not in the cluster now"):
+            await two.files.retrieve("file-hst-" + "0" * 40)
+
+
+async def test_message_batches_are_found_as_well_and_their_results_where_they_were_asked_for(cluster: Cluster) -> None:
+    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
+    await cluster.host("attic", "a")
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second)
+    one, two = (
+        anthropic.AsyncAnthropic(base_url=each.running.address, api_key=key(each), max_retries=0)
+        for each in (first, second)
+    )
+    async with one, two:
+        message: Any = {"model": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+        batch = await one.messages.batches.create(requests=[{"custom_id": "x", "params": message}])
+        with anyio.fail_after(PATIENCE_S):
+            while (found := await two.messages.batches.retrieve(batch.id)).processing_status != "ended":  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert found.results_url == f"{second.running.address}/v1/messages/batches/{batch.id}/results"
+        results = [each async for each in await two.messages.batches.results(batch.id)]
+        assert [(each.custom_id, each.result.type) for each in results] == [("x", "succeeded")]
+
+
+async def test_a_gateway_that_is_gone_is_named_and_its_batch_goes_on_when_it_returns(
+    cluster: Cluster, server: RedisServer
+) -> None:
+    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
+    await cluster.host("attic", "a", chunk_delay=0.5)
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second)
+    async with client(first) as one, client(second) as two:
+        file = await one.files.create(file=("input.jsonl", lines(1)), purpose="batch")
+        batch = await one.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        server.kill()  # the last known members stay
+        await first.kill()
+        with pytest.raises(openai.InternalServerError, match="gateway one has it, and does not answer") as raised:
+            await two.batches.retrieve(batch.id)
+        assert raised.value.status_code == 503
+        assert raised.value.response.headers["retry-after"] == "5"
+        server.start()
+        await first.start()
+        await know_each_other(first, second)
+        assert (await ended(two, batch.id)).request_counts.completed == 1
+
+
+async def test_requests_of_a_batch_go_to_another_host_when_one_dies(cluster: Cluster) -> None:
+    gateway = await cluster.gateway("one", **address())
+    attic, attic_log = await cluster.host("attic", "a", chunk_delay=0.1)
+    await cluster.host("cellar", "a", chunk_delay=0.1)
+    await until(gateway, lambda hosts: set(hosts.values()) == {True} and len(hosts) == 2)
+    async with client(gateway) as api:
+        file = await api.files.create(file=("input.jsonl", lines(12)), purpose="batch")
+        batch = await api.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        with anyio.fail_after(PATIENCE_S):
+            while (await api.batches.retrieve(batch.id)).request_counts.completed < 2:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+        await attic.kill()
+        done = await ended(api, batch.id)
+        assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 12, 0)
+    assert attic_log.starts() == ["a"]
+
+
+async def test_requests_are_passed_on_over_tls_to_the_gateway_with_the_reported_certificate(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pair = make_pair(tmp_path, "gateway")
+    first = await cluster.gateway("one", tls={"cert": pair.cert, "key": pair.key}, **address())
+    second = await cluster.gateway("two", **address())
+    async with httpx.AsyncClient(base_url=first.running.address, verify=False, trust_env=False) as secure:
+        first.http = secure
+        await know_each_other(first, second)
+        form = {"purpose": (None, "batch"), "file": ("x.jsonl", lines(1))}
+        file = (await secure.post("/v1/files", files=form, headers=first.auth())).json()
+        answer = await second.http.get(f"/v1/files/{file['id']}/content", headers=second.auth())
+        assert (answer.status_code, answer.content) == (200, lines(1))
+        stranger = await second.http.get(f"/v1/files/{file['id']}", headers={"Authorization": "Bearer wrong"})
+        assert stranger.status_code == 401
