@@ -77,7 +77,7 @@ class _Translation:
     def _aliases(self) -> None:
         for alias, given in self._source.mapping("router_settings", "model_group_alias").items():
             name = given.get("model") if isinstance(given, dict) else given
-            found = self._names.of(str(name))
+            found = self._names.of(name) if isinstance(name, str) else []
             taken = alias in self._names.all()
             if taken or not found:
                 text = "is the name of a model" if taken else f"there is no model {name}"
@@ -180,6 +180,8 @@ class _Translation:
         given = {name: self._source.mapping(*at).get(name) for name in names}
         present = [name for name in names if name in self._source.mapping(*at)]
         try:
+            if present and "cluster" in self._report.sections:
+                raise ValueError("cluster.store is that of router_settings")
             address = self._store_address(*given.values())
         except ValueError as error:
             for name in present:
@@ -200,7 +202,7 @@ class _Translation:
             address = text_value(url)
             if not has_reference(address) and not re.fullmatch(r"(rediss?|unix)://[!-~]+", address):
                 raise ValueError("is not an address of the form redis://HOST:PORT")
-            return address
+            return address if has_reference(address) else self._without_password(address)
         if not host:
             if port or password:
                 raise ValueError("there is no host")
@@ -214,6 +216,14 @@ class _Translation:
             self._report.environment_file(_PASSWORD, quote(secret, safe=""))
             secret = reference(_PASSWORD)
         return f"redis://{f':{secret}@' if secret else ''}{where}{f':{number}' if number else ''}"
+
+    def _without_password(self, address: str) -> str:
+        """The address with its password as a reference to a variable, as long as it has one."""
+        match = re.fullmatch(r"(\w+://[^:@/]*:)([^@]+)(@.*)", address)
+        if match is None:
+            return address
+        self._report.environment_file(_PASSWORD, match[2])
+        return f"{match[1]}{reference(_PASSWORD)}{match[3]}"
 
     def _note_budget(self, section: str, key: str, value: Any) -> None:
         settings = self._source.mapping(section)

@@ -175,6 +175,46 @@ async def test_without_room_it_starts_after_the_other_one_is_saved(
     assert list((tmp_path / "slots").glob("*.kv"))
 
 
+async def test_the_one_that_is_being_saved_comes_back_once_it_has_stopped(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+) -> None:
+    written = flags("written")
+    first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
+    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
+    async with running(manager), anyio.create_task_group() as tasks:
+        await talk(await manager.switch("a"))
+        await manager.switch("b", evict=["a"])
+        tasks.start_soon(lambda: manager.switch("a", evict=["b"]))
+        await journal.until("save")
+        written.set()
+        await journal.until("start", 3)
+        await talk(await manager.switch("a"))
+    assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
+    assert len(journal.events("start", "b")) == 1
+
+
+async def test_its_end_while_the_other_one_is_saved_costs_that_nothing(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+) -> None:
+    written = flags("written")
+    first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
+    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
+    async with running(manager), anyio.create_task_group() as tasks:
+        await talk(await manager.switch("a"))
+        await manager.switch("b", evict=["a"])
+        pid = next(status.pid for status in manager.status_now().models if status.model == "b")
+        psutil.Process(pid).kill()
+        with anyio.fail_after(20):
+            while states(manager)["b"] == "ready":  # noqa: ASYNC110 - what is waited for happens in another process
+                await anyio.sleep(0.005)
+        tasks.start_soon(lambda: manager.switch("b", evict=["a"]))
+        await journal.until("save")
+        written.set()
+        await journal.until("start", 3)
+        await talk(await manager.switch("b"))
+        assert list((tmp_path / "slots").glob("*.kv"))
+
+
 async def test_a_model_unloaded_while_the_other_one_is_saved_stays_stopped(
     scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:

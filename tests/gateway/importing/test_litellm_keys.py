@@ -102,6 +102,9 @@ def test_redis_of_several_instances_is_the_store_of_a_cluster() -> None:
     assert imported.sections["cluster"]["store"] == "redis://:${env:STORE_PASSWORD}@s.lan:7000"
     assert imported.secret_files == {"hostler.env": "STORE_PASSWORD='a%3Ab'\n"}
     assert "a:b" not in str(imported.notes)
+    imported = translate("router_settings: {redis_url: 'rediss://me:p%40ss@s.lan:7000/1'}\n")
+    assert imported.sections["cluster"]["store"] == "rediss://me:${env:STORE_PASSWORD}@s.lan:7000/1"
+    assert imported.secret_files["hostler.env"] == "STORE_PASSWORD='p%40ss'\n"
     assert translate(SETTINGS).sections["cluster"]["store"] == "redis://:${env:STORE_KEY}@${env:STORE}:6380"
 
 
@@ -201,3 +204,21 @@ def test_facts_that_do_more_than_describe_are_said() -> None:
         "model_list[0].model_info.access_groups",
         "model_list[0].model_info.custom_tokenizer",
     }
+
+
+def test_of_two_stores_the_first_one_is_taken_over() -> None:
+    text = "router_settings: {redis_host: one}\ngeneral_settings: {coordination_redis: {host: two}}\n"
+    imported = translate(text)
+    assert imported.sections["cluster"]["store"] == "redis://one"
+    found = {each.key: (each.kind, each.text) for each in imported.notes}
+    assert found["general_settings.coordination_redis.host"] == ("missing", "cluster.store is that of router_settings")
+
+
+def test_an_alias_of_no_name_is_not_taken_over() -> None:
+    text = (
+        'model_list: [{model_name: "*", litellm_params: {model: "openai/*", api_key: os.environ/KEY}}]\n'
+        "router_settings: {model_group_alias: {d: [x]}}\n"
+    )
+    imported = translate(text)
+    assert [each["models"] for each in imported.sections["backends"].values()] == [{"*": "*"}]
+    assert any(each.kind == "missing" and each.key.endswith("model_group_alias.d") for each in imported.notes)
