@@ -83,6 +83,30 @@ async def test_every_section_is_readable(
                 assert wider <= 0, section
 
 
+@pytest.mark.parametrize("width", [1280, 1060, 1000, 820])
+async def test_requests_fit_into_windows_of_many_widths(
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags, width: int, tmp_path: Path
+) -> None:
+    end = flags("end")
+    backend = {"kind": "openai", "url": "http://127.0.0.1:9/v1", "models": {"far/*": "*"}}
+    profiles = {LONG: {"script": {"last_when": end.path}}}
+    async with start_gateway(profiles, backends={"router-of-many-models": backend}) as gateway:
+        refused = await gateway.http.post("/v1/chat/completions", json={"model": "far/org/model-32b", "messages": []})
+        assert refused.status_code >= 400
+        async with gateway.stream(LONG) as answer:
+            await first_token(answer)
+            async with open_page(f"{gateway.url}/ui/#flow", viewport={"width": width, "height": 740}) as page:
+                await expect(page.get_by_role("list", name="Requests in flight").locator("li")).to_have_count(1)
+                past = page.get_by_role("list", name="Recent requests").locator("summary").first
+                await expect(past.locator(".name")).to_have_text("far/org/model-32b")
+                await past.click()
+                await page.screenshot(path=artefacts(tmp_path) / f"Flow-{width}.png", full_page=True)
+                wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                assert await page.evaluate(wider) <= 0
+                assert await page.evaluate(HIDDEN_AT_THE_SIDE) == []
+            end.set()
+
+
 @pytest.mark.parametrize("width", [375, 320])
 async def test_nothing_scrolls_sideways(
     start_gateway: StartGateway, open_page: OpenPage, flags: Flags, width: int, tmp_path: Path

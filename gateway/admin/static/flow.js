@@ -106,8 +106,8 @@ function row(first, live) {
     kind.update(word, colour);
     // `at` is the arrival of a request in flight, and the end of a finished one.
     setText(cells.time, clock(live ? request.at : request.at - request.seconds));
-    const model = request.model ?? request.requested_model ?? "no model";
-    setText(cells.model, request.requested_model && request.model && request.requested_model !== request.model ? `${request.requested_model} → ${model}` : model);
+    const model = served(request) ?? request.requested_model ?? "no model";
+    setText(cells.model, request.requested_model && request.requested_model !== model ? `${request.requested_model} → ${model}` : model);
     const later = request.hop ? ` · hop ${request.hop + 1}` : "";
     setText(by, request.backend ? `${request.backend}${later}` : "–");
     setText(why, request.backend && request.hop && (live || request.outcome === "ok") ? describeReason(request.reason) : "");
@@ -130,6 +130,11 @@ function row(first, live) {
     open();
   };
   return { node, update };
+}
+
+/** The model that answered: the requested one where a name with a star stands for it. */
+function served(request) {
+  return request.model?.includes("*") ? request.requested_model : request.model;
 }
 
 /** Seconds in the queue and in a switch; for a request in flight, so far. */
@@ -185,7 +190,7 @@ function detail(live) {
       id: request.id,
       began: clock(live ? request.at : request.at - request.seconds),
       asked: request.requested_model ?? "none",
-      served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "no backend",
+      served: request.backend ? `${served(request) ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "no backend",
       gateway: request.gateway ?? "",
       why: request.backend && (live || request.outcome === "ok") ? describeReason(request.reason) || (request.hop ? "" : "first in the chain") : "",
       outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),

@@ -17,6 +17,7 @@ WIDTH = 62
 #: Commands that call no running gateway.
 LOCAL = {
     "import",
+    "config",
     "up",
     "gateway",
     "supervisor",
