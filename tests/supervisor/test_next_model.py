@@ -307,6 +307,15 @@ async def test_clients_get_the_next_model_while_the_last_answer_of_the_other_run
         await gateway.until(lambda: [note["model"] for note in gateway.events("stop")] == ["a"])
 
 
+async def test_a_model_comes_back_if_the_next_one_fails_while_it_is_stopped(tmp_path: Path) -> None:
+    profiles = {"a": {"memory": "1MiB"}, "b": {"memory": "1MiB", "script": {"exit_code": 3}}}
+    async with gateway_starter(tmp_path)(profiles, supervisor={"prepare_next": "start"}) as gateway:
+        assert (await gateway.chat("a")).status_code == 200
+        assert (await gateway.chat("b")).status_code == 503
+        await gateway.until(lambda: gateway.starts().count("a") == 2)
+        assert (await gateway.chat("a")).status_code == 200
+
+
 async def test_a_missing_file_is_reported_while_another_model_still_answers(tmp_path: Path, flags: Flags) -> None:
     last = flags("last")
     profiles = {"a": {"script": {"last_when": last.path}}, "b": {"model": str(tmp_path / "gone.gguf")}}
