@@ -30,6 +30,7 @@ from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.cluster_view import GatewayHost, gateway_host
 from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
 from hostler.gateway.context import Client
+from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.gateway.events import ModelsChanged
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.in_flight import OtherProcesses, OtherRequests, RequestView, request_views
@@ -170,6 +171,7 @@ class Components:
             transcripts=self.transcripts,
             clock=clock,
         )
+        self.conversations: ConversationPlaces | None = None
         self.joining = JoiningHosts(serving, self._restore_host)
         if self.cluster is not None:
             self._share(self.cluster)
@@ -242,7 +244,8 @@ class Components:
         serving = self.serving
         if self.responses is not None:
             cluster.share_responses(self.responses, self.settings.gateway.responses.max_age_s)
-        serving.use_hints(cluster.share_conversations(serving.entries))
+        self.conversations = cluster.share_conversations(serving.entries)
+        serving.use_hints(self.conversations)
         cluster.share_history(self.admin.history, serving.bus)
         cluster.share_logins(self.admin.sessions, self.admin.throttle)
         shared_keys = shared_file(self.settings.cluster, "keys")

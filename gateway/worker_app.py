@@ -18,6 +18,7 @@ from hostler.gateway.asgi import ASGIApp, Receive, RouteMatch, Scope, Send
 from hostler.gateway.auth.middleware import WRONG_KEYS, AuthMiddleware, KeyThrottle, Rules
 from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
+from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished
 from hostler.gateway.in_flight import RequestView, request_views
 from hostler.gateway.joining_hosts import JoiningHosts
@@ -36,6 +37,7 @@ from hostler.gateway.workers.frames import (
     LOCAL_SILENCE_S,
     ActiveModel,
     BreakerHint,
+    ConversationAnswered,
     FinishedRequest,
     FrameToWorker,
     HostsJoined,
@@ -101,6 +103,7 @@ class WorkerApp:
             catalog.update_models(backend, models)
         if start.active is not None:
             catalog.set_active(start.active)
+        self._places = self._conversations(start)
         self.serving.bus.listen(self._on_event)
         self.app = self._entrance(Forwarder(start.forward_to, start.secret))
 
@@ -121,6 +124,9 @@ class WorkerApp:
                 self._spending.update(frame.state)
             case BreakerHint():
                 self._follow_breaker(frame)
+            case ConversationAnswered():
+                if self._places is not None:
+                    self._places.remember(frame.answered)
             case _:
                 raise TypeError(f"{type(frame).__name__} is not for the application")
 
@@ -256,6 +262,18 @@ class WorkerApp:
         if model != self._used:
             self._used = model
             self._channel.send(ActiveModel(model))
+
+    def _conversations(self, start: WorkerStart) -> ConversationPlaces | None:
+        """Where conversations are, as far as the main process says; `None` without a cluster."""
+        if start.conversations is None:
+            return None
+        secret, known = start.conversations
+        places = ConversationPlaces(self.serving.entries, secret=secret, wall=self._wall)
+        for answered in known:
+            places.remember(answered)
+        places.on_answered = lambda answered: self._channel.send(ConversationAnswered(answered))
+        self.serving.use_hints(places)
+        return places
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, BreakerChanged) and event.state != "half_open" and not self._following:

@@ -30,6 +30,7 @@ from hostler.gateway.workers.frames import (
     ActiveModel,
     AdmitKey,
     BreakerHint,
+    ConversationAnswered,
     FinishedRequest,
     FrameFromWorker,
     HostsJoined,
@@ -70,6 +71,8 @@ _LIMITS: Final = Limits(head_bytes=96 * 1024, headers=110)
 
 #: What is spent is reported to workers at most this often, in seconds.
 _REPORT_S: Final = 0.02
+#: How many conversations a worker knows of when it starts.
+_CONVERSATIONS: Final = 2000
 
 #: Time for the workers' connections to the supervisor to end, in seconds.
 _SUPERVISOR_DRAIN_S: Final = 1.0
@@ -97,6 +100,7 @@ class WorkerService:
         self._server: Server | None = None
         self._active: str | None = None
         self._following = 0
+        self._answered_by = 0
         self._reporting = False
         self._foreign = self._at_once = False
         self._stopping = anyio.Event()
@@ -130,6 +134,10 @@ class WorkerService:
         self._components = components
         components.serving.bus.listen(self._on_event)
         components.serving.chain.spending.on_change = self._on_spending
+        if components.conversations is not None:
+            components.conversations.on_remembered = lambda answered: self.pool.broadcast(
+                ConversationAnswered(answered), but=self._answered_by
+            )
         components.on_hosts = lambda hosts: self.pool.broadcast(HostsJoined(tuple(hosts)))
 
     def set_presets(self, presets: Mapping[str, Preset]) -> None:
@@ -264,6 +272,9 @@ class WorkerService:
             active=self._active,
             spending=self._spending_state(),
             log_level=logging.getLogger().getEffectiveLevel(),
+            conversations=None
+            if parts.conversations is None
+            else (parts.conversations.secret, parts.conversations.latest(_CONVERSATIONS)),
         )
 
     def _serve_worker(self, worker: WorkerProcess) -> WorkerHandler:
@@ -282,6 +293,15 @@ class WorkerService:
             follow_breaker(serving.chain.hops, hint, serving.clock())
         finally:
             self._following = 0
+
+    def on_conversation(self, frame: ConversationAnswered, worker: int) -> None:
+        """A host has answered a prompt to a worker."""
+        if (places := self._parts.conversations) is not None:
+            self._answered_by = worker
+            try:
+                places.add(frame.answered)
+            finally:
+                self._answered_by = 0
 
     def _on_event(self, event: Event) -> None:
         serving = self._parts.serving
@@ -331,6 +351,8 @@ class _Handler(WorkerHandler):
                 self._service.on_model_used(frame.model, worker.number)
             case BreakerHint():
                 self._service.follow_breaker(frame, worker.number)
+            case ConversationAnswered():
+                self._service.on_conversation(frame, worker.number)
             case AdmitKey():
                 self._service.start_soon(self._admit, frame)
             case SettleKey():

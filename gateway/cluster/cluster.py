@@ -47,6 +47,7 @@ from hostler.gateway.cluster_view import (
     ConfigurationState,
     GatewayHost,
 )
+from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.gateway.events import Bus
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.host_address import gateway_url
@@ -180,12 +181,13 @@ class Cluster:
             shared = SharedHistory(self.store, self._signer, own, history, bus, wall=self.ledger.wall)
             self._runs.append(shared.run)
 
-    def share_conversations(self, entries: Mapping[str, BackendSettings]) -> SharedConversations:
+    def share_conversations(self, entries: Mapping[str, BackendSettings]) -> ConversationPlaces:
         """Which hosts hold which conversations. To be called before `run`."""
         own = self.membership.own.id, self.membership.own.name
-        shared = SharedConversations(self.store, self._signer, own, entries, secret=self._secret, wall=self.ledger.wall)
+        places = ConversationPlaces(entries, secret=self._secret, wall=self.ledger.wall)
+        shared = SharedConversations(self.store, self._signer, own, places, wall=self.ledger.wall)
         self._runs.append(shared.run)
-        return shared
+        return places
 
     def share_logins(self, sessions: Sessions | None, throttle: KeyThrottle) -> None:
         """Sessions and invalid keys of all gateways. To be called before `run`."""

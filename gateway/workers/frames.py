@@ -15,6 +15,7 @@ from hostler.gateway.backends.circuit_breaker import BreakerState
 from hostler.gateway.backends.cost import DailySpending, Reservation
 from hostler.gateway.config import Settings
 from hostler.gateway.context import KeyRules
+from hostler.gateway.conversation_places import AnsweredPrompt
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.joined_host import JoinedHost
@@ -51,7 +52,7 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     for requests, which have to carry the `secret`, `supervisor` that of this machine's supervisor with its token.
     `keys_needed` is what the main process has decided when it started, whatever the key file contains by now. `models` are
     those of the backends without a supervisor, `profiles` those of hosts that may be asleep, `joined` are hosts that no file
-    names.
+    names. `conversations` are, in a cluster, the secret of `ConversationPlaces`, and what it has remembered last.
     """
 
     number: int
@@ -70,6 +71,7 @@ class WorkerStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     active: str | None
     spending: SpendingState
     log_level: int
+    conversations: tuple[bytes, tuple[AnsweredPrompt, ...]] | None = None
 
 
 class ServerModels(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -104,6 +106,12 @@ class BreakerHint(msgspec.Struct, frozen=True, array_like=True, tag=True):
     model: str | None
     state: BreakerState
     seconds: float
+
+
+class ConversationAnswered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Both ways: a host has answered a prompt."""
+
+    answered: AnsweredPrompt
 
 
 class SpendingChanged(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -257,6 +265,7 @@ FrameToWorker = (
     | PresetsReplaced
     | ActiveModel
     | BreakerHint
+    | ConversationAnswered
     | SpendingChanged
     | AbsentWorkers
     | StateQuery
@@ -276,6 +285,7 @@ FrameFromWorker = (
     | RecordedTranscript
     | ActiveModel
     | BreakerHint
+    | ConversationAnswered
     | AdmitKey
     | SettleKey
     | ReserveMoney

@@ -7,6 +7,7 @@ from typing import cast
 
 import msgspec
 import pytest
+from fakes.requests import target
 from fakes.serving_parts import BACKENDS
 
 from hostler.adapters.registry import load_adapters
@@ -14,11 +15,13 @@ from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.auth import keys
 from hostler.gateway.backends.cost import DailySpending
 from hostler.gateway.config import ConfigError, read
+from hostler.gateway.conversation_places import AnsweredPrompt
 from hostler.gateway.worker_app import WorkerApp
 from hostler.gateway.workers.channel import Channel
 from hostler.gateway.workers.frames import (
     ActiveModel,
     BreakerHint,
+    ConversationAnswered,
     FrameToWorker,
     ServerModels,
     SpendingChanged,
@@ -26,6 +29,7 @@ from hostler.gateway.workers.frames import (
     StateQuery,
     WorkerStart,
 )
+from hostler.supervisor.contract import PromptIdentity
 
 NOTHING = SpendingState(DailySpending(day=""), 0.0, 0.0, 0)
 
@@ -41,13 +45,18 @@ class MainProcess:
 
 
 def worker(
-    folder: Path, text: str = BACKENDS, main: MainProcess | None = None, *, keys_needed: bool = False
+    folder: Path,
+    text: str = BACKENDS,
+    main: MainProcess | None = None,
+    *,
+    keys_needed: bool = False,
+    conversations: tuple[bytes, tuple[AnsweredPrompt, ...]] | None = None,
 ) -> WorkerApp:
     file = folder / "hostler.yaml"
     file.write_text(text, encoding="utf-8")
     start = WorkerStart(
         number=1, release="1", settings=read(file, {}).settings, keys_needed=keys_needed, sockets=(), others={}, forward_to="/m", secret="s", supervisor=None, presets={},
-        models={}, profiles={}, joined=(), active=None, spending=NOTHING, log_level=20,
+        models={}, profiles={}, joined=(), active=None, spending=NOTHING, log_level=20, conversations=conversations,
     )  # fmt: skip
     return WorkerApp(start, cast(Channel[FrameToWorker], main or MainProcess()))
 
@@ -121,3 +130,29 @@ def test_a_worker_that_cannot_read_the_keys_does_not_serve(tmp_path: Path) -> No
     (tmp_path / "keys").write_text("no key")
     with pytest.raises(ConfigError, match="keys"):
         worker(tmp_path, text, keys_needed=True)
+
+
+def test_it_knows_where_conversations_are_and_says_what_it_learns(tmp_path: Path) -> None:
+    text = (
+        "backends:\n  pc: {kind: supervisor, url: 'http://pc:1'}\n  attic: {kind: supervisor, url: 'http://attic:1'}\n"
+    )
+    first, second = (tmp_path / "first", tmp_path / "second")
+    first.mkdir()
+    second.mkdir()
+    main = MainProcess()
+    one = worker(first, text, main, conversations=(b"secret", ()))
+    prompt = PromptIdentity(marks=((1, 10),))
+    one.serving.on_answered(target("attic"), prompt)
+    [frame] = [each for each in main.sent if isinstance(each, ConversationAnswered)]
+    other = worker(second, text, conversations=(b"secret", (frame.answered,)))
+    hints = other.serving.host_choice.hints
+    assert hints is not None
+    assert hints.find("m", prompt, ["pc", "attic"]) == ("attic", 10)
+    one.serving.on_answered(target("pc"), later := PromptIdentity(marks=((2, 20),)))
+    other.receive(next(each for each in main.sent[::-1] if isinstance(each, ConversationAnswered)))
+    assert hints.find("m", later, ["pc", "attic"]) == ("pc", 20)
+    # Without a cluster there is nothing to know.
+    alone = worker(first, text)
+    alone.receive(frame)
+    alone.serving.on_answered(target("pc"), prompt)
+    assert alone.serving.host_choice.hints is None

@@ -16,6 +16,7 @@ from fakes.store_client import running, until
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.cluster.shared_conversations import SharedConversations
 from hostler.gateway.cluster.shared_log import SharedLog
+from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.supervisor.contract import PromptIdentity
 
 pytestmark = [pytest.mark.anyio, needs_redis]
@@ -33,12 +34,13 @@ class TalkingGateway(ClusterMember):
         self.now = time.time()
         self.names = hosts.keys()
         entries = {each: BackendSettings(kind="supervisor", url=address) for each, address in hosts.items()}
+        self.places = ConversationPlaces(entries, secret=b"secret", wall=lambda: self.now)
         self.shared = SharedConversations(
-            self.store, self.signer, (name, name), entries, secret=b"secret", wall=lambda: self.now, every_s=0.01
+            self.store, self.signer, (name, name), self.places, wall=lambda: self.now, every_s=0.01
         )
 
     def found(self, prompt: PromptIdentity = NEXT, model: str = "m") -> tuple[str, int] | None:
-        return self.shared.find(model, prompt, self.names)
+        return self.places.find(model, prompt, self.names)
 
 
 @asynccontextmanager
@@ -51,15 +53,15 @@ async def test_a_gateway_knows_where_a_conversation_of_another_one_is(server: Re
     one = TalkingGateway(server.url, "a", pc="http://pc:1", attic="http://attic:1")
     two = TalkingGateway(server.url, "b", big="http://pc:1", small="http://attic:1")
     async with talking(one, two):
-        one.shared.answered("attic", "m", FIRST)
+        one.places.answered("attic", "m", FIRST)
         assert one.found() == ("attic", 500)
         await until(two.found)
         assert two.found() == ("small", 500)
         assert two.found(model="another") is None
         assert two.found(PromptIdentity(marks=((1, 10), (9, 500)))) is None
-        assert two.shared.find("m", NEXT, ["big"]) is None
+        assert two.places.find("m", NEXT, ["big"]) is None
         # It went on elsewhere.
-        two.shared.answered("big", "m", NEXT)
+        two.places.answered("big", "m", NEXT)
         await until(lambda: one.found() == ("pc", 700))
     later = TalkingGateway(server.url, "c", pc="http://pc:1")
     async with talking(later):
@@ -73,17 +75,10 @@ async def test_without_the_store_a_gateway_knows_its_own(server: RedisServer) ->
     async with talking(one, two):
         server.kill()
         await until(lambda: not one.store.connected and not two.store.connected)
-        one.shared.answered("pc", "m", FIRST)
+        one.places.answered("pc", "m", FIRST)
         assert (one.found(), two.found()) == (("pc", 500), None)
         server.start()
         await until(two.found)
-
-
-async def test_hosts_that_are_not_in_the_file_and_prompts_without_marks_are_left_out(server: RedisServer) -> None:
-    one = TalkingGateway(server.url, "a", pc="http://pc:1")
-    one.shared.answered("local", "m", FIRST)
-    one.shared.answered("pc", "m", PromptIdentity("anna"))
-    assert one.found() is None
 
 
 async def test_many_answers_need_few_calls_and_reveal_no_prompt(server: RedisServer) -> None:
@@ -91,7 +86,7 @@ async def test_many_answers_need_few_calls_and_reveal_no_prompt(server: RedisSer
     async with talking(one, two):
         server("CONFIG", "RESETSTAT")
         for number in range(1000, 2000):
-            one.shared.answered("pc", "m", PromptIdentity(marks=((number, 500),)))
+            one.places.answered("pc", "m", PromptIdentity(marks=((number, 500),)))
         await until(lambda: two.found(PromptIdentity(marks=((1999, 500),))))
         assert server.count("evalsha") <= 40
     kept = server("XRANGE", LOG, "-", "+")
@@ -119,6 +114,6 @@ async def test_entries_that_no_gateway_would_have_written_do_no_harm(server: Red
     async with members_running(one), running(log.run), talking(two, other):
         log.add(msgspec.json.encode(entry))
         await until(lambda: not log.waiting)
-        other.shared.answered("pc", "m", FIRST)
+        other.places.answered("pc", "m", FIRST)
         await until(two.found)
     assert two.found() == ("pc", 500)
