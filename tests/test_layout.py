@@ -41,7 +41,6 @@ TESTED_ELSEWHERE = {
     "gateway/admin/routes.py": ["system/test_admin_routes.py", "system/test_admin_events.py"],
     "gateway/admin/transcripts.py": ["system/test_recording.py"],
     "gateway/cluster/cluster.py": ["system/test_cluster.py"],
-    "gateway/cluster/peer_gateways.py": ["system/test_cluster_batches.py"],
     "gateway/cluster/budget_books.py": ["gateway/cluster/test_key_budgets.py"],
     "gateway/cluster/ledger.py": ["gateway/cluster/test_key_budgets.py", "gateway/cluster/test_spending.py"],
     "gateway/importing/litellm_models.py": ["gateway/importing/test_litellm.py"],

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 #: How often a member reports itself, and after which silence it is gone, in seconds.
 HEARTBEAT_S, LIFETIME_S = 2.0, 6.0
 _CHANNEL = "members"
+#: Gateways whose start is remembered, at most.
+_MAX_STARTS = 1000
 
 #: Reports the member KEYS[2]. Returns the record that was there before, and those of all that are alive. A member without
 #: a record leaves.
@@ -102,6 +104,7 @@ class Membership:
         self._record = signer.signed(msgspec.json.encode(own))
         self._now = anyio.Event()
         self._refused: set[bytes] = set()
+        self._started: dict[str, float] = {}
         store.on_connect(self._now_please)
         store.subscribe(_CHANNEL, self._on_message)
 
@@ -174,7 +177,7 @@ class Membership:
             if member is None:
                 refused.add(record)
             elif member.id != self.own.id:
-                found[member.id] = member
+                found[member.id] = self._with_own_address(member)
         if refused - self._refused:
             logger.warning(
                 "a member with another token, or of another release, reports itself in the store; it is ignored"
@@ -187,6 +190,15 @@ class Membership:
         for each in self.members.keys() - found.keys():
             logger.info("gateway %s left the cluster", self.members[each].name)
         self.members = found
+
+    def _with_own_address(self, member: Member) -> Member:
+        """The member, without the address of an earlier start: that of a record that was written again may be a stranger's."""
+        if member.since < self._started.get(member.id, 0.0):
+            return msgspec.structs.replace(member, url=None, certificate=None)
+        self._started[member.id] = member.since
+        if len(self._started) > _MAX_STARTS:
+            del self._started[next(iter(self._started))]
+        return member
 
     def _member(self, record: bytes) -> Member | None:
         content = self._signer.opened(record)

@@ -16,8 +16,7 @@ from hostler.gateway.batches.http import FORWARDED_FROM, ElsewhereUnavailable
 from hostler.gateway.cluster.membership import Member
 from hostler.supervisor.tls import certificate_context
 
-_CONNECT_S: Final = 2.0
-_READ_S: Final = 60.0
+_TIMEOUT: Final = httpx.Timeout(60.0, connect=2.0)
 
 #: What is said of a connection, or was checked where the request has arrived.
 _NOT_SENT: Final = frozenset(
@@ -58,7 +57,11 @@ class PeerGateways:
         client = _client(member)
         try:
             url = httpx.URL(member.url).copy_with(raw_path=_path(request))
-            sent = client.build_request(request.method, url, headers=_headers(request), content=body)
+            # Not `build_request`, which adds headers that the client has not sent.
+            sent = httpx.Request(
+                request.method, url, headers=_headers(request, read=body is not None), content=body,
+                extensions={"timeout": _TIMEOUT.as_dict()},
+            )  # fmt: skip
             answer = await client.send(sent, stream=True)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -100,9 +103,11 @@ async def _content(answer: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _client(member: Member) -> httpx.AsyncClient:
-    verify: ssl.SSLContext | bool = True if member.certificate is None else certificate_context(member.certificate)
-    timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
-    return httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False, follow_redirects=False)
+    """A client for this gateway alone. Certificates are read only where some are needed: that takes a while."""
+    verify: ssl.SSLContext | bool = member.url is not None and not member.url.startswith("http://")
+    if member.certificate is not None:
+        verify = certificate_context(member.certificate)
+    return httpx.AsyncClient(verify=verify, trust_env=False, follow_redirects=False)
 
 
 def _path(request: Request) -> bytes:
@@ -111,11 +116,14 @@ def _path(request: Request) -> bytes:
     return path + (b"?" + query if query else b"")
 
 
-def _headers(request: Request) -> list[tuple[bytes, bytes]]:
+def _headers(request: Request, *, read: bool) -> list[tuple[bytes, bytes]]:
+    """The headers to pass on; with a body that was `read`, and so decompressed."""
     found = [
         (name, value)
         for name, value in request.headers.raw
-        if name.decode("latin-1") not in _NOT_SENT and not name.startswith(b"sec-")
+        if name.decode("latin-1") not in _NOT_SENT
+        and not name.startswith(b"sec-")
+        and not (read and name == b"content-encoding")
     ]
     base = str(request.url.replace(path=request.scope.get("root_path", ""), query="", fragment="")).rstrip("/")
     return [*found, (FORWARDED_FROM.encode(), base.encode())]

@@ -139,3 +139,18 @@ async def test_the_documented_rights_of_an_account_suffice(server: RedisServer) 
     first, second = member(url, "a"), member(url, "b")
     async with running(first.store.run, first.run, second.store.run, second.run):
         await until(lambda: names(first) == names(second) == ["a", "b"])
+
+
+async def test_an_old_record_that_is_written_again_leads_to_no_old_address(server: RedisServer) -> None:
+    own, other = member(server.url, "a"), member(server.url, "b")
+
+    def record(since: float, url: str) -> bytes:
+        return own._signer.signed(msgspec.json.encode(msgspec.structs.replace(other.own, since=since, url=url)))
+
+    own._see([record(2.0, "http://10.0.0.2:8000")])
+    assert own.members["bbbb"].url == "http://10.0.0.2:8000"
+    own._see([])
+    own._see([record(1.0, "http://10.0.0.1:8000")])
+    assert (own.members["bbbb"].name, own.members["bbbb"].url) == ("b", None)
+    own._see([record(3.0, "http://10.0.0.3:8000")])
+    assert own.members["bbbb"].url == "http://10.0.0.3:8000"
