@@ -52,7 +52,10 @@ def folder_facts(folder: Path) -> ModelFacts:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether this folder is a model in the format of safetensors."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    try:
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    except OSError:  # it may not be entered
+        return False
 
 
 def weight_files(folder: Path) -> list[Path]:

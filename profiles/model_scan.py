@@ -94,7 +94,7 @@ def scan_models(places: Iterable[Path], *, read: ReadFacts = read_facts) -> Mode
     facts: dict[Path, ModelFacts] = {}
     folders: list[FoundModel] = []
     for path in _files(places, left_out):
-        if path.is_dir():
+        if _is_folder(path):
             if (mistake := folder_mistake(path)) is not None:
                 left_out.append(LeftOut(path=path, reason=mistake))
             else:
@@ -115,11 +115,13 @@ def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """The first part of each model, and single files, in the order of paths."""
     seen: set[Path] = set()
     for place in places:
-        if not place.is_dir():
+        if not _is_folder(place):
             # Named by the user: it may have any name, as in a store of blobs.
             candidates: Iterable[Path] = [place]
         else:
-            candidates = [path for path in _below(place, left_out) if path.suffix.lower() == ".gguf" or path.is_dir()]
+            candidates = [
+                path for path in _below(place, left_out) if path.suffix.lower() == ".gguf" or _is_folder(path)
+            ]
         for path in _first_parts(candidates, left_out):
             real = path.resolve()
             if real not in seen:
@@ -147,7 +149,7 @@ def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
             left_out.append(LeftOut(path=current, reason=f"cannot be read: {error.strerror or error}"))
             continue
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 if depth < MAX_DEPTH:
                     waiting.append((entry, depth + 1))
             else:
@@ -158,6 +160,14 @@ def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
             )
             break
     return sorted(found[:MAX_FILES])
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether this is a folder. It is none where nothing may be looked up."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _first_parts(candidates: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:

@@ -66,6 +66,8 @@ def import_configuration(
         imported = _IMPORTS[kind](where, target)
     except ImportFailed as error:
         fail(str(error), FAILED)
+    except OSError as error:  # a folder that another user owns
+        fail(f"{error.filename or source}: cannot be read: {error.strerror or error}", FAILED)
     text = sections_text(imported.sections)
     files = {target: (text, _mode(where))}
     files |= {target.parent / name: (content, 0o600) for name, content in imported.secret_files.items()}

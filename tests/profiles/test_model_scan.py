@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,3 +129,35 @@ def test_folders_of_safetensors_are_models_if_they_are_whole(tmp_path: Path) -> 
     assert reasons(scan)["Half"].startswith("is not whole: model-00002.safetensors cannot be read")
     assert profile_names([folder]) == {folder: "model-8b"}
     assert scan_models([folder]).models == scan.models
+
+
+@pytest.fixture
+def other_user() -> Iterator[Path]:
+    """A folder of another user, as whom the test runs on: root may read everything."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o444, 0o100])
+def test_what_may_not_be_read_is_left_out(other_user: Path, mode: int) -> None:
+    write_chat(other_user / "mine.gguf")
+    write_chat(other_user / "closed/inner.gguf")
+    (other_user / "closed/below").mkdir()
+    write_chat(other_user / "secret.gguf").chmod(0o000)
+    (other_user / "closed").chmod(mode)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    scan = scan_models([other_user, other_user / "closed" / "below"])
+    assert [each.path.name for each in scan.models] == ["mine.gguf"]
+    assert "Permission denied" in reasons(scan)["secret.gguf"]
+    closed = [each for each in scan.left_out if each.path.is_relative_to(other_user / "closed")]
+    assert closed and all("Permission denied" in each.reason for each in closed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,18 @@ def test_json_has_every_note(folder: Path) -> None:
 def test_a_wrong_source_is_named(arguments: tuple[str, ...], code: int, message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == code and message in result.output
+
+
+def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp())  # other users do not get into `tmp_path`
+    try:
+        (folder / "models").mkdir(mode=0o000)
+        folder.chmod(0o755)
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        result = run("ollama", str(folder / "models/below"), "--dry-run")
+    finally:
+        os.seteuid(os.getuid())
+        shutil.rmtree(folder)
+    assert result.exit_code == 1
+    assert f"{folder}/models/below: cannot be read: Permission denied" in result.stderr
