@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ from hostler.gateway.shared_files import Apply
 from hostler.gateway.telemetry.history import History
 from hostler.supervisor.config import TLSSettings
 
+#: How long a host that joined is known to be one of the file's after their supervisors were last the same, in seconds.
+_SAME_S = 30.0
 #: How often a gateway looks for its own address, in seconds.
 _ADDRESS_S = 10.0
 
@@ -218,10 +221,16 @@ class Cluster:
         if keys is None:
             return
 
+        same: dict[str, float] = {}
+
         def is_known(record: HostRecord) -> bool:
             if is_configured(record.url, configured):
                 return True
-            return bool(record.generation) and record.generation in generations().values()
+            now = self._clock()
+            if record.generation and record.generation in generations().values():
+                same[record.id] = now
+            # After a restart of its supervisor the two ways to it do not learn of that at the same moment.
+            return now - same.get(record.id, -math.inf) <= _SAME_S
 
         def on_hosts(fresh: Mapping[str, HostRecord]) -> None:
             names = named_hosts(((each.id, each.name) for each in fresh.values()), configured)

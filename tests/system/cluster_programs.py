@@ -35,9 +35,10 @@ class Cluster:
         folder = self._folder / name
         return {"HOSTLER_CACHE": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "state")}
 
-    async def gateway(self, name: str, **settings: Any) -> GatewayProgram:
-        """Start a gateway without any backend."""
+    async def gateway(self, name: str, *, backends: dict[str, Any] | None = None, **settings: Any) -> GatewayProgram:
+        """Start a gateway, without any backend if none is given."""
         document = {
+            "backends": backends or {},
             "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": self._file, **settings},
             "cluster": self._cluster(name, "secret"),
         }

@@ -11,6 +11,7 @@ import pytest
 from fakes.certificates import make_pair
 from fakes.network_card import network_card, packets, wake_settings
 from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.tcp_proxy import proxy_to
 from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
@@ -98,6 +99,25 @@ async def test_a_supervisor_with_another_token_is_not_used(cluster: Cluster) -> 
     await until(gateway, lambda hosts: hosts == {"attic": True})
     assert (await gateway.chat("a")).status_code == 404
     assert "a host with another token" in gateway.log
+
+
+async def test_a_host_that_the_file_names_at_another_address_is_one_host(cluster: Cluster) -> None:
+    attic, log = await cluster.host("attic", "a")
+    async with proxy_to(attic.running.address) as proxy:
+        named = {
+            "kind": "supervisor", "url": f"http://127.0.0.1:{proxy.port}",
+            "token": "of its own, which gateways do not know",
+        }  # fmt: skip
+        gateway = await cluster.gateway("one", backends={"pc": named})
+        await until(gateway, lambda hosts: hosts == {"pc": True})
+        assert (await gateway.chat("a")).headers["x-hostler-backend"] == "pc"
+        await attic.kill()
+        await until(gateway, lambda hosts: hosts == {"pc": False})
+        await attic.start()
+        await until(gateway, lambda hosts: hosts == {"pc": True})
+        assert (await gateway.chat("a")).headers["x-hostler-backend"] == "pc"
+        assert (await status(gateway))["cluster"]["hosts"] == []
+    assert log.starts() == ["a", "a"]
 
 
 async def test_a_host_that_joined_is_woken_by_the_next_request(cluster: Cluster) -> None:
