@@ -162,7 +162,10 @@ def _usual_folder(kind: ImportKind) -> str:
     if kind == ImportKind.ollama:
         service = Path("/usr/share/ollama/.ollama/models")
         user = Path("~/.ollama/models").expanduser()
-        return os.environ.get("OLLAMA_MODELS") or str(service if service.is_dir() and not user.is_dir() else user)
+        if named := os.environ.get("OLLAMA_MODELS"):
+            return named
+        # The service's own last: other users may not enter its home.
+        return str(user if user.is_dir() or not service.is_dir() else service)
     return str(Path("~/.lmstudio").expanduser())
 
 
