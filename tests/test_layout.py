@@ -20,7 +20,6 @@ TESTED_ELSEWHERE = {
     "adapters/canonical.py": ["adapters/test_transcripts.py"],
     "adapters/stored_response.py": ["adapters/openai/test_stored.py", "gateway/test_response_store.py"],
     "gateway/__main__.py": ["system/test_startup.py"],
-    "gateway/admin/actions.py": ["system/test_admin_routes.py", "system/test_pinning.py"],
     "gateway/admin/backends.py": ["system/test_discovery.py"],
     "gateway/admin/app.py": ["system/test_admin_routes.py", "system/test_login.py"],
     "gateway/admin/drain.py": ["system/test_drain.py"],

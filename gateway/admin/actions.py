@@ -136,8 +136,18 @@ class ActionRoutes:
         for others in self._elsewhere:
             cancelled += await others.cancel(cancel.id)
         if not cancelled:
+            if (gateway := self._gateway_of(cancel.id)) is not None:
+                raise NotFound(
+                    f"the request is in progress at gateway {gateway}, which does not answer this one; try again, or cancel "
+                    "it there"
+                )
             raise NotFound("no request with this id is in progress; GET /admin/status lists those that are")
         return json_response({"id": cancel.id, "cancelled": cancelled})
+
+    def _gateway_of(self, request_id: str) -> str | None:
+        """The other gateway of the cluster at which a request is in progress, as far as is known."""
+        views = (view for others in self._elsewhere for view in others.views())
+        return next((view.gateway for view in views if view.id == request_id), None)
 
     async def _forecast(self, request: Request) -> Response:
         """The effects of a load: which models are unloaded, which requests wait, and for how long."""
