@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from hostler.adapters.errors import BadRequest
 from hostler.gateway.batches.http import FORWARDED_FROM, ElsewhereUnavailable
 from hostler.gateway.cluster.membership import Member
 from hostler.supervisor.tls import certificate_context
@@ -43,7 +44,7 @@ class PeerGateways:
         self._is_trusted = is_trusted
 
     async def forward(self, gateway: str, request: Request, body: bytes | None) -> Response:
-        """The other gateway's answer. Raises `ElsewhereUnavailable`."""
+        """The other gateway's answer. Raises `ElsewhereUnavailable`, and `BadRequest` for what no address may have."""
         member = self._members().get(gateway)
         if member is None:
             raise ElsewhereUnavailable(
@@ -71,6 +72,8 @@ class PeerGateways:
                 raise ElsewhereUnavailable(
                     f"gateway {member.name} has it, and does not answer ({reason}); try again", final=False
                 ) from error
+            if isinstance(error, httpx.InvalidURL | UnicodeError):
+                raise BadRequest("the address of the request cannot be passed on to another gateway") from error
             raise
         return _Relayed(client, answer)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
+from hostler.adapters.errors import BadRequest
 from hostler.gateway.batches.http import ElsewhereUnavailable
 from hostler.gateway.cluster.membership import Member
 from hostler.gateway.cluster.peer_gateways import PeerGateways
@@ -90,3 +91,11 @@ async def test_a_body_that_was_read_is_not_called_compressed() -> None:
 async def test_a_key_is_sent_to_nobody_who_is_not_known(url: str | None, is_trusted: bool, way_out: str) -> None:
     with pytest.raises(ElsewhereUnavailable, match=f"ask it there, or set cluster.{way_out}"):
         await peers(url, is_trusted=is_trusted).forward("b", request(), None)
+
+
+@pytest.mark.parametrize("query", [b"a=\xff", b"a=\x01", b"a" * 70_000], ids=["no text", "control", "long"])
+async def test_an_address_that_cannot_be_passed_on_is_the_fault_of_its_request(query: bytes) -> None:
+    asked = request()
+    asked.scope["query_string"] = query
+    with pytest.raises(BadRequest, match="cannot be passed on to another gateway"):
+        await peers("http://127.0.0.1:1").forward("b", asked, None)
