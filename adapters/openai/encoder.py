@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import (
     Chunk,
@@ -252,6 +252,7 @@ class OpenAIEncoder(Encoder):
     def _as_stream(self, body: bytes) -> bytes:
         """A whole response as a stream, for a backend that does not stream although it was asked to."""
         try:
+            lenient.check_size(body)
             response = msgspec.json.decode(body, type=dict[str, Any])
         except NOT_JSON:
             raise invalid_event() from None

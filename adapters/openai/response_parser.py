@@ -58,6 +58,8 @@ _WAITING_EVENTS = frozenset({"response.queued", "response.in_progress"})
 _MAX_HELD = 16
 # Without the conversion of odd values: for the events of which nearly every response consists.
 _decode_next = msgspec.json.Decoder(NextEvent).decode
+#: Bytes of an event that may be the next token and nothing else.
+_LONGEST_TOKEN = 64 * 1024
 _decode_summary = lenient.decoder(EventSummary)
 _decode = lenient.decoder(OpenAIEvent)
 
@@ -399,7 +401,7 @@ def _is_json(data: bytes) -> bool:
 def _is_next_token(block: bytes) -> bool:
     # Nearly every event is the next token and nothing else. Decoding the few fields that could say otherwise takes a
     # third of a microsecond, less than one search for a word.
-    if not block.startswith(b"data: {") or block.find(b"\n") != len(block) - 2:
+    if not block.startswith(b"data: {") or len(block) > _LONGEST_TOKEN or block.find(b"\n") != len(block) - 2:
         return False
     try:
         event = _decode_next(block[6:-2])

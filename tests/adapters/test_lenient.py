@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -128,3 +129,18 @@ def test_half_a_character_is_no_json_beside_a_number_beyond_all_ranges() -> None
     assert lenient.decode_any(f'{{"number": {number}, "text": "a"}}')["text"] == "a"
     with pytest.raises(NOT_JSON):
         lenient.decode_any(f'{{"number": {number}, "text": "\\ud800"}}')
+
+
+@pytest.mark.parametrize("read", [decode, lenient.decode_any, lenient.decode_exactly])
+def test_millions_of_lists_are_not_decoded(read: Callable[[bytes], Any]) -> None:
+    def nested(count: int) -> bytes:
+        return b'{"other": [' + b",".join([b"[]"] * (count - 2)) + b"]}"
+
+    read(nested(lenient.MAX_CONTAINERS))
+    with pytest.raises(msgspec.DecodeError, match="more than 1000000 lists and objects"):
+        read(nested(lenient.MAX_CONTAINERS + 1))
+
+
+def test_numbers_and_texts_are_not_counted() -> None:
+    assert len(lenient.decode_any(b"[" + b"1," * 1_500_000 + b"1]")) == 1_500_001
+    assert len(lenient.decode_any('"' + "x" * 2_000_000 + '"')) == 2_000_000

@@ -51,10 +51,21 @@ async def interim(request: BackendRequest) -> None:
         await request.send(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 500)
 
 
+def lists(each: bytes, *, times: int) -> Answer:
+    async def answer(request: BackendRequest) -> None:
+        await request.whole(CHOICE[:-1] % b"hello" + b', "x": [' + b",".join([each] * times) + b"]}")
+
+    return answer
+
+
 async def millions_of_numbers(request: BackendRequest) -> None:
     await request.whole(b'{"data": [{"index": 0, "embedding": [' + NUMBERS + b"]}]}")
 
 
+CALL = (
+    b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": %d, "id": "call_%d", "type": "function",'
+    b' "function": {"name": "f", "arguments": "{}"}}]}}]}\n\n'
+)
 CHOICE = b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "%b"}}]}'
 ANSWERS: dict[str, Answer] = {
     "comments": flood(b": x\n\n" * 13_000, times=60),
@@ -65,6 +76,8 @@ ANSWERS: dict[str, Answer] = {
     "interim responses": interim,
     "an error of one word": packed(b'{"error": {"message": "' + b"exceed" * 20_000 + b'"}}'),
     "a packed answer": packed(CHOICE % (b"a" * 300 * MIB)),
+    "nested lists": lists(b"[" * 900 + b"]" * 900, times=15_000),
+    "tool calls": flood(b"".join(CALL % (number, number) for number in range(20_000)), times=1),
     "packed comments": packed((b": " + b"a" * 1000 + b"\n\n") * 100_000, "text/event-stream"),
 }
 
