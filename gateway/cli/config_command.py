@@ -121,6 +121,10 @@ def _publish(kind: Kind, text: str, base: int | None, wait: float, config: str |
     else:
         echo(_shown(document))
         _print_members(members)
+        if not members:
+            echo(
+                f"No member that takes {kind.value} is there now. Those that come use it, unless they know a newer version."
+            )
     if not all(_uses(each, document) for each in members):
         raise typer.Exit(FAILED)
 

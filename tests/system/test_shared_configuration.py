@@ -165,3 +165,6 @@ async def test_mistakes_are_found_before_anything_is_published(cluster: Cluster,
     assert '"name":"anna"' in await hostler(cluster, tmp_path, "config", "show", "keys")
     shown = await hostler(cluster, tmp_path, "config", "push", "keys", "--base", "7", expected=1)
     assert "keys have version 1 by now, not 7" in shown
+    file.write_text("profiles: {a: {model: /m.gguf}}")
+    shown = await hostler(cluster, tmp_path, "config", "push", "profiles", str(file))
+    assert "No member that takes profiles is there now" in shown
