@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from hostler.gateway.config import Settings, parse_address
+from hostler.gateway.settings import Settings, parse_address
 
 _WILDCARDS = ("0.0.0.0", "::")
 

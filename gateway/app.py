@@ -30,7 +30,7 @@ from hostler.gateway.auth.reverse_proxy import ReverseProxyMiddleware
 from hostler.gateway.backends.prompt_reading import PromptSpeeds
 from hostler.gateway.cluster_settings import without_secrets
 from hostler.gateway.components import Components
-from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings
+from hostler.gateway.config import Configuration, FileErrors
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import Bus
 from hostler.gateway.last_good import find_configuration, load
@@ -44,6 +44,7 @@ from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
 from hostler.gateway.server.server import Server, server_certificate
+from hostler.gateway.settings import LOCAL, Settings
 from hostler.gateway.shared_files import Apply
 from hostler.gateway.shared_profiles_file import SharedProfilesFile
 from hostler.gateway.telemetry.history import default_file as history_file

@@ -28,7 +28,7 @@ from hostler.gateway.batches.records import Batch
 from hostler.gateway.batches.service import Batches
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.cluster_view import GatewayHost, gateway_host
-from hostler.gateway.config import LOCAL, ConfigError, FileErrors, Settings, secret
+from hostler.gateway.config import ConfigError, FileErrors, secret
 from hostler.gateway.context import Client
 from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.gateway.events import ModelsChanged
@@ -42,6 +42,7 @@ from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
 from hostler.gateway.model_offer import DownloadedModel, FoundRepository, ModelOffer, Registries
 from hostler.gateway.request_stores import response_store, stream_store, transcripts
 from hostler.gateway.serving import OpenHost, ServingComponents
+from hostler.gateway.settings import LOCAL, Settings
 from hostler.gateway.shared_files import Apply, shared_file
 from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.access_log import AccessLog

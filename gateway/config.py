@@ -1,84 +1,30 @@
-"""The configuration file as typed values, and the rules that types cannot express. Parts get theirs through
-constructors."""
+"""Reads the configuration file, and the files that belong to it."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import UnsetType
 
-from hostler.gateway.backend_settings import BackendSettings, backend_errors
-from hostler.gateway.cluster_settings import ClusterSettings, cluster_mistakes
-from hostler.gateway.file_settings import path_mistakes, with_absolute_paths
-from hostler.gateway.gateway_settings import BreakerSettings, GatewaySettings, LibrarySettings
-from hostler.gateway.network_rules import host_mistake, origin_mistake, proxy_mistake, root_path_mistake
+from hostler.gateway.cluster_settings import ClusterSettings
+from hostler.gateway.file_settings import with_absolute_paths
+from hostler.gateway.gateway_settings import GatewaySettings, LibrarySettings
+from hostler.gateway.setting_rules import NO_KEY, broken_rules, is_plain_key, section_of
+from hostler.gateway.settings import Settings, parse_address
 from hostler.gateway.shared_files import host_names, shared_file
 from hostler.gateway.state_files import service_directory, state_file
-from hostler.gateway.wake_settings import wake_mistakes
-from hostler.profiles.engines import EngineEntry, Macro
 from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
 from hostler.profiles.library import Library, optional_text, read_library
 from hostler.profiles.presets import Preset
-from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.shared_profiles import parse_shared_profiles
 from hostler.profiles.store import SCAN_PATH, FindModels, SharedSection, load_profiles, read_text, scan_folders
-from hostler.profiles.yaml_config import NOT_SENDABLE, Document, DocumentError, KeyPath, parse
-from hostler.supervisor.config import HostLimits, SleepSettings, SupervisorSettings
-
-
-class VariantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another name for a model, with changes of its requests."""
-
-    model: str
-    """The model that the variant stands for: a profile, an alias, or a model of a backend."""
-    description: str | None = None
-    """Description of the variant in lists of models. Default: the model's."""
-    request: RequestRules = RequestRules()
-    """Changes of all requests that use this name."""
-
-
-_SCAN_SCHEMA: Mapping[str, Any] = {
-    "description": "Folders whose models are profiles, too, while Hostler runs.",
-    "type": "array",
-    "items": {"type": "string"},
-}
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. All sections are optional."""
-
-    gateway: GatewaySettings = GatewaySettings()
-    """The server for clients: where it listens, who may use it, and how it queues, retries and logs."""
-    backends: Mapping[str, BackendSettings] = {}
-    """What answers besides the models of this machine, by names of your choice: supervisors on other machines, and
-    servers that speak a protocol."""
-    breaker: BreakerSettings = BreakerSettings()
-    """When a failing backend is left out, and for how long."""
-    supervisor: SupervisorSettings = SupervisorSettings()
-    """How engines are run on this machine."""
-    engines: Mapping[str, EngineEntry] = {}
-    """Programs that run models, besides the presets, by names of your choice."""
-    macros: Mapping[str, Macro] = {}
-    """Macros for all engines and profiles: what `${name}` stands for, a text or several words."""
-    profiles: Annotated[
-        Mapping[str, ProfileEntry], msgspec.Meta(extra_json_schema={"properties": {"scan": _SCAN_SCHEMA}})
-    ] = {}
-    """The models of this machine and how they are run, by the names that clients use. `scan` lists folders whose models
-    are profiles, too."""
-    variants: Mapping[str, VariantSettings] = {}
-    """Further names for models, whose requests are changed."""
-    manifest: str | None = None
-    """A file with further profiles, with or without a `profiles:` key. A relative path starts at the configuration
-    file. `base` may name a profile of the other file."""
-    cluster: ClusterSettings | None = None
-    """The store that this gateway shares with others. Left out: it works by itself."""
+from hostler.profiles.yaml_config import NOT_SENDABLE, Document, DocumentError, parse
+from hostler.supervisor.config import HostLimits
 
 
 class ConfigError(Exception):
@@ -268,7 +214,7 @@ def _valid_settings(document: Document, errors: list[DocumentError]) -> Settings
     scanned = [] if scan_folders(document, []) is None else [SCAN_PATH]
     settings = document.fit(Settings, errors, omit=scanned) or Settings()
     known = {each.path for each in errors}
-    broken = [each for each in _broken_rules(settings, document) if each.path not in known]
+    broken = [each for each in broken_rules(settings, document) if each.path not in known]
     errors += broken
     return (
         document.fit(Settings, [], omit=[*scanned, *(each.keys for each in broken)]) if broken else settings
@@ -339,16 +285,11 @@ def _host_limits(settings: GatewaySettings, document: Any) -> HostLimits:
     """The limits that the document sets: its own host is bound by them, while defaults leave them to the gateways."""
     values: dict[str, Any] = {}
     for section, names in HOST_LIMITS.items():
-        written = _section(_section(document, "gateway"), section)
+        written = section_of(section_of(document, "gateway"), section)
         for name in names:
             if name in written:
                 values[name] = getattr(getattr(settings, section), name)
     return HostLimits(**values)
-
-
-def _section(document: Any, name: str) -> Mapping[str, Any]:
-    found = document.get(name) if isinstance(document, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 #: The settings of sections of `gateway` that limit a host, and so belong to its supervisor.
@@ -374,112 +315,6 @@ def engines_folder(path: Path | None, environ: Mapping[str, str] = os.environ) -
     if path is None or path.absolute() != _SYSTEM_FILE:
         return state_file("engines", environ)
     return path.with_name("engines") if sys.platform == "win32" else Path("/opt/hostler/engines")
-
-
-_NETWORK_RULES: Mapping[str, Callable[[str], str | None]] = {
-    "allowed_hosts": host_mistake,
-    "cors_origins": origin_mistake,
-    "trusted_proxies": proxy_mistake,
-}
-
-
-def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentError]:
-    """The errors about rules that types cannot express."""
-    yield from document.secret_errors()
-    # Backends that could not be read count as well: they have errors of their own.
-    known = list(dict.fromkeys((*settings.backends, *_section(document.value, "backends"), LOCAL)))
-    yield from _unknown_backends(document, ("gateway", "chain"), settings.gateway.chain, known)
-    for name, backend in settings.backends.items():
-        if name == LOCAL:
-            message = "this name is reserved for the supervisor of `hostler up`; use another one"
-            yield document.error(("backends", name), message)
-        yield from backend_errors(document, name, backend)
-    for name, variant in settings.variants.items():
-        if variant.model in settings.variants:
-            yield document.error(("variants", name, "model"), f"{variant.model} is a variant itself; name its model")
-        for steps, message in variant.request.mistakes():
-            yield document.error(("variants", name, "request", *steps), message)
-    if settings.backends:  # a machine that only runs a supervisor has none
-        for profile, entry in settings.profiles.items():
-            yield from _unknown_backends(document, ("profiles", profile, "chain"), entry.chain or (), known)
-    for index, text in enumerate(settings.gateway.api_keys):
-        if not is_plain_key(text):
-            yield document.error(("gateway", "api_keys", index), NO_KEY)
-    endpoint = settings.gateway.tracing.endpoint
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        yield document.error(
-            ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the full URL, http://.../v1/traces"
-        )
-    for name, check in _NETWORK_RULES.items():
-        for index, text in enumerate(getattr(settings.gateway, name)):
-            if (mistake := check(text)) is not None:
-                yield document.error(("gateway", name, index), mistake)
-    if (mistake := root_path_mistake(settings.gateway.root_path)) is not None:
-        yield document.error(("gateway", "root_path"), mistake)
-    for index, text in enumerate(settings.gateway.switching.loaded_only):
-        try:
-            re.compile(text)
-        except re.error as error:
-            yield document.error(("gateway", "switching", "loaded_only", index), f"is no regular expression: {error}")
-    if settings.cluster is not None:
-        for name, mistake in cluster_mistakes(settings.cluster):
-            yield document.error(("cluster", name), mistake)
-        if settings.cluster.wake is not None:
-            for name, mistake in wake_mistakes(settings.cluster.wake):
-                yield document.error(("cluster", "wake", name), mistake)
-    for key, mistake in path_mistakes(settings):
-        yield document.error(key, mistake)
-    for index, listen in enumerate(settings.gateway.listen):
-        yield from _address_errors(document, ("gateway", "listen", index), listen)
-    yield from _address_errors(document, ("supervisor", "listen"), settings.supervisor.listen)
-    if settings.supervisor.sleep is not None:
-        yield from _sleep_errors(document, settings.supervisor.sleep)
-
-
-def _unknown_backends(
-    document: Document, path: KeyPath, chain: tuple[str, ...] | UnsetType | None, known: Sequence[str]
-) -> Iterator[DocumentError]:
-    for index, name in enumerate(chain or ()):
-        if name not in known:
-            yield document.error((*path, index), f"{name!r} is not a backend; backends are: {', '.join(known)}")
-
-
-def _address_errors(document: Document, path: KeyPath, text: str) -> Iterator[DocumentError]:
-    try:
-        parse_address(text)
-    except ValueError as error:
-        yield document.error(path, str(error))
-
-
-#: Why a text is no API key.
-NO_KEY = "is no key; a key is one word of letters, digits and signs"
-
-
-def is_plain_key(text: str) -> bool:
-    """Whether clients can send this text as their key."""
-    return bool(text) and text.isascii() and text.isprintable() and " " not in text
-
-
-#: The name in the chain of the supervisor that runs in the gateway's own process.
-LOCAL = "local"
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """`host:port`, `[v6]:port` or `:port` (all addresses) as host and port; of a Unix socket its path, and 0.
-
-    Raises `ValueError`.
-    """
-    if text.startswith("unix:"):
-        path = expanded_path(text.removeprefix("unix:"))
-        if not path.is_absolute():
-            raise ValueError(
-                f"{text!r} is not the path of a socket; write it in full, e.g. unix:/run/hostler/gateway.sock"
-            )
-        return str(path), 0
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise ValueError(f"{text!r} is not an address; write host:port, e.g. 127.0.0.1:8000")
-    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
 
 #: Bytes of a file with a secret, at most.
@@ -517,17 +352,3 @@ def _sendable(text: str, where: str) -> str:
     if not text.isascii():
         raise ConfigError(f"{where} {NOT_SENDABLE}")
     return text
-
-
-def _sleep_errors(document: Document, sleep: SleepSettings) -> Iterator[DocumentError]:
-    path = ("supervisor", "sleep")
-    if (sleep.command is None) is not sleep.suspend:
-        yield document.error(path, "set either `command` or `suspend: true`")
-        return
-    try:
-        empty = not sleep.argv
-    except ValueError as error:
-        yield document.error((*path, "command"), f"{sleep.command!r}: {error}")
-        return
-    if empty:
-        yield document.error((*path, "command"), "the command is empty")

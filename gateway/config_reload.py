@@ -16,8 +16,9 @@ import msgspec
 
 from hostler.gateway import last_good
 from hostler.gateway.checked_config import FindMistakes
-from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings, read
+from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
 from hostler.gateway.last_good import Texts
+from hostler.gateway.settings import Settings
 from hostler.profiles.file_reading import FileTooLarge, read_limited
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile

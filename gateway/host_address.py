@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
-from hostler.gateway.config import Settings, parse_address
+from hostler.gateway.settings import Settings, parse_address
 from hostler.supervisor.config import SupervisorSettings
 
 _ANY = frozenset({"0.0.0.0", "::", ""})

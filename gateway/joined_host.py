@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.config import LOCAL
+from hostler.gateway.settings import LOCAL
 from hostler.gateway.wake_settings import WakeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

@@ -20,10 +20,10 @@ import msgspec
 from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import normalized
-from hostler.gateway.config import LOCAL
 from hostler.gateway.gateway_settings import LibrarySettings
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.model_pull import ModelPull, pull_in_thread
+from hostler.gateway.settings import LOCAL
 from hostler.profiles import library
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.downloads import Cancellation

@@ -12,7 +12,7 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.adapters.remote_models import LLAMACPP, RemoteModel, guessed_capabilities
 from hostler.adapters.thinking_values import default_thinking, template_thinking
 from hostler.gateway.backend_settings import ModelDescription
-from hostler.gateway.config import VariantSettings
+from hostler.gateway.settings import VariantSettings
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts
 from hostler.supervisor.contract import ModelStatus, ProfileInfo, State

@@ -12,10 +12,10 @@ from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import normalized
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.config import VariantSettings
 from hostler.gateway.events import printable
 from hostler.gateway.model_cards import merge_cards, only_chat_model, preset_card, profile_card, variant_card
 from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
+from hostler.gateway.settings import VariantSettings
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules

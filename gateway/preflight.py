@@ -14,10 +14,11 @@ from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
 from hostler.gateway.backends.registry import build_endpoint
 from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, ClusterSettings
-from hostler.gateway.config import LOCAL, ConfigError, Configuration, Settings, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, secret
 from hostler.gateway.engine_files import argument_mistake, file_mistake, program_mistake
 from hostler.gateway.gateway_settings import MISSING_TRACING_EXTRA
 from hostler.gateway.host_address import joins_cluster
+from hostler.gateway.settings import LOCAL, Settings, parse_address
 from hostler.profiles.fetch import cached
 from hostler.profiles.gguf import GGUFError, read_facts
 from hostler.profiles.schema import Profile, is_device_name

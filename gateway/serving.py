@@ -24,7 +24,7 @@ from hostler.gateway.backends.registry import build_backends, chain_order, host_
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.transport import Backend, Endpoint, Transport
 from hostler.gateway.backends.watches import Watches
-from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
+from hostler.gateway.config import ConfigError, secret
 from hostler.gateway.context import SHUTTING_DOWN, Target
 from hostler.gateway.conversation_hints import ConversationHints
 from hostler.gateway.events import Bus
@@ -34,6 +34,7 @@ from hostler.gateway.lease_moves import LeaseMoves
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.request_stores import tracer
+from hostler.gateway.settings import LOCAL, Settings
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import EngineAddress, HostStatus, PromptIdentity, Supervisor
 from hostler.supervisor.scheduling.events import HostEvent

@@ -11,12 +11,13 @@ import anyio
 
 from hostler.gateway.auth.bind_policy import is_loopback
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA, without_secrets
-from hostler.gateway.config import ConfigError, Configuration, Settings, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.host_address import joins_cluster
 from hostler.gateway.last_good import find_configuration, load
 from hostler.gateway.model_finder import ModelFinder
 from hostler.gateway.preflight import startup_check
+from hostler.gateway.settings import Settings, parse_address
 from hostler.gateway.shared_profiles_file import SharedProfilesFile
 from hostler.gateway.state_files import state_file
 

@@ -17,11 +17,11 @@ from anyio.abc import TaskGroup
 from hostler import __version__
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.components import Components
-from hostler.gateway.config import LOCAL
 from hostler.gateway.events import BreakerChanged, Event, ModelsChanged
 from hostler.gateway.key_usage import KeyAdmission
 from hostler.gateway.server.http_protocol import Limits
 from hostler.gateway.server.server import Server, bind, server_certificate, spreads_connections
+from hostler.gateway.settings import LOCAL
 from hostler.gateway.workers import log_entries
 from hostler.gateway.workers.accounts import WorkerAccounts
 from hostler.gateway.workers.breaker_hints import breaker_hint, follow_breaker

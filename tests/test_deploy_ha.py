@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from hostler.gateway.config import Settings, read
+from hostler.gateway.config import read
+from hostler.gateway.settings import Settings
 
 HA = Path(__file__).parent.parent / "deploy" / "ha"
 SECRET = re.compile(r"/run/secrets/([\w-]+)")

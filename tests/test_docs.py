@@ -25,10 +25,10 @@ from hostler.gateway.cli.main import app
 from hostler.gateway.cluster.ledger_scripts import GONE_S, SILENT_S
 from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S
-from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.routing import Router
+from hostler.gateway.settings import Settings
 from hostler.profiles.engines import Engine, EngineEntry
 from hostler.profiles.json_schema import field_descriptions
 from hostler.profiles.request_rules import RequestRules

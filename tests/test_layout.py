@@ -26,6 +26,8 @@ TESTED_ELSEWHERE = {
     "gateway/admin/dry_run.py": ["system/test_chain.py"],
     "gateway/admin/key_list.py": ["system/test_key_limits.py", "gateway/cli/test_keys.py"],
     "gateway/admin/logs.py": ["system/test_admin_events.py"],
+    "gateway/setting_rules.py": ["gateway/test_config.py"],
+    "gateway/settings.py": ["gateway/test_config.py", "test_docs.py"],
     "gateway/server/cycle.py": ["gateway/server/test_http_protocol.py", "gateway/server/test_http_protocol_reuse.py"],
     "gateway/worker.py": ["system/test_workers.py"],
     "gateway/workers/pool.py": ["gateway/workers/test_process.py"],

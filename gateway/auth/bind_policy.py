@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.keys import KeyRing
-from hostler.gateway.config import ConfigError, Settings, parse_address
+from hostler.gateway.config import ConfigError
+from hostler.gateway.settings import Settings, parse_address
 from hostler.gateway.shared_files import shared_file
 
 

@@ -31,8 +31,8 @@ from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
 from hostler.gateway.backends.transport import Backend, Endpoint, EndpointOptions, TlsOptions
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.backends.watches import Watches
-from hostler.gateway.config import Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
+from hostler.gateway.settings import Settings
 from hostler.supervisor.contract import EngineAddress
 
 #: Remote backends that are down are checked less often than local ones, by this factor.

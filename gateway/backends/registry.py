@@ -28,7 +28,8 @@ from hostler.gateway.backends.transport import (
     Transport,
     with_query,
 )
-from hostler.gateway.config import LOCAL, ConfigError, Settings, secret
+from hostler.gateway.config import ConfigError, secret
+from hostler.gateway.settings import LOCAL, Settings
 from hostler.supervisor.contract import Supervisor
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from hostler import __version__
 from hostler.adapters import sse
 from hostler.gateway.cli.banner import local_url
 from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
-from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, secret
+from hostler.gateway.settings import parse_address
 from hostler.supervisor.tls import CertificateError, pinned_context
 
 # Where rich and click are installed, httpx loads its own command line as well: 0.16 s that a command need not take.

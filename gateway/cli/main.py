@@ -220,7 +220,7 @@ def schema(
     as_json: Annotated[bool, typer.Option("--json", help="Accepted for consistency.", hidden=True)] = False,
 ) -> None:
     """Print the JSON Schema of the configuration file."""
-    from hostler.gateway.config import Settings
+    from hostler.gateway.settings import Settings
     from hostler.profiles.yaml_config import schema as describe
 
     print_json(describe(Settings))

@@ -19,7 +19,7 @@ from hostler.gateway.cli.banner import banner, example_model, format_address, lo
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.cli.stop_signals import stop_signals
 from hostler.gateway.cluster_settings import without_secrets
-from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, secret
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.host_address import joins_cluster
 from hostler.gateway.preflight import without_token
@@ -27,6 +27,7 @@ from hostler.gateway.server import systemd
 from hostler.gateway.server.event_loop import Loop
 from hostler.gateway.server.process_memory import freeze_garbage_collector, return_large_buffers
 from hostler.gateway.server.server import ListenError, Server, bind, server_certificate
+from hostler.gateway.settings import parse_address
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
 if TYPE_CHECKING:  # other modules are imported by the commands that need them

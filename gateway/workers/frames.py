@@ -13,13 +13,13 @@ import msgspec
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backends.circuit_breaker import BreakerState
 from hostler.gateway.backends.cost import DailySpending, Reservation
-from hostler.gateway.config import Settings
 from hostler.gateway.context import KeyRules
 from hostler.gateway.conversation_places import AnsweredPrompt
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.in_flight import RequestView
 from hostler.gateway.joined_host import JoinedHost
 from hostler.gateway.key_usage import KeyAdmission, KeyReservation
+from hostler.gateway.settings import Settings
 from hostler.gateway.telemetry.transcripts import Transcript
 from hostler.profiles.presets import Preset
 from hostler.profiles.yaml_config import Size

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from hostler.gateway.address_conflicts import address_mistakes
-from hostler.gateway.config import Settings
+from hostler.gateway.settings import Settings
 
 
 def mistakes(addresses: list[str], /, ports: range | None = None, **supervisor: str) -> list[str]:

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway.config import (
-    ConfigError,
-    Overrides,
-    Settings,
-    find_file,
-    library_file,
-    parse_address,
-    read,
-    secret,
-)
+from hostler.gateway.config import ConfigError, Overrides, find_file, library_file, read, secret
+from hostler.gateway.settings import Settings, parse_address
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.yaml_config import schema
 from hostler.supervisor.config import HostLimits

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostler.gateway.config import Settings
 from hostler.gateway.file_settings import BACKEND_FILES, path_mistakes, with_absolute_paths
+from hostler.gateway.settings import Settings
 
 
 def settings(file: str) -> Settings:

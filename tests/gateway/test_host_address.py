@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from hostler.gateway.cluster_settings import ClusterSettings
-from hostler.gateway.config import Settings
 from hostler.gateway.host_address import announced_url, gateway_url, joins_cluster, unreachable_reason
 from hostler.gateway.server.event_loop import Loop
+from hostler.gateway.settings import Settings
 from hostler.supervisor.config import SupervisorSettings, TLSSettings
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from hostler.gateway.config import Settings
+from hostler.gateway.settings import Settings
 from hostler.profiles.json_schema import field_descriptions
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.yaml_config import Size, schema

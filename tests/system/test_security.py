@@ -12,8 +12,9 @@ from system.running_gateway import RunningGateway, StartGateway
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.auth import keys
-from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.config import ConfigError
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.settings import Settings
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,9 @@ from system.running_gateway import StartGateway, remote_supervisor
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.config import ConfigError, Settings, read
+from hostler.gateway.config import ConfigError, read
 from hostler.gateway.server.server import Server
+from hostler.gateway.settings import Settings
 from hostler.supervisor.auth import SupervisorAuthMiddleware
 
 _AS_SYSTEMD = """

@@ -16,8 +16,9 @@ from hostler.gateway.auth.bind_policy import (
     keys_in_force,
     refuse_beyond_loopback,
 )
-from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.config import ConfigError
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.settings import Settings
 
 
 def settings(listen: str = "127.0.0.1:0", api_keys_file: Path | None = None) -> Settings:

@@ -11,8 +11,8 @@ from hostler.gateway.auth.bind_policy import key_mistakes, keys_in_force
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.shared_keys import SharedKeysFile
 from hostler.gateway.cluster_settings import ClusterSettings
-from hostler.gateway.config import Settings
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.settings import Settings
 from hostler.gateway.shared_files import Refused, shared_file
 
 pytestmark = pytest.mark.anyio

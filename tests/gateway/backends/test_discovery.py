@@ -19,8 +19,8 @@ from hostler.gateway.backends.discovery import ModelDiscovery, ask_models
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends
 from hostler.gateway.backends.transport import Backend
-from hostler.gateway.config import Settings
 from hostler.gateway.gateway_settings import DiscoverySettings
+from hostler.gateway.settings import Settings
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,9 @@ from fakes.requests import chat
 from hostler.gateway.backend_settings import BackendSettings, BackendTimeouts
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport, with_prefix
 from hostler.gateway.backends.transport import Backend, TlsOptions, Transport
-from hostler.gateway.config import ConfigError, Settings
+from hostler.gateway.config import ConfigError
 from hostler.gateway.gateway_settings import GatewaySettings
+from hostler.gateway.settings import Settings
 from hostler.supervisor.contract import Supervisor
 
 LAN, REMOTE = cast(Transport, "lan"), cast(Transport, "remote")

@@ -9,7 +9,8 @@ import pytest
 from fakes.serving_parts import BACKENDS
 
 from hostler.gateway.backends.cost import DailySpending
-from hostler.gateway.config import Settings, read
+from hostler.gateway.config import read
+from hostler.gateway.settings import Settings
 from hostler.gateway.workers.frames import (
     BreakerHint,
     FrameToWorker,

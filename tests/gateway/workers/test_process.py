@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from hostler.gateway.backends.cost import DailySpending
-from hostler.gateway.config import Settings
+from hostler.gateway.settings import Settings
 from hostler.gateway.workers.frames import FrameFromWorker, SpendingState, WorkerStart
 from hostler.gateway.workers.pool import WorkerHandler, WorkerPool
 from hostler.gateway.workers.process import WorkerProcess
