@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import random
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +16,7 @@ from contextvars import ContextVar
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
+import anyio
 import msgspec
 
 from hostler.adapters.base import WireRequest
@@ -299,7 +302,17 @@ class Tracer:
 
     async def aclose(self) -> None:
         """Export the remaining spans, within `_FLUSH_S`."""
-        await anyio.to_thread.run_sync(self._close)
+        loop, closed = asyncio.get_running_loop(), anyio.Event()
+
+        def close() -> None:
+            self._close()
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(closed.set)
+
+        # The SDK keeps its own limits only once it is connected: looking up the collector's name may take a minute.
+        threading.Thread(target=close, name="last spans", daemon=True).start()
+        with anyio.move_on_after(_FLUSH_S):
+            await closed.wait()
 
     def _close(self) -> None:
         self._processor.force_flush(round(_FLUSH_S * 1000))

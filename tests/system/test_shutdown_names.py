@@ -21,13 +21,15 @@ SILENT_NAMES = {"PYTHONPATH": str(Path(__file__).parents[1] / "fakes" / "silent_
 
 
 def configuration_with_names(folder: Path, command: str) -> Path:
-    """Backends, or models to download, of hosts whose names nothing resolves."""
+    """Backends, a collector and a store, or models to download, of hosts whose names nothing resolves."""
     document: dict[str, Any] = {
         "gateway": {"listen": ["127.0.0.1:0"], "drain_s": 0.5},
         "supervisor": {"listen": "127.0.0.1:0", "engine": f"{sys.executable} -I -S {FAKE_ENGINE}"},
     }
     if command == "gateway":
         models = {"models": {"m": "m"}}
+        document["gateway"]["tracing"] = {"endpoint": "http://collector.example:4318"}
+        document["cluster"] = {"store": "redis://store.example", "token": "between-gateways"}
         document["backends"] = {
             "cloud": {"kind": "openai", "url": "http://cloud.example", "local": False, **models},
             "lan": {"kind": "llamacpp", "url": "http://lan.example", "local": True, **models},

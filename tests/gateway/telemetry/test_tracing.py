@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
+import anyio
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from hostler.adapters.canonical import ChatRequest, Origin
@@ -95,3 +100,29 @@ def test_a_fraction_of_traces_is_sampled() -> None:
 
 def test_there_is_no_trace_outside_of_a_request() -> None:
     assert CURRENT.get() is None
+
+
+class SilentExporter(SpanExporter):
+    """Waits for a collector whose name nothing resolves."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.ended = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.asked.set()
+        self.ended.wait(60)
+        return SpanExportResult.FAILURE
+
+
+async def test_a_collector_that_cannot_be_reached_does_not_delay_the_end() -> None:
+    exporter = SilentExporter()
+    tracer = Tracer(TracingOptions(endpoint="http://unused"), lambda: 0.0, version="1", exporter=exporter)
+    attempt = Attempt(target=Target(backend="local", model="m", name_there="m"))
+    tracer.record(context_of(attempt), start_trace("", "", sampled=True))
+    try:
+        with anyio.fail_after(20):
+            await tracer.aclose()
+        assert exporter.asked.is_set()
+    finally:
+        exporter.ended.set()
