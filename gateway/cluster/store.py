@@ -165,6 +165,13 @@ class Store:
             logger.warning("the store cannot be used (%s); going on with local values", reason)
         self._leave(reason)
 
+    def _fail_by(self, error: Exception) -> None:
+        """The same for an error, which is logged whole if no lost connection explains it."""
+        explained = "closed" in str(error) if isinstance(error, RuntimeError) else isinstance(error, _FAILURES)
+        if not explained:
+            logger.error("unhandled exception in the connection to the store", exc_info=error)
+        self._fail(_words(error))
+
     def _leave(self, reason: str) -> None:
         if self.connected:
             self.state = StoreState(connected=False, reason=reason, since=round(self._wall(), 3))
@@ -211,11 +218,8 @@ class Store:
                             await self._use(client, messages)
                             if self._clock() - began > _MAX_RETRY_S:
                                 retry_s = _RETRY_S
-                except _FAILURES as error:
-                    self._fail(_words(error))
                 except Exception as error:  # no request depends on the store, and so no gateway
-                    logger.exception("unhandled exception in the connection to the store")
-                    self._fail(_words(error))
+                    self._fail_by(error)
                 await anyio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
         finally:
@@ -270,7 +274,7 @@ class Store:
                     raise failure
                 self._sent = ()
         except _FAILURES as error:
-            self._fail(_words(error))
+            self._fail_by(error)
 
     async def _remove_others(self, client: Redis, command: _Command) -> None:
         """Remove what has a wrong type at the places of a command, and have everyone write anew what may be lost."""
@@ -298,7 +302,7 @@ class Store:
                     logger.exception("unhandled exception in a listener of %s", message["channel"])
             self._fail("its messages do not arrive")
         except _FAILURES as error:
-            self._fail(_words(error))
+            self._fail_by(error)
 
     @asynccontextmanager
     async def _client(self, timeout_s: float | None) -> AsyncIterator[Redis]:

@@ -195,8 +195,17 @@ async def test_sentinels_lead_to_the_new_master_after_a_failover(tmp_path: Path)
             assert "role:master" in second("INFO", "replication")
 
 
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (LookupError("on purpose"), 2),
+        (RuntimeError("on purpose"), 2),
+        (RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"), 0),
+        (OSError("on purpose"), 0),
+    ],
+)
 async def test_an_unexpected_error_is_logged_and_the_connection_made_anew(
-    server: RedisServer, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture, error: Exception, logged: int
 ) -> None:
     class Broken(Script):
         """A script whose name cannot be kept, the first two times."""
@@ -207,11 +216,11 @@ async def test_an_unexpected_error_is_logged_and_the_connection_made_anew(
             if name == "sha" and value:
                 self.__dict__["tries"] = self.tries + 1
                 if self.tries < 3:
-                    raise LookupError("on purpose")
+                    raise error
             super().__setattr__(name, value)
 
     script = Broken("return 1")
     store = make_store(server.url, [script])
     async with running(store.run):
         await until(lambda: store.connected)
-    assert (script.tries, caplog.text.count("unhandled exception in the connection to the store")) == (3, 2)
+    assert (script.tries, caplog.text.count("unhandled exception in the connection to the store")) == (3, logged)
