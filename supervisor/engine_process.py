@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from hostler.supervisor.child import Child
+from hostler.supervisor.child import FORCED_END, Child
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, SupervisorError
 from hostler.supervisor.engine_command import EngineCommand, hold
 from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
@@ -115,6 +115,14 @@ class ManagedProcess(ProcessState):
             current.cancel()
         if not sleep:
             self.end_sleep()
+
+    def kill(self) -> None:
+        """End the current process at once, and later ones without a grace period."""
+        self.limits = msgspec.structs.replace(self.limits, stop_grace_s=0)
+        if self._current is not None and self._current.child is not None:
+            self._current.child.signal(FORCED_END)
+        if self._asleep is not None:
+            self._asleep.kill()
 
     def end_sleep(self) -> None:
         """Begin to end the engine that sleeps, or falls asleep."""

@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from hostler.profiles.engines import SleepRules
+from hostler.supervisor.child import FORCED_END
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, request
 from hostler.supervisor.engine_stop import AddLine, stop_engine
@@ -47,6 +48,11 @@ class SleepingEngine:
             logger.warning("%s: its engine does not wake, and is started again: %s", address.model, error)
             return None
         return address
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._generation.child is not None:
+            self._generation.child.signal(FORCED_END)
 
     async def end(self, grace_s: float, log: AddLine) -> None:
         """End the process."""

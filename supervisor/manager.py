@@ -252,6 +252,11 @@ class EngineManager:
         finally:
             self._tasks = self._files.tasks = self._switches.tasks = None
 
+    def kill_engines(self) -> None:
+        """End all engines at once. What they would still save is lost."""
+        for model in self._models.values():
+            model.process.kill()
+
     async def started(self) -> None:
         """Wait until `run` accepts requests."""
         await self._started.wait()

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -76,8 +77,15 @@ def up(configuration: Configuration, view: LiveView | None = None, *, finder: Mo
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host="127.0.0.1"))
         together = _gateway(configuration, manager, finder)
-        stop = _showing_stop(view, together.stop, configuration.settings.gateway.drain_s)
-        async with _handling_signals(stop, view), _gateway_view(view, together):
+        calls = count(1)
+
+        def stop() -> None:
+            together.stop()
+            if next(calls) > 2:  # the second one aborts answers
+                manager.kill_engines()
+
+        showing = _showing_stop(view, stop, configuration.settings.gateway.drain_s)
+        async with _handling_signals(showing, view), _gateway_view(view, together):
             await together.run(sockets, started=started, shared=shared)
         _check_failure(together)
 
@@ -141,6 +149,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None, *, fi
         def stop() -> None:
             if requested.is_set():
                 end()
+                manager.kill_engines()
             requested.set()
 
         async def drain() -> None:
@@ -331,7 +340,7 @@ async def _handle_signals(stop: Callable[[], None], repeat_s: float) -> None:
             elif now - first_at < repeat_s:
                 continue
             else:
-                logger.warning("second signal received, stopping now")
+                logger.warning("%s received again, stopping now", signal.Signals(number).name)
             stop()
 
 

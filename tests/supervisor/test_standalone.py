@@ -297,3 +297,28 @@ def test_a_stop_ends_streams_and_engines(standalone: Standalone, journal: Any) -
         assert standalone.running.stop() == 0
         assert not [name for name, _ in events if name == "snapshot"]
     assert journal.events("stop", "a")
+
+
+def test_a_second_stop_waits_for_nothing(tmp_path: Path, document: dict[str, Any], journal: Any) -> None:
+    """Neither for an answer in progress nor for an engine that takes its time to end, as long as `drain_s` and `stop_grace_s`."""
+    script = {"log": str(journal.file), "ready_after": 0.05, "last_when": str(tmp_path / "never"), "ignore_stop": True}
+    document["profiles"]["a"]["env"] = {"FAKE_ENGINE": json.dumps(script)}
+    document["supervisor"] |= {"drain_s": 600, "stop_grace_s": 600}
+    one = Standalone(tmp_path, document)
+    one.save()
+    with started(one):
+        address = one.switch("a")
+        engine = psutil.Process(journal.events("start", "a")[-1]["pid"])
+        headers = {"Authorization": f"Bearer {address['key']}"}
+        body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        with (
+            httpx.Client(
+                base_url=f"http://{address['host']}:{address['port']}", headers=headers, trust_env=False, timeout=20
+            ) as http,
+            http.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
+            next(answer.iter_lines())
+            # One that follows within a moment repeats the first one.
+            until(lambda: one.running.process.send_signal(signal.SIGTERM) or "stopping now" in one.running.log)
+            one.running.process.wait(30)
+        until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import httpx
+import psutil
 import pytest
 from fakes.fake_openrouter import start_openrouter
 from fakes.flag_file import FlagFile
 from system.fallback_chain import openai_backend, start_chain
-from system.running_gateway import RunningGateway, StartGateway, data_events, first_token, is_complete
+from system.hostler_process import run_hostler
+from system.running_gateway import (
+    FAKE_ENGINE,
+    EngineLog,
+    RunningGateway,
+    StartGateway,
+    data_events,
+    first_token,
+    is_complete,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -154,3 +168,35 @@ async def test_stopping_finishes_the_answer_in_progress(
         assert is_complete("\n".join(rest))
         with pytest.raises(httpx.ConnectError):
             await gateway.http.get("/healthz")
+
+
+async def test_a_third_signal_waits_for_no_engine(tmp_path: Path) -> None:
+    """The second one has ended the answers; an engine may take `stop_grace_s` to end by itself."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"not read by the scripted engine")
+    script = {"log": str(tmp_path / "engines.log"), "last_when": str(tmp_path / "never"), "ignore_stop": True}
+    document = {
+        "gateway": {"listen": ["127.0.0.1:0"], "drain_s": 600},
+        "supervisor": {"engine": f"{sys.executable} -I -S {FAKE_ENGINE}", "stop_grace_s": 600},
+        "profiles": {"a": {"model": str(model), "env": {"FAKE_ENGINE": json.dumps(script)}}},
+    }
+    path = tmp_path / "hostler.yaml"
+    path.write_text(json.dumps(document))
+    environ = {"HOSTLER_CACHE": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    body = {"model": "a", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    with run_hostler("up", "--plain", "-c", str(path), errors=tmp_path / "log", environ=environ) as running:
+        async with (
+            httpx.AsyncClient(base_url=running.address, trust_env=False, timeout=60) as http,
+            http.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
+            async for line in answer.aiter_lines():
+                if "content" in line:
+                    break
+            # One that follows within a moment repeats the first one.
+            with anyio.fail_after(30):
+                while running.log.count("received again") < 2:
+                    running.process.send_signal(signal.SIGTERM)
+                    await anyio.sleep(0.05)
+                await anyio.to_thread.run_sync(running.process.wait)
+    engine = EngineLog(tmp_path / "engines.log").events("start")[-1]["pid"]
+    assert not psutil.pid_exists(engine)
