@@ -235,7 +235,7 @@ async def test_an_engine_stuck_for_a_vanished_gateway_is_restarted_for_those_who
 ) -> None:
     offset, fake_supervisor.active = 0.0, 1
     async with (
-        leasing(fake_supervisor, clock=lambda: time.monotonic() + offset) as leases,
+        leasing(fake_supervisor, clock=lambda: time.monotonic() + offset, silence_s=600.0) as leases,
         serve(create_app(fake_supervisor, leases, token="t")) as url,
         raw(url, HelloFrame("other", "n", HELLO.limits)) as other,
     ):

@@ -96,7 +96,7 @@ async def test_beyond_the_days_dollars_a_request_that_may_be_local_is_admitted_w
     async with budget_gateways(server.url, tmp_path, 2) as (first, second):
         rules = KeyRules(dollars_per_day=0.5)
         assert await first.use(rules, dollars=0.4)
-        await until(lambda: second.keys.figures()["bob"].dollars == 0.4)
+        await until(lambda: "bob" in second.keys.figures() and second.keys.figures()["bob"].dollars == 0.4)
         local = await second.keys.admit("bob", rules, prompt_tokens=0, dollars=0.2, has_local=True)
         assert local.reservation is not None
         assert (local.local_only, local.reservation.dollars) == (True, 0.0)
