@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ from hostler.gateway.wake_settings import WakeSettings
 
 
 def card(family: int, address: str, broadcast: str | None = None) -> Any:
-    return psutil._ntuples.snicaddr(family, address, None, broadcast, None)
+    return SimpleNamespace(family=family, address=address, netmask=None, broadcast=broadcast, ptp=None)
 
 
 @pytest.mark.parametrize(
