@@ -84,9 +84,9 @@ class GatewayHost(msgspec.Struct, frozen=True, array_like=True):
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's store, its gateways and the hosts that joined. `connected`: the store is in use; otherwise `reason`
-    is why not, and `since` is when that changed, in seconds since the epoch. `elsewhere` are hosts that only other gateways use, `requests` those in flight at each gateway, by
-    its name. `problems` are what else an operator should
-    look at, in sentences. `calls` counts commands by outcome: `ok`, `failed`, `away`."""
+    is why not, and `since` is when that changed, in seconds since the epoch. `elsewhere` are hosts that only other gateways
+    use, `requests` counts those in flight at each gateway, by its name, and `calls` commands by outcome: `ok`, `failed`,
+    `away`. `problems` are further ones for the operator, in sentences."""
 
     name: str
     store: str

@@ -104,8 +104,8 @@ def _changed(listing: ModelList, fields: Mapping[str, Mapping[str, object]]) -> 
 
 #: Names listed in an error message.
 MAX_NAMES = 20
-#: When to ask again while backends have not told which models they have, in seconds.
-_TELLS_SOON_S = 5.0
+#: `Retry-After` of requests while no backend has reported its models, in seconds.
+_NOT_REPORTED_S = 5.0
 
 
 class Catalog:
@@ -202,7 +202,7 @@ class Catalog:
         if none is marked.
 
         Raises `ModelNotFound` with the known names, `BadRequest` if none is named and none is active, or `ModelUnavailable`
-        while no models are known because no backend has told its own yet.
+        while no model is known since no backend has reported its models yet.
         """
         if name is None:
             name = self._listing.active or self._listing.default
@@ -245,12 +245,12 @@ class Catalog:
         )
 
     def _expect_models(self, name: str | None) -> None:
-        """Raise `ModelUnavailable` if no models are known, and backends have not told yet which they have."""
+        """Raise `ModelUnavailable` if no model is known and some backends have not reported theirs yet."""
         silent = [each for each in self._chain if each in self._unknown or self._is_silent(each)]
         if silent and not self._listing.cards:
             raise ModelUnavailable(
-                f"no models are known yet: {', '.join(silent[:MAX_NAMES])} has not told which it has",
-                model=name, retry_after_s=_TELLS_SOON_S,
+                f"no models are known yet: {', '.join(silent[:MAX_NAMES])} has not reported its models yet",
+                model=name, retry_after_s=_NOT_REPORTED_S,
             )  # fmt: skip
 
     def _is_silent(self, backend: str) -> bool:

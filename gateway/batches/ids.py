@@ -16,7 +16,7 @@ _OF_GATEWAY = re.compile(rf"(?:{_PREFIXES})(?:out|err)?([0-9a-f]{{16}})[0-9a-f]{
 
 
 def new_id(prefix: str, gateway: str) -> str:
-    """An id that nobody can guess. `gateway` is the one's in its cluster, empty for a gateway on its own."""
+    """An id that cannot be guessed. `gateway` is the id of this gateway in its cluster, empty without a cluster."""
     return f"{prefix}{gateway}{secrets.token_hex(12)}"
 
 

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 #: How long a document stays in the store without any member that has it, in seconds. Members keep it, and put it back.
 LIFETIME_S = 7 * 24 * 3600
-#: When a document that was refused is tried again, in seconds: files may have come, or a file of the member's own may be mended.
+#: When a document that was refused is tried again, in seconds: a missing file may have arrived, or the member's own file may
+#: have been corrected.
 RETRY_S = 10.0
 
 #: The channel on which the kind of a new document is said.

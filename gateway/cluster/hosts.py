@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, Signer
+from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, Signer, send_report
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.cluster_view import ConfigurationState
@@ -178,17 +178,7 @@ class HostReporter:
         self.twin = found
 
     async def _report(self, record: bytes) -> list[bytes]:
-        found: list[bytes] = await self._store.run_script(
-            REPORT,
-            [_INDEX, f"host:{self._id}"],
-            self._id,
-            record,
-            int(LIFETIME_S * 1000),
-            self._store.prefix + _CHANNEL,
-            f"{self._store.prefix}host:",
-            limit_s=BACKGROUND_LIMIT_S,
-        )
-        return found
+        return await send_report(self._store, _INDEX, "host", self._id, record, _CHANNEL)
 
     def report(self) -> None:
         """Report the host now: something of it has changed."""

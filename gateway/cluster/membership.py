@@ -86,6 +86,15 @@ class Signer:
         return b"" if self._key is None else hmac.digest(self._key, content, "sha256").hex().encode()
 
 
+async def send_report(store: Store, index: str, kind: str, member_id: str, record: bytes, channel: str) -> list[bytes]:
+    """Report the member of this kind. Returns what `REPORT` does; without a record it leaves. Raises `StoreAway`."""
+    found: list[bytes] = await store.run_script(
+        REPORT, [index, f"{kind}:{member_id}"], member_id, record, int(LIFETIME_S * 1000), store.prefix + channel,
+        f"{store.prefix}{kind}:", limit_s=BACKGROUND_LIMIT_S,
+    )  # fmt: skip
+    return found
+
+
 class Membership:
     """Reports this gateway and knows the others. While the store is away, the last known members stay.
 
@@ -130,17 +139,7 @@ class Membership:
                     pass
 
     async def _report(self, record: bytes) -> list[bytes]:
-        found: list[bytes] = await self.store.run_script(
-            REPORT,
-            ["gateways", f"gateway:{self.own.id}"],
-            self.own.id,
-            record,
-            int(LIFETIME_S * 1000),
-            self.store.prefix + _CHANNEL,
-            f"{self.store.prefix}gateway:",
-            limit_s=BACKGROUND_LIMIT_S,
-        )
-        return found
+        return await send_report(self.store, "gateways", "gateway", self.own.id, record, _CHANNEL)
 
     def report(self, own: Member) -> None:
         """Report this gateway anew, now: something of it has changed."""

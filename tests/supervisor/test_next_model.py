@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from fakes.flag_file import FlagFile
 from fakes.page_cache import cached_share, uncached_file, until_cached
 from fakes.real_engine import post
+from fakes.sized_models import START_EARLY, manager_of, sized, states
 from system.running_gateway import first_token, gateway_starter
 
 from bench.random_models import write_model
@@ -28,20 +29,7 @@ pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 Flags = Callable[[str], FlagFile]
-START = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, prepare_next="start")
 MIB = 1024 * 1024
-
-
-def states(manager: EngineManager) -> dict[str, str]:
-    return {status.model: status.state for status in manager.status_now().models}
-
-
-def manager_of(*profiles: Profile, settings: SupervisorSettings = START, free: int = 100 * GIB) -> EngineManager:
-    return EngineManager(profiles, settings, free_memory=lambda: free)
-
-
-def sized(scripted: Scripted, name: str, gib: int = 4, **script: Any) -> Profile:
-    return scripted(name, profile={"memory": gib * GIB}, **script)
 
 
 async def test_its_file_is_read_ahead(scripted: Scripted, running: Running, tmp_path: Path) -> None:
@@ -138,7 +126,7 @@ async def saved(scripted: Scripted, tmp_path: Path, **script: Any) -> tuple[Prof
     facts = ModelFacts(architecture="llama", bytes=1, kv_bytes_per_token=1)
     cache = SlotCache(slots, max_bytes=1 << 20, max_age_s=60, min_tokens=4, read_facts=lambda _: facts)
     cache.prepare()
-    return sized(scripted, "a", **script), cache, msgspec.structs.replace(START, slots_dir=str(slots))
+    return sized(scripted, "a", **script), cache, msgspec.structs.replace(START_EARLY, slots_dir=str(slots))
 
 
 async def talk(address: EngineAddress) -> None:
@@ -146,20 +134,30 @@ async def talk(address: EngineAddress) -> None:
     await post(address, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello. " * 20}]})
 
 
-async def test_it_answers_while_the_other_one_is_still_saved(
-    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
-) -> None:
+@pytest.fixture
+async def saving(
+    scripted: Scripted, running: Running, flags: Flags, tmp_path: Path
+) -> AsyncIterator[tuple[EngineManager, FlagFile]]:
+    """The model "a" after a conversation, beside "b", for which there is memory; once it is stopped, "a" is being saved until
+    the flag is set."""
     written = flags("written")
     first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
     manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
     async with running(manager):
         await talk(await manager.switch("a"))
-        await talk(await manager.switch("b", evict=["a"]))
-        assert [each["model"] for each in journal.events("save")] == ["a"]
-        assert not list((tmp_path / "slots").glob("*.kv")), "the answer came before the conversation was written"
-        assert states(manager) == {"a": "stopping", "b": "ready"}
-        written.set()
-        await journal.until("stop")
+        yield manager, written
+
+
+async def test_it_answers_while_the_other_one_is_still_saved(
+    saving: tuple[EngineManager, FlagFile], journal: Any, tmp_path: Path
+) -> None:
+    manager, written = saving
+    await talk(await manager.switch("b", evict=["a"]))
+    assert [each["model"] for each in journal.events("save")] == ["a"]
+    assert not list((tmp_path / "slots").glob("*.kv")), "the answer came before the conversation was written"
+    assert states(manager) == {"a": "stopping", "b": "ready"}
+    written.set()
+    await journal.until("stop")
     assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
 
 
@@ -176,13 +174,10 @@ async def test_without_room_it_starts_after_the_other_one_is_saved(
 
 
 async def test_the_one_that_is_being_saved_comes_back_once_it_has_stopped(
-    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+    saving: tuple[EngineManager, FlagFile], journal: Any
 ) -> None:
-    written = flags("written")
-    first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
-    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
-    async with running(manager), anyio.create_task_group() as tasks:
-        await talk(await manager.switch("a"))
+    manager, written = saving
+    async with anyio.create_task_group() as tasks:
         await manager.switch("b", evict=["a"])
         tasks.start_soon(lambda: manager.switch("a", evict=["b"]))
         await journal.until("save")
@@ -194,13 +189,10 @@ async def test_the_one_that_is_being_saved_comes_back_once_it_has_stopped(
 
 
 async def test_its_end_while_the_other_one_is_saved_costs_that_nothing(
-    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+    saving: tuple[EngineManager, FlagFile], journal: Any, tmp_path: Path
 ) -> None:
-    written = flags("written")
-    first, cache, settings = await saved(scripted, tmp_path, save_when=written.path)
-    manager = EngineManager([first, sized(scripted, "b")], settings, slots=cache, free_memory=lambda: 100 * GIB)
-    async with running(manager), anyio.create_task_group() as tasks:
-        await talk(await manager.switch("a"))
+    manager, written = saving
+    async with anyio.create_task_group() as tasks:
         await manager.switch("b", evict=["a"])
         pid = next(status.pid for status in manager.status_now().models if status.model == "b")
         psutil.Process(pid).kill()
@@ -247,7 +239,7 @@ async def test_an_embedded_engine_holds_before_the_weights_while_the_other_one_s
         sized(scripted, "a", gone_when=gone.path),
         Profile(name="b", model=str(model), engine="embedded", context=512),
     ]
-    settings = msgspec.structs.replace(START, prepare_next="read")
+    settings = msgspec.structs.replace(START_EARLY, prepare_next="read")
     async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
         await manager.switch("a")
         tasks.start_soon(lambda: manager.switch("b", evict=["a"]))
@@ -277,7 +269,7 @@ async def test_what_holds_ends_with_the_switch_that_began_it(
         with pytest.raises(SupervisorError, match="was unloaded"):
             await manager.switch("b", evict=["a"])
 
-    settings = msgspec.structs.replace(START, prepare_next="read")
+    settings = msgspec.structs.replace(START_EARLY, prepare_next="read")
     async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
         await manager.switch("a")
         tasks.start_soon(switch)

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
+from fakes.sized_models import START_EARLY, manager_of, sized, states
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.yaml_config import Size
@@ -22,27 +23,14 @@ pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 Flags = Callable[[str], FlagFile]
-START = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, prepare_next="start")
-
-
-def states(manager: EngineManager) -> dict[str, str]:
-    return {status.model: status.state for status in manager.status_now().models}
-
-
-def manager_of(*profiles: Profile, settings: SupervisorSettings = START, free: int = 100 * GIB) -> EngineManager:
-    return EngineManager(profiles, settings, free_memory=lambda: free)
-
-
-def sized(scripted: Scripted, name: str, gib: int = 4, **script: Any) -> Profile:
-    return scripted(name, profile={"memory": gib * GIB}, **script)
 
 
 @pytest.mark.parametrize(
     ("settings", "free"),
     [
-        (START, 4 * GIB - 1),
-        (msgspec.structs.replace(START, exclusive=True, memory_budget=Size(7 * GIB)), 100 * GIB),
-        (msgspec.structs.replace(START, prepare_next="read"), 100 * GIB),
+        (START_EARLY, 4 * GIB - 1),
+        (msgspec.structs.replace(START_EARLY, exclusive=True, memory_budget=Size(7 * GIB)), 100 * GIB),
+        (msgspec.structs.replace(START_EARLY, prepare_next="read"), 100 * GIB),
     ],
     ids=["memory", "budget", "setting"],
 )
@@ -58,7 +46,7 @@ async def test_it_does_not_start_without_room(
 
 async def test_a_model_of_unknown_size_does_not_start_early(scripted: Scripted, running: Running, journal: Any) -> None:
     profiles = [sized(scripted, "a"), scripted("b")]
-    async with running(EngineManager(profiles, START, describe=lambda _: FileDescription())) as manager:
+    async with running(EngineManager(profiles, START_EARLY, describe=lambda _: FileDescription())) as manager:
         await manager.switch("a")
         await manager.prepare_next("b", start=True)
         assert states(manager)["b"] == "stopped"

@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from system.several_gateways import GatewayProgram, installation
 
 from hostler.gateway.context import KeyRules
@@ -21,12 +21,6 @@ from hostler.gateway.context import KeyRules
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 PROFILES = {"a": {"script": {"chunks": 3}}}
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 async def get(gateway: GatewayProgram, path: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ import openai
 import pytest
 from fakes.certificates import make_pair
 from fakes.ports import free_port
-from fakes.redis_server import RedisServer, needs_redis, redis_server
-from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
+from fakes.redis_server import RedisServer, needs_redis
+from system.cluster_programs import PATIENCE_S, Cluster, status, until
 from system.several_gateways import GatewayProgram
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, server: RedisServer) -> AsyncIterator[Cluster]:
-    async with running_cluster(tmp_path, server.url) as cluster:
-        yield cluster
 
 
 def address() -> dict[str, Any]:

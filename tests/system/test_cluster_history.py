@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from system.several_gateways import GatewayProgram, installation
 from system.test_cluster import PROFILES, command, get, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
 
 
 async def history(gateway: GatewayProgram, count: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import anyio
@@ -10,23 +9,11 @@ import httpx
 import pytest
 from fakes.certificates import make_pair
 from fakes.network_card import network_card, packets, wake_settings
-from fakes.redis_server import RedisServer, needs_redis, redis_server
+from fakes.redis_server import RedisServer, needs_redis
 from fakes.tcp_proxy import proxy_to
-from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
+from system.cluster_programs import PATIENCE_S, Cluster, status, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, server: RedisServer) -> AsyncIterator[Cluster]:
-    async with running_cluster(tmp_path, server.url) as cluster:
-        yield cluster
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,32 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
-from fakes.redis_server import RedisServer, needs_redis, redis_server
-from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, status, until
+from fakes.redis_server import RedisServer, needs_redis
+from system.cluster_programs import PATIENCE_S, Cluster, status, until
 from system.several_gateways import GatewayProgram
 
 from hostler.gateway.auth import keys
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, server: RedisServer) -> AsyncIterator[Cluster]:
-    async with running_cluster(tmp_path, server.url) as cluster:
-        yield cluster
 
 
 async def hostler(cluster: Cluster, folder: Path, *arguments: str, expected: int = 0) -> str:

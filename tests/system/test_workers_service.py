@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import anyio
 import httpx
 import pytest
 from fakes.certificates import Pair, make_pair
-from fakes.redis_server import RedisServer, needs_redis, redis_server
-from system.cluster_programs import PATIENCE_S, Cluster, running_cluster, until
+from fakes.redis_server import RedisServer, needs_redis
+from system.cluster_programs import PATIENCE_S, Cluster, until
 from system.hostler_process import HostlerProcess, run_hostler
 from system.several_gateways import GatewayProgram
 
@@ -158,18 +158,6 @@ async def test_workers_serve_a_socket_of_systemd_and_a_restart_refuses_nobody(tm
                 assert process.poll() is None
             assert process.returncode == 0
     assert "Traceback" not in log_in(tmp_path)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, server: RedisServer) -> AsyncIterator[Cluster]:
-    async with running_cluster(tmp_path, server.url) as cluster:
-        yield cluster
 
 
 @needs_redis

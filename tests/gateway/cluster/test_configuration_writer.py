@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ from hostler.gateway.shared_files import MAX_BYTES
 pytestmark = [pytest.mark.anyio, needs_redis]
 
 
-def writer(server: RedisServer, token: str = "secret"):  # type: ignore[no-untyped-def]
+def writer(server: RedisServer, token: str = "secret") -> AbstractAsyncContextManager[ConfigurationWriter]:
     return open_writer(ClusterSettings(store=server.url, name="home"), token)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from fakes.store_client import make_store
@@ -26,9 +27,9 @@ async def apply(text: str) -> str:
     ],
 )
 def test_a_member_follows_what_it_accepts_if_it_has_a_token(
-    tmp_path: Path, token: str | None, accept: tuple[str, ...], followed: list[str]
+    tmp_path: Path, token: str | None, accept: tuple[Literal["profiles", "keys"], ...], followed: list[str]
 ) -> None:
-    settings = ClusterSettings(store="redis://127.0.0.1:1", name="home", accept=accept)  # type: ignore[arg-type]
+    settings = ClusterSettings(store="redis://127.0.0.1:1", name="home", accept=accept)
     reports: list[int] = []
     shared = SharedConfiguration(
         make_store(settings.store), settings, token, state=tmp_path.joinpath, clock=time.monotonic,
