@@ -77,7 +77,7 @@ class ManagedProcess(ProcessState):
         if self._failures >= self.limits.max_failures and self._failure is not None:
             left = self._backoff_until - time.monotonic()
             if left > 0:
-                refused = StartResult()
+                refused = StartResult(held=held)
                 refused.settle(msgspec.structs.replace(self._failure, retry_after_s=left))
                 return refused
         if self._next is None:

@@ -310,10 +310,13 @@ class SwitchCoordinator:
         async with self._eviction:
             switch.joined = model.process.staying or model.process.asleep
             began = await self._evict(model, switch)
-            result = model.process.request_start() if began is None else began
+            early = began is not None and began.may_load.is_set()
+            if began is None:
+                began = model.process.request_start()
+            began.may_load.set()
             if self._policy.capacity.exclusive:
-                return await self._wait_started(model, result, early=began is not None)
-        return await self._wait_started(model, result, early=began is not None)
+                return await self._wait_started(model, began, early=early)
+        return await self._wait_started(model, began, early=early)
 
     async def _wait_started(self, model: ManagedModel, result: StartResult, *, early: bool) -> EngineAddress:
         """Wait until it is ready. If it began `early` and lacked memory it is started once more."""
@@ -330,7 +333,7 @@ class SwitchCoordinator:
     async def _evict(self, model: ManagedModel, switch: SwitchOperation) -> StartResult | None:
         """Stop, side by side, all that may not run beside `model`, and drain those that the scheduler has not drained.
 
-        Returns the start of `model`, if there was room for it before they were gone.
+        Returns the start of `model` if that began before they were gone; without room for it, it holds.
         """
         victims = self._policy.victims(model, self._others(model), switch.evict)
         if _undrained(victims, switch):
@@ -355,11 +358,11 @@ class SwitchCoordinator:
             async with anyio.create_task_group() as stops:
                 for victim in victims:
                     stops.start_soon(partial(victim.process.stop, sleep=victim.name in sleepers))
-                if began is not None:
+                if began is not None and began.may_load.is_set():
                     # Its requests need not wait until the others are saved.
                     with suppress(SupervisorError):
                         self._succeed(model, switch, await began.wait())
-            if began is None and not stays:
+            if not stays and (began is None or not began.may_load.is_set()):
                 await self._usage.wait_released(model)
         except BaseException:
             if not stays:
@@ -373,7 +376,7 @@ class SwitchCoordinator:
             logger.info("%s: starting while others are saved and stopped", model.name)
             return model.process.request_start()
         if self._early != "off" and model.lifecycle.can_hold and not model.process.asleep:
-            model.process.request_start(held=True)
+            return model.process.request_start(held=True)
         return None
 
     async def _end_sleeping(self, model: ManagedModel, staying: Collection[str]) -> None:

@@ -284,6 +284,39 @@ async def test_what_holds_ends_with_the_switch_that_began_it(
         gone.set()
 
 
+@pytest.mark.engine
+async def test_what_ends_while_it_holds_fails_its_switch_once(
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
+) -> None:
+    gone = flags("gone")
+    model = write_model(tmp_path / "b.gguf", "llama")
+    profiles = [
+        sized(scripted, "a", gone_when=gone.path),
+        Profile(name="b", model=str(model), engine="embedded", context=512),
+    ]
+
+    async def switch() -> None:
+        with pytest.raises(SupervisorError, match="killed by SIGKILL"):
+            await manager.switch("b", evict=["a"])
+
+    settings = msgspec.structs.replace(START_EARLY, prepare_next="read", max_failures=2, backoff_s=60)
+    async with running(manager_of(*profiles, settings=settings)) as manager:
+        await manager.switch("a")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(switch)
+            async for line in manager.logs("b", follow=True):
+                if line.startswith("holding"):
+                    break
+            pid = next(status.pid for status in manager.status_now().models if status.model == "b")
+            psutil.Process(pid).kill()
+            with anyio.fail_after(20):
+                while states(manager)["b"] == "starting":  # noqa: ASYNC110 - what is waited for happens in another process
+                    await anyio.sleep(0.005)
+            gone.set()
+        assert states(manager) == {"a": "stopped", "b": "backoff"}
+        assert (await manager.switch("b")).model == "b"
+
+
 async def test_clients_get_the_next_model_while_the_last_answer_of_the_other_runs(tmp_path: Path, flags: Flags) -> None:
     last = flags("last")
     profiles = {"a": {"memory": "1MiB", "script": {"last_when": last.path}}, "b": {"memory": "1MiB"}}
