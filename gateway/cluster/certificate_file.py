@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hostler.profiles.file_reading import FileTooLarge, read_limited
-from hostler.supervisor.tls import MAX_CERTIFICATE
+from hostler.supervisor.tls import MAX_CERTIFICATE, CertificateError, ServerCertificate
 
 logger = logging.getLogger(__name__)
 
@@ -16,25 +16,31 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE
 
 
 class CertificateFile:
-    """A file with a certificate. The last one that could be read stays, as the server goes on with it as well."""
+    """A file with a certificate, and that with its key. The last one that could be read, and fits the key, stays, as the
+    server goes on with it as well."""
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path).expanduser()
+    def __init__(self, cert: str, key: str) -> None:
+        self._path, self._key = Path(cert).expanduser(), key
         self._certificate: str | None = None
-        self._unreadable = ""
+        self._problem = ""
 
     def read(self) -> str | None:
         """The certificate as PEM. Blocks."""
+        found = None
         try:
             found = _CERTIFICATE.search(read_limited(self._path, MAX_CERTIFICATE).decode("utf-8", "replace"))
-            reason = "" if found is not None else "no certificate is in it"
+            problem = "" if found is not None else f"{self._path}: no certificate is in it"
+            if found is not None and found[0] != self._certificate:
+                ServerCertificate(str(self._path), self._key)
         except OSError as error:
-            found, reason = None, str(error.strerror or error)
+            problem = f"{self._path}: {error.strerror or error}"
         except FileTooLarge as error:
-            found, reason = None, str(error)
-        if found is not None:
+            problem = f"{self._path}: {error}"
+        except CertificateError as error:
+            problem = str(error)
+        if found is not None and not problem:
             self._certificate = found[0]
-        elif reason != self._unreadable:
-            logger.warning("%s: %s; members of the cluster go on with the previous certificate", self._path, reason)
-        self._unreadable = reason
+        elif problem != self._problem:
+            logger.warning("%s; members of the cluster go on with the previous certificate", problem)
+        self._problem = problem
         return self._certificate

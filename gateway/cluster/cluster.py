@@ -129,7 +129,7 @@ class Cluster:
             ),
         )
         self._listen = listen
-        self._certificate = None if tls is None else CertificateFile(tls.cert)
+        self._certificate = None if tls is None else CertificateFile(tls.cert, tls.key)
         self.peers = PeerGateways(own.id, lambda: self.membership.members, is_trusted=token is not None)
         self._announcements = Announcements(self.store, self._signer, own.id)
         self._runs: list[Callable[[], Coroutine[Any, Any, None]]] = [

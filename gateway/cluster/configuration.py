@@ -185,11 +185,6 @@ class ConfigurationFollower:
             logger.error("%s", reason)
             self.state = ConfigurationState(kind=kind, version=0, reason=reason)
 
-    @property
-    def newest(self) -> SharedDocument | None:
-        """The newest document that is known, whether it is in use or not."""
-        return None if self._newest is None else self._newest.document
-
     def look(self) -> None:
         """Look at the store now."""
         self._wake.set()

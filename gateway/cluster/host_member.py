@@ -47,7 +47,8 @@ class HostMember:
         self._since = round(time.time(), 3)
         self._identity = Identity(state("cluster-host"))
         self._warned = False
-        self.certificate = None if supervisor.tls is None else CertificateFile(supervisor.tls.cert)
+        tls = supervisor.tls
+        self.certificate = None if tls is None else CertificateFile(tls.cert, tls.key)
         keys = HostKeys(token, settings.name)
         self.token = keys.token(self._identity.id)
         self._store = Store(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import time
+from collections.abc import Callable
 
 import anyio
 import msgspec
@@ -99,14 +101,19 @@ class Membership:
     """Reports this gateway and knows the others. While the store is away, the last known members stay.
 
     `twin` is another process that reports itself with this gateway's identity: a copy of its machine, which has its file.
+    It is gone once this gateway has found only its own records for `LIFETIME_S`.
     """
 
     scripts = (REPORT,)
 
-    def __init__(self, store: Store, signer: Signer, own: Member) -> None:
+    def __init__(
+        self, store: Store, signer: Signer, own: Member, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.own = own
+        self._clock = clock
         self.members: dict[str, Member] = {own.id: own}
         self.twin: Member | None = None
+        self._alone_since: float | None = None
         self._reported = False
         self.store = store
         self._signer = signer
@@ -151,8 +158,17 @@ class Membership:
     def _look_for_twin(self, before: bytes) -> None:
         """`before` is the record that this report has replaced: this gateway's own, or what was there before its start."""
         found = self._member(before) if self._reported and before else None
-        if found is None or found.since == self.own.since:
+        if found is None:  # expired, or removed by a twin that has left: it says nothing of one that is there
+            self._alone_since = None
             return
+        if found.since == self.own.since:
+            now = self._clock()
+            self._alone_since = now if self._alone_since is None else self._alone_since
+            if self.twin is not None and now - self._alone_since >= LIFETIME_S:
+                logger.info("gateway %s, which had the same identity as this one, is gone", self.twin.name)
+                self.twin = None
+            return
+        self._alone_since = None
         before_that, self.twin = self.twin, found
         if before_that is None or before_that.since != found.since:
             logger.error("%s", self.problem)

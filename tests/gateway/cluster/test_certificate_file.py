@@ -6,27 +6,27 @@ import logging
 from pathlib import Path
 
 import pytest
-from fakes.certificates import make_pair
+from fakes.certificates import Pair, make_pair
 
 from hostler.gateway.cluster.certificate_file import CertificateFile
 
 
 @pytest.fixture
-def cert(tmp_path: Path) -> Path:
-    return Path(make_pair(tmp_path, "gpu-box").cert)
+def pair(tmp_path: Path) -> Pair:
+    return make_pair(tmp_path, "gpu-box")
 
 
-def test_the_certificate_is_reported_without_the_rest_of_its_file(cert: Path) -> None:
-    file, text = CertificateFile(str(cert)), cert.read_text()
-    cert.write_text(
-        f"of Ämilie\n{text}-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n", encoding="utf-8"
-    )
+def test_the_certificate_is_reported_without_the_rest_of_its_file(pair: Pair) -> None:
+    cert, key = Path(pair.cert), Path(pair.key)
+    file, text = CertificateFile(str(cert), str(cert)), cert.read_text()
+    cert.write_text(f"of Ämilie\n{text}{key.read_text()}", encoding="utf-8")
     assert file.read() == text
 
 
-def test_the_last_certificate_stays_while_the_file_has_none(cert: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_certificate_stays_while_the_file_has_none(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    file = CertificateFile(str(cert))
+    cert = Path(pair.cert)
+    file = CertificateFile(pair.cert, pair.key)
     text = file.read()
     assert text is not None
     for content in (None, None, b"", b"\xff"):
@@ -40,3 +40,17 @@ def test_the_last_certificate_stays_while_the_file_has_none(cert: Path, caplog: 
     ]
     cert.write_text(text)
     assert file.read() == text
+
+
+def test_a_certificate_is_reported_once_its_key_is_there_as_well(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = CertificateFile(pair.cert, pair.key)
+    text = file.read()
+    renewed = make_pair(tmp_path, "renewed")
+    new_text = renewed.pem()
+    pair.take("cert", renewed)
+    assert file.read() == file.read() == text
+    assert caplog.text.count("do not fit together") == 1
+    pair.take("key", renewed)
+    assert file.read() == new_text

@@ -60,6 +60,42 @@ async def test_a_copied_gateway_is_reported_by_both(server: RedisServer, caplog:
     assert "gateway a at 10.0.0.2:8000 has the same identity, aaaa, as this one" in caplog.text
 
 
+async def test_a_copy_that_is_gone_is_no_longer_reported(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HEARTBEAT_S", 0.05), ("LIFETIME_S", 0.5)):
+        monkeypatch.setattr(f"hostler.gateway.cluster.membership.{name}", value)
+    first, copy = member(server.url, "a"), member(server.url, "a")
+    copy.report(msgspec.structs.replace(copy.own, since=2.0))
+    async with running(first.store.run, first.run):
+        async with running(copy.store.run, copy.run):
+            await until(lambda: first.twin == copy.own)
+            assert first.problem
+        await until(lambda: first.twin is None)
+        assert not first.problem
+
+
+async def test_a_copy_is_gone_once_only_own_records_were_found_for_a_while() -> None:
+    now = [0.0]
+    own = Member(id="a", name="a", version="1", since=1.0)
+    signer = Signer("secret", "home")
+    store = make_store("redis://127.0.0.1:1", Membership.scripts)
+    first = Membership(store, signer, own, clock=lambda: now[0])
+    first._reported = True
+    records = {
+        each: signer.signed(msgspec.json.encode(msgspec.structs.replace(own, since=each))) for each in (1.0, 2.0)
+    }
+
+    def see(at: float, record: bytes) -> bool:
+        now[0] = at
+        first._look_for_twin(record)
+        return first.twin is not None
+
+    assert [see(*each) for each in ((0, records[2.0]), (1, records[1.0]), (5, records[1.0]))] == [True, True, True]
+    assert see(6, records[2.0])  # they alternate
+    assert [see(at, records[1.0]) for at in (7, 12)] == [True, True]
+    assert see(14, b"")  # the store was away: nothing is known of this time
+    assert [see(at, records[1.0]) for at in (16, 21, 22)] == [True, True, False]
+
+
 async def test_strangers_and_members_of_other_clusters_do_not_join(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
