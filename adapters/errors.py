@@ -1,11 +1,14 @@
 """The errors of a request; each adapter encodes them in its protocol.
 
-GatewayError ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed ·
-UpgradeRequired │   RequestTooLarge · UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) ·
-WaitTimeout · ModelUnavailable · ShuttingDown │   OutOfDescriptors · ClientDisconnected · RequestCancelled └──
-BackendError ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe ├── BackendTimeout
-connected, but silent for too long ├── BackendRejected      a complete answer with an error status └── BackendBroken
-the answer broke off, or violates the protocol
+GatewayError
+├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · UpgradeRequired
+│   RequestTooLarge · UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ModelNotLoaded · ShuttingDown
+│   OutOfDescriptors · ClientDisconnected · RequestCancelled
+└── BackendError
+    ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
+    ├── BackendTimeout       connected, but silent for too long
+    ├── BackendRejected      a complete answer with an error status
+    └── BackendBroken        the answer broke off, or violates the protocol
 """
 
 from __future__ import annotations

@@ -92,11 +92,16 @@ def split(block: bytes) -> list[bytes]:
 
 def first(block: bytes, at: int) -> bytes:
     """The event that begins at `at` in a block of whole events, with the blank line that ends it."""
-    plain = block.find(b"\n\n", at)
-    dos = block.find(b"\n\r\n", at, plain if plain >= 0 else len(block))
-    if dos >= 0:
-        return block[at : dos + 3]
-    return block[at : plain + 2] if plain >= 0 else block[at:]
+    # Line by line: 1 µs for an event of 64 KB, a regular expression 23 µs; 0.4 to 0.5 µs for small ones, as with one. A search
+    # for either kind of blank line alone would read a block of the other kind to its end for each event.
+    line = block.find(b"\n", at)
+    while line >= 0:
+        if block.startswith(b"\n", line + 1):
+            return block[at : line + 2]
+        if block.startswith(b"\r\n", line + 1):
+            return block[at : line + 3]
+        line = block.find(b"\n", line + 1)
+    return block[at:]
 
 
 def parse(event: bytes) -> tuple[str, bytes | None]:

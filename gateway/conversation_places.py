@@ -31,7 +31,7 @@ class AnsweredPrompt(msgspec.Struct, frozen=True, array_like=True):
 
 class ConversationPlaces:
     """See `ConversationHints`. Hosts are the same if they have the same URL: `entries` are the settings of the backends by
-    name. From what is passed on no prompt can be guessed without the `secret`. `wall` is a clock that all who pass it on have in
+    name. What is passed on are hashes keyed with the `secret`, by which alone a guessed prompt can be checked. `wall` is a clock that all who pass it on have in
     common."""
 
     def __init__(self, entries: Mapping[str, BackendSettings], *, secret: bytes, wall: Callable[[], float]) -> None:

@@ -208,7 +208,8 @@ class Catalog:
             name = self._listing.active or self._listing.default
             if name is None:
                 self._expect_models(name)
-                raise BadRequest(f'no model named and none loaded; set "model": {self._known_names()}', param="model")
+                way_out = f'set "model": {self._known_names()}' if self._listing.cards else self._known_names()
+                raise BadRequest(f"no model named and none loaded; {way_out}", param="model")
         placement = self._placements.get(name)
         if placement is None:
             card = self._listing.resolve(name)
@@ -249,7 +250,8 @@ class Catalog:
         silent = [each for each in self._chain if each in self._unknown or self._is_silent(each)]
         if silent and not self._listing.cards:
             raise ModelUnavailable(
-                f"no models are known yet: {', '.join(silent[:MAX_NAMES])} has not reported its models yet",
+                f"no models are known yet, since these backends have not reported theirs: {', '.join(silent[:MAX_NAMES])}; "
+                "`hostler backends` shows why",
                 model=name, retry_after_s=_NOT_REPORTED_S,
             )  # fmt: skip
 
@@ -260,7 +262,7 @@ class Catalog:
     def _known_names(self) -> str:
         names = self._listing.names()
         if not names:
-            return "there are no models"
+            return "there are no models: add one under `profiles`, or a backend"
         more = len(names) - MAX_NAMES
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"

@@ -1,6 +1,7 @@
 """A WebSocket connection to a backend, and the bytes between it and a client.
 
-Messages are passed on as they are: extensions, subprotocols, pings and close codes are between the two ends.
+Messages are passed on as they are: subprotocols, pings and close codes are between the two ends. So are extensions, unless a
+backend's key has to be removed from its messages: compression would hide it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _LAST_BYTES_S = 1.0
 #: Idle connections are probed after so many seconds, so that a peer that has vanished does not keep a model loaded.
 _PROBE_AFTER_S = 60
 
-_PASSED_ON = ("sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions")
+_EXTENSIONS = "sec-websocket-extensions"
+_PASSED_ON = ("sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", _EXTENSIONS)
 _REQUESTED = (*_PASSED_ON, "openai-beta", "user-agent")
-_ANSWERED = ("sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions")
+_ANSWERED = ("sec-websocket-accept", "sec-websocket-protocol", _EXTENSIONS)
 
 
 class BackendSocket:
@@ -121,6 +123,9 @@ async def open_socket(
     transports do.
     """
     name = endpoint.name
+    secrets = redactor(endpoint.key, endpoint.secrets, encoded=not endpoint.is_engine)
+    if secrets is not None and not endpoint.is_engine:
+        headers = {key: value for key, value in headers.items() if key != _EXTENSIONS}
     reader, writer = await _connect(endpoint, timeouts)
     try:
         _probe_when_idle(writer)
@@ -138,7 +143,8 @@ async def open_socket(
             )
         if status != 101:
             raise UpgradeRequired(f"{name} does not speak WebSocket at {path}: it answered with status {status}")
-        secrets = redactor(endpoint.key, endpoint.secrets, encoded=not endpoint.is_engine)
+        if _EXTENSIONS in answered and _EXTENSIONS not in headers:
+            raise BackendBroken(f"{name} uses WebSocket extensions that were not offered", backend=name)
         answered = answered if secrets is None else dict(secrets.headers(answered))
         passed_on = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
         passed_on += [(each.encode(), answered[each].encode("latin-1")) for each in _ANSWERED if each in answered]

@@ -151,7 +151,7 @@ ALWAYS: Final[Mapping[str, str]] = {
 }
 #: What Hostler does without a setting, while the value is false.
 NEVER: Final[Mapping[str, str]] = {
-    "telemetry": "nothing is reported to anybody",
+    "telemetry": "no usage data is sent",
     "disable_responses_id_security": "stored responses are found by the key that made them alone",
     "infer_model_from_keys": "models are those that the file names",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -65,3 +66,17 @@ def test_an_event_without_end_is_not_collected_for_ever() -> None:
 
 def test_a_comment_stays_on_one_line() -> None:
     assert sse.comment("a\n\ndata: {}\r\n b") == b": a data: {} b\n"
+
+
+def test_events_are_found_in_linear_time_whatever_ends_their_lines() -> None:
+    """A block of 1 MiB takes milliseconds; read to its end for each event, it took 8 s."""
+    event = b'data: {"choices":[{"delta":{"content":"word"}}]}\r\n\r\n'
+    for block in (
+        event * 20_000,
+        event.replace(b"\r", b"") * 20_000 + event,
+        event + event.replace(b"\r", b"") * 20_000,
+    ):
+        began_at = time.process_time()
+        found = sse.split(block)
+        assert time.process_time() - began_at < 2.0
+        assert b"".join(found) == block and len(found) in (20_000, 20_001)

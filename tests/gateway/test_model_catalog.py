@@ -49,7 +49,7 @@ def places(subject: Catalog, name: str) -> list[tuple[str, str]]:
 def test_models_appear_with_their_backend_and_go_with_it() -> None:
     subject = catalog(box=BOX)
     for name in ("qwen3:8b", None):
-        with pytest.raises(ModelUnavailable, match="box has not reported its models yet") as early:
+        with pytest.raises(ModelUnavailable, match="have not reported theirs: box") as early:
             subject.find(name)
         assert (early.value.final, early.value.retry_after_s) == (False, 5.0)
     subject.update_models("box", models("qwen3:8b", "llama3.2:latest"))

@@ -118,7 +118,7 @@ def test_a_batch_waits_for_a_host_that_was_never_reached(tmp_path: Path, others:
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
         else:
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_not_available")
-            assert "pc has not reported its models yet" in refused.json()["error"]["message"]
+            assert "have not reported theirs: pc" in refused.json()["error"]["message"]
             assert int(refused.headers["retry-after"]) > 0 and refused.headers.get("x-should-retry") != "false"
         with run_hostler("supervisor", "-c", behind, errors=tmp_path / "supervisor.log", environ=environ):
             counts = until(client, batch_id, status="completed").request_counts

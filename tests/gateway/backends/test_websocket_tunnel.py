@@ -32,12 +32,15 @@ FRAME = b"\x82\x7f" + (65536).to_bytes(8, "big") + bytes(65536)
 
 
 @asynccontextmanager
-async def backend(answer: bytes, *, floods: bool) -> AsyncIterator[Endpoint]:
-    """A backend that answers handshakes, and then sends frames without end, or closes the connection."""
+async def backend(answer: bytes, *, floods: bool, heads: list[bytes] | None = None) -> AsyncIterator[Endpoint]:
+    """A backend that answers handshakes, and then sends frames without end, or closes the connection. Their `heads` are
+    kept."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            if heads is not None:
+                heads.append(head)
             writer.write(answer)
             while floods:
                 writer.write(FRAME)
@@ -145,3 +148,22 @@ async def test_a_key_that_the_backend_shows_reaches_no_client(shown: str) -> Non
         assert received[:3] == sent[:3] and received[len(sent) - 3 : len(sent)] == b"zsk"
         # In base64 the characters at either end belong to what stands beside the key.
         assert shown[3:-3].encode() not in received
+
+
+@pytest.mark.parametrize(("key", "offered"), [(SECRET, False), (None, True)])
+async def test_compression_is_not_offered_to_a_backend_whose_key_it_would_hide(key: str | None, offered: bool) -> None:
+    headers = {"sec-websocket-key": "x", "sec-websocket-extensions": "permessage-deflate"}
+    heads: list[bytes] = []
+    async with backend(ACCEPT, floods=False, heads=heads) as plain:
+        endpoint = msgspec.structs.replace(plain, key=key)
+        async with open_socket(endpoint, "/v1/realtime", headers, (), Timeouts()):
+            pass
+    assert (b"permessage-deflate" in heads[0]) is offered
+
+
+async def test_extensions_that_were_not_offered_are_a_broken_answer() -> None:
+    answer = ACCEPT.replace(b": x\r\n", b": x\r\nSec-WebSocket-Extensions: permessage-deflate\r\n")
+    async with backend(answer, floods=False) as plain:
+        with pytest.raises(BackendBroken, match="extensions that were not offered"):
+            async with open_socket(msgspec.structs.replace(plain, key=SECRET), "/v1/realtime", {}, (), Timeouts()):
+                pass
