@@ -67,7 +67,6 @@ TESTED_ELSEWHERE = {
     "gateway/cli/models.py": ["system/test_cli_commands.py"],
     "gateway/model_offer.py": ["gateway/test_offered_models.py", "gateway/admin/test_model_downloads.py"],
     "gateway/cli/options.py": ["system/test_cli_errors.py", "system/test_cli_completion.py"],
-    "gateway/cli/config_command.py": ["system/test_shared_configuration.py"],
     "gateway/cli/run.py": ["system/test_cli_terminal.py", "system/test_cli_errors.py"],
     "gateway/cli/status.py": ["system/test_cli_commands.py"],
     "gateway/middleware/stored_responses.py": ["system/test_stored_responses.py"],

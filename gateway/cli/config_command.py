@@ -79,6 +79,8 @@ def config_show(kind: _KindArgument, config: ConfigOption = None, as_json: JsonO
         fail(f"no {kind.value} are shared; publish some with `hostler config push {kind.value} FILE`", FAILED)
     if as_json:
         print_json({**_head(found), "text": found.text})
+    elif _is_removed(found):
+        fail(_shown(found), FAILED)  # not in a file that takes what is printed
     else:
         echo(found.text.rstrip("\n"))
 
@@ -87,46 +89,75 @@ def config_show(kind: _KindArgument, config: ConfigOption = None, as_json: JsonO
 def config_status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show which version each member uses, or why it refuses one."""
 
-    async def look(writer: ConfigurationWriter) -> tuple[list[SharedDocument], list[MemberConfiguration]]:
-        documents = [found for kind in Kind if (found := await writer.current(kind.value)) is not None]
-        return documents, await writer.states()
+    async def look(writer: ConfigurationWriter) -> tuple[list[SharedDocument], list[str], list[MemberConfiguration]]:
+        from hostler.gateway.cluster.configuration_writer import UnreadableDocument
 
-    documents, members = _with_writer(config, look)
+        documents, problems = [], []
+        for kind in Kind:
+            try:
+                found = await writer.current(kind.value)
+            except UnreadableDocument as error:
+                problems.append(str(error))
+                continue
+            if found is not None:
+                documents.append(found)
+        return documents, problems, await writer.states()
+
+    documents, problems, members = _with_writer(config, look)
     if as_json:
-        print_json({"shared": [_head(each) for each in documents], "members": members})
+        print_json({"shared": [_head(each) for each in documents], "problems": problems, "members": members})
         return
-    for each in documents:
-        echo(_shown(each))
-    if not documents:
+    for line in (*map(_shown, documents), *problems):
+        echo(line)
+    if not documents and not problems:
         echo("Nothing is shared.")
     _print_members(members)
 
 
 def _publish(kind: Kind, text: str, base: int | None, wait: float, config: str | None, as_json: bool) -> None:
-    async def publish(writer: ConfigurationWriter) -> tuple[SharedDocument, list[MemberConfiguration]]:
+    async def publish(writer: ConfigurationWriter) -> tuple[SharedDocument, list[MemberConfiguration] | None]:
         import anyio
 
         by = f"{_user()}@{socket.gethostname()}"
         document = await writer.publish(kind.value, text, by=by, base=base)
-        members = await writer.states()
+        members = await _members_with(kind, writer)
         with anyio.move_on_after(wait):
-            while not all(_has_decided(each, document) for each in members):
+            while members is None or not all(_has_decided(each, document) for each in members):
                 await anyio.sleep(_LOOK_S)
-                members = await writer.states()
-        return document, [each for each in members if any(state.kind == kind for state in each.configuration)]
+                members = await _members_with(kind, writer)
+        return document, members
 
     document, members = _with_writer(config, publish)
     if as_json:
         print_json({**_head(document), "members": members})
     else:
         echo(_shown(document))
-        _print_members(members)
-        if not members:
+        _print_members(members or [])
+        if members is None:
+            echo(
+                f"Version {document.version} is published. Who uses it is not known, since the store does not answer now: "
+                "hostler config status"
+            )
+        elif not members:
             echo(
                 f"No member that takes {kind.value} is there now. Those that come use it, unless they know a newer version."
             )
-    if not all(_uses(each, document) for each in members):
+    if members is None or not all(_uses(each, document) for each in members):
         raise typer.Exit(FAILED)
+
+
+async def _members_with(kind: Kind, writer: ConfigurationWriter) -> list[MemberConfiguration] | None:
+    """The members that take this kind, with nothing else of them; `None` if the store does not answer."""
+    import msgspec
+
+    from hostler.gateway.cluster.configuration_writer import WriterError
+
+    try:
+        found = await writer.states()
+    except WriterError:
+        return None
+    states = [(each, tuple(state for state in each.configuration if state.kind == kind)) for each in found]
+    return [msgspec.structs.replace(each, configuration=of_kind) for each, of_kind in states if of_kind]
 
 
 def _text(kind: Kind, file: str | None, config: str | None) -> str:
@@ -149,6 +180,8 @@ def _text(kind: Kind, file: str | None, config: str | None) -> str:
             parse_keys(text, file)
     except (DocumentError, KeyFileError) as error:
         fail(str(error), USAGE)
+    if not text.strip():
+        fail(f"{file} is empty; to stop sharing: hostler config remove {kind.value}", USAGE)
     return text
 
 
@@ -223,7 +256,12 @@ def _print_members(members: list[MemberConfiguration]) -> None:
 def _shown(document: SharedDocument) -> str:
     from hostler.gateway.cli.formatting import format_time
 
-    return f"{document.kind}: version {document.version}, by {document.by} at {format_time(document.at)}"
+    shown = f"{document.kind}: version {document.version}, by {document.by} at {format_time(document.at)}"
+    return f"{shown}: nothing is shared any more" if _is_removed(document) else shown
+
+
+def _is_removed(document: SharedDocument) -> bool:
+    return not document.text.strip()
 
 
 def _head(document: SharedDocument) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class WriterError(Exception):
     """The store cannot be used, or the document not be published; the message says why, and what to do."""
 
 
+class UnreadableDocument(WriterError):
+    """What is in the store was not signed with this token, or is damaged."""
+
+
 class MemberConfiguration(msgspec.Struct, frozen=True, kw_only=True):
     """What a member has in use: `member` is its name, `role` whether it is a gateway or a host."""
 
@@ -43,12 +47,18 @@ class ConfigurationWriter:
         self._hosts = HostKeys(token, cluster).signer
 
     async def current(self, kind: ConfigurationKind) -> SharedDocument | None:
-        """The document in the store. Raises `WriterError`."""
+        """The document in the store. Raises `UnreadableDocument`, and `WriterError`."""
         try:
-            _, record = await self._documents.read(kind)
+            mark, record = await self._documents.read(kind)
         except StoreAway:
             raise WriterError(self._away()) from None
-        return self._documents.opened(kind, record)
+        document = self._documents.opened(kind, record)
+        if document is None and mark:
+            raise UnreadableDocument(
+                f"the shared {kind} in the store are damaged or signed with another token than cluster.token; correct "
+                f"the token, or publish them again: hostler config push {kind} FILE"
+            )
+        return document
 
     async def publish(self, kind: ConfigurationKind, text: str, *, by: str, base: int | None = None) -> SharedDocument:
         """Publish a text as the newest version. With `base`, only if the one before it has that version. Raises `WriterError`."""

@@ -10,7 +10,12 @@ import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
-from hostler.gateway.cluster.configuration_writer import ConfigurationWriter, WriterError, open_writer
+from hostler.gateway.cluster.configuration_writer import (
+    ConfigurationWriter,
+    UnreadableDocument,
+    WriterError,
+    open_writer,
+)
 from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
 from hostler.gateway.cluster.membership import Member, Membership, Signer
 from hostler.gateway.cluster_settings import ClusterSettings
@@ -103,6 +108,19 @@ async def test_records_that_cannot_be_read_are_no_members(server: RedisServer) -
         server("ZADD", f"hostler:home:{index}", "1", "z")
     async with writer(server) as one:
         assert await one.states() == []
+
+
+async def test_what_another_token_has_signed_is_not_nothing(server: RedisServer) -> None:
+    async with writer(server, "old") as old, writer(server) as one:
+        await old.publish("keys", "x", by="anna")
+        server("LPUSH", "hostler:home:configuration:profiles", "wrong")
+        for kind in ("keys", "profiles"):
+            with pytest.raises(
+                UnreadableDocument, match=f"{kind} in the store are damaged or signed with another token"
+            ):
+                await one.current(kind)
+            assert (await one.publish(kind, "y", by="anna")).version == 1
+            assert await one.current(kind) is not None
 
 
 async def test_a_store_that_is_away_is_named(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
