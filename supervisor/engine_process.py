@@ -30,6 +30,9 @@ from hostler.supervisor.states import LINES_KEPT, after_failure, backoff_delay_s
 RESTORING_S: Final = 300.0
 SAVING_S: Final = 300.0
 
+#: How long an engine may hold before it loads its model: meanwhile others are saved and stopped.
+HOLDING_S: Final = 900.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -313,11 +316,22 @@ class ManagedProcess(ProcessState):
         return failure
 
     async def _let_load(self, current: Generation, child: Child, clock: anyio.CancelScope) -> None:
-        """Wait until the engine that holds may load its model. Only from then on its time limit counts."""
+        """Wait until the engine that holds may load its model. Only from then on its time limit counts.
+
+        Raises `SupervisorError` if that takes too long, or the engine cannot be told.
+        """
         clock.deadline = math.inf
-        await current.result.may_load.wait()
+        with anyio.move_on_after(HOLDING_S) as holding:
+            await current.result.may_load.wait()
+        if holding.cancelled_caught:
+            message = f'model "{self.model}" could not load for {HOLDING_S:g} s: those that stop for it are still there'
+            raise SupervisorError(self._describe_failure("start_timeout", message))
         clock.deadline = anyio.current_time() + self.limits.start_timeout_s
-        child.write_line(LOAD_LINE)
+        if not child.write_line(LOAD_LINE):
+            with anyio.move_on_after(1):
+                await child.exited.wait()  # then its exit says why
+            message = f'the engine of model "{self.model}" holds and cannot be told to load: it does not read its input'
+            raise SupervisorError(self._describe_failure("unresponsive", message))
         self._set_phase("starting")
 
     def _start_child(self, current: Generation, command: EngineCommand) -> Failure | None:

@@ -16,6 +16,8 @@ import pytest
 from fakes.flag_file import FlagFile
 
 from hostler.profiles.schema import Profile
+from hostler.supervisor import engine_process
+from hostler.supervisor.child import Child
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
@@ -55,6 +57,14 @@ class FakeLifecycle:
 
     async def save_slots(self, address: EngineAddress) -> None:
         self.saved.append(address)
+
+
+class HeldLifecycle(FakeLifecycle):
+    """An engine that is said to hold before it loads its model."""
+
+    async def prepare(self) -> CommandFactory:
+        command = await super().prepare()
+        return lambda port, key: msgspec.structs.replace(command(port, key), holds=True)
 
 
 @pytest.fixture
@@ -514,3 +524,29 @@ async def test_memory_that_is_not_there_is_a_failure_after_two_tries(process: Ma
             await one.ensure_ready()
     assert failed.value.failure.kind == "out_of_memory"
     assert len(journal.events("start")) == 2
+
+
+async def test_an_engine_that_cannot_be_told_to_load_fails_at_once(
+    process: Make, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Child, "write_line", lambda child, line: False)
+    async with process(lifecycle=HeldLifecycle) as one:
+        held = one.request_start(held=True)
+        await journal.until("start")
+        assert not held.settled
+        failure = await failure_of(one)
+    assert (failure.kind, "holds and cannot be told to load" in failure.message) == ("unresponsive", True)
+    assert len(journal.events("start")) == 1
+
+
+async def test_an_engine_that_ends_while_it_holds_fails_with_its_reason(process: Make, journal: Any) -> None:
+    async with process(lifecycle=HeldLifecycle, exit_code=3) as one:
+        with pytest.raises(SupervisorError, match="exit code 3"):
+            await one.request_start(held=True).wait()
+
+
+async def test_an_engine_does_not_hold_for_ever(process: Make, journal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "HOLDING_S", 0.2)
+    async with process(lifecycle=HeldLifecycle) as one:
+        with pytest.raises(SupervisorError, match=r"could not load for 0\.2 s: those that stop for it are still there"):
+            await one.request_start(held=True).wait()
