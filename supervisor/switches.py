@@ -104,21 +104,25 @@ class SwitchOperation:
         self._phase, self._entered = phase, now
         self._publish(self.event(failure))
 
-    def succeed(self, address: EngineAddress) -> None:
-        """The model is ready."""
+    def succeed(self, address: EngineAddress) -> bool:
+        """The model is ready. False if the switch was over before."""
+        if self.result.settled:
+            return False
         self.enter("ready")
         self.load_s = sum(self._phase_seconds.get(phase, 0.0) for phase in _LOADING)
         self.result.settle(address)
+        return True
 
     def fail(self, failure: Failure) -> None:
-        """The model cannot be made ready."""
+        """The model cannot be made ready, unless the switch was over before."""
+        if self.result.settled:
+            return
         self.enter("failed", failure)
         self.result.settle(failure)
 
     def cancel(self, failure: Failure) -> None:
-        """Give up, unless it is over."""
-        if not self.result.settled:
-            self.fail(failure)
+        """Give up."""
+        self.fail(failure)
         self.scope.cancel()
 
     async def publish_progress(self) -> None:
@@ -290,9 +294,8 @@ class SwitchCoordinator:
             self._succeed(model, switch, address)
 
     def _succeed(self, model: ManagedModel, switch: SwitchOperation, address: EngineAddress) -> None:
-        if switch.result.settled:
+        if not switch.succeed(address):
             return
-        switch.succeed(address)
         self._unanswered[model.name] = switch.event()
         model.phase_seconds = switch.phase_seconds
         phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in model.phase_seconds.items())
@@ -364,8 +367,10 @@ class SwitchCoordinator:
                         self._succeed(model, switch, await began.wait())
             if not stays and (began is None or not began.may_load.is_set()):
                 await self._usage.wait_released(model)
-        except BaseException:
-            if not stays:
+        except BaseException as error:
+            # One that serves by now stays, whatever happens to the others, unless its switch was cancelled.
+            serves = switch.result.settled and isinstance(error, Exception)
+            if not stays and not serves:
                 model.process.request_stop()
             raise
         return began

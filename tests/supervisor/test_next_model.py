@@ -21,6 +21,7 @@ from bench.random_models import write_model
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, SupervisorError
+from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 from hostler.supervisor.slot_cache import SlotCache
@@ -159,6 +160,29 @@ async def test_it_answers_while_the_other_one_is_still_saved(
     written.set()
     await journal.until("stop")
     assert journal.kinds()[:3] == [("start", "a"), ("start", "b"), ("stop", "a")]
+
+
+async def test_it_stays_if_the_other_one_cannot_be_stopped(
+    scripted: Scripted, running: Running, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves, failed, stop = anyio.Event(), anyio.Event(), ManagedProcess.stop
+
+    async def stop_or_fail(process: ManagedProcess, *, sleep: bool = False) -> None:
+        if process.model != "a":
+            return await stop(process, sleep=sleep)
+        await serves.wait()
+        failed.set()
+        raise OSError("broken disk")
+
+    monkeypatch.setattr(ManagedProcess, "stop", stop_or_fail)
+    async with running(manager_of(sized(scripted, "a"), sized(scripted, "b"))) as manager:
+        await manager.switch("a")
+        address = await manager.switch("b", evict=["a"])
+        serves.set()
+        await failed.wait()
+        await anyio.wait_all_tasks_blocked()
+        await talk(address)
+        assert states(manager)["b"] == "ready"
 
 
 async def test_without_room_it_starts_after_the_other_one_is_saved(

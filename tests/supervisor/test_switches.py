@@ -18,7 +18,7 @@ from system.running_gateway import gateway_starter
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, Snapshot, SupervisorError, SwitchMoved
+from hostler.supervisor.contract import EngineAddress, Failure, Snapshot, SupervisorError, SwitchMoved
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB, MemoryUsage
 from hostler.supervisor.model_files import FileDescription
@@ -281,6 +281,18 @@ async def test_past_its_estimate_a_load_is_overdue_and_has_none() -> None:
     clock.now = 14.0
     assert (switch.event().percent, switch.event().eta_s, switch.event().overdue) == (None, None, True)
     assert switch.event().elapsed_s == 14.0
+
+
+async def test_a_switch_is_over_once() -> None:
+    published: list[SwitchMoved] = []
+    address = EngineAddress(model="a", host="127.0.0.1", port=1, key="", generation=1, context=0, parallel=1)
+    switch = SwitchOperation("1", "a", (), expected_s=None, publish=published.append)
+    assert switch.succeed(address)
+    switch.fail(Failure(kind="exited", message="too late"))
+    switch.cancel(Failure(kind="cancelled", message="too late"))
+    assert not switch.succeed(address)
+    assert await switch.result.wait() == address
+    assert [event.phase for event in published] == ["ready"]
 
 
 async def test_a_first_load_has_the_time_so_far_alone() -> None:
