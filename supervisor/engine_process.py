@@ -201,7 +201,7 @@ class ManagedProcess(ProcessState):
 
     async def _run_generation(self, current: Generation) -> None:
         """From the request to the end of the process. Leaves the reason of a failure in `current.failure`."""
-        self._enter("starting", "preparing" if current.result.may_load.is_set() else "held")
+        self._enter("starting", "preparing")
         try:
             with current.scope:
                 await self._start(current)
@@ -278,8 +278,7 @@ class ManagedProcess(ProcessState):
         readiness = current.readiness = Readiness(engine.ready, anywhere=engine.listens == "anywhere")
         current.restored = False
         holds = command.holds and not current.result.may_load.is_set()
-        if not holds:
-            self._set_phase("starting")
+        self._set_phase("preparing" if holds else "starting")
         await clean_up(command, self.log.add)
         failure = self._start_child(current, hold(command) if holds else command)
         if failure is not None:
@@ -321,6 +320,7 @@ class ManagedProcess(ProcessState):
         Raises `SupervisorError` if that takes too long, or the engine cannot be told.
         """
         clock.deadline = math.inf
+        self._set_phase("held")
         with anyio.move_on_after(HOLDING_S) as holding:
             await current.result.may_load.wait()
         if holding.cancelled_caught:

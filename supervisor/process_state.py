@@ -66,6 +66,11 @@ class ProcessState:
         return current is not None and not current.cancelled and current.failure is None
 
     @property
+    def held(self) -> bool:
+        """Whether it starts, but may not load its model yet."""
+        return self._current is not None and not self._current.result.may_load.is_set()
+
+    @property
     def asleep(self) -> bool:
         """Whether its engine sleeps: it does not serve, and its process still exists."""
         return self._asleep is not None

@@ -78,6 +78,8 @@ class SwitchOperation:
     def on_process_change(self, process: ManagedProcess) -> None:
         """Follow the process of the requested model, and those that stop for it."""
         if process.model == self.model:
+            if process.held:
+                return  # until it may load, what it waits for counts
             self._loaded = process.progress
             phase = _BY_PROCESS_PHASE.get(process.phase)
             if phase is not None:
@@ -317,6 +319,7 @@ class SwitchCoordinator:
             if began is None:
                 began = model.process.request_start()
             began.may_load.set()
+            switch.on_process_change(model.process)
             if self._policy.capacity.exclusive:
                 return await self._wait_started(model, began, early=early)
         return await self._wait_started(model, began, early=early)

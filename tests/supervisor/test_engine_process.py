@@ -550,3 +550,23 @@ async def test_an_engine_does_not_hold_for_ever(process: Make, journal: Any, mon
     async with process(lifecycle=HeldLifecycle) as one:
         with pytest.raises(SupervisorError, match=r"could not load for 0\.2 s: those that stop for it are still there"):
             await one.request_start(held=True).wait()
+
+
+async def test_one_that_prepares_after_it_may_load_never_holds(process: Make, journal: Any) -> None:
+    reached, prepared = anyio.Event(), anyio.Event()
+
+    class Slow(HeldLifecycle):
+        async def prepare(self) -> CommandFactory:
+            reached.set()
+            await prepared.wait()
+            return await super().prepare()
+
+    async with process(lifecycle=Slow) as one:
+        started = one.request_start(held=True)
+        await reached.wait()
+        assert (one.phase, one.held) == ("preparing", True)
+        one.request_start()
+        assert (one.phase, one.held) == ("preparing", False)
+        prepared.set()
+        await started.wait()
+        assert (one.phase, one.held) == ("ready", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -281,6 +282,19 @@ async def test_past_its_estimate_a_load_is_overdue_and_has_none() -> None:
     clock.now = 14.0
     assert (switch.event().percent, switch.event().eta_s, switch.event().overdue) == (None, None, True)
     assert switch.event().elapsed_s == 14.0
+
+
+async def test_what_a_held_engine_does_is_not_loading() -> None:
+    process: Any = SimpleNamespace(model="a", phase="preparing", progress=None, held=True)
+    clock = Clock()
+    switch = SwitchOperation("1", "a", (), expected_s=None, publish=lambda _: None, clock=clock)
+    switch.enter("saving")
+    switch.on_process_change(process)
+    clock.now, process.held = 4.0, False
+    switch.on_process_change(process)
+    clock.now = 10.0
+    switch.enter("loading")
+    assert switch.phase_seconds == {"saving": 4.0, "starting": 6.0}
 
 
 async def test_a_switch_is_over_once() -> None:
