@@ -98,6 +98,21 @@ class GatewayProgram(Program):
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
         return await self.http.post("/v1/chat/completions", json=body, headers=self.auth(client))
 
+    async def statuses(self, method: str, path: str, **request: Any) -> set[int]:
+        """The statuses of a dozen equal requests, each on a connection of its own, and so by all workers."""
+        found = set()
+        for _ in range(12):
+            async with httpx.AsyncClient(base_url=self.running.address, timeout=60, trust_env=False) as http:
+                found.add((await http.request(method, path, **request)).status_code)
+        return found
+
+    async def until_known(self, model: str) -> None:
+        """Wait until each worker knows the model."""
+        chat = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+        with anyio.fail_after(90):
+            while 404 in await self.statuses("POST", "/v1/chat/completions", json=chat, headers=self.auth()):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
     def auth(self, client: str = "anna") -> dict[str, str]:
         """The headers of a client."""
         return {"Authorization": f"Bearer {self._keys[client]}"}

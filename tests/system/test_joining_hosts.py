@@ -23,10 +23,8 @@ async def test_hosts_join_by_themselves_and_are_used_by_every_gateway(cluster: C
     _, attic = await cluster.host("attic", "a")
     for gateway in (first, second):
         await until(gateway, lambda hosts: hosts == {"attic": True})
-        with anyio.fail_after(PATIENCE_S):
-            while (answer := await gateway.chat("a")).status_code == 404:  # its workers learn of it in a moment
-                pass
-        assert answer.status_code == 200, answer.text
+        await gateway.until_known("a")
+        assert (await gateway.chat("a")).status_code == 200
         shown = (await status(gateway))["cluster"]
         assert [each["name"] for each in shown["hosts"]] == ["attic"]
         assert [each["name"] for each in shown["gateways"]] == ["one", "two"]  # workers are no members
@@ -35,10 +33,8 @@ async def test_hosts_join_by_themselves_and_are_used_by_every_gateway(cluster: C
     await cluster.host("annex", "a", "b")
     for gateway in (first, second):
         await until(gateway, lambda hosts: set(hosts.items()) == {("annex", True), ("attic", True)})
-        with anyio.fail_after(PATIENCE_S):
-            while (answer := await gateway.chat("b")).status_code == 404:
-                pass
-        assert answer.status_code == 200, answer.text
+        await gateway.until_known("b")
+        assert (await gateway.chat("b")).status_code == 200
         route = await gateway.http.get("/admin/route", params={"model": "a"}, headers=gateway.auth())
         assert {hop["backend"] for hop in route.json()["hops"]} == {"annex", "attic"}
         metrics = (await gateway.http.get("/metrics", headers=gateway.auth())).text
