@@ -259,8 +259,10 @@ class HostDirectory:
     def _see(self, records: Iterable[bytes]) -> None:
         now, found, refused = self._clock(), dict(self.hosts), set()
         signed = dict(self._signed)
+        opened = {record: self.hosts[host_id] for host_id, record in self._signed.items()}
         for record in records:
-            host = opened_host(self._signer, record)
+            # Most are those of the round before: certificates take a while.
+            host = None if record in self._refused else opened.get(record) or opened_host(self._signer, record)
             if host is None:
                 refused.add(record)
                 continue

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import logging
+import ssl
 import time
 from collections.abc import Callable
 
@@ -12,7 +14,9 @@ import anyio
 import msgspec
 
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
+from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.cluster_view import ConfigurationState
+from hostler.supervisor.tls import certificate_context
 
 logger = logging.getLogger(__name__)
 
@@ -207,12 +211,15 @@ class Membership:
         self.members = found
 
     def _with_own_address(self, member: Member) -> Member:
-        """The member, without the address of an earlier start: that of a record that was written again may be a stranger's."""
-        if member.since < self._started.get(member.id, 0.0):
+        """The member, without an address where nothing can be asked, or of an earlier start: that of a record that was written
+        again may be a stranger's."""
+        is_old = member.since < self._started.get(member.id, 0.0)
+        if not is_old:
+            self._started[member.id] = member.since
+            if len(self._started) > _MAX_STARTS:
+                del self._started[next(iter(self._started))]
+        if is_old or not _is_usable(member.url, member.certificate):
             return msgspec.structs.replace(member, url=None, certificate=None)
-        self._started[member.id] = member.since
-        if len(self._started) > _MAX_STARTS:
-            del self._started[next(iter(self._started))]
         return member
 
     def _member(self, record: bytes) -> Member | None:
@@ -229,3 +236,14 @@ class Membership:
 
     def _now_please(self) -> None:
         self._now.set()
+
+
+@functools.lru_cache(maxsize=256)  # each record is seen every few seconds, and a certificate takes a while
+def _is_usable(url: str | None, certificate: str | None) -> bool:
+    """Whether a gateway can be asked there, as far as its address and its certificate tell."""
+    try:
+        if certificate is not None:
+            certificate_context(certificate)
+    except (ssl.SSLError, ValueError):
+        return False
+    return url is None or is_host_url(url)

@@ -55,9 +55,17 @@ class PeerGateways:
             raise ElsewhereUnavailable(
                 f"gateway {member.name} has it, which this one cannot ask; ask it there, or set {missing}", final=True
             )
+        try:
+            address = httpx.URL(member.url)
+        except httpx.InvalidURL as error:
+            raise ElsewhereUnavailable(
+                f"gateway {member.name} has it, at an address that cannot be used ({error}); ask it there, or correct "
+                "cluster.gateway_url in its file",
+                final=True,
+            ) from error
         client = _client(member)
         try:
-            url = httpx.URL(member.url).copy_with(raw_path=_path(request))
+            url = address.copy_with(raw_path=_path(request))
             # Not `build_request`, which adds headers that the client has not sent.
             sent = httpx.Request(
                 request.method, url, headers=_headers(request, read=body is not None), content=body,

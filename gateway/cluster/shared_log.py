@@ -112,8 +112,9 @@ class SharedLog:
     """Adds entries, and passes on those of other gateways, each batch once. `run` until cancelled.
 
     Nothing waits for it: entries are written together, at most once per second, and read when something was written.
-    While the store is away they wait. Records are signed with the cluster's token. The store keeps `max_bytes` of them for
-    `ttl_s`. `own` are the id and the name of this gateway.
+    While the store is away they wait; those that are dropped are counted, which is logged once the store has the others.
+    Records are signed with the cluster's token. The store keeps `max_bytes` of them for `ttl_s`. `own` are the id and the name
+    of this gateway.
     """
 
     scripts = (_STEP,)
@@ -145,14 +146,18 @@ class SharedLog:
         self._record, self._in_record = b"", 0
         self._wake = anyio.Event()
         self._refused = False
+        self._dropped = 0
         store.subscribe(log, self._on_written)
         store.on_connect(self._wake_up)
 
     def add(self, entry: bytes) -> None:
         """Write an entry, soon: one JSON value."""
-        if len(entry) <= _BATCH_BYTES:
+        if len(entry) > _BATCH_BYTES:
+            self._dropped += 1
+        else:
+            self._dropped += len(self._waiting) == self._waiting.maxlen
             self._waiting.append(entry)
-            self._wake.set()
+        self._wake.set()
 
     @property
     def waiting(self) -> int:
@@ -187,6 +192,7 @@ class SharedLog:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVING_S):
                 if self.waiting:
                     await self._steps()
+            self._report_dropped()
 
     async def _steps(self) -> None:
         try:
@@ -208,11 +214,24 @@ class SharedLog:
             self._store.prefix + self._log, limit_s=BACKGROUND_LIMIT_S,
         )  # fmt: skip
         self._record, self._in_record = b"", 0
+        if not self._waiting:
+            self._report_dropped()
         self._cursor = cursor.decode()
         for batch in map(self._opened, records):
             if batch is not None and self._is_new(batch):
                 self._on_batch(batch)
         return bool(more or self._waiting)
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            logger.warning(
+                "%d entries of the log of %s were dropped: other gateways do not see them; the store was away or slow for "
+                "too long, or they were larger than %d bytes",
+                self._dropped,
+                self._log,
+                _BATCH_BYTES,
+            )
+            self._dropped = 0
 
     def _next_record(self) -> tuple[bytes, int]:
         """The next batch, and its number of entries; it stays the same until the store has confirmed it."""

@@ -229,6 +229,29 @@ def test_an_old_record_moves_no_host_back() -> None:
     assert [see(1, 100.0), see(2, 200.0), see(1, 100.0), see(3, 200.0), see(4, 300.0)] == ["1", "2", "2", "3", "4"]
 
 
+def test_a_record_that_stays_the_same_is_opened_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[bytes] = []
+
+    def open_(signer: Signer, record: bytes) -> HostRecord | None:
+        opened.append(record)
+        return opened_host(signer, record)
+
+    monkeypatch.setattr("hostler.gateway.cluster.hosts.opened_host", open_)
+    directory = Gateway("redis://127.0.0.1:1").directory
+    keys = HostKeys("secret", "home")
+    host = HostRecord(id="a", name="a", version="1", url=URL)
+    record, renamed = (
+        keys.signer.signed(msgspec.json.encode(each)) for each in (host, msgspec.structs.replace(host, name="b"))
+    )
+    for records in ([record, b"stranger"], [record, b"stranger"], [renamed, b"stranger"], [renamed]):
+        directory._see(records)
+    assert opened == [record, b"stranger", renamed]
+    assert [each.name for each in directory.hosts.values()] == ["b"]
+    assert caplog.text.count("it is ignored") == 1
+
+
 def test_the_record_of_a_gateway_is_none_of_a_host() -> None:
     record = Signer("secret", "home").signed(msgspec.json.encode(Member(id="a", name="a", version="1")))
     assert HostKeys("secret", "home").signer.opened(record) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
+from fakes.certificates import make_pair
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
@@ -190,3 +191,27 @@ async def test_an_old_record_that_is_written_again_leads_to_no_old_address(serve
     assert (own.members["bbbb"].name, own.members["bbbb"].url) == ("b", None)
     own._see([record(3.0, "http://10.0.0.3:8000")])
     assert own.members["bbbb"].url == "http://10.0.0.3:8000"
+
+
+@pytest.mark.parametrize(
+    ("url", "certificate", "is_usable"),
+    [
+        ("http://10.0.0.2:8000", None, True),
+        ("https://10.0.0.2:8000", "localhost", True),
+        ("https://10.0.0.2:8000", "-----BEGIN CERTIFICATE-----\ndamaged\n-----END CERTIFICATE-----\n", False),
+        ("https://10.0.0.2:8000", "é", False),
+        ("ftp://10.0.0.2", None, False),
+        ("http://10.0.0.2:99999", None, False),
+        ("http://10.0.0.2:8000/elsewhere", None, False),
+    ],
+)
+async def test_an_address_that_cannot_be_used_is_none(
+    url: str, certificate: str | None, is_usable: bool, tmp_path: Path
+) -> None:
+    if certificate == "localhost":
+        certificate = make_pair(tmp_path, "localhost").pem()
+    own = member("redis://127.0.0.1:1", "a")
+    other = Member(id="b", name="b", version="1", url=url, certificate=certificate)
+    own._see([own._signer.signed(msgspec.json.encode(other))])
+    without = msgspec.structs.replace(other, url=None, certificate=None)
+    assert own.members["b"] == (other if is_usable else without)

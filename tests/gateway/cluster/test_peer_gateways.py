@@ -99,3 +99,9 @@ async def test_an_address_that_cannot_be_passed_on_is_the_fault_of_its_request(q
     asked.scope["query_string"] = query
     with pytest.raises(BadRequest, match="cannot be passed on to another gateway"):
         await peers("http://127.0.0.1:1").forward("b", asked, None)
+
+
+@pytest.mark.parametrize("url", ["http://a\x01b:8000", "http://ä..b:8000"])
+async def test_an_address_of_a_gateway_that_is_none_is_not_the_fault_of_a_request(url: str) -> None:
+    with pytest.raises(ElsewhereUnavailable, match=r"gateway attic .* correct cluster.gateway_url in its file"):
+        await peers(url).forward("b", request(), None)

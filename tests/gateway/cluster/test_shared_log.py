@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -172,6 +173,34 @@ async def test_only_members_are_believed(server: RedisServer) -> None:
         one.write(2)
         await until(lambda: server("XLEN", LOG) == ":2" and not one.log.waiting and not stranger.log.waiting)
     assert (one.found, stranger.found) == ([], [])
+
+
+async def test_what_was_dropped_is_counted_and_said_once(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr("hostler.gateway.cluster.shared_log._MAX_WAITING", 10)
+    one, two = Writer(server.url, "a"), Writer(server.url, "b")
+    one.write(*range(15))
+    one.log.add(b"1" * 50_000)
+    async with writing(one, two):
+        await until(lambda: len(two.found) == 10)
+        one.write(15)
+        await until(lambda: len(two.found) == 11)
+    assert two.found == said("a", *range(5, 15), 15)
+    assert caplog.text.count("entries of the log of notes were dropped") == 1
+    assert "6 entries of the log" in caplog.text
+
+
+async def test_what_was_dropped_is_said_when_a_gateway_stops_without_its_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hostler.gateway.cluster.shared_log._MAX_WAITING", 10)
+    one = Writer("redis://127.0.0.1:1", "a")
+    one.write(*range(12))
+    async with running(one.log.run):
+        await until(lambda: not one.log._wake.is_set())
+    assert "2 entries of the log of notes were dropped" in caplog.text
 
 
 @pytest.mark.parametrize("position", [b"", b"[]", b"[" * 10_000, b'["x y",[]]', b'["1-1",[["a","b","c"]]]'])
