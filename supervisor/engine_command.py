@@ -21,15 +21,13 @@ from hostler.profiles.sources import source_of
 from hostler.profiles.templates import expand, expand_text
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
+from hostler.supervisor.embedded.server import HOLDS
 from hostler.supervisor.llama_arguments import batch_size, layer_number, llama_arguments
 
 EMBEDDED: Final = "embedded"
 
 #: Variables that engines do not inherit: they are secrets, or would override the profile.
 _NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_API_KEY", "OPENAI_API_KEY")
-
-#: Has the embedded engine hold before it loads its model.
-_HOLD_VARIABLE: Final = "HOSTLER_ENGINE_HOLDS"
 
 _NOT_IN_CONTAINER_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -55,7 +53,7 @@ class EngineCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 def hold(command: EngineCommand) -> EngineCommand:
     """The command of an engine that holds until a line on its standard input says that it may load its model."""
-    return msgspec.structs.replace(command, environment={**command.environment, _HOLD_VARIABLE: "1"})
+    return msgspec.structs.replace(command, environment={**command.environment, HOLDS: "1"})
 
 
 def engine_of(profile: Profile, settings: SupervisorSettings) -> Engine:

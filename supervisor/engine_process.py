@@ -14,6 +14,7 @@ import msgspec
 
 from hostler.supervisor.child import FORCED_END, Child
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, SupervisorError
+from hostler.supervisor.embedded.server import LOAD_COMMAND
 from hostler.supervisor.engine_command import EngineCommand, hold
 from hostler.supervisor.engine_lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.engine_port import free_port
@@ -23,7 +24,7 @@ from hostler.supervisor.generation import Generation, StartResult
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.process_limits import ProcessLimits
 from hostler.supervisor.process_state import ProcessState
-from hostler.supervisor.readiness import LOAD_LINE, Readiness, responds, wait_until_unresponsive
+from hostler.supervisor.readiness import Readiness, responds, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, after_failure, backoff_delay_s, explain_exit
 
 #: What restoring and saving all slots may take at most. Each has its own limit, which depends on its size.
@@ -327,7 +328,7 @@ class ManagedProcess(ProcessState):
             message = f'model "{self.model}" could not load for {HOLDING_S:g} s: those that stop for it are still there'
             raise SupervisorError(self._describe_failure("start_timeout", message))
         clock.deadline = anyio.current_time() + self.limits.start_timeout_s
-        if not child.write_line(LOAD_LINE):
+        if not child.write_line(LOAD_COMMAND):
             with anyio.move_on_after(1):
                 await child.exited.wait()  # then its exit says why
             message = f'the engine of model "{self.model}" holds and cannot be told to load: it does not read its input'

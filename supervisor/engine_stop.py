@@ -12,9 +12,9 @@ import anyio
 
 from hostler.profiles.engines import StopSignal
 from hostler.supervisor.child import FORCED_END
+from hostler.supervisor.embedded.server import EXIT_COMMAND
 from hostler.supervisor.engine_command import EngineCommand
 from hostler.supervisor.generation import Generation
-from hostler.supervisor.readiness import EXIT_LINE
 
 #: How long a command that cleans up may take, in seconds.
 CLEAN_UP_S: Final = 20.0
@@ -29,7 +29,7 @@ async def stop_engine(current: Generation, grace_s: float, log: AddLine) -> None
     child, command = current.child, current.command
     assert child is not None
     assert command is not None
-    exit_line = EXIT_LINE if current.readiness.reported_ready and grace_s > 0 else None
+    exit_line = EXIT_COMMAND if current.readiness.reported_ready and grace_s > 0 else None
     stop_signal: int | None = signal_number(command.engine.stop.signal)
     asked = bool(command.stop) and grace_s > 0 and child.returncode is None
     if asked and await _run(command.stop, command.environment, grace_s, log):

@@ -26,13 +26,6 @@ POLL_SHARE: Final = 1 / 100
 #: How a llama-server that was started as a router's child reports its state on stdout.
 _STATE_LINE: Final = "cmd_child_to_router:state:"
 
-#: On stdin, this line ends such an engine.
-EXIT_LINE: Final = b"cmd_router_to_child:exit"
-
-#: On stdin, this line has an embedded engine that holds load its model.
-LOAD_LINE: Final = b"hostler:load"
-
-
 #: A llama-server's.
 LLAMA_SERVER: Final = ReadyRules(path="/health")
 

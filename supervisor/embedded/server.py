@@ -17,6 +17,8 @@ from typing import IO, Any, Final, NoReturn
 from hostler.supervisor.embedded.arguments import BadArgument, parameters, parse, usage
 
 ROUTER_CHILD: Final = "LLAMA_SERVER_ROUTER_PORT"
+
+#: On its standard input this line ends it, as it ends a llama-server that was started as a router's child.
 EXIT_COMMAND: Final = b"cmd_router_to_child:exit"
 
 #: With this variable it waits for the command on its standard input before it loads its model.
