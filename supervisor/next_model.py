@@ -53,10 +53,8 @@ class NextModel:
         try:
             await switch.result.wait()
         except SupervisorError as error:
-            if not self._spare.was_lacking(model, error.failure):
+            if not self._spare.excuse(model, error.failure):
                 raise
-            logger.warning("%s: could not be started beside %s: %s", model.name, names, error.failure.message)
-            model.process.reset_failures()
         finally:
             if not switch.result.settled and self._switches.current(model.name) is switch:
                 self._switches.cancel(model.name, f'model "{model.name}" is not needed any more')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ from hostler.supervisor.sleeping_models import SleepingModels
 
 #: Failures of a start for which the models beside it may be the reason.
 _CROWDED: Final[tuple[FailureKind, ...]] = ("out_of_memory", "killed", "does_not_fit")
+
+logger = logging.getLogger(__name__)
 
 
 class SpareMemory:
@@ -62,11 +65,14 @@ class SpareMemory:
             mapped_memory, [pid for pid in pids if pid is not None]
         )
 
-    def was_lacking(self, model: ManagedModel, failure: Failure) -> bool:
-        """Whether its start beside others failed for want of memory. Then there is no room for this profile again."""
+    def excuse(self, model: ManagedModel, failure: Failure) -> bool:
+        """Excuse a start beside others that failed for want of memory: it does not count, and there is no room for this
+        profile again. False if it failed otherwise."""
         if failure.kind not in _CROWDED:
             return False
+        logger.warning("%s: could not be started beside others: %s", model.name, failure.message)
         self._too_large[model.name] = model.profile
+        model.process.reset_failures()
         return True
 
 

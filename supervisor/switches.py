@@ -329,10 +329,8 @@ class SwitchCoordinator:
         try:
             return await result.wait()
         except SupervisorError as error:
-            if not early or not self._spare.was_lacking(model, error.failure):
+            if not early or not self._spare.excuse(model, error.failure):
                 raise
-            logger.warning("%s: could not be started beside others: %s", model.name, error.failure.message)
-        model.process.reset_failures()
         await self._usage.wait_released(model)
         return await model.process.ensure_ready()
 
