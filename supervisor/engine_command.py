@@ -21,7 +21,7 @@ from hostler.profiles.sources import source_of
 from hostler.profiles.templates import expand, expand_text
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
-from hostler.supervisor.embedded.server import HOLDS
+from hostler.supervisor.embedded.server import HOLDS, ROUTER_CHILD
 from hostler.supervisor.llama_arguments import batch_size, layer_number, llama_arguments
 
 EMBEDDED: Final = "embedded"
@@ -202,7 +202,7 @@ def build_command(
     if engine.llama_server:
         environment["LLAMA_API_KEY"] = key
         # Makes the engine report its state on stdout and exit at the end of its stdin. The number itself is not used.
-        environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
+        environment[ROUTER_CHILD] = "1"
     folder = engine_folder(engine)
     return EngineCommand(
         arguments=tuple(arguments),
