@@ -87,7 +87,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Puts the machine to sleep while it is idle. Left out: it stays awake."""
     prepare_next: Literal["off", "read", "start"] = "read"
     """What is done for the next model while another one finishes its answers and is saved: its file is fetched and read into
-    the page cache (`read`), or its engine is started as well if its memory is free (`start`)."""
+    the page cache, and while the other one is saved an embedded engine is started, but holds before it takes memory for its
+    model (`read`), or its engine is started as a whole if its memory is free (`start`)."""
     release_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """How long a start waits at most for GPU memory that the driver has not freed yet after the last engine's end."""
     drain_s: float = 30.0
