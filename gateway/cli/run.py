@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -77,14 +76,16 @@ def up(configuration: Configuration, view: LiveView | None = None, *, finder: Mo
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host="127.0.0.1"))
         together = _gateway(configuration, manager, finder)
-        calls = count(1)
+        stops = 0
 
         def stop() -> None:
+            nonlocal stops
+            stops += 1
             together.stop()
-            if next(calls) > 2:  # the second one aborts answers
+            if stops > 2:  # the second one aborts answers
                 manager.kill_engines()
 
-        showing = _showing_stop(view, stop, configuration.settings.gateway.drain_s)
+        showing = _showing_stop(view, stop, configuration.settings.gateway.drain_s, ends_engines=True)
         async with _handling_signals(showing, view), _gateway_view(view, together):
             await together.run(sockets, started=started, shared=shared)
         _check_failure(together)
@@ -211,15 +212,23 @@ async def _supervisor_view(view: LiveView | None, manager: EngineManager) -> Asy
         tasks.cancel_scope.cancel()
 
 
-def _showing_stop(view: LiveView | None, stop: Callable[[], None], drain_s: float | None) -> Callable[[], None]:
-    """`stop`, shown in the view as well."""
+def _showing_stop(
+    view: LiveView | None, stop: Callable[[], None], drain_s: float | None, *, ends_engines: bool = False
+) -> Callable[[], None]:
+    """`stop`, shown in the view as well. `ends_engines`: whether its third call ends engines at once."""
     if view is None:
         return stop
-    watching, stopping = view, False
+    watching, stops = view, 0
 
     def show_and_stop() -> None:
-        nonlocal stopping
-        if stopping:
+        nonlocal stops
+        stops += 1
+        if stops == 2 and ends_engines:
+            watching.stopping(
+                "Stopping now: engines save their slots and exit. Ctrl-C again ends them at once."
+                "|Stopping now. Ctrl-C again ends engines at once.|Stopping now."
+            )
+        elif stops > 1:
             watching.stopping("Stopping now.")
         elif drain_s is None:
             watching.stopping(
@@ -230,7 +239,6 @@ def _showing_stop(view: LiveView | None, stop: Callable[[], None], drain_s: floa
                 f"Stopping: waiting up to {drain_s:g} s for answers in progress. Ctrl-C again aborts them."
                 "|Stopping. Ctrl-C again aborts answers.|Stopping."
             )
-        stopping = True
         stop()
 
     return show_and_stop

@@ -119,6 +119,7 @@ def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
         shown.until("generating")
         shown.until("generating")  # a second signal right after the first one would be taken for a repetition
         shown.press(b"\x03")
+        assert "Stopping now" in shown.until("at once")
         assert shown.end() == 0
         asked.join(30)
         assert is_clean(shown)
