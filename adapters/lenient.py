@@ -46,7 +46,7 @@ def _float(digits: str) -> float:
 _decode_values = msgspec.json.Decoder(float_hook=_float).decode
 
 
-def check_size(data: bytes) -> None:
+def check_containers(data: bytes) -> None:
     """Raises `msgspec.DecodeError` for JSON of more than `MAX_CONTAINERS` lists and objects."""
     # Ten times as fast as counting them.
     if len(data) > MAX_CONTAINERS and len(data) - len(data.translate(None, b"[{")) > MAX_CONTAINERS:
@@ -56,13 +56,13 @@ def check_size(data: bytes) -> None:
 def decode_exactly(data: bytes) -> Any:
     """JSON of any shape. Fractions keep their spelling: `-1e-07` is the same number as `-1e-7`, but not the same response.
     Raises one of `NOT_JSON`."""
-    check_size(data)
+    check_containers(data)
     return _decode_exactly(data)
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
     """A function that decodes bytes as `kind`. It raises one of `NOT_JSON` for what is no JSON, of another shape, or larger
-    than `check_size` allows.
+    than `check_containers` allows.
 
     What fits costs no more than with msgspec's own decoder.
     """
@@ -70,7 +70,7 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
 
     def decode(data: bytes) -> T:
         if len(data) > MAX_CONTAINERS:
-            check_size(data)
+            check_containers(data)
         try:
             return decode_strictly(data)
         except msgspec.ValidationError:
@@ -87,7 +87,7 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
 def decode_any(data: bytes | str) -> Any:
     """JSON of any shape, with numbers of any size. Raises one of `NOT_JSON`."""
     if len(data) > MAX_CONTAINERS:
-        check_size(data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass"))
+        check_containers(data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass"))
     try:
         return _decode_values(data)
     except msgspec.ValidationError:  # an integer of thousands of digits

@@ -201,9 +201,10 @@ class MessageFold:
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of a call; empty if they are no object, for example cut off at the token limit."""
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        arguments = lenient.decode_any(text)
     except NOT_JSON:
         return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 class CountEncoder(Encoder):

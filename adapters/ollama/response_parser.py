@@ -182,7 +182,7 @@ def _has_lines(body: bytes) -> bool:
     if b"}\n" not in body.rstrip():
         return False
     try:
-        msgspec.json.decode(body)
+        lenient.decode_any(body)
     except NOT_JSON:
         return True
     return False

@@ -252,7 +252,7 @@ class OpenAIEncoder(Encoder):
     def _as_stream(self, body: bytes) -> bytes:
         """A whole response as a stream, for a backend that does not stream although it was asked to."""
         try:
-            lenient.check_size(body)
+            lenient.check_containers(body)
             response = msgspec.json.decode(body, type=dict[str, Any])
         except NOT_JSON:
             raise invalid_event() from None

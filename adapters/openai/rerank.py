@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters import lenient
 from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.json_body import NOT_JSON, members
@@ -59,6 +60,7 @@ class RerankEncoder(Encoder):
 
     def _with_documents(self, body: bytes) -> bytes:
         try:
+            lenient.check_containers(body)
             answer = msgspec.json.decode(body)
             documents = msgspec.json.decode(members(self._request_body)["documents"])
             for result in answer["results"]:

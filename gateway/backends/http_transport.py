@@ -15,7 +15,6 @@ from typing import Any
 from hostler.adapters.base import WireRequest
 from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
-from hostler.adapters.redaction import redactor
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings
 from hostler.gateway.backends.http_response import ResponseReader
@@ -154,8 +153,7 @@ class LanResponse:
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
-        others = () if endpoint.options is None else endpoint.options.secrets
-        self._redactor = redactor(endpoint.key, others, encoded=not endpoint.is_engine)
+        self._redactor = endpoint.redactor()
         self._pool: Pool | None = None
         self._connection: BackendConnection | None = None
         self._head: ResponseHead | None = None

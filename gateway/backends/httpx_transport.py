@@ -24,7 +24,6 @@ from hostler.adapters.errors import (
     GatewayError,
     OutOfDescriptors,
 )
-from hostler.adapters.redaction import redactor
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
 from hostler.gateway.backends.environment_proxy import environment_proxy
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
@@ -185,7 +184,7 @@ class HttpxResponse:
         self._waiting: asyncio.Timeout | None = None
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
-        self._redactor = redactor(endpoint.key, endpoint.secrets)
+        self._redactor = endpoint.redactor()
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._head: ResponseHead | None = None

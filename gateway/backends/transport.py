@@ -14,6 +14,7 @@ import msgspec
 
 from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.canonical import ResponseHead
+from hostler.adapters.redaction import Redactor, redactor
 from hostler.supervisor.contract import AnswerLimits, EngineAddress
 
 #: A prompt may take so many times `first_byte_s` as long as keep-alives show that it is being read.
@@ -77,6 +78,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not come back in an answer, besides the key."""
         return () if self.options is None else self.options.secrets
+
+    def redactor(self) -> Redactor | None:
+        """Removes the key and the secrets from one answer; `None` if there are none. Engines do not send them in disguise."""
+        return redactor(self.key, self.secrets, encoded=not self.is_engine)
 
 
 #: A time limit that ends so much later than it should, as a factor, ended while the process was suspended: its time is over

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, UpgradeRequired
-from hostler.adapters.redaction import Redactor, redactor
+from hostler.adapters.redaction import Redactor
 from hostler.gateway.asgi import ByteStream
 from hostler.gateway.backends.tls import DEFAULT_TLS, tls_context
 from hostler.gateway.backends.transport import Endpoint, Timeouts
@@ -123,7 +123,7 @@ async def open_socket(
     transports do.
     """
     name = endpoint.name
-    secrets = redactor(endpoint.key, endpoint.secrets, encoded=not endpoint.is_engine)
+    secrets = endpoint.redactor()
     if secrets is not None and not endpoint.is_engine:
         headers = {key: value for key, value in headers.items() if key != _EXTENSIONS}
     reader, writer = await _connect(endpoint, timeouts)

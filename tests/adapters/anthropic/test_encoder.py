@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import sse
+from hostler.adapters import lenient, sse
 from hostler.adapters.canonical import Chunk, Progress, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import ModelUnavailable, TooManyRequests
 from hostler.adapters.openai.response_parser import OpenAIParser
@@ -144,6 +144,16 @@ def test_a_tool_call_implies_the_stop_reason_tool_use(encoder: Any) -> None:
 def test_arguments_that_are_no_object_become_an_empty_input(encoder: Any, arguments: str) -> None:
     response = whole(encoder(stream=False), called(0, arguments, "look"), content(finish="length"))
     assert response["content"][0]["input"] == {}
+
+
+@pytest.mark.parametrize(("lists", "kept"), [(10, True), (25, False)])
+def test_arguments_of_too_many_lists_become_an_empty_input(
+    encoder: Any, monkeypatch: pytest.MonkeyPatch, lists: int, kept: bool
+) -> None:
+    monkeypatch.setattr(lenient, "MAX_CONTAINERS", 20)
+    arguments = '{"a":' + "[" * lists + "]" * lists + "}"
+    response = whole(encoder(stream=False), called(0, arguments, "look"), content(finish="stop"))
+    assert bool(response["content"][0]["input"]) is kept
 
 
 def test_a_second_attempt_starts_from_scratch(encoder: Any) -> None:
