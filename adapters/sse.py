@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from hostler.adapters.errors import BackendBroken
@@ -13,6 +14,9 @@ MAX_EVENT = 16 * 1024 * 1024
 
 #: Lines of one event, at most: each is looked at.
 MAX_LINES = 20_000
+
+#: The line break before a blank line, and that line.
+_END = re.compile(rb"\n\r?\n")
 
 
 class EventTooLarge(BackendBroken):
@@ -92,16 +96,13 @@ def split(block: bytes) -> list[bytes]:
 
 def first(block: bytes, at: int) -> bytes:
     """The event that begins at `at` in a block of whole events, with the blank line that ends it."""
-    # Line by line: 1 µs for an event of 64 KB, a regular expression 23 µs; 0.4 to 0.5 µs for small ones, as with one. A search
-    # for either kind of blank line alone would read a block of the other kind to its end for each event.
+    # Most events have one line: 1 µs for one of 64 KB, a regular expression alone 23 µs. A search for either kind of blank line
+    # alone would read a block of the other kind to its end for each event.
     line = block.find(b"\n", at)
-    while line >= 0:
-        if block.startswith(b"\n", line + 1):
-            return block[at : line + 2]
-        if block.startswith(b"\r\n", line + 1):
-            return block[at : line + 3]
-        line = block.find(b"\n", line + 1)
-    return block[at:]
+    if block.startswith(b"\n", line + 1):
+        return block[at : line + 2]
+    end = _END.search(block, at if line < 0 else line)
+    return block[at : end.end() if end is not None else len(block)]
 
 
 def parse(event: bytes) -> tuple[str, bytes | None]:
