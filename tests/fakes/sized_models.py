@@ -14,11 +14,6 @@ from hostler.supervisor.memory import GIB
 START_EARLY = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, prepare_next="start")
 
 
-def states(manager: EngineManager) -> dict[str, str]:
-    """The state of each model."""
-    return {status.model: status.state for status in manager.status_now().models}
-
-
 def manager_of(*profiles: Profile, settings: SupervisorSettings = START_EARLY, free: int = 100 * GIB) -> EngineManager:
     """A manager on a machine with so many bytes free."""
     return EngineManager(profiles, settings, free_memory=lambda: free)

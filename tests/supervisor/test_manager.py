@@ -13,6 +13,7 @@ import anyio
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
+from fakes.managers import states
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
@@ -46,10 +47,6 @@ async def refusal(manager: EngineManager, model: str, evict: Sequence[str] = ())
     with pytest.raises(SupervisorError) as refused:
         await manager.switch(model, evict=evict)
     return refused.value.failure
-
-
-def states(manager: EngineManager) -> dict[str, str]:
-    return {status.model: status.state for status in manager.status_now().models}
 
 
 async def until(manager: EngineManager, model: str, state: str) -> None:

@@ -12,9 +12,10 @@ import msgspec
 import psutil
 import pytest
 from fakes.flag_file import FlagFile
+from fakes.managers import states
 from fakes.page_cache import cached_share, uncached_file, until_cached
 from fakes.real_engine import post
-from fakes.sized_models import START_EARLY, manager_of, sized, states
+from fakes.sized_models import START_EARLY, manager_of, sized
 from system.running_gateway import first_token, gateway_starter
 
 from bench.random_models import write_model

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from fakes.managers import until
 from fakes.memory_meter import FakeMemoryMeter
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -30,15 +31,6 @@ CARD = DeviceReading(id="GPU-a", vendor="nvidia", model="RTX 4090", total=24 * G
 
 def ready(manager: EngineManager) -> list[str]:
     return [status.model for status in manager.status_now().models if status.state == "ready"]
-
-
-async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds after one of the manager's events."""
-    with anyio.fail_after(20):
-        async with manager.events() as events:
-            async for _ in events:
-                if condition():
-                    return
 
 
 def settings(**more: Any) -> SupervisorSettings:

@@ -10,7 +10,8 @@ import anyio
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
-from fakes.sized_models import START_EARLY, manager_of, sized, states
+from fakes.managers import states
+from fakes.sized_models import START_EARLY, manager_of, sized
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.yaml_config import Size

@@ -14,6 +14,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+from fakes.managers import states
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.client import SupervisorClient
@@ -30,10 +31,6 @@ EXCLUSIVE = SupervisorSettings(exclusive=True, slots_max=0, stop_grace_s=5, back
 
 
 ServeAPI = Callable[..., AbstractAsyncContextManager[str]]
-
-
-def states(manager: EngineManager) -> dict[str, str]:
-    return {status.model: status.state for status in manager.status_now().models}
 
 
 def pinned(manager: EngineManager) -> list[str]:

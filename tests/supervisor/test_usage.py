@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
+from fakes.managers import states, until
 from fakes.memory_meter import FakeMemoryMeter
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -30,19 +31,6 @@ Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
 SHARED = msgspec.structs.replace(EXCLUSIVE, memory_budget=Size(8 * GIB))
-
-
-def states(manager: EngineManager) -> dict[str, str]:
-    return {status.model: status.state for status in manager.status_now().models}
-
-
-async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds after one of the manager's events."""
-    with anyio.fail_after(20):
-        async with manager.events() as events:
-            async for _ in events:
-                if condition():
-                    return
 
 
 async def test_memory_includes_descendants(scripted: Scripted, running: Running, journal: Any) -> None:

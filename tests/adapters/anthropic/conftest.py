@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
@@ -10,3 +12,14 @@ from hostler.adapters.anthropic.adapter import AnthropicAdapter
 @pytest.fixture
 def adapter() -> AnthropicAdapter:
     return AnthropicAdapter()
+
+
+@pytest.fixture
+def encoder(decode_request: Any, start_encoder: Any) -> Any:
+    """An encoder for a streamed or a whole response."""
+
+    def make(stream: bool = True, **options: Any) -> Any:
+        body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
+        return start_encoder(decode_request("/v1/messages", body), **options)
+
+    return make

@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
+from fakes.anthropic_events import called, content, events, streamed
 
-from hostler.adapters import sse
-from hostler.adapters.canonical import Chunk, ToolCall
-
-
-@pytest.fixture
-def encoder(decode_request: Any, start_encoder: Any) -> Any:
-    """An encoder for a streamed or a whole response."""
-
-    def make(stream: bool = True, **options: Any) -> Any:
-        body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
-        return start_encoder(decode_request("/v1/messages", body), **options)
-
-    return make
-
-
-def content(**fields: Any) -> Chunk:
-    return Chunk(wire="openai", raw=b"data: {}\n\n", **fields)
-
-
-def called(index: int, arguments: str, name: str | None = None, id: str | None = None) -> Chunk:  # noqa: A002
-    return content(tool_calls=(ToolCall(index=index, id=id, name=name, arguments=arguments),))
-
-
-def events(data: bytes) -> list[dict[str, Any]]:
-    found = []
-    for name, body in sse.iter_events(data):
-        event = json.loads(body)
-        assert event["type"] == name
-        found.append(event)
-    return found
-
-
-def streamed(encoder: Any, *chunks: Chunk) -> list[dict[str, Any]]:
-    return events(b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()]))
+from hostler.adapters.canonical import Chunk
 
 
 def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -6,45 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from fakes.anthropic_events import called, content, events, streamed
 
-from hostler.adapters import lenient, sse
-from hostler.adapters.canonical import Chunk, Progress, ResponseHead, ToolCall, Usage
+from hostler.adapters import lenient
+from hostler.adapters.canonical import Chunk, Progress, ResponseHead, Usage
 from hostler.adapters.errors import ModelUnavailable, TooManyRequests
 from hostler.adapters.openai.response_parser import OpenAIParser
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
-
-
-@pytest.fixture
-def encoder(decode_request: Any, start_encoder: Any) -> Any:
-    """An encoder for a streamed or a whole response."""
-
-    def make(stream: bool = True, **options: Any) -> Any:
-        body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
-        return start_encoder(decode_request("/v1/messages", body), **options)
-
-    return make
-
-
-def content(**fields: Any) -> Chunk:
-    return Chunk(wire="openai", raw=b"data: {}\n\n", **fields)
-
-
-def called(index: int, arguments: str, name: str | None = None, id: str | None = None) -> Chunk:  # noqa: A002
-    return content(tool_calls=(ToolCall(index=index, id=id, name=name, arguments=arguments),))
-
-
-def events(data: bytes) -> list[dict[str, Any]]:
-    found = []
-    for name, body in sse.iter_events(data):
-        event = json.loads(body)
-        assert event["type"] == name
-        found.append(event)
-    return found
-
-
-def streamed(encoder: Any, *chunks: Chunk) -> list[dict[str, Any]]:
-    return events(b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()]))
 
 
 def whole(encoder: Any, *chunks: Chunk) -> dict[str, Any]:

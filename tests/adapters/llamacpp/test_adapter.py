@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
+from fakes.llamacpp_requests import ADAPTER, UPSTREAM, decode_request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,31 +14,9 @@ from hostler.adapters.canonical import (
     LoadRequest,
     ModelInfoRequest,
     Passthrough,
-    Request,
 )
 from hostler.adapters.errors import BadRequest, ModelUnavailable, NotFound
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.model_list import ModelCard
-
-ADAPTER = LlamaCppAdapter()
-
-
-UPSTREAM = LlamaCppUpstream()
-
-
-def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
-    """The decoded request; unknown paths match the catch-all."""
-    known = [one for one in ADAPTER.operations if method in one.methods]
-    operation = next((one for one in known if one.path == path), known[-1])
-    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, query=query, headers=named))
-
-
-def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
-    """The JSON that an engine gets."""
-    return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
 
 
 @pytest.mark.parametrize(

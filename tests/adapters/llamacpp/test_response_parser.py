@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
+from fakes.llamacpp_answers import STREAM, WHOLE, completion, encoder, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.base import Encoder
 from hostler.adapters.canonical import (
-    Chunk,
-    CompletionRequest,
-    LoadRequest,
-    Origin,
-    Output,
-    Passthrough,
     PromptStatus,
     ResponseHead,
     Usage,
 )
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 
 Transcript = Callable[[str], bytes]
-
-
-STREAM = ResponseHead(media_type="text/event-stream")
-
-
-WHOLE = ResponseHead(media_type="application/json; charset=utf-8")
 
 
 STREAMS = {"completion": 1, "words": 1, "prompts": 2}
@@ -50,26 +35,6 @@ COUNTS = {
 fixtures_are_stateless = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
 )
-
-
-def completion(*, stream: bool = False, operation: str = "completion", **fields: Any) -> Passthrough:
-    origin = Origin(wire="llamacpp", operation=operation, body=json.dumps(fields).encode(), path="/completion")
-    return Passthrough(origin=origin, model="a", output=Output(stream=stream))
-
-
-def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, responses: int = 1) -> list[Chunk]:
-    parser = LlamaCppParser(responses=responses)
-    parser.start(head)
-    chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
-    return [*chunks, *parser.finish()]
-
-
-def encoder(
-    request: CompletionRequest | Passthrough | LoadRequest, head: ResponseHead = STREAM, *, progress: str = "thinking"
-) -> Encoder:
-    made = LlamaCppAdapter().encoder(request, response_id="x", created=1, progress=progress)
-    made.start(head)
-    return made
 
 
 @pytest.mark.parametrize("name", STREAMS)

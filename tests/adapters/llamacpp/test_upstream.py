@@ -6,37 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from fakes.llamacpp_requests import ADAPTER, UPSTREAM, decode_request, sent
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.base import Incoming
 from hostler.adapters.canonical import (
     ChatRequest,
-    Request,
 )
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-
-ADAPTER = LlamaCppAdapter()
-
-
-UPSTREAM = LlamaCppUpstream()
-
-
-def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
-    """The decoded request; unknown paths match the catch-all."""
-    known = [one for one in ADAPTER.operations if method in one.methods]
-    operation = next((one for one in known if one.path == path), known[-1])
-    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, query=query, headers=named))
-
-
-def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
-    """The JSON that an engine gets."""
-    return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
 
 
 def test_the_engine_gets_its_own_name_of_the_model() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fakes.openai_chats import FULL
 
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -41,48 +42,6 @@ def test_progress_within_the_content_is_removed_when_decoding(
         request = adapter.expand(decode_request("/v1/chat/completions", {"model": "a", "messages": messages}))
         assert isinstance(request, ChatRequest) and request.conversation is not None
         assert request.conversation.messages[0].parts == (Text(text=meant),)
-
-
-FULL: dict[str, Any] = {
-    "messages": [
-        {"role": "system", "content": "Be kind."},
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "What is this?"},
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
-                {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
-                {"type": "input_audio", "input_audio": {"data": "BBBB", "format": "mp3"}},
-            ],
-        },
-        {
-            "role": "assistant",
-            "content": None,
-            "reasoning_content": "Hm.",
-            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}],
-        },
-        {"role": "tool", "content": "a cat", "tool_call_id": "c1"},
-    ],
-    "tools": [
-        {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
-    ],
-    "tool_choice": {"type": "function", "function": {"name": "look"}},
-    "parallel_tool_calls": False,
-    "temperature": 1,
-    "top_p": 0.9,
-    "top_k": 40,
-    "min_p": 0.05,
-    "repeat_penalty": 1.1,
-    "presence_penalty": 0.5,
-    "frequency_penalty": 0.25,
-    "seed": 7,
-    "max_tokens": 100,
-    "stop": ["\n"],
-    "reasoning_effort": "low",
-    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"a": 1}}},
-    "logprobs": True,
-    "top_logprobs": 3,
-}
 
 
 def test_a_chat_is_fully_decoded(adapter: OpenAIAdapter, chat: Chat) -> None:
