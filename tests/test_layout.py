@@ -82,6 +82,7 @@ TESTED_ELSEWHERE = {
     "supervisor/scheduling/decision_executor.py": ["supervisor/scheduling/test_orchestrator.py"],
     "supervisor/scheduling/first_answers.py": ["supervisor/scheduling/test_orchestrator.py"],
     "supervisor/scheduling/queue_events.py": ["supervisor/scheduling/test_orchestrator.py"],
+    "supervisor/scheduling/plans.py": ["supervisor/scheduling/test_scheduler.py"],
     "supervisor/scheduling/steps.py": ["supervisor/scheduling/test_scheduler.py"],
     "supervisor/scheduling/schedule.py": ["supervisor/scheduling/test_scheduler.py"],
     "supervisor/scheduling/scheduled_host.py": ["supervisor/scheduling/test_orchestrator.py"],

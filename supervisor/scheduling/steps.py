@@ -30,7 +30,7 @@ class _Switch(msgspec.Struct, eq=False):
 
 
 class SchedulerSteps(HostSchedule):
-    """Grants, refuses, begins and ends switches; `Scheduler` decides when."""
+    """Grants, refuses, begins and ends switches; `SchedulerPlans` decides when."""
 
     def __init__(self, settings: SchedulerSettings) -> None:
         super().__init__(settings)
