@@ -28,6 +28,8 @@ from hostler.supervisor.auth import (
     read_content,
 )
 from hostler.supervisor.contract import (
+    LEASE_TOO_LONG,
+    LONGEST_LEASE_S,
     DevicesRead,
     EngineAddress,
     Failure,
@@ -268,6 +270,8 @@ class _Api:
 
     async def lease_model(self, request: Request) -> Response:
         body = await read_body(request, LeaseRequest)
+        if body.seconds > LONGEST_LEASE_S:
+            raise RequestRejected(400, "invalid_request", f"seconds: {LEASE_TOO_LONG}")
         model, host = await self._resolve(body.model), self._leases.host
         return _json(await self._wait_for(lambda: host.lease_model(model, holder=body.holder, seconds=body.seconds)))
 

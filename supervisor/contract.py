@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -157,6 +157,11 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     local_only: bool = False
     embeddings: bool = False
     request: RequestRules | None = None
+
+
+#: The longest time that a model is leased for, in seconds, and why a longer one is refused.
+LONGEST_LEASE_S: Final = 30 * 24 * 3600.0
+LEASE_TOO_LONG: Final = "a model is leased for 30 days at most; lease it again later to extend that"
 
 
 class ModelLease(msgspec.Struct, frozen=True, kw_only=True):

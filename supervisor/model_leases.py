@@ -11,11 +11,8 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from hostler.supervisor.contract import Failure, ModelLease, SupervisorError
+from hostler.supervisor.contract import LEASE_TOO_LONG, LONGEST_LEASE_S, Failure, ModelLease, SupervisorError
 from hostler.supervisor.state_store import JsonStore
-
-#: The longest time that a model is leased for, in seconds.
-LONGEST_S: Final = 30 * 24 * 3600.0
 
 #: The most leases of a host.
 MOST: Final = 100
@@ -49,6 +46,8 @@ class ModelLeases:
 
     async def add(self, model: str, holder: str, seconds: float) -> ModelLease:
         """A lease from now on; `holder` has one at a time of each model, which is extended. Raises `SupervisorError`."""
+        if seconds > LONGEST_LEASE_S:
+            raise SupervisorError(Failure(kind="cancelled", message=LEASE_TOO_LONG))
         now = self._wall()
         before = next((each for each in self.active if (each.model, each.holder) == (model, holder)), None)
         if before is None and len(self._leases) >= MOST:
@@ -60,7 +59,7 @@ class ModelLeases:
             model=model,
             holder=holder,
             created_at=now if before is None else before.created_at,
-            expires_at=now + min(seconds, LONGEST_S),
+            expires_at=now + seconds,
         )
         self._leases[lease.id] = lease
         await self._apply()

@@ -67,7 +67,7 @@ class DrainResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /models/lease`: load the model and keep it loaded for `seconds` for `holder`."""
+    """The body of `POST /models/lease`: load the model and keep it loaded for `seconds`, 30 days at most, for `holder`."""
 
     model: str
     holder: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]

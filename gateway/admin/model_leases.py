@@ -17,7 +17,7 @@ from hostler.gateway.context import Client
 from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
-from hostler.supervisor.contract import ModelLease
+from hostler.supervisor.contract import LEASE_TOO_LONG, LONGEST_LEASE_S, ModelLease
 from hostler.supervisor.scheduling.host import Host
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -162,26 +162,31 @@ def view_of(backend: str, lease: ModelLease) -> LeaseView:
 
 
 def duration_s(text: str) -> float:
-    """Seconds: a number of them, or numbers with units as in `90m`, `2h` or `1d 12h`. Raises `ValueError`."""
+    """Seconds, 30 days at most: a number of them, or numbers with units as in `90m`, `2h` or `1d 12h`. Raises `ValueError`."""
     compact = text.strip().lower()
     parts = _PART.findall(compact)
     if not parts or _PART.sub("", compact).strip():
         raise ValueError(f"{text[:40]!r} is no duration; use for example 90m, 2h or 1d")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not 0 < seconds < float("inf"):
+    return _checked(seconds)
+
+
+def _checked(seconds: float) -> float:
+    if seconds <= 0:
         raise ValueError("the duration must be longer than 0")
+    if seconds > LONGEST_LEASE_S:
+        raise ValueError(LEASE_TOO_LONG)
     return seconds
 
 
 def _seconds(body: LeaseBody | ExtendBody) -> float:
-    if body.for_s is not None:
-        return body.for_s
-    if body.duration == "":
-        raise BadRequest('set how long: "for", in seconds or as in "2h"', param="for")
+    name = "for" if body.for_s is None else "for_s"
+    if body.for_s is None and body.duration == "":
+        raise BadRequest('set how long: "for", in seconds or as in "2h"', param=name)
     try:
-        return duration_s(str(body.duration))
+        return duration_s(str(body.duration)) if body.for_s is None else _checked(body.for_s)
     except ValueError as error:
-        raise BadRequest(f"for: {error}", param="for") from None
+        raise BadRequest(f"{name}: {error}", param=name) from None
 
 
 def _unknown(lease_id: str) -> NotFound:

@@ -177,6 +177,12 @@ async def test_rejects_invalid_bodies(http: httpx.AsyncClient, fake_supervisor: 
     assert fake_supervisor.starts == 0
 
 
+async def test_refuses_a_lease_of_more_than_30_days(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
+    answer = await http.post("/models/lease", json={"model": "alpha", "holder": "ann", "seconds": 31 * 86400})
+    assert (answer.status_code, "30 days at most" in answer.json()["error"]["message"]) == (400, True)
+    assert fake_supervisor.starts == 0
+
+
 async def test_limits_a_body_without_a_length(http: httpx.AsyncClient) -> None:
     head = f"POST /models/switch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
     head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"

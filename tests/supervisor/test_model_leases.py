@@ -7,8 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.model_leases import LONGEST_S, MOST, ModelLeases
+from hostler.supervisor.contract import LONGEST_LEASE_S, SupervisorError
+from hostler.supervisor.model_leases import MOST, ModelLeases
 
 pytestmark = pytest.mark.anyio
 
@@ -88,8 +88,11 @@ async def test_ends_by_id_and_with_its_profile(tmp_path: Path) -> None:
 async def test_bounds_duration_and_number() -> None:
     day = Day()
     leases = ModelLeases(None, lambda: None, wall=day)
-    lease = await leases.add("a", "ann", 1e12)
-    assert lease.expires_at == day.now + LONGEST_S
+    lease = await leases.add("a", "ann", LONGEST_LEASE_S)
+    assert lease.expires_at == day.now + LONGEST_LEASE_S
+    with pytest.raises(SupervisorError, match="30 days at most"):
+        await leases.add("a", "ann", LONGEST_LEASE_S + 1)
+    assert leases.active == (lease,)
     for number in range(MOST - 1):
         await leases.add("a", f"holder {number}", 60)
     with pytest.raises(SupervisorError, match="end some first"):

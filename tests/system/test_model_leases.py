@@ -99,6 +99,9 @@ async def test_says_what_is_wrong_with_a_lease(start_gateway: StartGateway) -> N
             ({"model": "a", "for": "soon"}, 400),
             ({"model": "a", "for": "0h"}, 400),
             ({"model": "a", "for_s": -1}, 400),
+            ({"model": "a", "for": "31d"}, 400),
+            ({"model": "a", "for": 1e300}, 400),
+            ({"model": "a", "for_s": 2592001}, 400),
             ({"model": "x", "for": "1h"}, 404),
             ({"model": "a", "for": "1h", "backend": "elsewhere"}, 404),
         ):
@@ -204,4 +207,6 @@ async def test_the_command_line_takes_lists_and_ends_leases(start_gateway: Start
         assert (await hostler("lease", "--end", "a"))[0] == 2
         assert (await hostler("lease"))[0] == 2
         assert (await hostler("lease", "a", "--for", "a while"))[0] == 2
+        code, text = await hostler("lease", "a", "--for", "40d")
+        assert (code, "30 days at most" in text) == (2, True)
         assert (await hostler("lease", "--list", "--for", "2h"))[0] == 2
