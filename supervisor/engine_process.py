@@ -170,14 +170,16 @@ class ManagedProcess(ProcessState):
                 await self._run_generation(current)
             finally:
                 current.cancelled = current.cancelled or current.failure is None
-                if current.child is not None and self._asleep is None:
-                    with anyio.CancelScope(shield=True):
-                        if current.child.returncode is None:
-                            await self._end(current)
-                        await current.child.end(0)
-                self._current = None
-                current.result.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
-                current.ended.set()
+                try:
+                    if current.child is not None and self._asleep is None:
+                        with anyio.CancelScope(shield=True):
+                            if current.child.returncode is None:
+                                await self._end(current)
+                            await current.child.end(0)
+                finally:
+                    self._current = None
+                    current.result.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
+                    current.ended.set()
             self._after_generation(current)
 
     async def _wait_for_request(self) -> StartResult:
@@ -382,6 +384,9 @@ class ManagedProcess(ProcessState):
             self._set_phase("stopping")
             if gracefully and current.sleeps:
                 self._asleep = await fall_asleep(current)
+        except Exception:
+            # That costs its conversations, not the host.
+            logger.exception("%s: saving its conversations failed", self.model)
         finally:
             if self._asleep is not None and current.sleeps and current.child.returncode is None:
                 current.child.on_exit(lambda: self._wake.set())

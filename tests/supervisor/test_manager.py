@@ -30,6 +30,7 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.engine_lifecycle import EngineLifecycle
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 from hostler.supervisor.model_files import FileDescription
@@ -307,6 +308,22 @@ async def test_unloading_cancels_every_switch_to_the_model(
             ready.set()
         assert outcomes == ["cancelled", "cancelled"]
         assert journal.events("start", "b") == []
+
+
+async def test_a_model_stops_whatever_goes_wrong_while_it_is_saved(
+    scripted: Scripted, running: Running, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def save_slots(lifecycle: EngineLifecycle, address: object) -> None:
+        raise OSError("broken disk")
+
+    monkeypatch.setattr(EngineLifecycle, "save_slots", save_slots)
+    async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE)) as manager:
+        with anyio.fail_after(20):
+            await manager.switch("a")
+            await manager.unload("a")
+            await manager.switch("a")
+            await manager.switch("b")
+        assert states(manager) == {"a": "stopped", "b": "ready"}
 
 
 async def test_a_failed_load_has_its_reason(scripted: Scripted, running: Running, journal: Any) -> None:

@@ -186,6 +186,49 @@ async def test_it_stays_if_the_other_one_cannot_be_stopped(
         assert states(manager)["b"] == "ready"
 
 
+@pytest.mark.parametrize("free", [100 * GIB, 1], ids=["beside", "held"])
+@pytest.mark.parametrize("first", ["unload", "failure"])
+async def test_it_can_be_unloaded_while_the_stop_of_the_other_one_fails(
+    scripted: Scripted, running: Running, journal: Any, monkeypatch: pytest.MonkeyPatch, first: str, free: int
+) -> None:
+    stopping, fails, stop = anyio.Event(), anyio.Event(), ManagedProcess.stop
+
+    async def stop_or_fail(process: ManagedProcess, *, sleep: bool = False) -> None:
+        if process.model != "a":
+            return await stop(process, sleep=sleep)
+        stopping.set()
+        await fails.wait()
+        raise OSError("broken disk")
+
+    monkeypatch.setattr(ManagedProcess, "stop", stop_or_fail)
+    outcomes: list[str] = []
+
+    async def want() -> None:
+        with pytest.raises(SupervisorError) as refused:
+            await manager.switch("b", evict=["a"])
+        outcomes.append(refused.value.failure.kind)
+
+    never = "/nonexistent/flag"
+    async with running(manager_of(sized(scripted, "a"), sized(scripted, "b", ready_when=never), free=free)) as manager:
+        await manager.switch("a")
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(want)
+                await stopping.wait()
+                if first == "unload":
+                    tasks.start_soon(manager.unload, "b")
+                    fails.set()
+                else:
+                    fails.set()
+                    await manager.unload("b")
+            assert outcomes in (["cancelled"], ["exited"])
+            # Both can be used afterwards.
+            assert (await manager.switch("a")).model == "a"
+            monkeypatch.undo()
+            await manager.unload("a")
+        assert states(manager) == {"a": "stopped", "b": "stopped"}
+
+
 async def test_without_room_it_starts_after_the_other_one_is_saved(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
