@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import httptools
 
 from hostler.adapters.canonical import ResponseHead
+from hostler.gateway.backends.connection_headers import passes
 
 MAX_HEAD = 64 * 1024  # bytes of a response's head, of its trailers, and of framing without any content in between
 MAX_HEADERS = 128
@@ -23,13 +24,6 @@ KEEP_MARGIN_S = 1.0
 _TRIES = 8
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
 
-_NOT_FORWARDED = frozenset(
-    (
-        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("proxy-authenticate", "proxy-authentication-info", "content-length", "set-cookie", "set-cookie2", "server"),
-    )
-)
-_NOT_FORWARDED_PREFIXES = ("access-control-", "x-accel-")
 _KEEP_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
@@ -192,7 +186,7 @@ class ResponseReader:
         passed: dict[str, str] = {}
         for raw_name, raw_value in self._fields:
             name = raw_name.decode("latin-1").lower()
-            if name in _NOT_FORWARDED or name in named or name.startswith(_NOT_FORWARDED_PREFIXES):
+            if name in named or not passes(name):
                 continue
             value = raw_value.decode("latin-1").strip()
             passed[name] = f"{passed[name]}, {value}" if name in passed else value

@@ -24,6 +24,7 @@ from hostler.adapters.errors import (
     GatewayError,
     OutOfDescriptors,
 )
+from hostler.gateway.backends.connection_headers import passes
 from hostler.gateway.backends.content_coding import Decompressor, UnknownCoding
 from hostler.gateway.backends.environment_proxy import environment_proxy
 from hostler.gateway.backends.http_pool import is_out_of_descriptors
@@ -40,13 +41,6 @@ from hostler.gateway.backends.transport import (
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0
-_NOT_FORWARDED = frozenset(
-    (
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
-        *("upgrade", "content-length", "content-encoding", "set-cookie", "server"),
-    )
-)
-_NOT_FORWARDED_PREFIXES = ("access-control-", "x-accel-")
 _OWN_HEADERS = frozenset(
     ("host", "content-length", "content-type", "authorization", "cookie", "connection", "accept-encoding", "user-agent")
 )
@@ -274,7 +268,7 @@ class HttpxResponse:
         headers = {
             name: value
             for name, value in self._response.headers.items()
-            if name not in _NOT_FORWARDED and not name.startswith(_NOT_FORWARDED_PREFIXES)
+            if passes(name) and name != "content-encoding"  # it is decoded
         }
         return headers if self._redactor is None else self._redactor.headers(headers)
 

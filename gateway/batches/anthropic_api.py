@@ -25,11 +25,11 @@ from hostler.gateway.batches.http import (
     endpoint,
     look_elsewhere,
     owner_of,
-    page,
     reply,
 )
 from hostler.gateway.batches.ids import MESSAGE_BATCH_PREFIX, new_id
 from hostler.gateway.batches.input_file import read_requests
+from hostler.gateway.batches.lists import ListRoute
 from hostler.gateway.batches.openai_api import WINDOW_S
 from hostler.gateway.batches.records import Batch, Counts, ItemResult
 from hostler.gateway.batches.store import BatchStore
@@ -37,6 +37,13 @@ from hostler.gateway.context import Client
 from hostler.gateway.request_body import read_body
 
 _ENDPOINT: Final = "/v1/messages"
+
+
+def _list(data: list[msgspec.Raw], first: str | None, last: str | None, more: bool) -> dict[str, Any]:
+    return {"data": data, "has_more": more, "first_id": first, "last_id": last}
+
+
+_LIST: Final = ListRoute(_list, default=20, after="after_id", before="before_id")
 
 
 class AnthropicBatches:
@@ -81,12 +88,11 @@ class AnthropicBatches:
 
     async def _create_of_body(self, request: Request) -> Response:
         content = await read_body(request, self._max_file, MAX_FILE)
-        batch_id = new_id(MESSAGE_BATCH_PREFIX, self._own)
+        batch_id = new_id(MESSAGE_BATCH_PREFIX, self._own, now := self._store.wall())
         items = await anyio.to_thread.run_sync(
             lambda: read_requests(content, batch=batch_id, max_requests=self._max_requests)
         )
         client: Client = request.scope[CLIENT_KEY]
-        now = self._store.wall()
         batch = Batch(
             id=batch_id, owner=owner_of(request), client=client.name, protocol="anthropic", endpoint=_ENDPOINT,
             created_at=now, expires_at=now + WINDOW_S, status="in_progress", in_progress_at=now, total=len(items),
@@ -97,10 +103,11 @@ class AnthropicBatches:
 
     async def _list(self, request: Request) -> Response:
         batches = await self._store.batches(owner_of(request), "anthropic")
-        shown, more = page(batches, request, default=20, after="after_id", before="before_id")
-        data = [_batch(each, await self._store.counts(each.id), request) for each in shown]
-        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-        return reply({"data": data, "has_more": more, "first_id": first, "last_id": last})
+
+        async def show(batch: Batch) -> dict[str, Any]:
+            return _batch(batch, await self._store.counts(batch.id), request)
+
+        return await _LIST.answer(request, batches, show, gateways=self._gateways, pass_on=False)
 
     async def _get(self, request: Request) -> Response:
         batch = await self._find(request)

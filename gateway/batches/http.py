@@ -1,18 +1,18 @@
-"""HTTP for the routes of files and batches: answers and errors in the form of their protocol, and pages of lists."""
+"""HTTP for the routes of files and batches: answers and errors in the form of their protocol."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.base import Adapter, Operation
-from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, TooManyRequests, printable
+from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, TooManyRequests
 from hostler.adapters.requested_model import HEADERS, PARAMETER
 from hostler.gateway.asgi import CLIENT_KEY, ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
 from hostler.gateway.batches.ids import gateway_of
@@ -27,17 +27,6 @@ MAX_FILE: Final = "gateway.batches.max_file"
 
 #: Uploads up to this size, in bytes, are not limited in number.
 _SMALL_UPLOAD: Final = 1024 * 1024
-
-#: Entries of a page, at most.
-_LONGEST_PAGE = 10_000
-
-
-class Identified(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-_Entry = TypeVar("_Entry", bound=Identified)
 
 
 class PassOn(Exception):
@@ -71,10 +60,20 @@ class ElsewhereUnavailable(GatewayError):
         self.final = final
 
 
+class GatewayAnswer(NamedTuple):
+    """What a gateway has answered; `body` is `None` if it did not answer in time, or refused."""
+
+    gateway: str
+    body: bytes | None
+
+
 class OtherGateways(Protocol):
     """The gateways of a cluster; `own` is the id of this one."""
 
     own: str
+
+    async def ask_all(self, request: Request, header: tuple[str, str]) -> list[GatewayAnswer]:
+        """The answer of each other one to the request, with a header more."""
 
     async def forward(self, gateway: str, request: Request, body: bytes | None) -> Response:
         """The answer of the gateway with this id. Raises `ElsewhereUnavailable`."""
@@ -152,7 +151,11 @@ def endpoint(
         except Exception:
             logger.exception("unhandled exception in %s", operation.path)
             response = _refusal(adapter, operation, GatewayError("internal error; see the gateway's log"))
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except GatewayError as error:
+            # Without its end, so that the server breaks the connection off and it is not taken for complete.
+            logger.warning("an answer of %s broke off: %s", operation.path, error.log_message)
 
     return app
 
@@ -176,31 +179,6 @@ def owner_of(request: Request) -> str:
 def reply(value: object, status: int = 200) -> Response:
     """A JSON answer."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def page(
-    entries: Sequence[_Entry], request: Request, *, default: int, after: str, before: str = ""
-) -> tuple[list[_Entry], bool]:
-    """The part of a list that a request asks for, and whether there is more. `after` and `before` name its parameters."""
-    try:
-        limit = max(1, min(_LONGEST_PAGE, int(request.query_params.get("limit", default))))
-    except ValueError:
-        raise BadRequest("limit must be an integer", param="limit") from None
-    start, end = 0, len(entries)
-    if given := request.query_params.get(after):
-        start = _place(entries, given, after) + 1
-    if before and (given := request.query_params.get(before)):
-        end = _place(entries, given, before)
-        first = max(start, end - limit)
-        return list(entries[first:end]), first > start
-    return list(entries[start : min(end, start + limit)]), end > start + limit
-
-
-def _place(entries: Sequence[Identified], given: str, param: str) -> int:
-    for place, entry in enumerate(entries):
-        if entry.id == given:
-            return place
-    raise BadRequest(f"{param} names nothing in this list: {printable(given, 80)}; begin again without it", param=param)
 
 
 class UploadLimit:

@@ -24,11 +24,11 @@ from hostler.gateway.batches.http import (
     endpoint,
     look_elsewhere,
     owner_of,
-    page,
     reply,
 )
 from hostler.gateway.batches.ids import BATCH_PREFIX, FILE_PREFIX, new_id
 from hostler.gateway.batches.input_file import ENDPOINTS
+from hostler.gateway.batches.lists import ListRoute
 from hostler.gateway.batches.records import Batch, Counts, ItemResult, StoredFile
 from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
@@ -40,6 +40,14 @@ WINDOW_S: Final = 24 * 3600.0
 _MAX_BODY: Final = 256 * 1024
 _PURPOSE: Final = "batch"
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
+
+
+def _list(data: list[msgspec.Raw], first: str | None, last: str | None, more: bool) -> dict[str, Any]:
+    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
+
+
+_FILES: Final = ListRoute(_list, default=10_000, after="after", order="order")
+_BATCHES: Final = ListRoute(_list, default=20, after="after")
 
 
 class _Create(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +111,7 @@ class OpenAIBatches:
             filename, content, expiry_s = await anyio.to_thread.run_sync(self._form, body, media_type)
             now = self._store.wall()
             record = StoredFile(
-                id=new_id(FILE_PREFIX, self._own), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
+                id=new_id(FILE_PREFIX, self._own, now), owner=owner_of(request), filename=filename, purpose=_PURPOSE,
                 bytes=len(content), created_at=now, expires_at=now + expiry_s,
             )  # fmt: skip
             await self._store.add_file(record, content)
@@ -129,14 +137,16 @@ class OpenAIBatches:
 
     async def _list_files(self, request: Request) -> Response:
         own = await self._store.files(owner_of(request))
-        if "anthropic-version" in request.headers or (self._pass_on.expected and not own):
+        if "anthropic-version" in request.headers:
             raise PassOn
         wanted = request.query_params.get("purpose")
         files = [each for each in own if wanted in (None, "", each.purpose)]
-        if request.query_params.get("order") == "asc":
-            files.reverse()
-        shown, more = page(files, request, default=10_000, after="after")
-        return reply(_list([_file(each) for each in shown], more))
+
+        async def show(record: StoredFile) -> dict[str, Any]:
+            return _file(record)
+
+        pass_on = self._pass_on.expected and not own
+        return await _FILES.answer(request, files, show, gateways=self._gateways, pass_on=pass_on)
 
     async def _get_file(self, request: Request) -> Response:
         return reply(_file(await self._file(request)))
@@ -193,7 +203,7 @@ class OpenAIBatches:
             raise BadRequest(f"no such file: {printable(wanted.input_file_id, 80)}", param="input_file_id")
         client: Client = request.scope[CLIENT_KEY]
         batch = Batch(
-            id=new_id(BATCH_PREFIX, self._own), owner=owner, client=client.name, protocol="openai",
+            id=new_id(BATCH_PREFIX, self._own, now), owner=owner, client=client.name, protocol="openai",
             endpoint=wanted.endpoint, created_at=now, expires_at=now + WINDOW_S, input_file=file.id,
             metadata=wanted.metadata,
         )  # fmt: skip
@@ -203,10 +213,12 @@ class OpenAIBatches:
 
     async def _list_batches(self, request: Request) -> Response:
         batches = await self._store.batches(owner_of(request), "openai")
-        if self._pass_on.expected and not batches:
-            raise PassOn
-        shown, more = page(batches, request, default=20, after="after")
-        return reply(_list([_batch(each, await self._store.counts(each.id)) for each in shown], more))
+
+        async def show(batch: Batch) -> dict[str, Any]:
+            return _batch(batch, await self._store.counts(batch.id))
+
+        pass_on = self._pass_on.expected and not batches
+        return await _BATCHES.answer(request, batches, show, gateways=self._gateways, pass_on=pass_on)
 
     async def _get_batch(self, request: Request) -> Response:
         batch = await self._find(request)
@@ -245,11 +257,6 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
         raise BadRequest(f"metadata has {_MAX_PAIRS} pairs at most", param="metadata")
     if any(len(key) > _MAX_KEY or len(value) > _MAX_VALUE for key, value in metadata.items()):
         raise BadRequest(f"keys of metadata have {_MAX_KEY} characters at most, values {_MAX_VALUE}", param="metadata")
-
-
-def _list(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
 
 
 def _file(record: StoredFile) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.errors import GatewayError
+from hostler.gateway.batches.ids import result_id
 from hostler.gateway.batches.input_file import InvalidFile, read_lines
 from hostler.gateway.batches.records import Batch, BatchItem, ItemOutcome, ItemResult, LineError
 from hostler.gateway.batches.store import BatchStore, StorageFailed
@@ -175,10 +176,9 @@ class BatchRunner:
         counts, now = await self._store.counts(batch.id), self._store.wall()
         files = {}
         if batch.protocol == "openai":
-            token = batch.id.rpartition("_")[2]
             failed = counts.errored or counts.expired or counts.cancelled
-            files["output_file"] = f"file-hst-out{token}" if counts.succeeded else None
-            files["error_file"] = f"file-hst-err{token}" if failed else None
+            files["output_file"] = result_id("out", batch.id, now) if counts.succeeded else None
+            files["error_file"] = result_id("err", batch.id, now) if failed else None
         await self._store.update(
             batch.id,
             lambda current: (

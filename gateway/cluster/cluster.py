@@ -22,6 +22,7 @@ from hostler.gateway.backends.hop import Hop
 from hostler.gateway.cluster.announcements import Announcements
 from hostler.gateway.cluster.breaker_hints import BreakerHints
 from hostler.gateway.cluster.certificate_file import CertificateFile
+from hostler.gateway.cluster.gateway_names import GatewayNames
 from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
@@ -130,7 +131,13 @@ class Cluster:
         )
         self._listen = listen
         self._certificate = None if tls is None else CertificateFile(tls.cert, tls.key)
-        self.peers = PeerGateways(own.id, lambda: self.membership.members, is_trusted=token is not None)
+        self.peers = PeerGateways(
+            own.id,
+            lambda: self.membership.members,
+            is_trusted=token is not None,
+            names=GatewayNames(state("cluster-gateways.json")),
+        )
+        self.membership.on_change(self.peers.on_members)
         self._announcements = Announcements(self.store, self._signer, own.id)
         self._runs: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self.ledger.run,
@@ -138,6 +145,7 @@ class Cluster:
             self._announcements.run,
             self._shared.run,
             self._report_address,
+            self.peers.run,
         ]
 
     def spending(self, settings: GatewaySettings) -> SharedSpending:

@@ -125,6 +125,7 @@ class Membership:
         self._now = anyio.Event()
         self._refused: set[bytes] = set()
         self._started: dict[str, float] = {}
+        self._on_change: list[Callable[[], None]] = []
         store.on_connect(self._now_please)
         store.subscribe(_CHANNEL, self._on_message)
 
@@ -209,6 +210,12 @@ class Membership:
         for each in self.members.keys() - found.keys():
             logger.info("gateway %s left the cluster", self.members[each].name)
         self.members = found
+        for listener in self._on_change:
+            listener()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when other members have come, gone or changed."""
+        self._on_change.append(listener)
 
     def _with_own_address(self, member: Member) -> Member:
         """The member, without an address where nothing can be asked, or of an earlier start: that of a record that was written

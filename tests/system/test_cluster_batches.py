@@ -97,6 +97,88 @@ async def test_every_gateway_answers_for_files_and_batches_of_the_others(cluster
             await two.files.retrieve("file-hst-" + "0" * 40)
 
 
+async def page(gateway: GatewayProgram, path: str, **parameters: Any) -> Any:
+    """A page of a list, once all gateways have answered in time on this machine."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            answer = await gateway.http.get(path, params=parameters, headers=gateway.auth())
+            if "x-hostler-missing-gateways" not in answer.headers:
+                return answer.json()
+
+
+async def listed(gateway: GatewayProgram, path: str, *, after: str = "after", **parameters: Any) -> list[str]:
+    """The ids of all pages of a list."""
+    found: list[str] = []
+    while True:
+        shown = await page(gateway, path, **parameters)
+        found += [each["id"] for each in shown["data"]]
+        if not shown["has_more"]:
+            return found
+        parameters[after] = shown["last_id"]
+
+
+async def test_every_gateway_lists_the_files_and_batches_of_all(cluster: Cluster) -> None:
+    first = await cluster.gateway("one", **address())
+    second = await cluster.gateway("two", workers=2, **address())
+    third = await cluster.gateway("three", **address())
+    await cluster.host("attic", "a")
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second, third)
+    async with client(first) as one, client(second) as two, client(third) as three:
+        files, batches = [], []
+        for api in (one, two, one, three, two, one):
+            file = await api.files.create(file=("input.jsonl", lines(1)), purpose="batch")
+            batch = await api.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+            files, batches = [file.id, *files], [batch.id, *batches]
+        for batch_id in batches:
+            await ended(two, batch_id)
+        for gateway in (first, second, third):
+            for limit in (1, 4, 20):
+                assert await listed(gateway, "/v1/batches", limit=limit) == batches
+            assert await listed(gateway, "/v1/files", purpose="batch", limit=4) == files
+            everything = await listed(gateway, "/v1/files")
+            assert len(everything) == len(set(everything)) == 2 * len(files)
+            assert await listed(gateway, "/v1/files", order="asc", limit=5) == everything[::-1]
+        with pytest.raises(openai.AuthenticationError):
+            await two.with_options(api_key="wrong").batches.list()
+        await third.kill()
+        # A page begins behind an entry of the gateway that is away, too.
+        gone = batches[2]
+        answer = await first.http.get(f"/v1/batches?after={gone}", headers=first.auth())
+        assert [each["id"] for each in answer.json()["data"]] == batches[3:]
+        assert '"three"' not in answer.text
+        assert answer.headers["x-hostler-missing-gateways"] == "three"
+
+
+async def test_message_batches_are_listed_by_all_gateways_in_both_directions(cluster: Cluster) -> None:
+    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
+    await cluster.host("attic", "a")
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second)
+    one, two = (
+        anthropic.AsyncAnthropic(base_url=each.running.address, api_key=key(each), max_retries=0)
+        for each in (first, second)
+    )
+    async with one, two:
+        message: Any = {"model": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+        batches: list[str] = []
+        for api in (one, two, two, one):
+            batch = await api.messages.batches.create(requests=[{"custom_id": "x", "params": message}])
+            batches.insert(0, batch.id)
+    path = "/v1/messages/batches"
+    for gateway in (first, second):
+        assert await listed(gateway, path, after="after_id", limit=1) == batches
+        shown = await page(gateway, path, before_id=batches[3], limit=2)
+        assert ([each["id"] for each in shown["data"]], shown["has_more"]) == (batches[1:3], True)
+        assert (shown["first_id"], shown["last_id"]) == (batches[1], batches[2])
+        shown = await page(gateway, path, before_id=batches[1])
+        assert ([each["id"] for each in shown["data"]], shown["has_more"]) == (batches[:1], False)
+        base = gateway.running.address
+        assert all(each["results_url"] in (None, f"{base}{path}/{each['id']}/results") for each in shown["data"])
+
+
 async def test_message_batches_are_found_as_well_and_their_results_where_they_were_asked_for(cluster: Cluster) -> None:
     first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
     await cluster.host("attic", "a")

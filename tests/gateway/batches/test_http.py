@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from hostler.adapters.base import Operation
-from hostler.adapters.errors import BadRequest, RequestTooLarge, TooManyRequests
+from hostler.adapters.errors import RequestTooLarge, TooManyRequests
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.gateway.asgi import Receive, RouteMatch, Scope, Send
-from hostler.gateway.batches.http import MAX_FILE, PassOnRoutes, UploadLimit, page
-from hostler.gateway.batches.records import StoredFile
+from hostler.gateway.batches.http import MAX_FILE, PassOnRoutes, UploadLimit, endpoint
+from hostler.gateway.batches.store import StorageFailed
 from hostler.gateway.request_body import read_body
 
 pytestmark = pytest.mark.anyio
@@ -59,28 +62,27 @@ async def _ignore(message: Any) -> None:
     pass
 
 
-def asked(query: str) -> Request:
-    return Request({**scope(), "query_string": query.encode()})
+async def test_an_answer_that_cannot_be_read_to_its_end_is_broken_off_and_logged_in_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def lines() -> AsyncIterator[bytes]:
+        yield b"{}"
+        raise StorageFailed("batches cannot be stored (disk I/O error); see gateway.batches.file")
 
+    async def handler(request: Request) -> Response:
+        return StreamingResponse(lines())
 
-FILES = [
-    StoredFile(id=f"f{number}", owner="", filename="", purpose="batch", bytes=0, created_at=0.0) for number in range(4)
-]
+    operation = Operation(name="file_content", path="/v1/files/{id}/content", methods=("GET",))
+    app = endpoint(OpenAIAdapter(), operation, handler, PassOnRoutes(expected=False))
+    sent: list[Any] = []
 
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-@pytest.mark.parametrize(
-    ("query", "ids", "more"),
-    [("", "0123", False), ("limit=2", "01", True), ("after=f1", "23", False), ("before=f2&limit=1", "1", True)],
-)
-def test_a_page_begins_after_what_the_request_names(query: str, ids: str, more: bool) -> None:
-    shown, has_more = page(FILES, asked(query), default=10, after="after", before="before")
-    assert ("".join(each.id[1:] for each in shown), has_more) == (ids, more)
-
-
-@pytest.mark.parametrize("query", ["after=f9", "before=x", "limit=many"])
-def test_a_page_after_what_is_not_in_the_list_is_an_error(query: str) -> None:
-    with pytest.raises(BadRequest):
-        page(FILES, asked(query), default=10, after="after", before="before")
+    await app(scope() | {"method": "GET", "asgi": {"spec_version": "2.4"}}, anyio.sleep_forever, send)
+    assert sent[-1] == {"type": "http.response.body", "body": b"{}", "more_body": True}
+    (record,) = caplog.records
+    assert record.exc_info is None and "broke off: batches cannot be stored (disk I/O error)" in record.getMessage()
 
 
 def test_so_many_large_uploads_are_read_at_a_time() -> None:
