@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -40,6 +40,7 @@ from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.backends.transport import Backend, BackendResponse, Timeouts
 from hostler.gateway.backends.websocket_tunnel import open_socket
 from hostler.gateway.context import SHUTTING_DOWN, Attempt, RequestContext
+from hostler.gateway.parsing_turns import TURN, turns
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.target_request import build_request
 
@@ -47,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 #: A whole answer up to this size, in bytes, is read to its end before it is passed on, since it may end with an error.
 HELD_BACK = 256 * 1024
-
-#: Bytes of a stream that are parsed in one go. A backend may send thousands of events at once, and other requests wait.
-TURN = 16 * 1024
 
 #: Bodies from this size on, in bytes, are translated in a thread.
 LARGE = 256 * 1024
@@ -218,7 +216,7 @@ class Proxy:
                     turn = MAX_FOLDED if head.media_type.startswith(JSON) else TURN
                 if start.is_known:
                     start = None
-            for piece in (segment,) if 0 < len(segment) <= turn else _cut(segment, turn):
+            for piece in turns(segment, turn):
                 ready = []
                 try:
                     for chunk in parser.feed(piece):
@@ -326,11 +324,6 @@ def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:
     """Hand parser and encoder the head of the response."""
     parser.start(head)
     writer.begin(head)
-
-
-def _cut(segment: bytes, size: int) -> Iterator[bytes]:
-    for at in range(0, len(segment), size):
-        yield segment[at : at + size]
 
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:

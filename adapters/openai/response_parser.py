@@ -59,7 +59,7 @@ _MAX_HELD = 16
 # Without the conversion of odd values: for the events of which nearly every response consists.
 _decode_next = msgspec.json.Decoder(NextEvent).decode
 #: Bytes of an event that may be the next token and nothing else.
-_LONGEST_TOKEN = 64 * 1024
+_LONGEST_TOKEN = 256 * 1024
 _decode_summary = lenient.decoder(EventSummary)
 _decode = lenient.decoder(OpenAIEvent)
 

@@ -185,11 +185,12 @@ class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NextDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """What shows that the next piece of a message has text, and no tool call."""
+    """What shows that the next piece of a message has text, and no tool call. Anything but text is no next token, so that
+    no lists and objects are made of what a backend sends."""
 
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
 
 
@@ -197,7 +198,7 @@ class NextChoice(msgspec.Struct, frozen=True, kw_only=True):
     """What shows that a choice of a stream goes on."""
 
     finish_reason: str | None = None
-    text: Any = None
+    text: str | None = None
     delta: NextDelta | None = None
 
 

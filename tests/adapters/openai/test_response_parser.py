@@ -151,6 +151,15 @@ def test_a_chat_is_no_answer_to_a_responses_request(parse: Parse, begin: bytes) 
         parse([begin, delta(content="Hi"), delta("stop"), DONE], operation="responses")
 
 
+@pytest.mark.parametrize("content", ["x" * 100_000, "x" * 300_000, [{"type": "text", "text": "word"}], 5, [[[]]] * 9])
+@pytest.mark.parametrize("cuts", [[], [70_000], [150, 151]])
+def test_long_and_odd_contents_are_forwarded_as_they_came(parse: Parse, content: object, cuts: list[int]) -> None:
+    stream = delta(content="one") + delta(content=content) + delta(content="two") + delta("stop") + DONE
+    chunks = parse(cut(stream, cuts))
+    assert b"".join(chunk.raw for chunk in chunks) == stream
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["stop"]
+
+
 def test_events_that_open_a_response_are_held_until_the_first_token(parse: Parse) -> None:
     added = event(type="response.output_item.added", output_index=0, item={"type": "message"})
     closing = event(type="response.completed", response={"id": "r", "status": "completed"})
