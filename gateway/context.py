@@ -263,6 +263,11 @@ class RequestContext:
         assert self.attempt is not None, "called outside of an attempt"
         return self.attempt
 
+    @property
+    def shown_model(self) -> str | None:
+        """The model in messages: as sent where `model` is a pattern, whose star stands for many names."""
+        return self.requested_model if self.model is not None and "*" in self.model else self.model
+
     def may_use(self, backend: str) -> bool:
         """Whether the request is sent to this backend, or may still be."""
         if self.attempt is not None and self.attempt.target.backend == backend:

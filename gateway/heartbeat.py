@@ -73,5 +73,5 @@ class Heartbeat:
         if context.waits_for is not None:
             return context.waits_for(context)
         waited_s = self._clock() - self._started_at
-        model = context.model or context.requested_model or ""
+        model = context.shown_model or context.requested_model or ""
         return Progress(phase="queued", model=model, waited_s=waited_s, elapsed_s=waited_s)

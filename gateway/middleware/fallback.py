@@ -106,7 +106,8 @@ class FallbackMiddleware(RequestMiddleware):
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
         targets, now = context.candidates, self._clock()
         if not targets:
-            raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model, final=True)
+            model = context.shown_model
+            raise ModelUnavailable(f"no backend of the chain can run {model}", model=model, final=True)
         context.deadline = None if context.background else now + self._max_wait_s
         self._budget.count_request(now)
         failed: list[FailedHop] = []
@@ -143,7 +144,7 @@ class FallbackMiddleware(RequestMiddleware):
             if back and await self._try_again(context, candidate, failed, call_next):
                 return
         _note(context, failed)
-        raise chain_error(context.model, failed)
+        raise chain_error(context.shown_model, failed)
 
     async def _try_again(
         self, context: RequestContext, candidate: Candidate, failed: list[FailedHop], call_next: CallNext
@@ -424,7 +425,9 @@ class FallbackMiddleware(RequestMiddleware):
         def progress(context: RequestContext) -> Progress:
             waited_s = self._clock() - started_at
             eta_s = until - self._clock() if phase == "waking" else None
-            return Progress(phase=phase, model=context.model or "", eta_s=eta_s, elapsed_s=waited_s, waited_s=waited_s)
+            return Progress(
+                phase=phase, model=context.shown_model or "", eta_s=eta_s, elapsed_s=waited_s, waited_s=waited_s
+            )
 
         before, context.waits_for = context.waits_for, progress
         try:

@@ -111,7 +111,7 @@ class KeyLimitsMiddleware(RequestMiddleware):
 def _keep_allowed_backends(context: RequestContext, rules: KeyRules) -> None:
     allowed = tuple(target for target in context.candidates if rules.allows_backend(target.backend))
     if context.candidates and not allowed:
-        raise Forbidden(f"this API key may not use the backends of {context.model}")
+        raise Forbidden(f"this API key may not use the backends of {context.shown_model}")
     context.candidates = allowed
 
 

@@ -317,6 +317,14 @@ async def test_the_error_names_each_hops_reason_and_the_earliest_retry() -> None
     )
 
 
+async def test_the_error_names_the_model_that_the_client_asked_for_below_a_pattern() -> None:
+    chain = FakeChain("a", a=[BackendTimeout("x") for _ in range(3)])
+    context = chain.context()
+    context.model, context.requested_model = "router/*", "router/fast"
+    with pytest.raises(ModelUnavailable, match=r"^no backend could answer for router/fast: "):
+        await chain.dispatch(context)
+
+
 async def test_only_unreachable_hops_are_checked_at_once() -> None:
     chain = FakeChain("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
     await chain.dispatch()
