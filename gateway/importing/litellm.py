@@ -9,22 +9,17 @@ from urllib.parse import quote
 
 import msgspec
 
+from hostler.gateway.importing.litellm_addresses import certificate_settings, text_value
 from hostler.gateway.importing.litellm_backends import DeploymentBackends, DeploymentNames
-from hostler.gateway.importing.litellm_keys import NUMBERS, note_of, positive
-from hostler.gateway.importing.litellm_models import Deployment, DeploymentReader, text_value
+from hostler.gateway.importing.litellm_callbacks import CALLBACKS, CallbackReader
+from hostler.gateway.importing.litellm_keys import NUMBERS, note_of, note_of_check, positive
+from hostler.gateway.importing.litellm_models import Deployment, DeploymentReader
 from hostler.gateway.importing.report import Imported, ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
 _SECTIONS: Final = ("litellm_settings", "router_settings", "general_settings")
 _FALLBACKS: Final = ("fallbacks", "default_fallbacks", "context_window_fallbacks")
-_CALLBACKS: Final = frozenset({"success_callback", "failure_callback", "callbacks", "service_callbacks"})
-_NO_CALLBACK: Final = (
-    "figures are at /metrics, and traces go over OTLP to gateway.tracing.endpoint, of any service that takes them"
-)
-_OTEL: Final = frozenset({"otel", "opentelemetry", "arize_phoenix"})
-_METRICS: Final = frozenset({"prometheus", "prometheus_system"})
-#: Variables with the address of a collector, and what is added to them.
-_COLLECTORS: Final[Mapping[str, str]] = {"OTEL_ENDPOINT": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "/v1/traces"}
+_CERTIFICATES: Final = ("ssl_verify", "ssl_certificate")
 _REDIS: Final = ("redis_url", "redis_host", "redis_port", "redis_password")
 #: The variable with the store's password, where the file has the password itself.
 _PASSWORD: Final = "STORE_PASSWORD"  # noqa: S105
@@ -45,7 +40,8 @@ class _Translation:
         self._backends = DeploymentBackends()
         self._names = DeploymentNames()
         self._budget: tuple[float, str] | None = None
-        self._traced = False
+        self._tls: dict[str, Any] = {}
+        self._callbacks = CallbackReader(report, source.mapping("environment_variables"))
         self._count = 0
 
     def run(self) -> None:
@@ -58,6 +54,9 @@ class _Translation:
         self._spending()
         for at in (("router_settings",), ("general_settings", "coordination_redis")):
             self._store(*at)
+        for backend in self._backends.sections.values():
+            verified = {"insecure", "ca_file"} & backend.keys()
+            backend |= {key: value for key, value in self._tls.items() if key == "client_cert_file" or not verified}
         if self._backends.sections:
             self._report.set("backends", value=self._backends.sections)
         if len(self._backends.sections) > 1:
@@ -80,7 +79,7 @@ class _Translation:
             found = self._names.of(name) if isinstance(name, str) else []
             taken = alias in self._names.all()
             if taken or not found:
-                text = "is the name of a model" if taken else f"there is no model {name}"
+                text = "is the name of a model" if taken else f"there is no model {self._unknown(str(name))}"
                 self._note("missing", "router_settings", f"model_group_alias.{alias}", text)
                 continue
             for deployment in found:
@@ -111,8 +110,9 @@ class _Translation:
 
     def _fall_back(self, section: str, kind: str, name: str, others: list[str]) -> None:
         for rank, other in enumerate(others, start=2):
-            if (name != "*" and not self._names.of(name)) or not self._names.of(other):
-                self._note("missing", section, kind, f"{name} or {other} is no model that was taken over")
+            lacking = [each for each in (name, other) if each != "*" and not self._names.of(each)]
+            if lacking:
+                self._note("missing", section, kind, f"there is no model {self._unknown(lacking[0])}")
                 continue
             for each in self._names.all() if name == "*" else [name]:
                 self._serve(each)
@@ -123,6 +123,10 @@ class _Translation:
                 self._note("changed", section, kind, f"{text}, for any reason")
             else:
                 self._note("taken", section, kind, text)
+
+    def _unknown(self, name: str) -> str:
+        """A name that no deployment has, with what it is part of."""
+        return f"{name}, but {name}/NAME for each of its models" if f"{name}/*" in self._names.all() else name
 
     def _serve(self, name: str) -> None:
         """Give a name that only one with a star stands for places of its own, which come before those it falls back to."""
@@ -155,23 +159,29 @@ class _Translation:
             if value:
                 self._report.set("gateway", "logging", "format", value="json")
             self._note("taken", section, key, "gateway.logging.format")
-        elif key in _CALLBACKS:
-            self._callbacks(section, key, value)
+        elif key in CALLBACKS:
+            for kind, text in self._callbacks.notes(value):
+                self._note(kind, section, key, text)
+        elif key == "default_litellm_params" and isinstance(value, dict):
+            self._note("taken", section, key, "parameters of every deployment that has no others")
+        elif key in _CERTIFICATES:
+            self._certificates(section, key, value)
+        elif key == "optional_pre_call_checks" and isinstance(value, list):
+            for kind, text in map(note_of_check, value):
+                self._note(kind, section, key, text)
+        elif key == "forward_traceparent_to_llm_provider" and isinstance(value, bool):
+            self._report.set("gateway", "tracing", "to_clouds", value=value)
+            self._note("taken", section, key, "gateway.tracing.to_clouds")
         else:
-            self._traced |= key == "otel" and value is True
+            self._callbacks.traces |= key == "otel" and value is True
             kind, text = note_of(key, value)
             self._note(kind, section, key, text)
 
-    def _callbacks(self, section: str, key: str, given: Any) -> None:
-        for name in map(str, given if isinstance(given, list) else [given]):
-            if name in _METRICS:
-                self._note("taken", section, key, f"{name}: figures are at /metrics")
-            elif name in _OTEL:
-                self._traced = True
-                self._note("changed", section, key, f"{name}: traces go to gateway.tracing.endpoint; set it")
-            else:
-                why = "tools are run by clients" if name.endswith("_interception") else _NO_CALLBACK
-                self._note("missing", section, key, f"{name}: {why}")
+    def _certificates(self, section: str, key: str, value: Any) -> None:
+        """Keep what all deployments have in common of TLS, for backends that have none of it themselves."""
+        settings = {"client_cert_file": text_value(value)} if key == "ssl_certificate" else certificate_settings(value)
+        self._tls |= settings
+        self._note("taken", section, key, ", ".join(settings) or "certificates are verified")
 
     def _store(self, *at: str) -> None:
         """Redis that several instances share is the store of a cluster."""
@@ -266,9 +276,10 @@ class _Translation:
         if not value:
             self._note("meaningless", "environment_variables", name, "has no value")
             return
-        if name in _COLLECTORS and self._traced and re.fullmatch(r"https?://[!-~]+", value):
-            self._report.set("gateway", "tracing", "endpoint", value=value.rstrip("/") + _COLLECTORS[name])
-            text = "gateway.tracing.endpoint; install it with `pip install 'hostler[otel]'`"
+        if given == f"os.environ/{name}":
+            self._note("taken", "environment_variables", name, "is set where Hostler is started")
+            return
+        if (text := self._callbacks.variable(name, value)) is not None:
             self._note("taken", "environment_variables", name, text)
             return
         try:
@@ -290,6 +301,7 @@ def _valid_wildcard(deployment: Deployment) -> Deployment:
     return deployment
 
 
-def _rank(deployment: Deployment) -> int:
-    """Names with a star come after those that stand for themselves."""
-    return 1 if "*" in deployment.name else 0
+def _rank(deployment: Deployment) -> float:
+    """Names with a star come after those that stand for themselves; among either, the order of the file decides."""
+    order = 0.0 if deployment.order is None else deployment.order / (deployment.order + 1) - 1
+    return order + ("*" in deployment.name)

@@ -16,9 +16,9 @@ class DeploymentBackends:
 
     def __init__(self) -> None:
         self.sections: dict[str, dict[str, Any]] = {}
-        self._ranks: dict[str, int] = {}
+        self._ranks: dict[str, float] = {}
 
-    def add(self, deployment: Deployment, name: str, rank: int) -> None:
+    def add(self, deployment: Deployment, name: str, rank: float) -> None:
         """Serve `name` by this deployment; one of a higher rank is tried later."""
         wanted = deployment.model
         for backend, given in self.sections.items():

@@ -29,6 +29,15 @@ _NO_CHECKS = "contents of requests and answers are not checked"
 _NO_TAGS = "requests are not routed by tags: give models names of their own, and keys the models that they may use"
 _NO_TEAMS = "there are no teams: limits and models are those of keys"
 _NO_TOOLS = "tools are run by clients"
+_NO_HEADERS = "headers of clients are not passed on; those of a deployment are headers of its backend"
+_AFFINITY = "a conversation goes to the host that has it in memory; other backends are tried in the order of the chain"
+_NO_LABELS = "metrics have the labels in docs/operations.md, keys and models among them"
+_OWN_PRICES = "costs are those of answers, else of backends.NAME.prices: put there what you charge"
+_RECORDS = (
+    "requests are logged as lines of JSON with gateway.logging.format, and contents recorded with gateway.recording"
+)
+_AUDIT = "what operators and keys change is logged as hostler.audit"
+_ONE_LIMIT = "costs are limited for all backends and for keys, not for one backend"
 #: Keys without a counterpart, and what there is instead. Where one of them is `false`, nothing is lost.
 INSTEAD: Final[Mapping[str, str]] = {
     "cache": _NO_CACHE,
@@ -70,8 +79,37 @@ INSTEAD: Final[Mapping[str, str]] = {
     "embedding_model": "the model is the one that a request names",
     "image_generation_model": "the model is the one that a request names",
     "moderation_model": "the model is the one that a request names",
-    "forward_client_headers_to_llm_api": "headers of clients are not passed on",
-    "forward_openai_org_id": "headers of clients are not passed on; organization of a deployment is a header of its backend",
+    "forward_client_headers_to_llm_api": _NO_HEADERS,
+    "forward_llm_provider_auth_headers": "keys of clients are never passed on",
+    "forward_openai_org_id": _NO_HEADERS,
+    "add_user_information_to_llm_headers": _NO_HEADERS,
+    "model_group_settings": _NO_HEADERS,
+    "custom_prometheus_metadata_labels": _NO_LABELS,
+    "custom_prometheus_tags": _NO_LABELS,
+    "prometheus_emit_stream_label": _NO_LABELS,
+    "cost_margin_config": _OWN_PRICES,
+    "cost_discount_config": _OWN_PRICES,
+    "provider_budget_config": _ONE_LIMIT,
+    "priority_reservation": "keys have priorities: `hostler keys set NAME --priority N`",
+    "priority_reservation_settings": "keys have priorities: `hostler keys set NAME --priority N`",
+    "s3_callback_params": _RECORDS,
+    "callback_settings": _RECORDS,
+    "log_raw_request_response": _RECORDS,
+    "store_prompts_in_cold_storage": _RECORDS,
+    "cold_storage_custom_logger": _RECORDS,
+    "audit_log_callbacks": _AUDIT,
+    "block_robots": "robots.txt is for the reverse proxy in front; without a key robots get nothing",
+    "health_check_details": "details of backends are in GET /admin/status, for keys with the scope read",
+    "health_check_ignore_transient_errors": "what counts as a failure depends on its kind; see docs/operations.md",
+    "enable_azure_ad_token_refresh": "Azure wants a sign-in of its own there; use an API key: api_key",
+    "REPEATED_STREAMING_CHUNK_LIMIT": "answers that repeat themselves go on; gateway.timeouts and max_tokens end them",
+    "always_include_stream_usage": "streams end with their usage where clients ask for it",
+    "enable_json_schema_validation": "answers are passed on as the model wrote them",
+    "include": "import each file by itself",
+    "tag_routing": _NO_TAGS,
+    "worker_registry": "gateways of a cluster find each other in cluster.store",
+    "network_mock": "answers are not made up",
+    "timezone": "days of limits end at local midnight: set TZ where Hostler is started",
     "allow_client_side_credentials": "keys of clients are never passed on",
     "content_policy_fallbacks": "an answer of a model is never asked for again",
     "enable_tag_filtering": _NO_TAGS,
@@ -118,6 +156,10 @@ MEANINGLESS: Final[Mapping[str, str]] = dict.fromkeys(
     "disable_hf_tokenizer_download": "tokenizers are never downloaded",
     "client_ttl": "connections are kept as long as servers allow",
     "proxy_batch_polling_interval": "batches are carried out here, without polling",
+    "disable_add_user_agent_to_request_tags": "requests have no tags",
+    "extra_spend_tag_headers": "requests have no tags",
+    "prometheus_initialize_budget_metrics": "metrics of budgets are there once a key has one",
+    "langsmith_batch_size": "traces are sent in batches of OpenTelemetry's own size",
     "disable_retry_on_max_parallel_request_limit_error": "requests beyond a limit wait, or go to the next backend",
 }
 #: What happens instead of what the key says.
@@ -134,6 +176,11 @@ CHANGED: Final[Mapping[str, str]] = {
     "max_fallbacks": "all backends of the chain are tried, within the retry budget",
     "otel": "set gateway.tracing.endpoint to where traces go",
     "files_settings": "files and batches are the gateway's own, for all models: docs/operations.md",
+    "deployment_affinity_ttl_seconds": _AFFINITY,
+    "model_group_affinity_config": _AFFINITY,
+    "use_shared_health_check": "each gateway checks its backends itself",
+    "enable_loadbalancing_on_batch_endpoints": "batches are the gateway's own, and their requests take the chain",
+    "prometheus_metrics_config": "all metrics are at /metrics; metric_relabel_configs of Prometheus leaves some out",
     "force_ipv4": "addresses of both families are tried at once",
 }
 #: What Hostler does without a setting, while the value is true.
@@ -141,6 +188,9 @@ ALWAYS: Final[Mapping[str, str]] = {
     "background_health_checks": "backends are checked in the background",
     "enable_pre_call_checks": "a backend whose context is too small is skipped",
     "enable_pre_call_check": "a backend whose context is too small is skipped",
+    "enable_health_check_routing": "a backend that fails its health checks is skipped",
+    "store_audit_logs": _AUDIT,
+    "redact_messages_in_exceptions": "errors in the log do not have the contents of requests",
     "turn_off_message_logging": "prompts and answers are not recorded unless gateway.recording.contents is set",
     "redact_user_api_key_info": "keys are named in logs, never shown",
     "disable_master_key_return": "keys are never shown",
@@ -155,6 +205,24 @@ NEVER: Final[Mapping[str, str]] = {
     "disable_responses_id_security": "stored responses are found by the key that made them alone",
     "infer_model_from_keys": "models are those that the file names",
 }
+
+#: Checks of LiteLLM before a request is sent, and what there is of them.
+_CHECKS: Final[Mapping[str, tuple[NoteKind, str]]] = {
+    "enforce_model_rate_limits": ("taken", "limits of backends always hold"),
+    "responses_api_deployment_check": ("taken", "responses are stored by the gateway, whichever backend answers"),
+    **dict.fromkeys(
+        ("prompt_caching", "session_affinity", "deployment_affinity", "encrypted_content_affinity"),
+        ("changed", _AFFINITY),
+    ),
+    "forward_client_headers_by_model_group": ("missing", _NO_HEADERS),
+    "router_budget_limiting": ("missing", _ONE_LIMIT),
+}
+
+
+def note_of_check(name: Any) -> tuple[NoteKind, str]:
+    """What becomes of an entry of `optional_pre_call_checks`."""
+    kind, text = _CHECKS.get(str(name), ("missing", "there is no such check"))
+    return kind, f"{name}: {text}"
 
 
 def note_of(key: str, value: Any) -> tuple[NoteKind, str]:

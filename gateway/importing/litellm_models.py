@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import msgspec
 
+from hostler.gateway.importing.litellm_addresses import address_of, certificate_settings, text_value
+from hostler.gateway.importing.litellm_model_info import ModelInfo, model_info
 from hostler.gateway.importing.litellm_providers import PROVIDERS, split_model
 from hostler.gateway.importing.report import ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 
-_ENV: Final = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
 #: Parameters that become defaults of requests.
 _SAMPLING: Final = frozenset(
     {
@@ -27,13 +28,31 @@ _SAMPLING: Final = frozenset(
             "repetition_penalty",
             "min_p",
             "metadata",
+            "modalities",
+            "audio",
+            "voice",
+            "service_tier",
+            "store",
+            "verbosity",
+            "prediction",
+            "web_search_options",
+            "encoding_format",
+            "input_type",
+            "keep_alive",
+            "num_ctx",
+            "reasoning",
+            "instructions",
+            "raw_scores",
+            "truncation",
+            "top_logprobs",
+            "chat_template_kwargs",
         ),
     }
 )
 _CONNECTION: Final = frozenset(
     {
         *("model", "api_base", "base_url", "api_key", "organization", "extra_headers", "headers", "api_version"),
-        *("custom_llm_provider", "litellm_credential_name", "ssl_verify", "extra_body", "azure_ad_token"),
+        *("custom_llm_provider", "litellm_credential_name", "extra_body", "azure_ad_token"),
     }
 )
 #: Limits of a deployment that are those of its backend here.
@@ -60,20 +79,37 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
         ("adaptive_router_config", "auto_router_config", "auto_router_default_model", "auto_router_embedding_model"),
         "models are not chosen by the contents of requests",
     ),
+    **dict.fromkeys(
+        ("client_id", "client_secret", "tenant_id", "azure_scope", "azure_username", "azure_password"),
+        "Azure wants a sign-in of its own there; use an API key: api_key",
+    ),
+    "cache_control_injection_points": "requests are marked for caches by clients",
+    "silent_model": "requests are answered by one backend, and not repeated at another one",
+    "guardrails": "contents of requests and answers are not checked",
+    "vector_store_ids": "there are no vector stores",
+    "prompt_id": "prompts are those of clients; a profile adds a text with request.system",
+    "allowed_openai_params": "parameters that a protocol lacks are left out",
+    "use_chat_completions_api": "each API is translated where a server does not have it",
     "max_parallel_requests": "a server without a supervisor queues requests itself",
     "max_budget": "costs are limited for all backends and for keys, not for one backend",
     "budget_duration": "costs are limited for all backends and for keys, not for one backend",
 }
 
 
+#: Parameters of other providers, which this one does not read.
+_FOREIGN: Final = re.compile(r"(aws|vertex|vertex_ai|watsonx|sagemaker)_\w+")
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """A model at a server. `index` is its place in the list; `backend` has the keys of the backend without its models."""
+    """A model at a server. `index` is its place in the list; `backend` has the keys of the backend without its models.
+    Of several for a name, those with the lowest `order` are tried first, and those without one last."""
 
     index: int
     name: str
     model: str
     provider: str
     backend: Mapping[str, Any]
+    order: int | None = None
     price: Mapping[str, float] | None = None
     description: Mapping[str, Any] | None = None
 
@@ -84,7 +120,7 @@ class DeploymentReader:
     def __init__(self, source: YamlSource, report: ImportReport) -> None:
         self._source = source
         self._report = report
-        self._drops_parameters = False
+        self._noted: set[tuple[int, str]] = set()
 
     def read_all(self) -> list[Deployment]:
         """The deployments that have a backend here, in order."""
@@ -96,12 +132,14 @@ class DeploymentReader:
     def _note(self, kind: NoteKind, index: int, key: str, text: str = "") -> None:
         path = key.split(".") if key else []
         where = f"model_list[{index}]" + (f".{key}" if key else "")
+        self._noted.add((index, key))
         self._report.note(kind, self._source.line("model_list", index, *path), where, text)
 
     def _read(self, index: int) -> list[Deployment]:
         entry = self._source.mapping("model_list", index)
         given = self._with_credential(index, self._source.mapping("model_list", index, "litellm_params"))
-        given = {**{key: entry[key] for key in _RATES if key in entry}, **given}
+        shared = self._source.mapping("router_settings", "default_litellm_params")
+        given = {**shared, **{key: entry[key] for key in _RATES if key in entry}, **given}
         name, model = entry.get("model_name"), given.get("model")
         if not isinstance(name, str) or not isinstance(model, str) or not name or not model:
             self._note("missing", index, "", "needs a name, and a model in litellm_params; not taken over")
@@ -114,15 +152,21 @@ class DeploymentReader:
             return []
         self._note("taken", index, "model_name")
         self._note("taken", index, "litellm_params.model", f"{there} at {backend['url']}")
+        facts = self._facts(index, given)
+        order = self._order(index, given)
         self._parameters(index, given, backend)
-        price, description = self._model_info(
-            index, {**given, **self._source.mapping("model_list", index, "model_info")}
-        )
         for key in entry.keys() - {"model_name", "litellm_params", "model_info", *_RATES}:
             self._note("missing", index, key, "has no counterpart")
         deployment = Deployment(
-            index=index, name=name, model=there, provider=provider, backend=backend, price=price, description=description
-        )  # fmt: skip
+            index=index,
+            name=name,
+            model=there,
+            provider=provider,
+            backend=backend,
+            order=order,
+            price=facts.price,
+            description=facts.description,
+        )
         return [msgspec.structs.replace(deployment, backend=each) for each in _by_organization(given, backend)]
 
     def _with_credential(self, index: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -137,34 +181,20 @@ class DeploymentReader:
         return given
 
     def _backend(self, index: int, provider: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
-        known = PROVIDERS.get(provider)
-        if known is None:
-            text = f"{provider} speaks a protocol of its own; the deployment is not taken over"
+        try:
+            address = address_of(provider, given)
+        except ValueError as error:
+            text = f"{error}; the deployment is not taken over, and LiteLLM can stay a backend for it"
             self._note("missing", index, "", text)
             return None
-        address = text_value(given.get("api_base") or given.get("base_url"))
-        head, slash, _ = str(given["model"]).partition("/")
-        if slash and not address and head != provider and not given.get("custom_llm_provider"):
-            text = f"{head} is no known provider, and there is no api_base; the deployment is not taken over"
-            self._note("missing", index, "", text)
-            return None
-        url = address or known.url
-        if provider == "huggingface" and address and not address.rstrip("/").endswith("/v1"):
-            url = f"{address.rstrip('/')}/v1"
-        if not has_reference(url) and not url.startswith(("http://", "https://")):
-            text = f"{provider} needs an address that starts with http:// or https://; the deployment is not taken over"
-            self._note("missing", index, "", text)
-            return None
-        backend: dict[str, Any] = {"kind": known.kind, "url": _address(url, provider)}
-        for key in ("api_base", "base_url"):
-            if key in given:
-                self._note("taken", index, f"litellm_params.{key}")
-        self._key(index, provider, given, known.variable, backend)
+        backend: dict[str, Any] = {"kind": address.kind, "url": address.url}
+        for kind, key, text in address.notes:
+            self._note(kind, index, f"litellm_params.{key}", text)
+        self._key(index, provider, given, PROVIDERS[provider].variable, backend)
         self._headers(index, given, backend)
-        if "api_version" in given:
-            self._note("changed", index, "litellm_params.api_version", "requests go to Azure's /openai/v1, without one")
-        if given.get("ssl_verify") is False:
-            backend["insecure"] = True
+        if "ssl_verify" in given:
+            backend |= certificate_settings(given["ssl_verify"])
+            self._note("taken", index, "litellm_params.ssl_verify")
         for section, keys in (("limits", _RATES), ("timeouts", _TIMEOUTS)):
             found = {keys[key]: given[key] for key in keys if is_number(given.get(key)) and given[key] > 0}
             if section == "limits":
@@ -172,6 +202,19 @@ class DeploymentReader:
             if found:
                 backend[section] = found
         return backend
+
+    def _facts(self, index: int, given: Mapping[str, Any]) -> ModelInfo:
+        facts = model_info(given, self._source.mapping("model_list", index, "model_info"))
+        for kind, key, text in facts.notes:
+            self._note(kind, index, key, text)
+        return facts
+
+    def _order(self, index: int, given: Mapping[str, Any]) -> int | None:
+        order = given.get("order")
+        if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+            return None
+        self._note("taken", index, "litellm_params.order", "the place in gateway.chain")
+        return order
 
     def _key(self, index: int, provider: str, given: Mapping[str, Any], variable: str, backend: dict[str, Any]) -> None:
         name = "api_key" if given.get("api_key") else "azure_ad_token"
@@ -216,101 +259,24 @@ class DeploymentReader:
             backend["request"] = rules
         for key in given:
             where = f"litellm_params.{key}"
+            if (index, where) in self._noted:
+                continue
             if key in _SAMPLING:
                 self._note("taken", index, where, "request.default of the backend")
             elif key == "additional_drop_params":
                 self._note("taken", index, where, "request.drop of the backend")
             elif key == "drop_params":
                 self._note("changed", index, where, "parameters that a protocol lacks are left out in any case")
-            elif key in ("input_cost_per_token", "output_cost_per_token"):
-                continue  # noted with the model's facts
             elif key in _RATES and is_number(given[key]):
                 self._note("taken", index, where, f"limits.{_RATES[key]} of the backend")
             elif key in _TIMEOUTS and is_number(given[key]):
                 self._note("changed", index, where, f"timeouts.{_TIMEOUTS[key]} of the backend")
             elif key in _CHANGED:
                 self._note("changed", index, where, _CHANGED[key])
+            elif _FOREIGN.fullmatch(key):
+                self._note("meaningless", index, where, "is for another provider")
             elif key not in _CONNECTION:
                 self._note("missing", index, where, _ELSEWHERE.get(key, "has no counterpart"))
-
-    def _model_info(
-        self, index: int, info: Mapping[str, Any]
-    ) -> tuple[Mapping[str, float] | None, Mapping[str, Any] | None]:
-        place = dict.fromkeys(self._source.mapping("model_list", index, "model_info"), "model_info")
-        price: dict[str, float] = {}
-        description: dict[str, Any] = {}
-        for key, value in info.items():
-            where = f"{place.get(key, 'litellm_params')}.{key}"
-            if key in _COSTS and is_number(value):
-                price[_COSTS[key]] = round(value * 1_000_000, 6)
-                self._note("taken", index, where, "prices, for a million tokens")
-            elif key not in place:
-                continue
-            elif key == "max_input_tokens" and isinstance(value, int) and is_number(value, 1):
-                description["context"] = value
-                self._note("taken", index, where, "the context in describe")
-            elif key == "mode":
-                capability = {
-                    "embedding": "embedding",
-                    "rerank": "rerank",
-                    "chat": "completion",
-                    "completion": "completion",
-                    "responses": "completion",
-                    "image_generation": "image",
-                }.get(str(value))
-                if capability is not None:
-                    description.setdefault("capabilities", []).append(capability)
-                self._note("taken" if capability else "missing", index, where, "the capabilities in describe")
-            elif key in _CAPABILITIES and isinstance(value, bool):
-                capabilities = description.setdefault("capabilities", ["completion"])
-                if value:
-                    capabilities.append(_CAPABILITIES[key])
-                self._note("taken", index, where, "the capabilities in describe")
-            elif key in _IN_EFFECT:
-                self._note("missing", index, where, _IN_EFFECT[key])
-            else:
-                description.setdefault("metadata", {})[key] = value
-                self._note("taken", index, where, "the metadata in describe")
-        return price or None, description or None
-
-
-_COSTS: Final[Mapping[str, str]] = {
-    "input_cost_per_token": "input",
-    "output_cost_per_token": "output",
-    "cache_read_input_token_cost": "cached",
-}
-#: Facts that do more than describe a model, and what to do instead.
-_IN_EFFECT: Final[Mapping[str, str]] = {
-    "access_groups": "the models that a key may use are those of `hostler keys add --model`",
-    "team_id": "there are no teams: limits and models are those of keys",
-    "supported_environments": "use a configuration file for each environment",
-    "custom_tokenizer": "tokens are counted by the server that runs the model",
-    "health_check_timeout": "gateway.probing holds for all backends",
-    "health_check_model": "backends are asked for their models, not for answers",
-    "disable_background_health_check": "backends are always checked in the background",
-}
-_CAPABILITIES: Final[Mapping[str, str]] = {
-    "supports_vision": "vision",
-    "supports_function_calling": "tools",
-    "supports_reasoning": "thinking",
-    "supports_audio_input": "audio",
-}
-
-
-def text_value(given: Any) -> str:
-    """A text, with `os.environ/NAME` as a reference to the variable."""
-    if given is None:
-        return ""
-    match = _ENV.fullmatch(str(given).strip())
-    return reference(match[1]) if match else str(given).strip()
-
-
-def _address(url: str, provider: str) -> str:
-    """The address as backends have it: Azure's models are below `/openai/v1`."""
-    url = url.rstrip("/")
-    if provider == "azure":
-        return url if url.endswith("/openai/v1") else re.sub(r"/openai(/.*)?$", "", url) + "/openai/v1"
-    return url
 
 
 def _by_organization(given: Mapping[str, Any], backend: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -87,7 +87,10 @@ def import_llama_server(
     for section, own in sections.items():
         line = min((value.line for value in own.values()), default=2) - 1
         profile_name = names.claim(line, f"[{section}]", section)
-        presets.add(section, profile_name, {**shared, **own})
+        presets.add(section, profile_name, own, shared)
+    for key, value in shared.items():
+        if sections and all(key in own for own in sections.values()):
+            report.taken(value.line, f"[{_ALL}].{key}", "each section has its own")
     if not sections:
         report.missing(None, "[...]", "there is no section of a model")
     return report.result()
@@ -101,12 +104,14 @@ class _Presets:
         self._path_of = path_of
         self._facts_of = facts_of
 
-    def add(self, section: str, name: str, values: Mapping[str, IniValue]) -> None:
-        """Add a preset as the profile `name`; one that cannot be translated is noted."""
+    def add(self, section: str, name: str, own: Mapping[str, IniValue], shared: Mapping[str, IniValue]) -> None:
+        """Add a preset as the profile `name`, with what all sections share; one that cannot be translated is noted."""
+        values = {key: (_ALL, value) for key, value in shared.items()}
+        values |= {key: (section, value) for key, value in own.items()}
         profile: dict[str, Any] = {}
         env: dict[str, str] = {}
-        words = self._read(section, values, profile, env)
-        line = min((value.line for value in values.values()), default=None)
+        words = self._read(values, profile, env)
+        line = min((value.line for value in own.values()), default=None)
         if unknown := variables((*words, *env.values())):
             text = f"${{{min(unknown)}}} would be a variable of a command here; the preset is not taken over"
             self._report.missing(line, f"[{section}]", text)
@@ -127,15 +132,17 @@ class _Presets:
             self._report.missing(line, f"[{section}]", "names no model; the preset is not taken over")
 
     def _read(
-        self, section: str, values: Mapping[str, IniValue], profile: dict[str, Any], env: dict[str, str]
+        self, values: Mapping[str, tuple[str, IniValue]], profile: dict[str, Any], env: dict[str, str]
     ) -> list[str]:
-        """The words of the command line; adds to `profile` and `env` what is none."""
+        """The words of the command line for values with their sections; adds to `profile` and `env` what is none."""
         words: list[str] = []
-        for key, value in values.items():
+        for key, (section, value) in values.items():
             where = f"[{section}].{key}"
             if key == "load-on-startup":
                 profile["preload"] = value.text.lower() in _ON
                 self._report.taken(value.line, where, "preload")
+            elif key == "dedup-cache-models":
+                self._report.meaningless(value.line, where, "models are those of the file, without those of a cache")
             elif key == "stop-timeout":
                 _stop_timeout(self._report, where, value, profile)
             elif key.startswith("LLAMA_"):

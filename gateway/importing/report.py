@@ -134,7 +134,7 @@ class ImportReport:
             files[f"{self._prefix}.env"] = "".join(lines)
         if self._keys:
             files[f"{self._prefix}.keys"] = "".join(msgspec.json.encode(each).decode() + "\n" for each in self._keys)
-        notes = sorted(self._notes, key=lambda note: (note.file, note.line or 0))
+        notes = sorted(dict.fromkeys(self._notes), key=lambda note: (note.file, note.line or 0))
         return Imported(sections=as_written(self.sections), secret_files=files, notes=tuple(notes))
 
 

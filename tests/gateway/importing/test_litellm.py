@@ -56,7 +56,7 @@ litellm_settings:
   json_logs: true
   max_budget: 60
   budget_duration: 30d
-  success_callback: [langfuse]
+  success_callback: [lunary]
 router_settings:
   routing_strategy: simple-shuffle
   model_group_alias: {clever: smart}

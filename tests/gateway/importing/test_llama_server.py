@@ -68,7 +68,7 @@ def test_a_preset_with_variables_is_not_taken_over() -> None:
 
 def test_every_key_is_reported_with_its_line() -> None:
     notes = {(note.key, note.line) for note in translate(PRESETS).notes}
-    assert {("[chat].c", 11), ("[chat].jinja", 5), ("version", 1), ("[chat].stop-timeout", 16)} <= notes
+    assert {("[chat].c", 11), ("[*].jinja", 5), ("version", 1), ("[chat].stop-timeout", 16)} <= notes
 
 
 def test_a_preset_without_a_model_is_reported() -> None:
