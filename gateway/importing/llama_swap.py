@@ -160,7 +160,9 @@ class _Translation:
             known = tuple(self.models.names[each] for each in members if each in self.models.names)
             if unknown := [each for each in members if each not in self.models.names]:
                 line = self._source.line(*at, name, "members")
-                self._report.missing(line, f"{place}.{name}.members", f"not taken over: {', '.join(unknown)}")
+                self._report.missing(
+                    line, f"{place}.{name}.members", f"there is no model {', '.join(unknown)} among those taken over"
+                )
             groups[here] = SwapGroup(
                 members=known,
                 swap=given.get("swap", True) is not False,
@@ -274,7 +276,9 @@ class _Translation:
             if given.get("strategy") == "pin" and known[0] == targets[0]:
                 self._report.taken(line, key, f"variants.{variant}")
             else:
-                self._report.changed(line, key, f"variants.{variant} stands for {known[0]} alone")
+                self._report.changed(
+                    line, key, f"variants.{variant} stands for {known[0]} alone, since a name stands for one model here"
+                )
 
     def _upstream(self, given: dict[str, Any]) -> None:
         """Paths below `/upstream/MODEL` that load no model."""
@@ -307,7 +311,11 @@ class _Translation:
                 continue
             known = [self.models.names[str(each)] for each in given if str(each) in self.models.names]
             if len(known) < len(given):
-                self._report.missing(line, key, "has models that were not taken over")
+                self._report.missing(
+                    line,
+                    key,
+                    f"there is no model {', '.join(str(each) for each in given if str(each) not in self.models.names)}",
+                )
             else:
                 self._report.changed(line, key, "supervisor.sets: each is loaded when it is asked for, by its own name")
             if known:

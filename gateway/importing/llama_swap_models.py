@@ -7,16 +7,15 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from hostler.gateway.importing.llama_command import is_llama_server, read_arguments
 from hostler.gateway.importing.llama_swap_macros import UnknownMacro, expand
+from hostler.gateway.importing.llama_swap_ports import PORT, port_option, proxy_address, with_variable
 from hostler.gateway.importing.report import FactsOf, ImportReport, ProfileNames, as_template, plain_name
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
 from hostler.profiles.templates import variables
 
-_PORT: Final = "${port}"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", ""})
 _CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
 #: Programs that run the one that follows.
@@ -73,7 +72,7 @@ class SwapModels:
     def _add(self, name: str, default_ttl: float | None) -> None:
         given = dict(self._source.mapping("models", name))
         own = self._source.mapping("models", name, "macros")
-        macros = {**self._macros, **own, "MODEL_ID": name, "PORT": _PORT, "PID": "${pid}"}
+        macros = {**self._macros, **own, "MODEL_ID": name, "PORT": PORT, "PID": "${pid}"}
         if "macros" in given:
             self._note("taken", name, "macros", "written out where they are used")
         for key in ("cmd", "cmdStop"):  # a macro in a comment may have several lines
@@ -154,7 +153,7 @@ class SwapModels:
     def _local_proxy(self, name: str, given: Mapping[str, Any]) -> None:
         if "proxy" not in given:
             return
-        host = _split(given["proxy"])[0]
+        host = proxy_address(given["proxy"])[0]
         if host in _LOOPBACK:
             self._note("changed", name, "proxy", "the supervisor chooses the port")
         else:
@@ -182,15 +181,18 @@ class SwapModels:
         self, name: str, words: list[str], env: dict[str, str], given: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """An engine of its own for any other command."""
-        host, port, prefix = _split(given.get("proxy", f"http://localhost:{_PORT}"))
+        host, port, prefix = proxy_address(given.get("proxy", f"http://localhost:{PORT}"))
         if host not in _LOOPBACK:
             text = f"is on another machine; add {host} as a backend. The model is not taken over"
             self._note("missing", name, "proxy", text)
             return None
-        if port != _PORT and port:
-            words = [_with_port(word, port) for word in words]
-            env = {key: _with_port(value, port) for key, value in env.items()}
-        if not any(_PORT in each for each in (*words, *env.values())):
+        if port != PORT and port:
+            words = [with_variable(word, port) for word in words]
+            env = {key: with_variable(value, port) for key, value in env.items()}
+        if not any(PORT in each for each in (*words, *env.values())) and (own := port_option(words)):
+            words = [with_variable(word, own) for word in words]
+            self._note("changed", name, "cmd", f"the supervisor chooses the port instead of {own}")
+        if not any(PORT in each for each in (*words, *env.values())):
             text = "passes no port on, so that the engine would not be found; the model is not taken over"
             self._note("missing", name, "cmd", text)
             return None
@@ -211,7 +213,7 @@ class SwapModels:
         self._report.set("engines", engine_name, value=engine)
         self._note("taken", name, "cmd", f"the engine {engine_name}")
         if "proxy" in given:
-            fixed = port != _PORT
+            fixed = port != PORT
             text = f"the supervisor chooses the port instead of {port}" if fixed else "the engine's port"
             self._note("changed" if fixed else "taken", name, "proxy", text)
         return {"engine": engine_name}
@@ -391,7 +393,7 @@ def _without_ports(value: Any) -> tuple[Any, bool]:
     """The value without the texts that name the engine's port, and whether there were any."""
     match value:
         case str():
-            return (None, True) if _PORT in value else (value, False)
+            return (None, True) if PORT in value else (value, False)
         case dict():
             parts = {key: _without_ports(each) for key, each in value.items()}
             kept = {key: plain for key, (plain, ports) in parts.items() if not (ports and plain is None)}
@@ -429,20 +431,3 @@ def _program_at(words: list[str]) -> int | None:
     if not words or re.split(r"[/\\]", words[0])[-1] not in _WRAPPERS:
         return None
     return next((index for index, word in enumerate(words) if is_llama_server(word)), None)
-
-
-def _split(proxy: Any) -> tuple[str, str, str]:
-    """Host, port and path of an address whose port may be a variable."""
-    text = str(proxy).replace(_PORT, "65535")
-    try:
-        url = urlsplit(text if "//" in text else f"//{text}")
-        port = "" if url.port is None else str(url.port)
-    except ValueError:
-        return "?", "", ""
-    path = url.path.rstrip("/")
-    return url.hostname or "", _PORT if _PORT in str(proxy) else port, path if re.fullmatch(r"/[!-~]*", path) else ""
-
-
-def _with_port(word: str, port: str) -> str:
-    """The word with a variable where this port stands by itself, or before or after a colon or an equals sign."""
-    return re.sub(rf"(?<![\w.]){re.escape(port)}(?![\w.])", lambda _: _PORT, word)

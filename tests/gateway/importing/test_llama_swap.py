@@ -424,7 +424,7 @@ models:
 def test_the_profiles_of_older_files_run_together() -> None:
     imported = translate(OLDER)
     assert imported.sections["supervisor"]["sets"] == [["a", "b"], ["a"], ["c"]]
-    assert texts(imported, "missing") == ["config.yaml:2: profiles.broken: has models that were not taken over"]
+    assert texts(imported, "missing") == ["config.yaml:2: profiles.broken: there is no model gone"]
     assert any("logRequests: every request has a line" in each for each in texts(imported, "taken"))
 
 
