@@ -41,14 +41,8 @@ class Announcements:
         """Call `listener` with the sender's id and each message of a channel. To be called before `run`."""
 
         def on_message(message: bytes) -> None:
-            opened = self._signer.opened(message)
-            if opened is None:
-                return
-            try:
-                envelope = msgspec.json.decode(opened, type=_Envelope)
-            except (msgspec.MsgspecError, RecursionError):
-                return
-            if envelope.sender != self._own:
+            envelope = self._signer.decoded(message, _Envelope)
+            if envelope is not None and envelope.sender != self._own:
                 listener(envelope.sender, bytes(envelope.content))
 
         self._store.subscribe(channel, on_message)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import anyio
 import anyio.to_thread
 import msgspec
 
 from hostler.gateway.cluster.membership import HEARTBEAT_S, Signer
+from hostler.gateway.cluster.rounds import Rounds
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_view import ConfigurationKind, ConfigurationState
 from hostler.gateway.shared_files import Apply, Refused, one_line
@@ -73,9 +73,10 @@ class SharedDocument(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
     @property
-    def order(self) -> tuple[int, float, str]:
-        """The newest document is the greatest one: also of two with a version, which a store that lost one can cause."""
-        return self.version, self.at, hashlib.sha256(self.text.encode()).hexdigest()
+    def order(self) -> tuple[float, int, str]:
+        """The newest document, which was published last, is the greatest one. Its version says less: it counts from 1 again
+        where the store has lost those before and no member was there to tell."""
+        return self.at, self.version, hashlib.sha256(self.text.encode()).hexdigest()
 
 
 class DocumentStore:
@@ -92,11 +93,7 @@ class DocumentStore:
 
     def opened(self, kind: ConfigurationKind, record: bytes) -> SharedDocument | None:
         """The document of a record; `None` if a stranger wrote it, or if it is another kind's."""
-        content = self._signer.opened(record)
-        try:
-            found = None if content is None else msgspec.json.decode(content, type=SharedDocument)
-        except (msgspec.MsgspecError, RecursionError):
-            return None
+        found = self._signer.decoded(record, SharedDocument)
         return found if found is not None and found.kind == kind else None
 
     async def read(self, kind: ConfigurationKind, known: bytes = b"") -> tuple[str, bytes]:
@@ -175,7 +172,8 @@ class ConfigurationFollower:
         self._tried: _Version | None = None
         self._retry_at: float | None = None
         self._damage = ""
-        self._wake = anyio.Event()
+        self._old: SharedDocument | None = None
+        self._rounds = Rounds(HEARTBEAT_S)
         self.state = ConfigurationState(kind=kind, version=_number(self._applied))
         if self._unbelieved:
             reason = (
@@ -187,7 +185,7 @@ class ConfigurationFollower:
 
     def look(self) -> None:
         """Look at the store now."""
-        self._wake.set()
+        self._rounds.soon()
 
     async def run(self) -> None:
         while True:
@@ -197,9 +195,7 @@ class ConfigurationFollower:
             except StoreAway:
                 pass
             await self._use()
-            with anyio.move_on_after(HEARTBEAT_S):
-                await self._wake.wait()
-            self._wake = anyio.Event()
+            await self._rounds.next()
 
     async def _exchange(self) -> None:
         """Take over what is newer in the store, and replace there what is not."""
@@ -215,6 +211,8 @@ class ConfigurationFollower:
             self._newest = found
             await self._keep()
         elif own:
+            if found is not None:
+                self._report_old(found.document)
             await self._documents.write(self.kind, own, mark)
 
     async def _use(self) -> None:
@@ -265,6 +263,17 @@ class ConfigurationFollower:
         if state != self.state:
             self.state = state
             self._on_state()
+
+    def _report_old(self, found: SharedDocument) -> None:
+        """What was published with a clock behind, or has been written again, is no longer in the store then."""
+        assert self._newest is not None
+        if found != self._old:
+            newest = self._newest.document
+            logger.warning(
+                "the shared %s of version %d by %s in the store are from before version %d by %s; they are replaced by that",
+                self.kind, found.version, found.by, newest.version, newest.by,
+            )  # fmt: skip
+        self._old = found
 
     def _report_damage(self, mark: str) -> None:
         if mark != self._damage:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
-from hostler.gateway.cluster.configuration import DocumentStore, SharedDocument
+from hostler.gateway.cluster.configuration import CHANNEL, DocumentStore, SharedDocument
 from hostler.gateway.cluster.hosts import LIST, HostKeys, opened_host
 from hostler.gateway.cluster.membership import Member, Signer
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Store, StoreAway
@@ -19,6 +19,8 @@ from hostler.gateway.shared_files import MAX_BYTES
 
 #: How long a command waits for the store, in seconds.
 _CONNECT_S = 5.0
+#: How long members have to put back what the store has lost, and how often it is looked for, in seconds.
+_PUT_BACK_S, _LOOK_S = 1.0, 0.05
 
 
 class WriterError(Exception):
@@ -72,22 +74,32 @@ class ConfigurationWriter:
             newest = max([known, *(max(state.version, state.refused) for state in states)])
             if base is not None and base != newest:
                 raise WriterError(f"{kind} have version {newest} by now, not {base}; look at it and change it again")
-            document = SharedDocument(kind=kind, version=newest + 1, at=round(time.time(), 3), by=by, text=text)
+            if newest and not mark:
+                mark, found = await self._put_back(kind)
+            # After what is known, also where a clock is behind.
+            at = max(round(time.time(), 3), 0.0 if found is None else round(found.at + 0.001, 3))
+            document = SharedDocument(kind=kind, version=newest + 1, at=at, by=by, text=text)
             if not await self._documents.write(kind, self._documents.signed(document), mark):
                 raise WriterError(f"{kind} were changed by another one at the same time; look at them and try again")
         except StoreAway:
             raise WriterError(self._away()) from None
         return document
 
+    async def _put_back(self, kind: ConfigurationKind) -> tuple[str, SharedDocument | None]:
+        """What members put into a store that has lost what they use, if they do so at once; as `DocumentStore.read`."""
+        mark, record = "", b""
+        await self._store.execute("PUBLISH", self._store.prefix + CHANNEL, kind, limit_s=BACKGROUND_LIMIT_S)
+        with anyio.move_on_after(_PUT_BACK_S):
+            while not mark:
+                await anyio.sleep(_LOOK_S)
+                mark, record = await self._documents.read(kind)
+        return mark, self._documents.opened(kind, record)
+
     async def members(self) -> list[MemberConfiguration]:
         """All members, by their roles and names. Raises `StoreAway`."""
         found = []
         for record in await self._records("gateways", "gateway:"):
-            content = self._gateways.opened(record)
-            try:
-                member = None if content is None else msgspec.json.decode(content, type=Member)
-            except (msgspec.MsgspecError, RecursionError):
-                continue
+            member = self._gateways.decoded(record, Member)
             if member is not None:
                 found.append(
                     MemberConfiguration(member=member.name, role="gateway", configuration=member.configuration)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
@@ -25,6 +26,18 @@ from hostler.gateway.wake_settings import WakeSettings
 from hostler.supervisor.config import SupervisorSettings
 
 logger = logging.getLogger(__name__)
+
+
+#: How often a host looks for its own address, in seconds.
+_ADDRESS_S = 10.0
+
+
+class _Address(NamedTuple):
+    """Where gateways reach a host, with which certificate, and how they wake it."""
+
+    url: str
+    certificate: str | None
+    wake: WakeSettings | None
 
 
 class HostMember:
@@ -47,6 +60,7 @@ class HostMember:
         self._since = round(time.time(), 3)
         self._identity = Identity(state("cluster-host"))
         self._warned = False
+        self._address: _Address | None = None
         tls = supervisor.tls
         self.certificate = None if tls is None else CertificateFile(tls.cert, tls.key)
         keys = HostKeys(token, settings.name)
@@ -70,28 +84,44 @@ class HostMember:
             logger.warning("this host does not join cluster %s: %s; set cluster.url", self._settings.name, reason)
             return
         async with self._store.running(), anyio.create_task_group() as parts:
+            parts.start_soon(self._look_for_address)
             parts.start_soon(self._reporter.run)
             parts.start_soon(self._shared.run)
 
     def close(self) -> None:
         self._identity.close()
 
-    async def _record(self) -> HostRecord | None:
-        """What is reported now, since addresses and certificates change; `None` if nothing could reach it."""
-        url = await announced_url(self._settings, self._supervisor)
-        if url is None:
+    def _record(self) -> HostRecord | None:
+        """What is reported now; `None` if nothing could reach it."""
+        if self._address is None:
             return None
         return HostRecord(
             id=self._identity.id,
             name=self._settings.member or socket.gethostname().partition(".")[0],
             version=__version__,
-            url=url,
-            certificate=None if self.certificate is None else await anyio.to_thread.run_sync(self.certificate.read),
+            url=self._address.url,
+            certificate=self._address.certificate,
             since=self._since,
             generation=self._generation,
             configuration=self._shared.states,
-            wake=await self._wake(url),
+            wake=self._address.wake,
         )
+
+    async def _look_for_address(self) -> None:
+        """Keep up with where the host is reached, apart from its reports, which wait neither for names nor for files."""
+        while True:
+            found = await self._find_address()
+            if found != self._address:
+                self._address = found
+                self._reporter.report()
+            await anyio.sleep(_ADDRESS_S)
+
+    async def _find_address(self) -> _Address | None:
+        url = await announced_url(self._settings, self._supervisor)
+        if url is None:
+            return None
+        certificate = None if self.certificate is None else await anyio.to_thread.run_sync(self.certificate.read)
+        return _Address(url, certificate, await self._wake(url))
 
     async def _wake(self, url: str) -> WakeSettings | None:
         """How the machine is woken: as configured, or, if it puts itself to sleep, by the card that has its address."""

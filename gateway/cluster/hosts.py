@@ -6,13 +6,15 @@ import hashlib
 import hmac
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import anyio
 import msgspec
 
 from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S, REPORT, Signer, send_report
+from hostler.gateway.cluster.rounds import Rounds
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.cluster_view import ConfigurationState
@@ -27,6 +29,9 @@ FORGOTTEN_S = 60.0
 
 #: The same for a host that can be woken, since its machine sleeps or is off.
 WAKEABLE_S = 7 * 86_400.0
+
+#: By how much the clocks of machines may differ, in seconds.
+_SKEW_S = 60.0
 
 _CHANNEL = "hosts"
 _INDEX = "hosts"
@@ -75,16 +80,23 @@ class HostKeys:
 
 def opened_host(signer: Signer, record: bytes) -> HostRecord | None:
     """The host that a record in the store is about; `None` if a stranger wrote it, or if it cannot be read."""
-    content = signer.opened(record)
+    host = signer.decoded(record, HostRecord)
     try:
-        host = None if content is None else msgspec.json.decode(content, type=HostRecord)
         if host is None or not is_host_url(host.url) or (host.wake is not None and any(wake_mistakes(host.wake))):
             return None
         if host.certificate is not None:
             certificate_context(host.certificate)
-    except (msgspec.MsgspecError, RecursionError, ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError):
         return None
     return host
+
+
+class _Beat(msgspec.Struct, frozen=True, array_like=True):
+    """A sign of life: `id` and `since` as in the host's record, `at` by its own clock, in seconds since the epoch."""
+
+    id: str
+    since: float
+    at: float
 
 
 class HostReporter:
@@ -92,18 +104,27 @@ class HostReporter:
 
     A machine that was copied has the identity of another host. Of two that report themselves, the one that comes later does
     not join, and says so, until the other one is gone; of two at once, the one that has started first. `twin` is the other.
+    Only a process that is alive has new beats: a record that is merely written again, such as the host's own of before its
+    last start, keeps none from joining.
     """
 
     scripts = (REPORT,)
 
     def __init__(
-        self, store: Store, keys: HostKeys, own_id: str, own: Callable[[], Awaitable[HostRecord | None]]
+        self,
+        store: Store,
+        keys: HostKeys,
+        own_id: str,
+        own: Callable[[], HostRecord | None],
+        *,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        self._wall = wall
         self._store = store
         self._signer = keys.signer
         self._id = own_id
         self._own = own
-        self._now = anyio.Event()
+        self._rounds = Rounds(HEARTBEAT_S)
         self._reported = False
         self.twin: HostRecord | None = None
         store.on_connect(self._on_connect)
@@ -112,15 +133,13 @@ class HostReporter:
         """Report until cancelled, and then that it leaves."""
         try:
             while True:
-                record = await self._own()
+                record = self._own()
                 try:
                     if record is not None:
                         await self._join(record)
                 except StoreAway:
                     pass
-                with anyio.move_on_after(HEARTBEAT_S):
-                    await self._now.wait()
-                self._now = anyio.Event()
+                await self._rounds.next()
         finally:
             with anyio.CancelScope(shield=True):
                 try:
@@ -133,29 +152,48 @@ class HostReporter:
         """Report this host, unless another one has its place."""
         if not self._reported:
             other = await self._other(own)
-            # A record that nothing renews is one of before a crash: it is gone once it has expired.
-            if other is not None and other.url != own.url:
-                if self.twin == other:
-                    return
-                with anyio.move_on_after(LIFETIME_S + 1):
-                    await self._gone(own)
-                    other = None
-                if other is not None:
-                    self._see_twin(other)
-                    return
-        before, *_ = await self._report(self._signer.signed(msgspec.json.encode(own)))
+            if other is not None and other.url != own.url and await self._is_alive(own):
+                self._see_twin(other)
+                return
+        await self._write_beat(own)
+        before = await self._report(self._signer.signed(msgspec.json.encode(own)))
         found = opened_host(self._signer, before) if self._reported and before else None
         self._reported = True
-        if found is None or found.since == own.since:
+        if found is None or found.since <= own.since:
             self.twin = None
             return
         self._see_twin(found)
-        if found.since > own.since:
-            self._reported = False  # gateways believe the one that has started last
+        self._reported = False  # gateways believe the one that has started last
 
-    async def _gone(self, own: HostRecord) -> None:
-        while await self._other(own) is not None:  # noqa: ASYNC110 - what is waited for happens in another process
-            await anyio.sleep(0.5)
+    async def _is_alive(self, own: HostRecord) -> bool:
+        """Whether another process is at this host's place. It is none once its record has expired, or if nothing beats."""
+        first: _Beat | None = None
+        with anyio.move_on_after(LIFETIME_S + 1):
+            while await self._other(own) is not None:
+                beat = await self._beat()
+                if beat is not None and beat.since != own.since and beat.at > own.since - _SKEW_S:
+                    if first is not None and beat.at > first.at:
+                        return True
+                    first = first or beat
+                await anyio.sleep(0.5)
+        return False
+
+    async def _beat(self) -> _Beat | None:
+        record = await self._store.execute(
+            "GET", self._beat_key, limit_s=BACKGROUND_LIMIT_S, types=((self._beat_key, "string"),)
+        )
+        beat = self._signer.decoded(record or b"", _Beat)
+        return None if beat is None or beat.id != self._id else beat
+
+    async def _write_beat(self, own: HostRecord) -> None:
+        record = self._signer.signed(msgspec.json.encode(_Beat(self._id, own.since, self._wall())))
+        await self._store.execute(
+            "SET", self._beat_key, record, "PX", int(LIFETIME_S * 1000), limit_s=BACKGROUND_LIMIT_S
+        )
+
+    @property
+    def _beat_key(self) -> str:
+        return f"{self._store.prefix}host-beat:{self._id}"
 
     async def _other(self, own: HostRecord) -> HostRecord | None:
         """The record of another process at this host's place."""
@@ -177,17 +215,19 @@ class HostReporter:
             )
         self.twin = found
 
-    async def _report(self, record: bytes) -> list[bytes]:
-        return await send_report(self._store, _INDEX, "host", self._id, record, _CHANNEL)
+    async def _report(self, record: bytes) -> bytes:
+        """Returns the record that was there before."""
+        (before,) = await send_report(self._store, _INDEX, "host", self._id, record, _CHANNEL, others=False)
+        return before
 
     def report(self) -> None:
         """Report the host now: something of it has changed."""
-        self._now.set()
+        self._rounds.soon()
 
     def _on_connect(self) -> None:
         """While the store was away, another one may have taken this host's place."""
         self._reported = False
-        self._now.set()
+        self._rounds.soon()
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -232,7 +272,7 @@ class HostDirectory:
         self._signed: dict[str, bytes] = {}
         self._heard_at: dict[str, float] = {}
         self._refused: set[bytes] = set()
-        self._now = anyio.Event()
+        self._rounds = Rounds(HEARTBEAT_S)
         self.hosts: dict[str, HostRecord] = {}
         store.on_connect(self._on_connect)
         store.subscribe(_CHANNEL, self._on_message)
@@ -252,9 +292,7 @@ class HostDirectory:
                 )
             except StoreAway:
                 pass
-            with anyio.move_on_after(HEARTBEAT_S):
-                await self._now.wait()
-            self._now = anyio.Event()
+            await self._rounds.next()
 
     def _see(self, records: Iterable[bytes]) -> None:
         now, found, refused = self._clock(), dict(self.hosts), set()
@@ -291,9 +329,9 @@ class HostDirectory:
         """No host could report itself while the store was away, so that time does not count."""
         now = self._clock()
         self._heard_at = dict.fromkeys(self._heard_at, now)
-        self._now.set()
+        self._rounds.soon()
 
     def _on_message(self, host_id: bytes) -> None:
         """A host came or went; ordinary reports are empty."""
         if host_id:
-            self._now.set()
+            self._rounds.soon()

@@ -9,10 +9,12 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import anyio
 import msgspec
 
+from hostler.gateway.cluster.rounds import Rounds
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Script, Store, StoreAway
 from hostler.gateway.cluster_settings import is_host_url
 from hostler.gateway.cluster_view import ConfigurationState
@@ -20,14 +22,16 @@ from hostler.supervisor.tls import certificate_context
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 #: How often a member reports itself, and after which silence it is gone, in seconds.
 HEARTBEAT_S, LIFETIME_S = 2.0, 6.0
 _CHANNEL = "members"
 #: Gateways whose start is remembered, at most.
 _MAX_STARTS = 1000
 
-#: Reports the member KEYS[2]. Returns the record that was there before, and those of all that are alive. A member without
-#: a record leaves.
+#: Reports the member KEYS[2]. Returns the record that was there before, and with ARGV[5], which the keys of records start with,
+#: those of all that are alive. A member without a record leaves.
 REPORT = Script(
     """
 local time = redis.call('TIME')
@@ -47,6 +51,7 @@ redis.call('PEXPIRE', index, lifetime)
 redis.call('ZREMRANGEBYSCORE', index, '-inf', now - lifetime)
 redis.call('PUBLISH', ARGV[4], known and '' or id)
 local records = {before or ''}
+if ARGV[5] == '' then return records end
 for _, each in ipairs(redis.call('ZRANGE', index, 0, -1)) do
     local found = redis.pcall('GET', ARGV[5] .. each)
     if type(found) == 'string' then records[#records + 1] = found end
@@ -88,15 +93,26 @@ class Signer:
         signature, _, content = record.partition(b".")
         return content if hmac.compare_digest(signature, self._signature(content)) else None
 
+    def decoded(self, record: bytes, kind: type[_T]) -> _T | None:
+        """The value of a record; `None` if a stranger or another release wrote it."""
+        content = self.opened(record)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=kind)
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+
     def _signature(self, content: bytes) -> bytes:
         return b"" if self._key is None else hmac.digest(self._key, content, "sha256").hex().encode()
 
 
-async def send_report(store: Store, index: str, kind: str, member_id: str, record: bytes, channel: str) -> list[bytes]:
-    """Report the member of this kind. Returns what `REPORT` does; without a record it leaves. Raises `StoreAway`."""
+async def send_report(
+    store: Store, index: str, kind: str, member_id: str, record: bytes, channel: str, *, others: bool
+) -> list[bytes]:
+    """Report the member of this kind. Returns what `REPORT` does, with the records of `others` or without; without a record it
+    leaves. Raises `StoreAway`."""
     found: list[bytes] = await store.run_script(
         REPORT, [index, f"{kind}:{member_id}"], member_id, record, int(LIFETIME_S * 1000), store.prefix + channel,
-        f"{store.prefix}{kind}:", limit_s=BACKGROUND_LIMIT_S,
+        f"{store.prefix}{kind}:" if others else "", limit_s=BACKGROUND_LIMIT_S,
     )  # fmt: skip
     return found
 
@@ -122,11 +138,11 @@ class Membership:
         self.store = store
         self._signer = signer
         self._record = signer.signed(msgspec.json.encode(own))
-        self._now = anyio.Event()
+        self._rounds = Rounds(HEARTBEAT_S)
         self._refused: set[bytes] = set()
         self._started: dict[str, float] = {}
         self._on_change: list[Callable[[], None]] = []
-        store.on_connect(self._now_please)
+        store.on_connect(self._rounds.soon)
         store.subscribe(_CHANNEL, self._on_message)
 
     async def run(self) -> None:
@@ -140,9 +156,7 @@ class Membership:
                     self._see(records)
                 except StoreAway:
                     pass
-                with anyio.move_on_after(HEARTBEAT_S):
-                    await self._now.wait()
-                self._now = anyio.Event()
+                await self._rounds.next()
         finally:
             with anyio.CancelScope(shield=True):
                 try:
@@ -151,14 +165,14 @@ class Membership:
                     pass
 
     async def _report(self, record: bytes) -> list[bytes]:
-        return await send_report(self.store, "gateways", "gateway", self.own.id, record, _CHANNEL)
+        return await send_report(self.store, "gateways", "gateway", self.own.id, record, _CHANNEL, others=True)
 
     def report(self, own: Member) -> None:
         """Report this gateway anew, now: something of it has changed."""
         self.own = own
         self.members = {**self.members, self.own.id: self.own}
         self._record = self._signer.signed(msgspec.json.encode(self.own))
-        self._now_please()
+        self._rounds.soon()
 
     def _look_for_twin(self, before: bytes) -> None:
         """`before` is the record that this report has replaced: this gateway's own, or what was there before its start."""
@@ -230,19 +244,12 @@ class Membership:
         return member
 
     def _member(self, record: bytes) -> Member | None:
-        content = self._signer.opened(record)
-        try:
-            return None if content is None else msgspec.json.decode(content, type=Member)
-        except (msgspec.MsgspecError, RecursionError):
-            return None
+        return self._signer.decoded(record, Member)
 
     def _on_message(self, member: bytes) -> None:
         """A member came or went; ordinary reports are empty."""
         if member and member != self.own.id.encode():
-            self._now_please()
-
-    def _now_please(self) -> None:
-        self._now.set()
+            self._rounds.soon()
 
 
 @functools.lru_cache(maxsize=256)  # each record is seen every few seconds, and a certificate takes a while

@@ -247,11 +247,7 @@ class SharedLog:
         return self._signer.signed(msgspec.json.encode(batch)), len(entries)
 
     def _opened(self, record: bytes) -> LogBatch | None:
-        content = self._signer.opened(record)
-        try:
-            batch = None if content is None else msgspec.json.decode(content, type=LogBatch)
-        except (msgspec.MsgspecError, RecursionError):
-            batch = None
+        batch = self._signer.decoded(record, LogBatch)
         if batch is not None and batch.log == self._log:
             return batch
         if not self._refused:

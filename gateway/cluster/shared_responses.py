@@ -151,7 +151,7 @@ class SharedResponses:
             )
             before = []
             for value in found:
-                record = self._opened(value)
+                record = self._signer.decoded(value, _Record)
                 if record is None or record.client != client:
                     continue
                 response = record.response
@@ -211,13 +211,6 @@ class SharedResponses:
             return
         self._note_deleted((client, response_id))
         self._responses.forget(client, response_id)
-
-    def _opened(self, value: bytes) -> _Record | None:
-        content = self._signer.opened(value)
-        try:
-            return None if content is None else msgspec.json.decode(content, type=_Record)
-        except (msgspec.MsgspecError, RecursionError):
-            return None
 
     @staticmethod
     def _keys(client: str) -> tuple[str, str]:

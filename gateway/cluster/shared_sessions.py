@@ -141,7 +141,7 @@ class SharedSessions:
         fields: dict[bytes, bytes] = await self._store.execute(
             "HGETALL", key, limit_s=BACKGROUND_LIMIT_S, types=((key, "hash"),)
         )
-        records = {name: self._opened(value) for name, value in fields.items()}
+        records = {name: self._signer.decoded(value, _Record) for name, value in fields.items()}
         for record in sorted((each for each in records.values() if each is not None), key=lambda each: each.until):
             if record.until > self._wall():
                 self._apply(record)
@@ -155,16 +155,9 @@ class SharedSessions:
         self._wake.set()
 
     def _on_message(self, message: bytes) -> None:
-        record = self._opened(message)
+        record = self._signer.decoded(message, _Record)
         if record is not None:
             self._apply(record)
-
-    def _opened(self, value: bytes) -> _Record | None:
-        content = self._signer.opened(value)
-        try:
-            return None if content is None else msgspec.json.decode(content, type=_Record)
-        except (msgspec.MsgspecError, RecursionError):
-            return None
 
     def _apply(self, record: _Record) -> None:
         if not record.key:

@@ -148,7 +148,9 @@ async def test_what_is_known_stays_in_use_without_the_store_and_over_a_restart(
             await until(lambda: second.version == 3)
 
 
-async def test_an_older_version_is_never_applied_again(server: RedisServer, tmp_path: Path) -> None:
+async def test_an_older_version_is_never_applied_again(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = Follower(server.url, tmp_path)
     async with first.running(), publisher(server.url) as (_, documents):
         old = documents.signed(document(1))
@@ -159,6 +161,7 @@ async def test_an_older_version_is_never_applied_again(server: RedisServer, tmp_
         mark, newest = await documents.read("keys")
         assert await documents.write("keys", old, mark)  # someone replays it, or a failover has lost version 2
         await until(lambda: server("GET", KEY).endswith(newest.decode()))
+        assert "version 1 by anna in the store are from before version 2 by anna" in caplog.text
         first.restart()
         assert first.version == 2
         assert first.applied == ["text 1", "text 2"]
@@ -240,7 +243,7 @@ async def test_a_record_of_a_later_release_is_left_as_it_is(server: RedisServer,
         # Once a second look has begun, the first one is over.
         for _ in range(2):
             first.follower.look()
-            await until(lambda: not first.follower._wake.is_set())
+            await until(lambda: not first.follower._rounds._wake.is_set())
         assert server("GET", KEY).endswith('"new":true}')
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import make_store, running, until
 
+from hostler.gateway.cluster.configuration import CHANNEL, ConfigurationFollower, DocumentStore
 from hostler.gateway.cluster.configuration_writer import (
     ConfigurationWriter,
     UnreadableDocument,
@@ -38,7 +41,7 @@ async def members(server: RedisServer) -> AsyncIterator[None]:
     refusal = ConfigurationState(kind="profiles", version=6, refused=7, reason="no file")
     record = HostRecord(id="b", name="attic", version="1", url="http://10.0.0.1:8080", configuration=(refusal,))
 
-    async def own() -> HostRecord:
+    def own() -> HostRecord:
         return record
 
     host = HostReporter(store, HostKeys("secret", "home"), "b", own)
@@ -63,6 +66,85 @@ async def test_a_version_is_newer_than_what_any_member_knows(server: RedisServer
         assert shown == {("gateway", "one"): 4, ("host", "attic"): 6}
         assert (await one.publish("keys", "x", by="anna")).version == 5  # the store has lost them
         assert (await one.publish("profiles", "x", by="anna")).version == 8
+
+
+class Follower:
+    """A member that uses the keys, and reports which ones."""
+
+    def __init__(self, url: str, folder: Path, name: str) -> None:
+        self.store = make_store(url, (*Membership.scripts, *DocumentStore.scripts))
+        self.gateway = Membership(self.store, Signer("secret", "home"), Member(id=name, name=name, version="1"))
+        self.texts: list[str] = []
+        self.follower = ConfigurationFollower(
+            DocumentStore(self.store, "secret", "home"), "keys", self._apply, file=folder / f"{name}.json",
+            clock=time.monotonic, on_state=self._report,
+        )  # fmt: skip
+        self.store.subscribe(CHANNEL, lambda _: self.follower.look())
+        self.store.on_connect(self.follower.look)
+        self._report()
+
+    async def _apply(self, text: str) -> str:
+        self.texts.append(text)
+        return ""
+
+    def _report(self) -> None:
+        self.gateway.report(msgspec.structs.replace(self.gateway.own, configuration=(self.follower.state,)))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with running(self.store.run, self.gateway.run, self.follower.run):
+            yield
+
+
+def restart(server: RedisServer) -> None:
+    """The store comes back, and has lost everything."""
+    server.kill()
+    server.start()
+
+
+async def test_what_is_published_while_all_members_are_away_is_what_they_use_when_they_return(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    first, second = (Follower(server.url, tmp_path, name) for name in "ab")
+    async with first.running(), second.running(), writer(server) as one:
+        for text in ("x", "y", "z"):
+            await one.publish("keys", text, by="anna")
+        await until(lambda: first.texts[-1:] == second.texts[-1:] == ["z"])
+    restart(server)
+    async with writer(server) as one:
+        await one.publish("keys", "new", by="anna")
+    await use_what_was_published(server, tmp_path)
+    restart(server)
+    await use_what_was_published(server, tmp_path)
+
+
+async def use_what_was_published(server: RedisServer, folder: Path) -> None:
+    first, second = (Follower(server.url, folder, name) for name in "ab")
+    async with first.running():
+        await until(lambda: first.texts[-1:] == ["new"])
+        async with second.running():
+            await until(lambda: second.texts[-1:] == ["new"])
+            await until(lambda: '"text":"new"' in server("GET", "hostler:home:configuration:keys"))
+
+
+async def test_what_members_put_back_first_is_not_newer_than_what_is_published_then(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Follower(server.url, tmp_path, "a")
+    async with first.running(), writer(server) as one:
+        monkeypatch.setattr(time, "time", lambda: 2e9)  # of a machine whose clock is years ahead
+        await one.publish("keys", "x", by="anna")
+        monkeypatch.undo()
+        await until(lambda: first.texts == ["x"])
+        await until(lambda: "version" in server("GET", "hostler:home:gateway:a"))
+        restart(server)
+    first = Follower(server.url, tmp_path, "a")
+    async with first.running():
+        await until(lambda: first.follower.state.version == 1 and server("EXISTS", "hostler:home:gateway:a") == ":1")
+        async with writer(server) as one:
+            server("DEL", "hostler:home:configuration:keys")
+            assert (await one.publish("keys", "y", by="anna")).version == 2
+            await until(lambda: first.texts[-1] == "y")
 
 
 async def test_what_others_have_published_since_is_not_overwritten(server: RedisServer) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
-from fakes.redis_server import needs_redis
+from fakes.redis_server import RedisServer, needs_redis
+from fakes.store_client import running, until
 
 from hostler.gateway.cluster import host_member
 from hostler.gateway.cluster.host_member import HostMember
@@ -42,9 +44,36 @@ async def test_a_machine_that_sleeps_says_how_it_is_woken(
         SupervisorSettings(sleep=sleep), token="t", state=lambda name: tmp_path / name,
     )  # fmt: skip
     try:
-        records = [await member._record(), await member._record()]
+        found = [await member._find_address(), await member._find_address()]
     finally:
         member.close()
-    assert [record.wake for record in records if record is not None] == [wake, wake]
+    assert [address.wake for address in found if address is not None] == [wake, wake]
     assert asked == (["192.168.1.9"] * 2 if sleep is not None and written is None else [])
     assert caplog.text.count("set cluster.wake") == (1 if asked and card is None else 0)
+
+
+@pytest.mark.anyio
+async def test_reports_do_not_wait_while_the_address_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    looked: list[int] = []
+
+    async def slow_name_server(*_: object) -> str:
+        looked.append(1)
+        if len(looked) > 1:
+            await anyio.sleep_forever()
+        return "http://192.168.1.9:8080"
+
+    monkeypatch.setattr(host_member, "announced_url", slow_name_server)
+    monkeypatch.setattr(host_member, "_ADDRESS_S", 0)
+    member = HostMember(
+        ClusterSettings(store=server.url, name="home", url="http://192.168.1.9:8080"), SupervisorSettings(),
+        token="secret", state=lambda name: tmp_path / name,
+    )  # fmt: skip
+    try:
+        async with running(member.run):
+            await until(lambda: len(looked) == 2 and server("KEYS", "hostler:home:host:*") != "*0")
+            reported = member._store.calls["ok"]
+            await until(lambda: member._store.calls["ok"] > reported)
+    finally:
+        member.close()

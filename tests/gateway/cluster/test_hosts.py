@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 from fakes.certificates import make_pair
@@ -31,7 +33,7 @@ class ReportingHost:
         self.reporter = HostReporter(self.store, HostKeys(token, "home"), self.record.id, self._own)
         self.runs = (self.store.run, self.reporter.run)
 
-    async def _own(self) -> HostRecord:
+    def _own(self) -> HostRecord:
         return self.record
 
 
@@ -144,6 +146,47 @@ async def test_a_copied_machine_does_not_take_the_place_of_its_original(
         # Once the original is gone, it joins.
         async with running(*copy.runs):
             await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [copy.record.url])
+
+
+@pytest.mark.parametrize("with_beat", [False, True])
+async def test_an_old_record_that_is_written_again_keeps_no_host_from_joining(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, with_beat: bool
+) -> None:
+    gateway, now = Gateway(server.url), time.time()
+    before = ReportingHost(server.url, "a", since=now - 2, at="http://192.168.1.10:8080")
+    async with running(*gateway.runs, *before.runs):
+        await until(lambda: gateway.names == ["a"])
+        names = ("hostler:home:host:aaaa", *(("hostler:home:host-beat:aaaa",) if with_beat else ()))
+        old = {name: server("GET", name).partition("\r\n")[2] for name in names}
+    host = ReportingHost(server.url, "a", since=now)
+
+    async def write_again() -> None:
+        while True:
+            for name, record in old.items():
+                server("SET", name, record)
+            await anyio.sleep(0.3)
+
+    async with running(*gateway.runs, *host.runs, write_again):
+        await until(lambda: [each.url for each in gateway.directory.hosts.values()] == [URL])
+        assert host.reporter.twin is None
+    assert "has the same identity" not in caplog.text
+
+
+async def test_a_flood_of_messages_makes_a_gateway_look_no_more_than_ten_times_a_second(server: RedisServer) -> None:
+    gateway, host = Gateway(server.url), ReportingHost(server.url, "a")
+
+    def flood() -> None:
+        for _ in range(2000):
+            server("PUBLISH", "hostler:home:hosts", "x")
+
+    async with running(*gateway.runs):
+        await until(lambda: gateway.store.connected)
+        before, began = gateway.store.calls["ok"], time.monotonic()
+        await anyio.to_thread.run_sync(flood)
+        async with running(*host.runs):
+            await until(lambda: gateway.names == ["a"])
+        looked = gateway.store.calls["ok"] - before
+        assert looked <= 10 * (time.monotonic() - began) + 2
 
 
 async def test_of_two_copies_that_come_at_once_one_says_that_it_does_not_join(
