@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, SourceError
+from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, SourceError, UnusableDownload
 
 _SPARE_BYTES = 64 * 1024 * 1024
 
@@ -104,4 +104,8 @@ def check_disk_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed + _SPARE_BYTES:
         unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
-        raise SourceError(f"not enough disk space: {needed / unit:.1f} {name} needed, {free / unit:.1f} {name} free")
+        spare, left = _SPARE_BYTES / unit, free / unit
+        raise UnusableDownload(
+            f"not enough disk space: {needed / unit:.1f} {name} needed and {spare:.1f} {name} to spare, {left:.1f} {name} free; "
+            "make room, or set HOSTLER_CACHE to a folder on another disk"
+        )

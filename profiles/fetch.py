@@ -26,6 +26,7 @@ from hostler.profiles.sources import (
     ModelSource,
     ReportProgress,
     SourceError,
+    UnusableDownload,
     cache_directory,
     source_of,
 )
@@ -144,6 +145,8 @@ class _Fetcher:
                 if target.is_file() and self._verify(target, sha256):
                     return target
                 return self._download(source, sha256, target)
+        except UnusableDownload as error:
+            raise SourceError(f"could not fetch {source.name}: {error}.") from error
         except SourceError as error:
             raise SourceError(
                 f"could not fetch {source.name}: {error}. "

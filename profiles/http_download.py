@@ -21,7 +21,7 @@ import httpx
 from hostler.profiles.downloads import Cancellation, ReportBytes, write_blocks
 from hostler.profiles.hub_access import hub_credentials, hub_endpoint
 from hostler.profiles.partial_file import PartialFile
-from hostler.profiles.sources import SourceError
+from hostler.profiles.sources import SourceError, UnusableDownload
 
 _Result = TypeVar("_Result")
 
@@ -276,7 +276,10 @@ def _save(
         raise cut from None
     if re.fullmatch(r"[0-9a-f]{64}", announced) and announced != actual:
         partial.discard()
-        raise SourceError(f"the downloaded file has the SHA-256 {actual}, but the server announced {announced}")
+        raise UnusableDownload(
+            f"the downloaded file has the SHA-256 {actual}, but the server announced {announced}; it was deleted. "
+            "Try again; if that ends in the same way, the server's copy is damaged"
+        )
     return actual
 
 

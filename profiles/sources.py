@@ -31,6 +31,10 @@ class SourceError(Exception):
     """A model's file is not available; the message says how to provide it."""
 
 
+class UnusableDownload(SourceError):
+    """The server or this machine's disk is at fault, and the message says so: a file put there by hand is no way out."""
+
+
 class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a fetch is. `total` is `None` while it is unknown; `waiting` is for another process's fetch."""
 

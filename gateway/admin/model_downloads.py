@@ -154,7 +154,11 @@ class ModelDownloads:
             id=download, model=body.model, name=body.name, state="downloading", started_at=round(self._wall(), 3)
         )
         self._scopes[download] = anyio.CancelScope()
-        self._forget(each for each in list(self._views.values()) if not _is_running(each))
+        finished = [each for each in self._views.values() if not _is_running(each)]
+        for each in finished:
+            if each.name == body.name:
+                del self._views[each.id]
+        self._forget(each for each in finished if each.id in self._views)
         self._queued.append(download)
         self._wanted.set()
         return json_response(self._views[download], status=202)
@@ -191,7 +195,8 @@ class ModelDownloads:
             return self._registries.get(view.model, view.name, report, cancellation)
 
         def on_progress(progress: FetchProgress) -> None:
-            if self._views[download].state == "downloading":
+            known = self._views.get(download)  # one that was cancelled may be forgotten already
+            if known is not None and known.state == "downloading":
                 self._update(
                     download, phase=progress.phase, file=progress.file, completed=progress.completed,
                     total=progress.total,

@@ -107,6 +107,9 @@ async def test_a_cancelled_download_goes_on_where_it_stopped(hub: ScriptedHub, u
         hub.proceed.set()
         await page.get_by_role("button", name="Download Q8_0").click()
         await expect(downloads(page)).to_contain_text("ready to use")
+        await expect(downloads(page).get_by_role("listitem")).to_have_count(1)
+        await downloads(page).get_by_role("link", name="Try it").click()
+        await expect(page.get_by_label("Model", exact=True)).to_have_value("tiny-q8_0")
     assert any((wanted or "").startswith("bytes=1") for *_, wanted in hub.requests)
 
 

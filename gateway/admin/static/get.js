@@ -3,8 +3,9 @@
 import { badge, cells, facts, h, keyed, notify, set, setText, show, table } from "./dom.js";
 import { get, post, remove } from "./api.js";
 import { bytes, count, plural } from "./format.js";
+import { choose } from "./tryit.js";
 
-const FOUND = ["repository", "downloads", "likes", "note", ""];
+const FOUND = ["repository", "downloads", "likes", ""];
 const OFFERED = ["quantization", "size", "files", "fits", "context", ""];
 const RUNNING_MS = 500;
 const IDLE_MS = 5000;
@@ -43,7 +44,7 @@ export function build(root) {
       const answer = await get(`${path}${encodeURIComponent(text)}`);
       if (own === asked) outcome.replaceChildren(card(answer));
     } catch (error) {
-      if (own === asked) outcome.replaceChildren(h("p", { class: "bad", role: "alert" }, error.message));
+      if (own === asked) outcome.replaceChildren(h("div", { class: "card" }, h("p", { class: "bad", role: "alert" }, error.message)));
     } finally {
       if (own === asked) button.disabled = false;
     }
@@ -60,7 +61,8 @@ export function build(root) {
 
   function foundRow(each) {
     const open = h("button", { type: "button", class: "quiet", "aria-label": `Files of ${each.name}`, on: { click: () => ask("/admin/registry/model?name=", `hf.co/${each.name}`, offerCard) } }, "Files");
-    return { node: h("tr", { role: "row" }, ...cells(FOUND, [each.name, count(each.downloads), count(each.likes), each.note, open], ["free"])) };
+    const name = h("span", {}, each.name, each.note && [" ", badge(each.note, "warn").node]);
+    return { node: h("tr", { role: "row" }, ...cells(FOUND, [name, count(each.downloads), count(each.likes), open], ["free long"])) };
   }
 
   function offerCard(offer) {
@@ -101,7 +103,7 @@ export function build(root) {
     const fits = badge(each.fits || "unknown", each.fits === "yes" ? "good" : each.fits === "no" ? "bad" : each.fits ? "warn" : "");
     const chosen = each.chosen ? `${each.quantization} (suggested)` : each.quantization;
     const values = [chosen, bytes(each.size), each.files > 1 ? plural(each.files, "file") : "1 file", fits.node, each.context === null ? "–" : count(each.context), download];
-    return { node: h("tr", { role: "row" }, ...cells(OFFERED, values, ["free"])) };
+    return { node: h("tr", { role: "row" }, ...cells(OFFERED, values, ["free long"])) };
   }
 
   async function start(each, name, pressed) {
@@ -139,7 +141,8 @@ export function build(root) {
     const bar = h("progress", { max: "1", "aria-label": `Progress of ${item.name}` });
     const words = h("p", { class: "small soft" });
     const stop = h("button", { type: "button", class: "quiet", on: { click: cancel } });
-    const node = h("li", {}, h("div", { class: "head" }, h("strong", {}, item.name), state.node, h("span", { class: "end" }, stop)), bar, words);
+    const use = h("a", { href: "./#try", hidden: "", on: { click: () => choose(item.name) } }, "Try it");
+    const node = h("li", {}, h("div", { class: "head" }, h("strong", {}, item.name), state.node, use, h("span", { class: "end" }, stop)), bar, words);
 
     async function cancel() {
       stop.disabled = true;
@@ -155,6 +158,7 @@ export function build(root) {
     const update = (view) => {
       const loading = view.state === "downloading";
       state.update(view.state === "done" ? "ready to use" : view.state, STATES[view.state]);
+      show(use, view.state === "done");
       show(bar, view.state in PENDING);
       set(bar, "value", loading && view.total ? view.completed / view.total : null);
       setText(words, view.message || progress(view));

@@ -17,6 +17,13 @@ const CLOCK = {
   },
 };
 
+let wanted = null;
+
+/** Have this model chosen when the section is shown next. */
+export function choose(name) {
+  wanted = name;
+}
+
 export function build(root) {
   if (!mayInfer) {
     root.append(h("p", {}, "This API key lacks the scope infer, which using models requires."));
@@ -68,10 +75,15 @@ export function build(root) {
       setText(step, NO_MODEL);
     }
     const texts = listed.map((each) => (each.state === "unavailable" ? `${each.name} (unavailable)` : each.name));
-    if (texts.join("\n") === model.dataset.texts) return;
-    const chosen = model.value || state.active || state.default;
-    model.dataset.texts = texts.join("\n");
-    model.replaceChildren(...names.map((name, index) => h("option", { value: name, selected: name === chosen }, texts[index])));
+    if (texts.join("\n") !== model.dataset.texts) {
+      const chosen = model.value || state.active || state.default;
+      model.dataset.texts = texts.join("\n");
+      model.replaceChildren(...names.map((name, index) => h("option", { value: name, selected: name === chosen }, texts[index])));
+    }
+    if (names.includes(wanted)) {
+      model.value = wanted;
+      wanted = null;
+    }
     if (sendWhenListed && model.value) form.requestSubmit();
   };
 

@@ -126,7 +126,8 @@ async def test_a_running_download_shows_its_progress_is_joined_and_cancelled() -
         assert await anyio.to_thread.run_sync(subject.registries.cancelled.wait, 20)
         assert (await subject.start("org/slow", "slow")).json()["id"] != first["id"]
         subject.registries.proceed.set()
-        await subject.http.delete(f"/admin/downloads/{first['id']}")
+        replaced = await subject.http.get(f"/admin/downloads/{first['id']}")
+        assert replaced.status_code == 404, "the next download for the same name takes its place"
         await subject.until("slow", "done")
         assert subject.registries.got == ["slow"]
 
