@@ -30,7 +30,7 @@ STORY = "".join(
 )
 FIRST = {"prompt": STORY, "n_predict": 24, "temperature": 0, "ignore_eos": True}
 #: Models of random weights, with a draft model or without.
-MODELS = [*((name, False) for name in ARCHITECTURES), ("qwen35", True), ("gemma3", True)]
+MODELS = [*((name, False) for name in ARCHITECTURES), ("llama", True), ("qwen35", True), ("gemma3", True)]
 
 
 class Answer(msgspec.Struct, frozen=True):
