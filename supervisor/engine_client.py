@@ -99,6 +99,28 @@ async def request_json(
         raise EngineError(f"{method} {path}: {error}", 200) from None
 
 
+async def request_event(
+    address: EngineAddress, method: str, path: str, *, body: msgspec.Struct, timeout_s: float
+) -> bytes:
+    """The data of the first event of a streamed response, whose rest the engine then need not send. Raises `EngineError`."""
+    content = msgspec.json.encode(body)
+    try:
+        with anyio.fail_after(timeout_s):
+            async with _send(address.host, address.port, method, path, key=address.key, content=content) as reader:
+                status = int((await reader.readuntil(b"\r\n")).split(None, 2)[1])
+                if status != 200:
+                    raise EngineError(f"{method} {path}: {status}", status)
+                await reader.readuntil(b"\r\n\r\n")
+                while line := await reader.readline():
+                    if line.startswith(b"data:"):
+                        return line.removeprefix(b"data:").strip()
+                raise EngineError(f"{method} {path}: no event", status)
+    except TimeoutError:
+        raise EngineError(f"{method} {path}: no response within {timeout_s:g} s", timed_out=True) from None
+    except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
+        raise EngineError(f"{method} {path}: {type(error).__name__}") from None
+
+
 async def request(address: EngineAddress, method: str, path: str, *, timeout_s: float) -> None:
     """Send one request without a body. Raises `EngineError` for everything but a 200 in time."""
     await _request(address, method, path, b"", timeout_s)

@@ -19,6 +19,7 @@ from hostler.supervisor.engine_client import EngineError, request_json
 from hostler.supervisor.llama_arguments import argument_number
 from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name
 from hostler.supervisor.slot_key import unsupported_reason
+from hostler.supervisor.slot_rewind import read_tokens, rewind
 from hostler.supervisor.slot_table import KeptConversation
 
 #: After this many useless restores in a row a model's slots are no longer saved.
@@ -34,12 +35,13 @@ logger = logging.getLogger(__name__)
 
 
 class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an engine may take, in seconds, to list its slots, to save one and to restore one.
+    """How long an engine may take, in seconds, to list its slots, to save one, to restore one and to take one back.
 
     Saving and restoring may take longer for large files: their size divided by `bytes_per_s`.
     """
 
     list_s: float = 2.0
+    rewind_s: float = 5.0
     save_s: float = 20.0
     restore_s: float = 20.0
     bytes_per_s: float = 100e6
@@ -64,9 +66,16 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Slot(msgspec.Struct, frozen=True):
+    """Neither number is there before the first request since the start; older engines do not give the tokens at all."""
+
     id: int
     is_processing: bool = False
     n_prompt_tokens: int | None = None
+    id_task: int | None = None
+
+    @property
+    def used(self) -> bool:
+        return self.n_prompt_tokens is not None or (self.id_task is not None and self.id_task >= 0)
 
 
 class _FileName(msgspec.Struct, frozen=True):
@@ -164,21 +173,24 @@ class SlotCache:
             return SaveResult(why=str(error))
         saved = SaveResult()
         for slot in slots:
-            # A slot without a number was not used since the start: what was restored into it is still on disk.
-            if slot.is_processing or slot.n_prompt_tokens is None:
+            # What was restored into a slot that was not used is still on disk.
+            if slot.is_processing or not slot.used:
                 continue
-            if slot.n_prompt_tokens < self._min_tokens:
+            if slot.n_prompt_tokens is not None and slot.n_prompt_tokens < self._min_tokens:
                 self._files.forget(file_name(key, slot.id))
                 continue
             try:
                 work = _Work(address, profile, facts, key, build)
-                record = await self._save_one(work, slot.id, slot.n_prompt_tokens, held(slot.id))
+                record = await self._save_one(work, slot.id, slot.n_prompt_tokens or 0, held(slot.id))
             except _NotSaved as error:
                 logger.info("%s: slot %d was not saved: %s", profile.name, slot.id, error)
                 saved = msgspec.structs.replace(saved, why=saved.why or str(error))
                 if error.further:
                     continue
                 break
+            if record.n_saved < self._min_tokens:
+                self._files.forget(file_name(key, slot.id))
+                continue
             saved = msgspec.structs.replace(
                 saved, slots=saved.slots + 1, tokens=saved.tokens + record.n_saved, bytes=saved.bytes + record.n_written
             )
@@ -288,9 +300,7 @@ class SlotCache:
     def _restriction(self, facts: ModelFacts, build: str) -> str:
         """What is not kept although slots are saved; empty if everything is. Blocks briefly."""
         if facts.recurrent and self._files.saves_checkpoints(build, facts.architecture) is False:
-            return (
-                "the engine saves no context checkpoints: a conversation is kept only as long as nothing in it changes"
-            )
+            return "the engine saves no context checkpoints: the last answer is read again, or all if more has changed"
         return ""
 
     async def _save_one(
@@ -307,17 +317,18 @@ class SlotCache:
         files.evict(min(expected, files.max_bytes), self._clock())
         part = files.directory / f"{name}-{secrets.token_hex(4)}.part"
         try:
-            path, limit_s = f"/slots/{slot}?action=save", self._limits.save_s + expected / self._limits.bytes_per_s
-            body = _FileName(filename=part.name)
-            written = await request_json(address, "POST", path, _Written, body=body, timeout_s=limit_s)
-            size = part.stat().st_size
-            if size != written.n_written or written.n_saved <= 0:
-                raise _NotSaved(f"it wrote {size} bytes but reported {written.n_written}")
-            if size > files.max_bytes:
-                raise _NotSaved(f"{size} bytes exceed slots_max")
+            written = await self._write_slot(address, slot, part, expected)
+            checkpoints = await self._count_checkpoints(part, facts, build, written.n_saved)
+            if (
+                facts.recurrent
+                and not checkpoints
+                and not facts.sliding_window
+                and written.n_saved > CHECKPOINTED_TOKENS
+            ):
+                written = await self._rewound(work, slot, part, written)
             record = SlotRecord(
                 key=key, model=profile.name, slot=COLD if cold else slot, conversation=conversation, n_saved=written.n_saved, n_written=written.n_written,
-                when=self._clock(), boot=boot_id(), checkpoints=await self._count_checkpoints(part, facts, build, written.n_saved),
+                when=self._clock(), boot=boot_id(), checkpoints=checkpoints,
             )  # fmt: skip
             if useless := _useless(facts, record):
                 raise _NotSaved(useless)
@@ -329,6 +340,45 @@ class SlotCache:
         finally:
             part.unlink(missing_ok=True)
         return record
+
+    async def _write_slot(self, address: EngineAddress, slot: int, part: Path, expected: int) -> _Written:
+        """Have the engine write a slot to `part`. Raises `_NotSaved`, `EngineError`, `OSError`."""
+        path, limit_s = f"/slots/{slot}?action=save", self._limits.save_s + expected / self._limits.bytes_per_s
+        body = _FileName(filename=part.name)
+        written = await request_json(address, "POST", path, _Written, body=body, timeout_s=limit_s)
+        self._check_size(part, written)
+        return written
+
+    def _check_size(self, part: Path, written: _Written) -> None:
+        size = part.stat().st_size
+        if size != written.n_written or written.n_saved <= 0:
+            raise _NotSaved(f"it wrote {size} bytes but reported {written.n_written}")
+        if size > self._files.max_bytes:
+            raise _NotSaved(f"{size} bytes exceed slots_max")
+
+    async def _rewound(self, work: _Work, slot: int, part: Path, written: _Written) -> _Written:
+        """Save the slot once more after it was taken back to its last prompt: this engine could not do so after a restart.
+
+        Leaves the file as it is if that fails.
+        """
+        again = part.with_name(f"{part.stem}-again.part")
+        try:
+            tokens = await anyio.to_thread.run_sync(read_tokens, part)
+            if len(tokens) != written.n_saved:
+                return written
+            kept = await rewind(work.address, slot, tokens, timeout_s=self._limits.rewind_s)
+            if not kept:
+                return written
+            rewound = await self._write_slot(work.address, slot, again, written.n_written)
+            if rewound.n_saved != kept:
+                return written
+            again.replace(part)
+        except (EngineError, OSError, _NotSaved) as error:
+            logger.info("%s: slot %d was saved as it is: %s", work.profile.name, slot, error)
+            return written
+        finally:
+            again.unlink(missing_ok=True)
+        return rewound
 
     async def _count_checkpoints(self, part: Path, facts: ModelFacts, build: str, tokens: int) -> int:
         """The checkpoints in a file; shows, once for each build, whether engines save any. Raises `OSError`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,18 @@ def checkpoint_appendix(count: int, *, state: bytes = b"state") -> bytes:
     return b"SCKP" + struct.pack("<II", 1, count) + checkpoint * count
 
 
+def token_list(tokens: Iterable[int]) -> bytes:
+    """How the file of a slot with these tokens begins."""
+    listed = [*tokens]
+    return struct.pack(f"<4sII{len(listed)}i", b"qsgg", 3, len(listed), *listed)
+
+
 class SlotEngine:
     """Answers the slot routes as llama-server does. A slot of n `tokens` is a file of n bytes.
 
-    `missing` bytes are not written, `reported` replaces the reported number. Files end with `checkpoints`, if any. It may
-    hang, or crash on a restore.
+    `missing` bytes are not written, `reported` replaces the reported number. Files end with `checkpoints`, if any. Unless it
+    `counts`, it does not say how many tokens a slot has, as older ones. It may hang,
+    crash on a restore, or be `silent` at one path.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,8 +44,12 @@ class SlotEngine:
         self.reported: int | None = None
         self.missing = 0
         self.checkpoints = 0
+        self.counts = True
+        #: Slot files begin with tokens, and a prompt that is a part of them leaves the slot with it.
+        self.last_prompt: int | None = None
         self.build = "b1"
         self.hangs = self.crashes = False
+        self.silent = ""
         self.hanging = asyncio.Event()
         self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
 
@@ -48,16 +59,23 @@ class SlotEngine:
         if path == "/slots":
             listed = [
                 {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
-                | ({} if tokens is None else {"n_prompt_tokens": tokens})
+                | ({} if tokens is None else {"n_prompt_tokens": tokens} if self.counts else {"id_task": 0})
                 for number, tokens in enumerate(self.tokens)
             ]
             return 200, listed
+        if path == "/completion":
+            kept = min(self.last_prompt or 0, len(body["prompt"]))
+            self.tokens[body["id_slot"]] = len(body["prompt"])
+            return 200, {"prompt_progress": {"cache": kept}} if body["stream"] else {"timings": {"cache_n": kept}}
         slot = int(path.split("/")[2].partition("?")[0])
         file = self.directory / body["filename"]
         if path.endswith("save"):
             appendix = checkpoint_appendix(self.checkpoints) if self.checkpoints else b""
-            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.missing) + appendix)
-            return 200, {"n_saved": self.tokens[slot], "n_written": self.reported or self.tokens[slot] + len(appendix)}
+            tokens = self.tokens[slot]
+            head = b"" if self.last_prompt is None else token_list(range(tokens))
+            content = head + bytes([slot]) * (tokens - self.missing) + appendix
+            file.write_bytes(content)
+            return 200, {"n_saved": tokens, "n_written": self.reported or len(content) + self.missing}
         self.restored[slot] = file.read_bytes()
         appended = len(checkpoint_appendix(self.checkpoints)) if self.checkpoints else 0
         return 200, {"n_restored": len(self.restored[slot]) - appended, "n_read": len(self.restored[slot])}
@@ -72,12 +90,14 @@ class SlotEngine:
             assert "authorization: bearer k" in head.lower()
             if "restore" in path and self.crashes:
                 return
-            if "action" in path and self.hangs:
+            if ("action" in path and self.hangs) or path == self.silent:
                 self.hanging.set()
                 await reader.read()
                 return
             status, answer = self.answer(method, path, body)
             content = json.dumps(answer).encode()
+            if body.get("stream"):
+                content = b"data: " + content + b"\n\n"
             writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
             await writer.drain()
         finally:

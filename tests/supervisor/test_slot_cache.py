@@ -89,6 +89,14 @@ async def test_saves_only_idle_slots_with_enough_tokens(cache: SlotCache, engine
     assert engine.requests == ["GET /slots", "POST /slots/1?action=save"]
 
 
+async def test_slots_of_older_engines_that_do_not_count_tokens_are_saved(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
+) -> None:
+    engine.tokens, engine.counts = [255, 256, None], False
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).tokens == 256
+    assert names(tmp_path) == BOTH[2:]
+
+
 async def test_a_slot_that_was_emptied_loses_its_file(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.tokens = [1000, 0]
@@ -326,13 +334,13 @@ async def test_a_window_is_not_kept_by_engines_without_checkpoints_which_is_reme
     assert (await cache.save(engine.address, PROFILE, WINDOW, KEY, "new")).slots == 2
 
 
-async def test_a_recurrent_model_is_kept_by_engines_without_checkpoints_but_only_unchanged(
+async def test_a_recurrent_model_is_kept_by_engines_without_checkpoints_but_not_its_last_answer(
     cache: SlotCache, engine: SlotEngine
 ) -> None:
     assert (await cache.save(engine.address, PROFILE, RECURRENT, KEY, "old")).slots == 2
     restored = await cache.restore(engine.address, PROFILE, RECURRENT, KEY, "old")
     assert restored.slots == 2
-    assert "only as long as nothing in it changes" in restored.why
+    assert "the last answer is read again" in restored.why
 
 
 async def test_an_engine_that_has_once_saved_checkpoints_is_not_judged_by_a_file_without(
