@@ -312,7 +312,7 @@ def doctor(
                 Column("ON THE GPU"),
                 Column("MEASURED", right=True),
                 Column("EXPECTED", right=True),
-                Column("BY", wraps=True),
+                Column("NOTE", wraps=True),
             ]
             print_table(columns, speed_rows(machines.speeds))
         if cluster := views.cluster(target.status):

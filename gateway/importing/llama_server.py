@@ -14,6 +14,7 @@ from hostler.gateway.importing.report import (
     Imported,
     ImportFailed,
     ImportReport,
+    NoteKind,
     ProfileNames,
     as_template,
     plain_name,
@@ -36,6 +37,9 @@ _FLAGS: Final = frozenset(
     }
 )
 _KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+_Note = tuple[NoteKind, int, str, str]
 
 
 class IniValue(msgspec.Struct, frozen=True):
@@ -110,48 +114,31 @@ class _Presets:
         values |= {key: (section, value) for key, value in own.items()}
         profile: dict[str, Any] = {}
         env: dict[str, str] = {}
-        words = self._read(values, profile, env)
+        words, notes = _read(values, profile, env)
         line = min((value.line for value in own.values()), default=None)
         if unknown := variables((*words, *env.values())):
             text = f"${{{min(unknown)}}} would be a variable of a command here; the preset is not taken over"
             self._report.missing(line, f"[{section}]", text)
             return
         command = read_arguments(words, env, path_of=self._path_of, facts_of=self._facts_of)
+        repository = command.repository or _repository(section)
+        if "model" not in command.profile and not repository:
+            text = "names no model: add `model = FILE` or `hf = ORG/REPO`; the preset is not taken over"
+            self._report.missing(line, f"[{section}]", text)
+            return
+        for note in notes:
+            self._report.note(*note)
         for change in command.changes:
             self._report.changed(line, f"[{section}]", change)
         if command.env:
             profile["env"] = dict(command.env)
         if "model" in command.profile:
             self._report.set("profiles", name, value={**command.profile, **profile})
-        elif repository := command.repository or _repository(section):
+        else:
             engine = self._repository_engine(name, repository, words)
             self._report.set("profiles", name, value={"engine": engine, **profile})
             text = f"llama-server downloads {repository} itself; `hostler get {repository}` makes it a profile"
             self._report.changed(line, f"[{section}]", text)
-        else:
-            self._report.missing(line, f"[{section}]", "names no model; the preset is not taken over")
-
-    def _read(
-        self, values: Mapping[str, tuple[str, IniValue]], profile: dict[str, Any], env: dict[str, str]
-    ) -> list[str]:
-        """The words of the command line for values with their sections; adds to `profile` and `env` what is none."""
-        words: list[str] = []
-        for key, (section, value) in values.items():
-            where = f"[{section}].{key}"
-            if key == "load-on-startup":
-                profile["preload"] = value.text.lower() in _ON
-                self._report.taken(value.line, where, "preload")
-            elif key == "dedup-cache-models":
-                self._report.meaningless(value.line, where, "models are those of the file, without those of a cache")
-            elif key == "stop-timeout":
-                _stop_timeout(self._report, where, value, profile)
-            elif key.startswith("LLAMA_"):
-                words += _option(key.removeprefix("LLAMA_ARG_").lower().replace("_", "-"), value.text, env, key)
-                self._report.taken(value.line, where)
-            else:
-                words += _option(key, value.text, env, "")
-                self._report.taken(value.line, where)
-        return words
 
     def _repository_engine(self, name: str, repository: str, words: list[str]) -> str:
         """An engine of this profile's own, in which llama-server chooses the file of a repository itself."""
@@ -164,6 +151,31 @@ class _Presets:
         value: dict[str, Any] = {"command": ["llama-server", *words, *address], "protocol": "openai", "key": "none"}
         self._report.set("engines", engine, value={**value, "ready": "/health"})
         return engine
+
+
+def _read(
+    values: Mapping[str, tuple[str, IniValue]], profile: dict[str, Any], env: dict[str, str]
+) -> tuple[list[str], list[_Note]]:
+    """The words of the command line for values with their sections, and notes; adds to `profile` and `env` what is none."""
+    words: list[str] = []
+    notes: list[_Note] = []
+    for key, (section, value) in values.items():
+        kind: NoteKind = "taken"
+        text = ""
+        if key == "load-on-startup":
+            profile["preload"], text = value.text.lower() in _ON, "preload"
+        elif key == "dedup-cache-models":
+            kind, text = "meaningless", "models are those of the file, without those of a cache"
+        elif key == "stop-timeout" and re.fullmatch(r"\d{1,6}", value.text):
+            profile["stop_grace_s"], text = float(value.text), "stop_grace_s"
+        elif key == "stop-timeout":
+            kind, text = "missing", "is no number of seconds"
+        elif key.startswith("LLAMA_"):
+            words += _option(key.removeprefix("LLAMA_ARG_").lower().replace("_", "-"), value.text, env, key)
+        else:
+            words += _option(key, value.text, env, "")
+        notes.append((kind, value.line, f"[{section}].{key}", text))
+    return words, notes
 
 
 def _repository(section: str) -> str:
@@ -199,14 +211,6 @@ _SHORT: Final = frozenset(
 _WITHOUT_OPPOSITE: Final = frozenset(
     {"embedding", "embeddings", "rerank", "reranking", "mlock", "metrics", "swa-full", "verbose", "spec-default"}
 )
-
-
-def _stop_timeout(report: ImportReport, where: str, value: IniValue, profile: dict[str, Any]) -> None:
-    if re.fullmatch(r"\d{1,6}", value.text):
-        profile["stop_grace_s"] = float(value.text)
-        report.taken(value.line, where, "stop_grace_s")
-    else:
-        report.missing(value.line, where, "is no number of seconds")
 
 
 def _unquoted(text: str) -> str:

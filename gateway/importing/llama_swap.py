@@ -16,9 +16,7 @@ from hostler.gateway.importing.yaml_source import YamlSource, is_number
 _LEVELS: Final = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
 _PEER_TIMEOUTS: Final = {"connect": "connect_s", "responseHeader": "first_byte_s"}
 #: Settings that have no counterpart, and what is done instead.
-_NO_COUNTERPART: Final = {
-    "ui": "requests in progress are shown with their key and address, not by a header",
-}
+_SESSIONS: Final = "requests in progress are shown with their key and address, not by a header"
 #: Ports for engines, counted from `startPort`.
 _PORTS: Final = 1000
 
@@ -110,13 +108,22 @@ class _Translation:
             case "upstream", dict():
                 self._upstream(value)
             case "ui", dict():
-                report.missing(line, key, _NO_COUNTERPART[key])
+                self._ui(value)
             case "hooks", dict():
                 self._hooks()
             case "peers", dict():
                 self._peers()
             case _:
                 report.missing(line, key, "is unknown, or has a value of the wrong kind")
+
+    def _ui(self, given: dict[str, Any]) -> None:
+        activity = given.get("activity")
+        for path in [("ui", "activity", key) for key in activity] if isinstance(activity, dict) else []:
+            text = _SESSIONS if path[-1] == "session_id" else "is unknown"
+            self._report.missing(self._source.line(*path), ".".join(path), text)
+        for key in given.keys() - {"activity"}:
+            text = "the dashboard has no settings of its own in the file"
+            self._report.missing(self._source.line("ui", key), f"ui.{key}", text)
 
     def _log_to_stdout(self, key: str, value: Any) -> None:
         if value in ("proxy", None):
@@ -158,11 +165,11 @@ class _Translation:
             given = self._source.mapping(*at, name)
             members = [str(each) for each in self._source.items(*at, name, "members")]
             known = tuple(self.models.names[each] for each in members if each in self.models.names)
-            if unknown := [each for each in members if each not in self.models.names]:
+            unknown = [each for each in members if each not in self.models.names]
+            if unknown:
                 line = self._source.line(*at, name, "members")
-                self._report.missing(
-                    line, f"{place}.{name}.members", f"there is no model {', '.join(unknown)} among those taken over"
-                )
+                text = f"there is no model {', '.join(unknown)} among those taken over"
+                self._report.note("changed" if known else "missing", line, f"{place}.{name}.members", text)
             groups[here] = SwapGroup(
                 members=known,
                 swap=given.get("swap", True) is not False,
@@ -171,8 +178,10 @@ class _Translation:
             )
             for key in given:
                 line, path = self._source.line(*at, name, key), f"{place}.{name}.{key}"
-                if key in ("members", "swap", "exclusive", "persistent"):
+                if key in ("swap", "exclusive", "persistent") or (key == "members" and not unknown):
                     self._report.taken(line, path)
+                elif key == "members":
+                    continue  # noted above
                 else:
                     self._report.missing(line, path, "is unknown")
         models = list(self.models.names.values())

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
-from hostler.gateway.importing.report import Imported, ImportFailed, ImportReport, ProfileNames
+from hostler.gateway.importing.report import Imported, ImportFailed, ImportReport
 from hostler.gateway.importing.request_filters import as_rules
 from hostler.gateway.importing.sampling_parameters import whole_number
 from hostler.profiles.file_reading import FileTooLarge, read_limited
-from hostler.profiles.model_scan import FoundModel, scan_models
+from hostler.profiles.model_scan import FoundModel, profile_names, scan_models
 
 _MAX_SETTINGS: Final = 1024 * 1024
 _SETTINGS_FOLDER: Final = Path(".internal/user-concrete-model-default-config")
@@ -80,8 +80,8 @@ def import_lmstudio(folder: Path) -> Imported:
     """The models of LM Studio's folder, `~/.lmstudio`, or of its folder of models. Raises `ImportFailed`."""
     models = _models_folder(folder)
     report = ImportReport(str(folder))
-    names = ProfileNames(report)
     scan = scan_models([models])
+    names = profile_names([found.path for found in scan.models if not found.is_folder])
     for found in scan.models:
         place = found.path.relative_to(models) if found.path.is_relative_to(models) else Path(found.path.name)
         if found.is_folder:
@@ -91,7 +91,7 @@ def import_lmstudio(folder: Path) -> Imported:
         settings = folder / _SETTINGS_FOLDER / f"{place}.json"
         if settings.is_file():
             _SettingsReader(settings, report, profile).read()
-        name = names.claim(None, str(place), found.path.name.removesuffix(".gguf").lower())
+        name = names[found.path]
         report.set("profiles", name, value=profile)
         report.taken(None, str(place), f"the profile {name}")
     for each in scan.left_out:

@@ -74,7 +74,26 @@ def test_every_key_is_reported_with_its_line() -> None:
 def test_a_preset_without_a_model_is_reported() -> None:
     imported = translate("[a]\ntemp = 1\n")
     assert "profiles" not in imported.sections
-    assert any(note.kind == "missing" and "names no model" in note.text for note in imported.notes)
+    ((kind, key, text),) = [(note.kind, note.key, note.text) for note in imported.notes]
+    assert (kind, key) == ("missing", "[a]") and text.startswith(
+        "names no model: add `model = FILE` or `hf = ORG/REPO`"
+    )
+
+
+def test_options_of_presets_alone_are_no_arguments() -> None:
+    imported = translate("[a]\nmodel = /a.gguf\ndedup-cache-models = true\nstop-timeout = soon\n")
+    assert "args" not in imported.sections["profiles"]["a"]
+    assert {note.key: note.kind for note in imported.notes if "." in note.key} == {
+        "[a].model": "taken",
+        "[a].dedup-cache-models": "meaningless",
+        "[a].stop-timeout": "missing",
+    }
+
+
+def test_what_all_sections_share_is_noted_once_also_where_each_has_its_own() -> None:
+    imported = translate("[*]\nc = 1024\nb = 8\n[a]\nmodel = /a.gguf\nc = 2048\n[d]\nmodel = /d.gguf\nc = 512\n")
+    shared = [(note.key, note.line, note.text) for note in imported.notes if note.key.startswith("[*]")]
+    assert shared == [("[*].c", 2, "each section has its own"), ("[*].b", 3, "")]
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ def test_newer_settings_are_taken_over_or_said() -> None:
     assert any("selectors.warm-one: variants.warm-one stands for b alone" in each for each in changed)
     assert any("matrix: is not in use: routing.router.use is group" in each for each in changed)
     keys = (
-        "ui",
+        "ui.activity.session_id",
         "profiles.coding",
         "selectors.nothing",
         "models.a.compat",
@@ -439,3 +439,17 @@ def test_the_matrix_of_newer_files_is_taken_over() -> None:
     assert imported.sections["supervisor"]["sets"] == [["a", "b"]]
     assert imported.sections["profiles"]["b"]["evict_cost"] == 9.0
     assert any("groups: is not in use" in each for each in texts(imported, "changed"))
+
+
+def test_members_that_are_no_models_are_named_once() -> None:
+    text = """\
+models: {a: {cmd: llama-server -m /a.gguf}}
+groups: {some: {members: [a, gone]}, none: {members: [lost]}}
+ui: {title: x, activity: {other: 1}}
+"""
+    imported = import_llama_swap(text, "a.yaml", prefix="hostler", path_of=str, facts_of=lambda _: None)
+    found = {each.key: (each.kind, each.text) for each in imported.notes}
+    assert found["groups.some.members"] == ("changed", "there is no model gone among those taken over")
+    assert found["groups.none.members"] == ("missing", "there is no model lost among those taken over")
+    assert found["ui.activity.other"] == ("missing", "is unknown")
+    assert found["ui.title"] == ("missing", "the dashboard has no settings of its own in the file")

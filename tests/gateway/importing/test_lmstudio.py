@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.model_folders import write_chat, write_embeddings, write_projector
+from fakes.model_folders import write_chat, write_embeddings, write_parts, write_projector
 
 from hostler.gateway.importing.lmstudio import import_lmstudio
 
@@ -44,6 +44,11 @@ def test_models_are_used_where_they_are(home: Path) -> None:
     assert profile(home) == {
         "model": str(folder / "Tiny-Q4_K_M.gguf"), "mmproj": str(folder / "mmproj-Tiny-F16.gguf")
     }  # fmt: skip
+
+
+def test_a_model_in_parts_has_the_name_of_the_whole(home: Path) -> None:
+    write_parts(home / "models/vendor/Big-GGUF", "Big-Q4_K_M", 2)
+    assert profile(home, "big-q4_k_m")["model"].endswith("Big-Q4_K_M-00001-of-00002.gguf")
 
 
 def test_a_model_for_embeddings_is_one(home: Path) -> None:
