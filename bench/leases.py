@@ -30,7 +30,8 @@ from hostler.supervisor.scheduling.types import SchedulerSettings
 
 CLIENTS = (1, 8, 32)
 SECONDS = 3.0
-SLOTS = 64
+#: More than there are leases at a time, so that none waits for another one.
+SLOTS = 4096
 
 ADDRESS = EngineAddress(
     model="a", host="127.0.0.1", port=8123, key="k" * 43, generation=1, context=8192, parallel=SLOTS

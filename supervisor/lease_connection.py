@@ -22,6 +22,7 @@ from hostler.supervisor.lease_frames import (
     PATH,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
+    AskFrame,
     ErrorFrame,
     EventFrame,
     InvalidFrame,
@@ -53,6 +54,7 @@ class LeaseConnection(asyncio.Protocol):
         self._frames = event_reader()
         self._transport: asyncio.Transport | None = None
         self._outbox: list[msgspec.Struct] = []
+        self._turn = self._asked = False
         self._error_body = b""
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.closed = asyncio.Event()
@@ -61,10 +63,19 @@ class LeaseConnection(asyncio.Protocol):
         self.heard_at = loop.time()
 
     def send(self, frame: msgspec.Struct) -> None:
-        """Send a frame with all others of this turn of the loop."""
-        if not self._outbox:
-            self._loop.call_soon(self._flush)
+        """Send a frame with all others of this turn of the loop. The first one that asks for a lease goes at once, with those
+        before it: while much else is ready, the next turn is far."""
         self._outbox.append(frame)
+        if not self._turn:
+            self._turn = True
+            self._loop.call_soon(self._end_turn)
+        if not self._asked and isinstance(frame, AskFrame):
+            self._asked = True
+            self._flush()
+
+    def _end_turn(self) -> None:
+        self._turn = self._asked = False
+        self._flush()
 
     def close(self, reason: str) -> None:
         """Give the connection up at once."""

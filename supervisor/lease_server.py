@@ -288,7 +288,7 @@ class LeaseServer:
             if now - heard_at > 2 * PING_S:
                 # This process itself was suspended: it cannot know who was silent.
                 for session in self._open:
-                    session.heard_at = now
+                    session.excuse(now)
             heard_at = now
             for session in list(self._open):
                 session.check(now)

@@ -77,6 +77,7 @@ class LeaseSession(Response):
         self._name = ""
         self._outbox: list[bytes] = []
         self._unread = 0
+        self._writing_at: float | None = None
         self._wanted = anyio.Event()
         self._written: anyio.Event | None = None
         self._scope = anyio.CancelScope()
@@ -133,10 +134,9 @@ class LeaseSession(Response):
             self._outbox.clear()
             for start in range(0, len(body), PIECE):
                 piece = body[start : start + PIECE]
-                with anyio.move_on_after(DEAD_S) as limit:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                if limit.cancelled_caught:
-                    self.close("it does not read")
+                self._writing_at = self._server.clock()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._writing_at = None
                 self._unread -= len(piece)
 
     async def _flush(self) -> None:
@@ -164,9 +164,17 @@ class LeaseSession(Response):
             self._scope.cancel()
 
     def check(self, now: float) -> None:
-        """End the connection if it went silent."""
+        """End the connection if it went silent, or takes nothing."""
+        if self._writing_at is not None and now - self._writing_at > DEAD_S:
+            self.close("it does not read")
         if now - self.heard_at > self._server.silence_s:
             self.close(f"silent for {self._server.silence_s:g} s")
+
+    def excuse(self, now: float) -> None:
+        """What the gateway has not done before now says nothing of it."""
+        self.heard_at = now
+        if self._writing_at is not None:
+            self._writing_at = now
 
     def take_leases(self) -> dict[int, Lease]:
         """Hand over all leases."""

@@ -13,6 +13,7 @@ from bench import (
     agents,
     architectures,
     batches,
+    busy_leases,
     clients,
     conversation,
     crowd,
@@ -139,6 +140,13 @@ def test_leases_are_measured() -> None:
     costs = leases.leases(seconds=0.1, clients=(1, 2))
     assert [(cost.where, cost.clients) for cost in costs] == [("local", 1), ("local", 2), ("remote", 1), ("remote", 2)]
     assert len(leases.table(costs).splitlines()) == 2 + len(costs)
+
+
+def test_leases_are_measured_while_both_sides_are_busy() -> None:
+    rows = busy_leases.busy_leases(seconds=0.2, loads=((0, 0), (2, 20)))
+    assert [(row.streams, row.rate) for row in rows] == [(0, 0), (2, 20)]
+    assert all(row.leases and row.remote_ms > 0 for row in rows)
+    assert len(busy_leases.table(rows).splitlines()) == 2 + len(rows)
 
 
 def test_switches_under_load_are_measured() -> None:

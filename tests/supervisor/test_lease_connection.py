@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
 
 from hostler.supervisor.contract import SupervisorUnreachable
-from hostler.supervisor.lease_connection import IncompatibleSupervisor, open_connection
-from hostler.supervisor.lease_frames import EventFrame, PingFrame, WelcomeFrame, encode_frames
+from hostler.supervisor.lease_connection import IncompatibleSupervisor, LeaseConnection, open_connection
+from hostler.supervisor.lease_frames import AskFrame, EventFrame, PingFrame, ReleaseFrame, WelcomeFrame, encode_frames
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -131,3 +132,35 @@ async def test_frames_arrive_however_they_are_cut() -> None:
             while len(received) < 2:  # noqa: ASYNC110 - frames arrive by themselves
                 await anyio.sleep(0.002)
     assert received == [WelcomeFrame(7), PingFrame()]
+
+
+class Written:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.write = self.writes.append
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+async def test_the_first_request_for_a_lease_goes_at_once_and_the_rest_of_a_turn_together() -> None:
+    connection, written = LeaseConnection(asyncio.get_running_loop(), b"head", lambda frame: None), Written()
+    connection.connection_made(written)  # type: ignore[arg-type]  # as much of a transport as is asked for
+    release, asks = ReleaseFrame(1), [AskFrame(number, "a") for number in (2, 3, 4)]
+    connection.send(release)
+    assert written.writes == [b"head"]
+    for ask in asks:
+        connection.send(ask)
+    first = chunk(encode_frames([release, asks[0]]))
+    assert written.writes == [b"head", first]
+    await anyio.lowlevel.checkpoint()
+    assert written.writes == [b"head", first, chunk(encode_frames(asks[1:]))]
+    connection.send(asks[0])  # the next turn
+    assert written.writes[3:] == [chunk(encode_frames(asks[:1]))]
+    await anyio.lowlevel.checkpoint()
+    assert len(written.writes) == 4

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -339,6 +340,33 @@ async def test_a_slow_reader_has_its_time_for_each_piece(fake_supervisor: Any, l
                 await anyio.sleep(0.01)
         assert leases.gateways == 1
         assert max(pieces) == PIECE
+        client.leaving.set()
+
+
+async def test_a_gateway_that_takes_nothing_is_disconnected_unless_the_supervisor_stood_still(
+    fake_supervisor: Any, leasing: Any
+) -> None:
+    writing = anyio.Event()
+
+    async def on_body(body: bytes) -> None:
+        writing.set()
+        await anyio.sleep_forever()
+
+    async with leasing(fake_supervisor) as leases, anyio.create_task_group() as tasks:
+        client = Client(on_body)
+        session = LeaseSession(leases, anyio.Event())
+        tasks.start_soon(session, {"type": "http"}, client.receive, client.send)
+        with anyio.fail_after(30):
+            await writing.wait()
+            late = leases.clock() + DEAD_S + 0.5
+            session.excuse(late)
+            session.check(late)
+            await anyio.lowlevel.checkpoint()
+            assert leases.gateways == 1
+            session.heard_at = late + DEAD_S + 0.5
+            session.check(late + DEAD_S + 0.5)
+            while leases.gateways:
+                await anyio.lowlevel.checkpoint()
         client.leaving.set()
 
 
