@@ -28,6 +28,11 @@ class _StoredLayer(msgspec.Struct, frozen=True):
     digest: str
 
 
+class _StoredMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str = ""
+
+
 class _StoredManifest(msgspec.Struct, frozen=True):
     layers: tuple[_StoredLayer, ...] = ()
 
@@ -72,6 +77,7 @@ class _StoredModel:
         self._profile: dict[str, Any] = {}
         self._default: dict[str, Any] = {}
         self._system = ""
+        self._examples = ""
         self._has_template = False
 
     def add(self) -> None:
@@ -93,7 +99,9 @@ class _StoredModel:
         if "context" not in self._profile and facts is not None and facts.training_context:
             self._profile["context"] = min(facts.training_context, 8192)
             self._changed("num_ctx", f"is not set; the context is {self._profile['context']} tokens")
-        rules, _ = as_rules(default=self._default, system=self._system)
+        examples = f"An example of a conversation:\n{self._examples}" if self._examples else ""
+        system = "\n\n".join(text for text in (self._system, examples) if text)
+        rules, _ = as_rules(default=self._default, system=system)
         if rules:
             self._profile["request"] = rules
         name = self._names.claim(None, self._name, self._name)
@@ -124,12 +132,23 @@ class _StoredModel:
                 if text := self._text(blob, kind):
                     self._system = text
                     self._changed(kind, "is added to the system prompt, also where a client has one")
+            case "messages":
+                self._messages(self._text(blob, kind))
             case "template":
                 self._has_template = True
             case "license":
                 self._taken(kind, f"is in {blob.name}")
             case _:
                 self._missing(kind, "has no counterpart")
+
+    def _messages(self, text: str | None) -> None:
+        try:
+            messages = msgspec.json.decode(text or "[]", type=tuple[_StoredMessage, ...])
+        except msgspec.DecodeError as error:
+            self._missing("messages", f"cannot be read: {error}")
+            return
+        self._examples = "\n".join(f"{each.role}: {each.content}" for each in messages)
+        self._changed("messages", "are an example in the system prompt, not a history in front of conversations")
 
     def _text(self, blob: Path, kind: str) -> str | None:
         try:
@@ -152,6 +171,10 @@ class _StoredModel:
             if name in _SETTINGS:
                 key, least = _SETTINGS[name]
                 number = whole_number(value, least)
+            elif name == "draft_num_predict" and (number := whole_number(value, 0)) is not None:
+                self._profile.setdefault("args", []).extend(["--draft-max", str(number)])
+                self._taken(f"params.{name}", "the argument --draft-max")
+                continue
             elif name == "num_gpu":
                 key, number = "gpu_layers", whole_number(value, 0)
             else:

@@ -108,3 +108,19 @@ def test_files_that_are_not_there_are_reported(tmp_path: Path, model: str) -> No
     notes = {note.key: note.kind for note in imported.notes if note.key.endswith(("adapter", "system"))}
     assert notes == {"tiny:latest: adapter": "missing", "tiny:latest: system": "missing"}
     assert sum(note.key.endswith("system") for note in imported.notes) == 1
+
+
+def test_examples_of_conversations_are_part_of_the_system_prompt(tmp_path: Path, model: str) -> None:
+    messages = [{"role": "user", "content": "Is it wet?"}, {"role": "assistant", "content": "yes"}]
+    layers = {"model": model, "messages": blob(tmp_path, json.dumps(messages).encode())}
+    manifest(tmp_path, MANIFEST, **layers, system=blob(tmp_path, b"Be brief."))
+    system = profile(tmp_path)["request"]["system"]
+    assert system == "Be brief.\n\nAn example of a conversation:\nuser: Is it wet?\nassistant: yes"
+    manifest(tmp_path, MANIFEST, **{**layers, "messages": blob(tmp_path, b'[{"content": 1}]')})
+    assert "request" not in profile(tmp_path)
+    assert any("messages" in note.key and "cannot be read" in note.text for note in translate(tmp_path).notes)
+
+
+def test_the_number_of_drafted_tokens_is_an_argument(tmp_path: Path, model: str) -> None:
+    manifest(tmp_path, MANIFEST, model=model, params=blob(tmp_path, b'{"draft_num_predict": 4}'))
+    assert profile(tmp_path)["args"] == ["--draft-max", "4"]
