@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from hostler.gateway.forwarded_headers import pattern_mistake
 from hostler.gateway.model_mapping import ModelMapping, mapping_mistakes
 from hostler.gateway.wake_settings import WakeSettings, wake_mistakes
 from hostler.profiles.request_rules import RequestRules
@@ -149,10 +150,13 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     that end in `.lan`, `.local`, `.home.arpa`, `.internal` or `.localhost` are; everything else, including VPN
     addresses (100.64/10), needs `local: true`."""
     referer: str | None = None
-    """All kinds but `supervisor`: the `HTTP-Referer` to send, by which OpenRouter identifies an application. Clients'
-    own headers are never passed on."""
+    """All kinds but `supervisor`: the `HTTP-Referer` to send, by which OpenRouter identifies an application."""
     title: str | None = None
     """All kinds but `supervisor`: the `X-Title` to send with it."""
+    forward_headers: tuple[str, ...] = ()
+    """All kinds but `supervisor`: clients' headers that are passed on, by name or as the beginning of one (`x-team-*`).
+    Keys, cookies and `X-Forwarded-*` never are,
+    and a star stands for no header whose name is that of a secret."""
     prices: Mapping[str, PriceSettings] = {}
     """What its models cost, by their names or patterns, where answers do not report their cost."""
     wake: WakeSettings | None = None
@@ -229,7 +233,17 @@ _FRAMING = frozenset(
 _PROXY = re.compile(rf"{ENVIRONMENT}|{NO_PROXY}|(https?|socks5h?)://[^/?#]+/?")
 #: Settings of the HTTP connection. Supervisors are reached in a way of their own.
 _CONNECTION_SETTINGS = (
-    *("headers", "query", "ca_file", "insecure", "client_cert_file", "client_key_file", "proxy", "describe"),
+    *(
+        "headers",
+        "query",
+        "ca_file",
+        "insecure",
+        "client_cert_file",
+        "client_key_file",
+        "proxy",
+        "describe",
+        "forward_headers",
+    ),
 )
 
 
@@ -243,6 +257,9 @@ def backend_errors(document: Document, name: str, backend: BackendSettings) -> I
             yield document.error((*path, key), "must be one line of plain text")
     for header, value in backend.headers.items():
         yield from _header_errors(document, (*path, "headers", header), header, value)
+    for index, pattern in enumerate(backend.forward_headers):
+        if (mistake := pattern_mistake(pattern)) is not None:
+            yield document.error((*path, "forward_headers", index), mistake)
     if backend.proxy is not None and not _PROXY.fullmatch(backend.proxy):
         message = (
             f"must be {ENVIRONMENT}, {NO_PROXY}, or a URL such as http://proxy.lan:3128 or socks5://proxy.lan:1080"

@@ -40,6 +40,7 @@ from hostler.gateway.backends.token_limit import TokenLimit
 from hostler.gateway.backends.transport import Backend, BackendResponse, Timeouts
 from hostler.gateway.backends.websocket_tunnel import open_socket
 from hostler.gateway.context import SHUTTING_DOWN, Attempt, RequestContext
+from hostler.gateway.forwarded_headers import forwarded_headers
 from hostler.gateway.parsing_turns import TURN, turns
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.target_request import build_request
@@ -120,7 +121,7 @@ class Proxy:
         backend, attempt = backend_of(self._backends, context), context.current
         path = backend.upstream.forward_path(request.origin.path)
         target = target_path(request.origin, model=name_there(context), path=path)
-        own = (*backend.upstream.headers, *backend.headers)
+        own = _with_clients(backend, context, (*backend.upstream.headers, *backend.headers))
         attempt.sent = True
         async with open_socket(endpoint_of(backend, context), target, context.headers, own, backend.timeouts) as there:
             try:
@@ -142,8 +143,9 @@ class Proxy:
         # Translating a large body takes a while, and other requests are served meanwhile.
         large = len(request.origin.body) >= LARGE
         request, wire_request = await asyncio.to_thread(build) if large else build()
-        if backend.headers:
-            wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
+        if backend.headers or backend.forward_headers:
+            headers = _with_clients(backend, context, (*wire_request.headers, *backend.headers))
+            wire_request = msgspec.structs.replace(wire_request, headers=headers)
         is_forwarded = isinstance(request, Passthrough) and (not same_wire or request.any_backend)
         if isinstance(request, Passthrough) and not same_wire:
             parser: Parser = forwarding_parser(request, foreign=True)
@@ -324,6 +326,13 @@ def _begin(head: ResponseHead, parser: Parser, writer: ResponseWriter) -> None:
     """Hand parser and encoder the head of the response."""
     parser.start(head)
     writer.begin(head)
+
+
+def _with_clients(
+    backend: Backend, context: RequestContext, own: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """The headers for the backend, with those of the client that go on to it."""
+    return (*own, *forwarded_headers(backend.forward_headers, context.headers, own))
 
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:

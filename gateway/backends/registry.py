@@ -98,6 +98,7 @@ def build_backends(
                 endpoint=build_endpoint(name, backend),
                 folds=backend.kind == "llamacpp",
                 headers=_headers(name, backend),
+                forward_headers=backend.forward_headers,
                 local=backend.is_local,
                 health_path=HEALTH_PATHS[backend.kind],
             )

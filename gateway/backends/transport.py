@@ -202,7 +202,8 @@ HEALTH_PATHS = {
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests reach a backend. `endpoint` is `None` where a lease provides it. `headers` go with every request.
+    """How requests reach a backend. `endpoint` is `None` where a lease provides it. `headers` go with every request,
+    and so do those of the client that `forward_headers` names.
 
     `folds`: whole answers are requested as streams and folded here. llama.cpp's server notices that the client of a
     whole answer has disconnected only when it is otherwise idle; it stops a stream within a token.
@@ -217,6 +218,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint | None = None
     folds: bool = False
     headers: tuple[tuple[str, str], ...] = ()
+    forward_headers: tuple[str, ...] = ()
     local: bool = False
     health_path: str = HEALTH_PATHS["llamacpp"]
     engines: Mapping[str, Upstream] = {}

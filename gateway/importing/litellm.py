@@ -12,7 +12,7 @@ import msgspec
 from hostler.gateway.importing.litellm_addresses import certificate_settings, text_value
 from hostler.gateway.importing.litellm_backends import DeploymentBackends, DeploymentNames
 from hostler.gateway.importing.litellm_callbacks import CALLBACKS, CallbackReader
-from hostler.gateway.importing.litellm_keys import NUMBERS, note_of, note_of_check, positive
+from hostler.gateway.importing.litellm_keys import FORWARDED, NUMBERS, note_of, note_of_check, positive
 from hostler.gateway.importing.litellm_models import Deployment, DeploymentReader
 from hostler.gateway.importing.report import Imported, ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
@@ -40,6 +40,7 @@ class _Translation:
         self._backends = DeploymentBackends()
         self._names = DeploymentNames()
         self._budget: tuple[float, str] | None = None
+        self._forwarded: list[tuple[str, set[str] | None]] = []
         self._tls: dict[str, Any] = {}
         self._callbacks = CallbackReader(report, source.mapping("environment_variables"))
         self._count = 0
@@ -55,6 +56,10 @@ class _Translation:
         for at in (("router_settings",), ("general_settings", "coordination_redis")):
             self._store(*at)
         for backend in self._backends.sections.values():
+            if patterns := {
+                each for each, models in self._forwarded if models is None or models & {*backend["models"]}
+            }:
+                backend["forward_headers"] = sorted(patterns)
             verified = {"insecure", "ca_file"} & backend.keys()
             backend |= {key: value for key, value in self._tls.items() if key == "client_cert_file" or not verified}
         if self._backends.sections:
@@ -164,6 +169,11 @@ class _Translation:
                 self._note(kind, section, key, text)
         elif key == "default_litellm_params" and isinstance(value, dict):
             self._note("taken", section, key, "parameters of every deployment that has no others")
+        elif key in FORWARDED and value is True:
+            self._forwarded.append((FORWARDED[key], None))
+            self._note("taken", section, key, f"forward_headers of all backends: {FORWARDED[key]}")
+        elif key == "model_group_settings" and isinstance(value, dict):
+            self._group_settings(section, value)
         elif key in _CERTIFICATES:
             self._certificates(section, key, value)
         elif key == "optional_pre_call_checks" and isinstance(value, list):
@@ -176,6 +186,15 @@ class _Translation:
             self._callbacks.traces |= key == "otel" and value is True
             kind, text = note_of(key, value)
             self._note(kind, section, key, text)
+
+    def _group_settings(self, section: str, settings: dict[str, Any]) -> None:
+        for key, models in settings.items():
+            where = f"model_group_settings.{key}"
+            if key in FORWARDED and isinstance(models, list):
+                self._forwarded.append((FORWARDED[key], {str(each) for each in models}))
+                self._note("taken", section, where, f"forward_headers of their backends: {FORWARDED[key]}")
+            else:
+                self._note("missing", section, where, "settings are those of backends and models")
 
     def _certificates(self, section: str, key: str, value: Any) -> None:
         """Keep what all deployments have in common of TLS, for backends that have none of it themselves."""

@@ -21,6 +21,12 @@ NUMBERS: Final[Mapping[str, _Number]] = {
     "max_parallel_requests": (("gateway", "queue", "max_waiting"), int, "the length of the queue of each host"),
 }
 
+#: Settings for headers of clients that go on to providers, and the headers.
+FORWARDED: Final[Mapping[str, str]] = {
+    "forward_client_headers_to_llm_api": "x-*",
+    "forward_openai_org_id": "openai-organization",
+}
+
 _KEY_LIMITS = "what a key may do is its scopes, models and limits: `hostler keys set`"
 _ONLY_KEYS = "clients are known by API keys alone"
 _NO_ALERTS = "alerts are rules of Prometheus: deploy/alerts.yaml"
@@ -29,7 +35,7 @@ _NO_CHECKS = "contents of requests and answers are not checked"
 _NO_TAGS = "requests are not routed by tags: give models names of their own, and keys the models that they may use"
 _NO_TEAMS = "there are no teams: limits and models are those of keys"
 _NO_TOOLS = "tools are run by clients"
-_NO_HEADERS = "headers of clients are not passed on; those of a deployment are headers of its backend"
+_NO_HEADERS = "headers of clients are passed on where forward_headers of a backend names them"
 _AFFINITY = "a conversation goes to the host that has it in memory; other backends are tried in the order of the chain"
 _NO_LABELS = "metrics have the labels in docs/operations.md, keys and models among them"
 _OWN_PRICES = "costs are those of answers, else of backends.NAME.prices: put there what you charge"
@@ -83,7 +89,6 @@ INSTEAD: Final[Mapping[str, str]] = {
     "forward_llm_provider_auth_headers": "keys of clients are never passed on",
     "forward_openai_org_id": _NO_HEADERS,
     "add_user_information_to_llm_headers": _NO_HEADERS,
-    "model_group_settings": _NO_HEADERS,
     "custom_prometheus_metadata_labels": _NO_LABELS,
     "custom_prometheus_tags": _NO_LABELS,
     "prometheus_emit_stream_label": _NO_LABELS,
@@ -214,7 +219,7 @@ _CHECKS: Final[Mapping[str, tuple[NoteKind, str]]] = {
         ("prompt_caching", "session_affinity", "deployment_affinity", "encrypted_content_affinity"),
         ("changed", _AFFINITY),
     ),
-    "forward_client_headers_by_model_group": ("missing", _NO_HEADERS),
+    "forward_client_headers_by_model_group": ("changed", _NO_HEADERS),
     "router_budget_limiting": ("missing", _ONE_LIMIT),
 }
 

@@ -54,6 +54,7 @@ def test_an_address_is_shown_without_secrets() -> None:
         ("url: 'http://x', headers: {X-Team: 7}", "put it in quotes"),
         ("url: 'http://x', proxy: 'proxy.lan:3128'", "must be environment, none, or a URL"),
         ("url: 'http://x', proxy: 'socks4://proxy.lan'", "must be environment, none, or a URL"),
+        ("url: 'http://x', forward_headers: [x-a, Cookie]", "Cookie is never passed on"),
         ("url: 'http://x', client_key_file: key.pem", "client_cert_file is missing"),
         ("url: 'http://x', insecure: true, ca_file: ca.pem", "ca_file has no effect"),
         ("url: 'http://x', models: {fast: 'qwen*'}", "stands for many models"),

@@ -231,6 +231,17 @@ async def test_headers_are_as_configured_and_client_headers_are_not_forwarded(
         assert "sk-or-secret" not in json.dumps([lan.requests[0].headers, lan.requests[0].json])
 
 
+async def test_headers_of_clients_go_on_where_they_are_named(
+    tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
+) -> None:
+    backends = pair(cloud, lan, title="Our site", forward_headers=["x-*"])
+    async with start_chain(tmp_path, backends) as chain:
+        await chain.chat(headers={"X-User": "me", "X-Title": "client", "X-Api-Key": "of-the-client", "Cookie": "a=b"})
+        sent = cloud.requests[0].headers
+        assert (sent["x-user"], sent["x-title"]) == ("me", "Our site")
+        assert not {"cookie"} & set(sent) and "of-the-client" not in json.dumps(sent)
+
+
 async def test_all_hops_failed_is_503_with_each_hops_reason_and_nothing_else(
     tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
 ) -> None:

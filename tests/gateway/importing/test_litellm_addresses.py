@@ -93,6 +93,19 @@ def test_settings_of_tls_are_those_of_backends_without_any_of_their_own() -> Non
     assert (own["insecure"], own["client_cert_file"], "ca_file" in own) == (True, "/me.pem", False)
 
 
+def test_headers_of_clients_go_on_where_the_file_says() -> None:
+    both = "general_settings: {forward_client_headers_to_llm_api: true, forward_openai_org_id: true}\n"
+    assert backend("model: openai/x", both)["forward_headers"] == ["openai-organization", "x-*"]
+    one = "litellm_settings: {model_group_settings: {forward_client_headers_to_llm_api: [NAME], other: 1}}\n"
+    assert backend("model: openai/x", one.replace("NAME", "m"))["forward_headers"] == ["x-*"]
+    assert "forward_headers" not in backend("model: openai/x", one.replace("NAME", "elsewhere"))
+    imported = translate("model: openai/x", one)
+    kinds = {each.key: each.kind for each in imported.notes if "group" in each.key}
+    assert list(kinds.values()) == ["taken", "missing"]
+    off = "general_settings: {forward_client_headers_to_llm_api: false}\n"
+    assert "forward_headers" not in backend("model: openai/x", off)
+
+
 def test_the_order_of_deployments_is_that_of_the_chain() -> None:
     text = """\
 model_list:
