@@ -95,6 +95,7 @@ class OpenAIParser(Parser):
         self._strips_progress = strips_progress or fields
         # Of several choices each is followed to its end.
         self._is_simple = choices == 1 and not fields
+        self._is_chat = operation in _WITH_FINISH
         self._is_fast = False
         self._head: ResponseHead | None = None
 
@@ -190,8 +191,12 @@ class OpenAIParser(Parser):
         self.is_silent = True
         at = 0
         while at < len(block):
-            are_next = self._is_simple and not (is_opening or self._done or self._holds_call)
-            if are_next:
+            are_next = self._is_simple and not (self._done or self._holds_call)
+            if is_opening:
+                are_next = (
+                    are_next and self._is_chat
+                )  # what streams the others may have is checked with their first event
+            elif are_next:
                 texts, end = self._run.texts(block, at)
                 if texts:
                     kept.append(block[at:end])
@@ -202,7 +207,7 @@ class OpenAIParser(Parser):
             at += len(event)
             if are_next and _is_next_token(event):
                 kept.append(event)
-                are_signs = self.is_silent = False
+                is_opening = are_signs = self.is_silent = False
                 if at < len(block):
                     self._run.learn(event)
                 continue
@@ -409,9 +414,11 @@ def _is_next_token(block: bytes) -> bool:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
+    if event.prompt_progress is not NO_CONTENT or event.x_hostler is not NO_CONTENT:
+        return False
     for choice in event.choices or ():  # in a loop: a call for each choice would take a frame for each token
         delta = choice.delta
-        if choice.finish_reason is not None:
+        if choice.finish_reason is not None or choice.error is not NO_ERROR:
             return False
         if delta is None:
             if not choice.text:

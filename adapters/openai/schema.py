@@ -200,6 +200,7 @@ class NextChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     text: str | None = None
     delta: NextDelta | None = None
+    error: msgspec.Raw = NO_ERROR
 
 
 class NextEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +211,8 @@ class NextEvent(msgspec.Struct, frozen=True, kw_only=True):
     timings: LlamaTimings | None = None
     error: msgspec.Raw = NO_ERROR
     type: str | None = None
+    prompt_progress: msgspec.Raw = NO_CONTENT
+    x_hostler: msgspec.Raw = NO_CONTENT
 
 
 class ChoiceSummary(msgspec.Struct, frozen=True, kw_only=True):

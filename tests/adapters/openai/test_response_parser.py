@@ -174,6 +174,7 @@ ERRORS = [
     event(error="out of memory"),
     b'event: error\ndata: {"type":"error","message":"out of memory"}\n\n',
     event(id="x", choices=[{"index": 0, "delta": {}, "finish_reason": "error"}], error={"message": "out of memory"}),
+    event(choices=[{"index": 0, "delta": {"content": "half"}, "error": {"message": "out of memory"}}]),
 ]
 
 
