@@ -145,10 +145,12 @@ def _summary(operation: str, raw: bytes, sent: bytes = b"") -> ResponseSummary |
     error = _error(body, raw)
     if error is not None:
         raise error
-    is_empty = (_is_list(body.data) or _is_list(body.results)) and _is_without_input(sent)
-    if not _has_content(operation, body) and not is_empty and not _is_of_another_form(operation, body, raw):
-        raise invalid_response()
-    return body
+    # In this order: the request, which may be long, is decoded only if the response is empty.
+    if _has_content(operation, body) or _is_of_another_form(operation, body, raw):
+        return body
+    if (_is_list(body.data) or _is_list(body.results)) and _is_without_input(sent):
+        return body
+    raise invalid_response()
 
 
 def _error(body: ResponseSummary, raw: bytes) -> BackendBroken | None:
