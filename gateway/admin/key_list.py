@@ -23,7 +23,8 @@ class KeyUsedToday(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key without its hash. Times in seconds since the epoch; `used` is `None` for keys without limits."""
+    """A key without its hash. Times in seconds since the epoch; `used` is `None` for keys without limits. `shared`: the members
+    of the cluster share it."""
 
     name: str
     scopes: tuple[KeyScope, ...]
@@ -34,9 +35,10 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     rules: KeyRules
     used: KeyUsedToday | None
+    shared: bool = False
 
 
-def key_view(record: KeyRecord, figures: KeyFigures | None) -> KeyView:
+def key_view(record: KeyRecord, figures: KeyFigures | None, *, shared: bool = False) -> KeyView:
     """The key as it is shown."""
     used, rules = None, record.rules or KeyRules()
     if rules.counts:
@@ -52,6 +54,7 @@ def key_view(record: KeyRecord, figures: KeyFigures | None) -> KeyView:
         note=record.note,
         rules=rules,
         used=used,
+        shared=shared,
     )
 
 
@@ -68,4 +71,5 @@ class KeyRoutes:
     async def _list(self, request: Request) -> Response:
         figures = {} if self._usage is None else self._usage.figures()
         records = () if self._keys is None else self._keys.records()
-        return json_response([key_view(record, figures.get(record.name)) for record in records])
+        own = set() if self._keys is None else {each.name for each in self._keys.own()}
+        return json_response([key_view(each, figures.get(each.name), shared=each.name not in own) for each in records])

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -190,6 +190,12 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def unless_taken(shared: Iterable[KeyRecord], own: Sequence[KeyRecord]) -> tuple[KeyRecord, ...]:
+    """The shared keys that count beside a gateway's own ones: those of other names and hashes."""
+    taken = {each.name for each in own} | {each.hash for each in own}
+    return tuple(each for each in shared if each.name not in taken and each.hash not in taken)
+
+
 class KeyRing:
     """The current keys: those of the file, `plain` ones, which have all scopes, and those of `shared`, a file of all gateways
     of the cluster, unless the first ones have their names.
@@ -273,8 +279,7 @@ class KeyRing:
             self._of_all = read(self._shared)
         except KeyFileError as error:
             logger.error("%s; keeping the previous shared keys", error)
-        taken = {each.name for each in self._own} | {each.hash for each in self._own}
-        return (*self._own, *(each for each in self._of_all if each.name not in taken and each.hash not in taken))
+        return (*self._own, *unless_taken(self._of_all, self._own))
 
     def _record(self, hashed: str) -> KeyRecord | None:
         self._refresh()

@@ -18,6 +18,8 @@ from hostler.gateway.cli.start_options import FAILED, USAGE
 
 if TYPE_CHECKING:
     from hostler.gateway.admin.key_list import KeyView
+    from hostler.gateway.auth.keys import KeyRecord
+    from hostler.gateway.settings import Settings
 
 keys_app = typer.Typer(help="Create, change, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -136,7 +138,7 @@ def keys_set(
         fail("nothing to change; see `hostler keys set --help`", USAGE)
     with _failing_cleanly(path):
         if not keys.change(path, name, **changes):
-            _unknown_key(name, path)
+            _unknown_key(name, path, config)
     if as_json:
         print_json({"name": name, "changed": sorted(changes)})
     else:
@@ -145,7 +147,10 @@ def keys_set(
 
 @keys_app.command("list")
 def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List API keys, their limits, and what they have used today."""
+    """List API keys, their limits, and what they have used today.
+
+    Those that the members of a cluster share are marked.
+    """
     from hostler.gateway.admin.key_list import key_view
     from hostler.gateway.auth import keys
     from hostler.gateway.auth.bind_policy import key_path
@@ -156,11 +161,13 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     path = key_path(settings)
     with _failing_cleanly(path):
         records = keys.read(path)
+        shared = keys.unless_taken(_shared_keys(settings), records)
     used = read_figures(usage_file(settings.gateway), time.time())
-    views = [key_view(record, used.get(record.name)) for record in records]
+    views = [key_view(each, used.get(each.name)) for each in records]
+    views += [key_view(each, used.get(each.name), shared=True) for each in shared]
     if as_json:
         print_json(views)
-    elif not records:
+    elif not views:
         typer.echo(f"No keys in {path}: the gateway serves this machine only, without authentication.")
     else:
         columns = [
@@ -172,7 +179,13 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             Column("NOTE", drop=3, wraps=True),
             Column("CREATED", drop=4),
         ]
-        print_table(columns, key_rows(views, time.time()))
+        rows = key_rows(views, time.time())
+        if shared:
+            columns.insert(1, Column("OF"))
+            rows = [
+                (row[0], "cluster" if view.shared else "file", *row[1:]) for row, view in zip(rows, views, strict=True)
+            ]
+        print_table(columns, rows)
 
 
 @keys_app.command("revoke")
@@ -187,7 +200,7 @@ def keys_revoke(
     path = _key_file(config)
     with _failing_cleanly(path):
         if not keys.revoke(path, name):
-            _unknown_key(name, path)
+            _unknown_key(name, path, config)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:
@@ -297,8 +310,24 @@ def _failing_cleanly(path: Path) -> Iterator[None]:
         cannot_write(path, error)
 
 
-def _unknown_key(name: str, path: Path) -> NoReturn:
+def _shared_keys(settings: Settings) -> tuple[KeyRecord, ...]:
+    """The keys that this gateway has from its cluster."""
+    from hostler.gateway.auth import keys
+    from hostler.gateway.shared_files import shared_file
+
+    file = shared_file(settings.cluster, "keys")
+    return () if file is None else keys.read(file)
+
+
+def _unknown_key(name: str, path: Path, config: str | None) -> NoReturn:
     from hostler.gateway.auth import keys
 
+    settings = read_configuration(config).settings
+    if name in {each.name for each in _shared_keys(settings)}:
+        fail(
+            f"{name!r} is a key that the members of the cluster share; change it in the file that was published, and publish "
+            "that again: hostler config push keys FILE",
+            FAILED,
+        )
     names = ", ".join(each.name for each in keys.read(path))
     fail(f"no key named {name!r} in {path}; keys are: {names or 'none'}", FAILED)

@@ -39,7 +39,7 @@ export function build(root) {
 function keyRow() {
   const fields = cells(COLUMNS, Array(COLUMNS.length).fill(""), WIDTHS);
   const update = (key) => {
-    const values = [key.name, key.scopes.join(", "), limits(key).join(", ") || "none", used(key), key.expires === null ? "never" : moment(key.expires), key.note || "–"];
+    const values = [key.shared ? `${key.name} (shared)` : key.name, key.scopes.join(", "), limits(key).join(", ") || "none", used(key), key.expires === null ? "never" : moment(key.expires), key.note || "–"];
     values.forEach((value, index) => setText(fields[index], value));
   };
   return { node: h("tr", { role: "row" }, ...fields), update };

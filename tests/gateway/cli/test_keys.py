@@ -115,6 +115,27 @@ def test_the_list_shows_limits_and_what_was_used_today(config: Path) -> None:
     assert "hash" not in bob
 
 
+def test_keys_that_members_of_a_cluster_share_are_listed_and_marked(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    with config.open("a") as file:
+        file.write("cluster: {name: home, store: 'redis://127.0.0.1:1', token: secret-token-of-16}\n")
+    run(config, "add", "bob")
+    assert "OF" not in run(config, "list").output
+    shared = tmp_path / "shared"
+    for name in ("bob", "eve"):
+        keys.add(shared, name, ("infer",))
+    (tmp_path / "state").mkdir()
+    shared.rename(tmp_path / "state" / "cluster-home-keys")
+    shown = json.loads(run(config, "list", "--json").stdout)
+    assert [(each["name"], each["shared"]) for each in shown] == [("bob", False), ("eve", True)]
+    rows = [line.split()[:2] for line in run(config, "list").output.splitlines()]
+    assert rows == [["NAME", "OF"], ["bob", "file"], ["eve", "cluster"]]
+    refused = run(config, "revoke", "eve")
+    assert (refused.exit_code, "hostler config push keys FILE" in refused.output) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
