@@ -203,16 +203,29 @@ class EngineLifecycle:
             # The file may have just been downloaded, and its header decides about the pooling argument.
             await self.describe_file()
         profile, facts, services = self.profile, self.description.facts, self._services
-        known = await self._known_options()
+        known, settings = await self._known_options(), await self._settings_with_slots()
 
         def command(port: int, key: str) -> EngineCommand:
             return build_command(
-                profile, services.settings, file=path, host=services.host, port=port, key=key,
+                profile, settings, file=path, host=services.host, port=port, key=key,
                 inherited=dict(os.environ), facts=facts, known=known,
                 visible=visible_devices(profile.devices, services.devices()),
             )  # fmt: skip
 
         return command
+
+    async def _settings_with_slots(self) -> SupervisorSettings:
+        """The settings; without a folder for slots if there is none and none can be created, since engines refuse to start."""
+        settings, slots = self._services.settings, self._services.slots
+        if slots is not None and settings.slots_dir is not None:
+            try:
+                await anyio.to_thread.run_sync(slots.create_directory)
+            except OSError as error:
+                logger.warning(
+                    "%s: conversations are not kept: %s: %s", self.profile.name, settings.slots_dir, error.strerror
+                )
+                return msgspec.structs.replace(settings, slots_dir=None)
+        return settings
 
     async def read_program(self) -> None:
         """Find out what the engine's program is, so that it can be shown before it is first started. Never raises."""

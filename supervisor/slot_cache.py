@@ -139,6 +139,10 @@ class SlotCache:
         """
         self._files.prepare(self._clock())
 
+    def create_directory(self) -> None:
+        """Create the directory if it was removed meanwhile: engines do not start without it. Blocks. Raises `OSError`."""
+        self._files.create()
+
     def reason(self, profile: Profile, facts: ModelFacts | None, key: str, build: str = "") -> str:
         """Why conversations of this model are not kept by engines of this build; empty if they are. Blocks briefly."""
         if why := unsupported_reason(profile, facts):

@@ -71,7 +71,7 @@ class SlotFiles:
 
         Raises `PermissionError` for a directory that other users can read and that cannot be closed to them.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.create()
         _refuse_shared(self.directory)
         # An existing directory may be open to other users, who must not read conversations.
         self.directory.chmod(0o700)
@@ -85,6 +85,10 @@ class SlotFiles:
             if orphan.stem not in names:
                 self.drop(orphan.stem, "it has no sidecar")
         self.evict(0, now)
+
+    def create(self) -> None:
+        """Create the directory if it is missing. Raises `OSError`."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
         """Where the engine's file is, or would be."""

@@ -102,6 +102,35 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
     assert engine.requests.count("POST /slots/0?action=save") == 2
 
 
+def remove(folder: Path) -> None:
+    folder.rmdir()
+
+
+def touch(file: Path) -> None:
+    file.touch()
+
+
+def permissions(folder: Path) -> int:
+    return folder.stat().st_mode & 0o777
+
+
+async def test_a_folder_of_slots_that_was_removed_is_made_again_before_a_start(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "slots"
+    cache = SlotCache(folder, max_bytes=10_000, max_age_s=100.0, min_tokens=256)
+    cache.prepare()
+    settings = SupervisorSettings(engine=sys.executable, slots_dir=str(folder))
+    services = EngineServices(settings=settings, host="", files=ModelFiles(), memory=MemoryHistory(), slots=cache)
+    lifecycle = EngineLifecycle(PROFILE, services)
+    lifecycle.path = weights
+    remove(folder)
+    assert "--slot-save-path" in (await lifecycle.prepare())(1, "k").arguments
+    assert permissions(folder) == 0o700
+    # Engines refuse to start with a path that is no folder.
+    remove(folder)
+    touch(folder)
+    assert "--slot-save-path" not in (await lifecycle.prepare())(1, "k").arguments
+
+
 async def test_conversations_have_slots_for_as_long_as_their_engine_runs(
     engine: SlotEngine, lifecycle_of: CreateLifecycle
 ) -> None:
