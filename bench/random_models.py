@@ -57,11 +57,11 @@ def _attention(head: int, *, biases: bool = False) -> Shapes:
     return shapes
 
 
-def _feed_forward() -> Shapes:
+def _feed_forward(width: int) -> Shapes:
     return {
-        "ffn_gate.weight": (FEED_FORWARD, WIDTH),
-        "ffn_up.weight": (FEED_FORWARD, WIDTH),
-        "ffn_down.weight": (WIDTH, FEED_FORWARD),
+        "ffn_gate.weight": (width, WIDTH),
+        "ffn_up.weight": (width, WIDTH),
+        "ffn_down.weight": (WIDTH, width),
     }
 
 
@@ -113,31 +113,31 @@ _RECURRENT: Final = {
 }  # fmt: skip
 
 
-def _gpt_oss(head: int) -> Shapes:
+def _gpt_oss(head: int, feed_forward: int) -> Shapes:
     return {
         **_norms("attn_norm", "post_attention_norm"),
         **_attention(head, biases=True),
         "attn_sinks.weight": (HEADS,),
         "ffn_gate_inp.weight": (EXPERTS, WIDTH),
         "ffn_gate_inp.bias": (EXPERTS,),
-        "ffn_gate_exps.weight": (EXPERTS, FEED_FORWARD, WIDTH),
-        "ffn_gate_exps.bias": (EXPERTS, FEED_FORWARD),
-        "ffn_up_exps.weight": (EXPERTS, FEED_FORWARD, WIDTH),
-        "ffn_up_exps.bias": (EXPERTS, FEED_FORWARD),
-        "ffn_down_exps.weight": (EXPERTS, WIDTH, FEED_FORWARD),
+        "ffn_gate_exps.weight": (EXPERTS, feed_forward, WIDTH),
+        "ffn_gate_exps.bias": (EXPERTS, feed_forward),
+        "ffn_up_exps.weight": (EXPERTS, feed_forward, WIDTH),
+        "ffn_up_exps.bias": (EXPERTS, feed_forward),
+        "ffn_down_exps.weight": (EXPERTS, WIDTH, feed_forward),
         "ffn_down_exps.bias": (EXPERTS, WIDTH),
     }
 
 
-def _architectures(head: int) -> dict[str, Architecture]:
-    plain = {**_norms("attn_norm", "ffn_norm"), **_attention(head), **_feed_forward()}
-    qwen = {**_norms("attn_norm", "post_attention_norm"), **_feed_forward()}
+def _architectures(head: int, feed_forward: int) -> dict[str, Architecture]:
+    plain = {**_norms("attn_norm", "ffn_norm"), **_attention(head), **_feed_forward(feed_forward)}
+    qwen = {**_norms("attn_norm", "post_attention_norm"), **_feed_forward(feed_forward)}
     gemma = {
         **plain,
         **_norms("post_attention_norm", "post_ffw_norm"),
         **_norms("attn_q_norm", "attn_k_norm", size=head),
     }
-    wide = {"ffn_up.weight": (FEED_FORWARD, WIDTH), "ffn_down.weight": (WIDTH, FEED_FORWARD)}
+    wide = {"ffn_up.weight": (feed_forward, WIDTH), "ffn_down.weight": (WIDTH, feed_forward)}
     nemotron = (_mamba2(), {**_norms("attn_norm"), **_attention(head)}, _mamba2(), {**_norms("attn_norm"), **wide})
     return {
         "llama": Architecture({}, [plain] * BLOCKS),
@@ -145,13 +145,13 @@ def _architectures(head: int) -> dict[str, Architecture]:
         "gpt-oss": Architecture(
             {
                 "attention.sliding_window": WINDOW, "expert_count": EXPERTS, "expert_used_count": EXPERTS,
-                "expert_feed_forward_length": FEED_FORWARD,
+                "expert_feed_forward_length": feed_forward,
             },
-            [_gpt_oss(head)] * BLOCKS,
+            [_gpt_oss(head, feed_forward)] * BLOCKS,
         ),
         "mamba2": Architecture(_RECURRENT, [_mamba2()] * BLOCKS),
         "nemotron_h": Architecture(
-            {**_RECURRENT, "attention.head_count_kv": [0, KV_HEADS, 0, 0], "feed_forward_length": [0, 0, 0, FEED_FORWARD]},
+            {**_RECURRENT, "attention.head_count_kv": [0, KV_HEADS, 0, 0], "feed_forward_length": [0, 0, 0, feed_forward]},
             nemotron,
         ),
         "qwen35": Architecture(
@@ -162,18 +162,19 @@ def _architectures(head: int) -> dict[str, Architecture]:
 
 
 #: All architectures that can be written, by their names in GGUF files.
-ARCHITECTURES: Final = _architectures(HEAD)
+ARCHITECTURES: Final = _architectures(HEAD, FEED_FORWARD)
 
 
-def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD) -> Path:
+def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD, feed_forward: int = FEED_FORWARD) -> Path:
     """Write a model of the architecture `name`, the same one for the same seed; returns `path`.
 
     Engines read a few tokens after a long prompt as slowly as they write them if a `head` is narrower than their vectors.
+    With narrow `feed_forward` layers nearly all of their time goes to attention, other than in real models.
     """
-    architecture = _architectures(head)[name]
+    architecture = _architectures(head, feed_forward)[name]
     writer = GGUFWriter(path, name)
     random = np.random.default_rng(seed)
-    _write_keys(writer, architecture, head)
+    _write_keys(writer, architecture, head, feed_forward)
     _write_tokenizer(writer)
 
     tokens = len(SPECIAL) + len(SPACES) + len(CHARACTERS)
@@ -205,10 +206,10 @@ def _weights(random: np.random.Generator, tensor: str, shape: tuple[int, ...]) -
     return values.astype(np.float32)
 
 
-def _write_keys(writer: GGUFWriter, architecture: Architecture, head: int) -> None:
+def _write_keys(writer: GGUFWriter, architecture: Architecture, head: int, feed_forward: int) -> None:
     keys: dict[str, Any] = {
         "block_count": len(architecture.blocks), "context_length": CONTEXT, "embedding_length": WIDTH,
-        "feed_forward_length": FEED_FORWARD, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
+        "feed_forward_length": feed_forward, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
         "attention.key_length": head, "attention.value_length": head, "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5,
         "rope.freq_base": 10000.0, "rope.dimension_count": head,
         **architecture.keys,

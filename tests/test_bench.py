@@ -182,7 +182,7 @@ def test_the_time_from_ready_to_the_first_byte_is_measured(capsys: pytest.Captur
 
 @pytest.mark.engine
 def test_conversations_with_other_architectures_are_measured() -> None:
-    rows = architectures.architectures(tokens=700, names=["gemma3"])
+    rows = architectures.architectures(tokens=700, names=["gemma3"], repeats=2)
     assert [row.same for row in rows] == [True]
     assert 0 < rows[0].read["extended"] < rows[0].unkept["extended"]
     assert rows[0].bytes
