@@ -99,7 +99,12 @@ class ListRoute:
         if asked is not None:
             records = [each for each in records if gateways is not None and gateway_of(each.id) == gateways.own]
             return reply(await _page(records, _decoded(asked), show))
-        query = self._query(request, records)
+        try:
+            query = self._query(request, records)
+        except BadRequest:
+            if pass_on:  # the page may begin at an entry of the backend
+                raise PassOn from None
+            raise
         pages, missing = [await _page(records, query, show)], []
         if gateways is not None and FORWARDED_FROM not in request.headers:
             header = (_QUERY, msgspec.json.encode(query).decode())

@@ -183,6 +183,16 @@ async def test_a_backend_is_asked_only_if_no_gateway_has_anything() -> None:
         await one.page(pass_on=True)
 
 
+@pytest.mark.parametrize("query", ["after=file-abc", "before=file-abc", "limit=many"])
+async def test_a_page_of_a_backends_list_is_asked_of_the_backend(query: str) -> None:
+    one, _ = gateways([], [1])
+    for gateway in (one, Gateway("")):
+        with pytest.raises(PassOn):
+            await gateway.page(query, pass_on=True)
+    with pytest.raises(BadRequest):
+        await one.page(query)
+
+
 async def test_gateways_do_not_ask_for_each_others_lists_in_circles() -> None:
     one, two = gateways([2], [1])
     await one.page()
