@@ -31,11 +31,8 @@ class GatewayNames:
 
     def add(self, members: Iterable[Member]) -> None:
         """Keep the names of these. Writes a file if any is new."""
-        before = dict(self._names)
-        for member in members:
-            self._names[member.id] = member.name
+        before, present = self._names, {member.id: member.name for member in members}
+        names = {gateway: name for gateway, name in before.items() if gateway not in present} | present
+        self._names = dict(list(names.items())[-_MAX_NAMES:])
         if self._names != before:
-            for oldest in list(self._names)[: max(0, len(self._names) - _MAX_NAMES)]:
-                del self._names[oldest]
-            names = dict(self._names)
-            self._file.write(lambda: _Names(names))
+            self._file.write(lambda: _Names(self._names))

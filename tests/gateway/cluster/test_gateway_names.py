@@ -24,6 +24,13 @@ def test_those_that_came_last_are_kept(tmp_path: Path) -> None:
     assert (names.find("id99"), names.find("id100")) == (None, "gateway 100")
 
 
+def test_those_that_are_there_are_not_the_first_to_be_forgotten(tmp_path: Path) -> None:
+    names = GatewayNames(tmp_path / "names.json")
+    names.add(member(number) for number in range(200))
+    names.add([member(0), member(200)])
+    assert [names.find(f"id{number}") for number in (0, 1, 200)] == ["gateway 0", None, "gateway 200"]
+
+
 def test_without_anything_new_nothing_is_written(tmp_path: Path) -> None:
     names = GatewayNames(tmp_path / "names.json")
     names.add([member(1)])
