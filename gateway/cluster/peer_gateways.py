@@ -97,8 +97,8 @@ class PeerGateways:
             raise
 
     async def ask_all(self, request: Request, header: tuple[str, str]) -> list[GatewayAnswer]:
-        """What each other gateway answers to a request without a body, with a header more: its body, `None` without an answer
-        in time."""
+        """What each other gateway answers to a request without a body, with a header more, which a client cannot set: its body,
+        `None` without an answer in time."""
         others = [member for member in self._members().values() if member.id != self.own]
         bodies: dict[str, bytes] = {}
         reasons = dict.fromkeys((each.id for each in others), f"no answer within {_PART_S:g} s")
@@ -150,10 +150,9 @@ class PeerGateways:
         assert member.url is not None, "see `_unreachable`"
         client = await stack.enter_async_context(self._connections.client(member))
         try:
-            headers = [
-                *_headers(request, read=body is not None),
-                *((name.encode(), value.encode()) for name, value in more),
-            ]
+            own = {name.encode(): value.encode() for name, value in more}
+            passed = (each for each in _headers(request, read=body is not None) if each[0] not in own)
+            headers = [*passed, *own.items()]
             url = httpx.URL(member.url).copy_with(raw_path=_path(request))
             # Not `build_request`, which adds headers that the client has not sent.
             sent = httpx.Request(

@@ -197,10 +197,11 @@ async def test_all_gateways_are_asked_at_once_and_those_without_an_answer_are_sa
         members = {name: Member(id=name, name=name, version="1", url=address) for name, address in addresses.items()}
         peers = some_peers(members)
         for _ in range(2):
-            answers = await peers.ask_all(request(), ("x-more", "1"))
+            answers = await peers.ask_all(request("GET", (b"x-more", b"a client's")), ("x-more", "1"))
         silent.set()
     assert answers == [("b", b"{}"), ("c", None), ("d", None), ("e", None)]
-    assert b"x-more: 1" in got[0] and len(got) == 2
+    assert len(got) == 2
+    assert [line for line in got[0].split(b"\r\n") if line.startswith(b"x-more")] == [b"x-more: 1"]
     said = sorted(record.getMessage() for record in caplog.records)
     assert [each.split(" is left out of lists of files and batches: ") for each in said] == [
         ["gateway c", "no answer within 2 s"],
