@@ -206,7 +206,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     and so do those of the client that `forward_headers` names.
 
     `folds`: whole answers are requested as streams and folded here. llama.cpp's server notices that the client of a
-    whole answer has disconnected only when it is otherwise idle; it stops a stream within a token.
+    whole answer has disconnected only when nothing else has a result for a second; it stops a stream within a token.
     `local`: it is on the local network, so that an error with a reason is the request's fault as long as `health_path`
     responds. What stands behind a remote address is not known. `engines` are the protocols of its other engines.
     """
