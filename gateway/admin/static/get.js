@@ -161,7 +161,7 @@ export function build(root) {
       show(use, view.state === "done");
       show(bar, view.state in PENDING);
       set(bar, "value", loading && view.total ? view.completed / view.total : null);
-      setText(words, view.message || progress(view));
+      setText(words, view.state === "done" && view.message ? `How it runs: ${view.message}` : view.message || progress(view));
       show(stop, view.state !== "adding");
       setText(stop, loading ? "Cancel" : "Dismiss");
       set(stop, "aria-label", `${loading ? "Cancel" : "Dismiss"} ${view.name}`);

@@ -124,3 +124,16 @@ def test_examples_of_conversations_are_part_of_the_system_prompt(tmp_path: Path,
 def test_the_number_of_drafted_tokens_is_an_argument(tmp_path: Path, model: str) -> None:
     manifest(tmp_path, MANIFEST, model=model, params=blob(tmp_path, b'{"draft_num_predict": 4}'))
     assert profile(tmp_path)["args"] == ["--draft-max", "4"]
+
+
+def test_all_that_the_documentation_of_modelfiles_names_is_taken_over(tmp_path: Path, model: str) -> None:
+    params = {
+        "num_ctx": 4096, "repeat_last_n": 64, "repeat_penalty": 1.1, "temperature": 0.7, "seed": 42, "stop": ["AI:"],
+        "num_predict": 42, "draft_num_predict": 4, "top_k": 40, "top_p": 0.9, "min_p": 0.05,
+    }  # fmt: skip
+    texts = {"template": b"{{ .Prompt }}", "system": b"s", "license": b"l", "adapter": b"a"}
+    layers = {kind: blob(tmp_path, text) for kind, text in texts.items()}
+    layers["messages"] = blob(tmp_path, b'[{"role": "user", "content": "hi"}]')
+    manifest(tmp_path, MANIFEST, model=model, params=blob(tmp_path, json.dumps(params).encode()), **layers)
+    kinds = [note.kind for note in translate(tmp_path).notes]
+    assert (kinds.count("taken"), kinds.count("changed"), len(kinds)) == (14, 3, 17)
