@@ -15,6 +15,8 @@ Pair = tuple[float, float]
 Rule = Literal["", "fit", "some", "alone", "lone"]
 #: A limit that there is not.
 NO_LIMIT = -1.0
+#: How long a window is, in seconds.
+MINUTE_S = 60.0
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -36,13 +38,21 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     def reserved(self) -> Pair:
         return self.reserved_a, self.reserved_b
 
+    def total(self, now: float) -> Pair:
+        """All of it that counts now."""
+        window = [part for part in self.window if part[0] > now - MINUTE_S]
+        return (
+            self.used_a + self.reserved_a + sum(part[1] for part in window),
+            self.used_b + self.reserved_b + sum(part[2] for part in window),
+        )
+
     def counts(self, since: float) -> bool:
         """Whether it holds anything that still counts: of its window only what is later than `since`."""
         return any((*self.used, *self.reserved, self.open)) or any(at > since for at, _, _ in self.window)
 
 
 def read_entries(fields: Sequence[bytes]) -> dict[str, Entry]:
-    """The entries of a book by gateway, without what is withheld for silent ones."""
+    """The entries of a book by gateway, without their shares."""
     found = {}
     for id_, value in zip(fields[::2], fields[1::2], strict=True):
         if not id_.startswith(b"~") and (entry := read_entry(value)) is not None:
@@ -59,13 +69,25 @@ def read_entry(value: bytes) -> Entry | None:
 
 
 class Book(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures with the same limits. `by_minute`: its first measure counts when a request begins. `whole` measures have no
-    fractions."""
+    """Figures with the same limits. `by_minute`: its first measure counts when a request begins."""
 
     name: str
     limits: Pair
-    whole: tuple[bool, bool]
     by_minute: bool = False
+
+    @property
+    def rules(self) -> bytes:
+        """All but the name, for other gateways."""
+        return msgspec.json.encode((*self.limits, self.by_minute))
+
+    @staticmethod
+    def read(name: bytes, rules: bytes) -> Book | None:
+        """The book that another gateway has reported; `None` for what no gateway of this release has written."""
+        try:
+            a, b, by_minute = msgspec.json.decode(rules, type=tuple[float, float, bool])
+            return Book(name=name.decode(), limits=(a, b), by_minute=by_minute)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
 
     @property
     def ttl(self) -> int:
@@ -82,8 +104,8 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Others(msgspec.Struct, frozen=True, kw_only=True):
-    """What other gateways have used of a book. `withheld` is what they may use without the store. `away`: this gateway has
-    none, either."""
+    """What other gateways have used of a book. `withheld` is what they may use without the store: those that do not have it
+    now, or all of them if this gateway has to go by its share, as without the store (`away`)."""
 
     used: Pair
     reserved: Pair

@@ -133,12 +133,10 @@ class SharedKeyUsage(KeyUsage):
             Book(
                 name=f"{_DAY}:{self._today()}:{key}",
                 limits=(_limit(rules.tokens_per_day), _limit(rules.dollars_per_day)),
-                whole=(True, False),
             ),
             Book(
                 name=f"{_MINUTE}:{key}",
                 limits=(_limit(rules.requests_per_minute), _limit(rules.tokens_per_minute)),
-                whole=(True, True),
                 by_minute=True,
             ),
         )

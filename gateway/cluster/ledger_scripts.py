@@ -6,7 +6,8 @@ from typing import Final
 
 from hostler.gateway.cluster.store import Script
 
-#: After which silence another gateway may be without the store and use its share, and after which it is gone, in seconds.
+#: After which silence another gateway is not expected to answer, and after which its share is no longer kept for it, in
+#: seconds.
 SILENT_S: Final = 3.0
 GONE_S: Final = 600.0
 #: How long entries are kept, in seconds: those of a day, and those of a minute.
@@ -14,13 +15,16 @@ DAY_TTL_S: Final = 2 * 24 * 3600
 MINUTE_TTL_S: Final = 180
 
 # An entry is [sequence, used a, used b, reserved a, reserved b, open, window]; the window's parts are [moment, a, b].
-# A book is a hash: a gateway's id -> its entry, and `~` and its id -> what is withheld for it while it is silent.
+# A book is a hash: a gateway's id -> its entry, and `~` and its id -> its share: what it may use without the store beyond its
+# entry, [a, b]. Nothing but the gateway itself lowers that, since an answer that does may be lost. In books without a share of
+# a gateway it is the gateway's part of the limit. `parts` is a hash: a gateway's id -> its part, from 0 to 1, or `?` if the store
+# has lost what the gateway holds, until the gateway has said it again.
 # What something else has written at one of these places is removed, and its name added to `damaged`.
 _COMMON: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local ask = cjson.decode(ARGV[1])
-local seen, index = KEYS[1], KEYS[2]
+local seen, index, parts = KEYS[1], KEYS[2], KEYS[3]
 local damaged = {{}}
 
 local function replace(key, kind)
@@ -58,7 +62,23 @@ end
 
 replace(seen, 'zset')
 replace(index, 'zset')
+replace(parts, 'hash')
 redis.call('ZREMRANGEBYSCORE', seen, '-inf', now - {GONE_S})
+
+local function part_of(id)
+    local part = tonumber(redis.call('HGET', parts, id) or '')
+    return part and part >= 0 and part <= 1 and part or nil
+end
+
+local function report(id)
+    redis.call('ZADD', seen, now, id)
+    redis.call('EXPIRE', seen, {GONE_S:.0f})
+    redis.call('EXPIRE', parts, {GONE_S:.0f})
+end
+
+local function pair(a, b)
+    return string.format('[%.17g,%.17g]', a, b)
+end
 
 local function written(entry)
     local window = {{}}
@@ -77,23 +97,37 @@ local function keep(key, name, ttl, field, value)
 end
 """
 
-#: How the answer of a step begins if the store has lost anything that this gateway knows of: it has to be restored before.
+#: How the answer of a step begins if the store lacks anything that this gateway knows of: it has to be restored before.
 LOST: Final = b"lost"
+#: What a step says of a request that would fit if other gateways gave up what they may use without the store: they are asked.
+ASKED: Final = 3
 
-#: Writes own entries and admits what fits: KEYS are the gateways seen, the index, and the books.
+#: Writes own entries and shares, and admits what fits: KEYS are the gateways seen, the index, the parts, and the books.
 STEP: Final = Script(
     _COMMON
     + f"""
-if not redis.call('ZSCORE', seen, ask.id) then return {{'lost', damaged}} end
-redis.call('ZADD', seen, now, ask.id)
-redis.call('EXPIRE', seen, {GONE_S:.0f})
+local part = part_of(ask.id)
+if not redis.call('ZSCORE', seen, ask.id) or not part then return {{'lost', damaged, 'marked'}} end
+if ask.part < part then
+    part = ask.part
+    redis.call('HSET', parts, ask.id, string.format('%.17g', part))
+    redis.call('PUBLISH', ask.asking, '{{}}')
+end
+report(ask.id)
 redis.call('ZREMRANGEBYSCORE', index, '-inf', now)
-local gateways, last, silent = 0, {{}}, {{}}
+local gateways, last, part_by, spare, unsure = 0, {{}}, {{}}, 1, false
 local ids = redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES')
 for i = 1, #ids, 2 do
-    gateways = gateways + 1
-    last[ids[i]] = tonumber(ids[i + 1])
-    if ids[i] ~= ask.id and last[ids[i]] < now - {SILENT_S} then silent[#silent + 1] = ids[i] end
+    local id = ids[i]
+    gateways, last[id] = gateways + 1, tonumber(ids[i + 1])
+    if id ~= ask.id then
+        part_by[id] = part_of(id)
+        unsure = unsure or not part_by[id]
+        spare = spare - (part_by[id] or 0)
+    end
+end
+for _, id in ipairs(redis.call('HKEYS', parts)) do
+    if not last[id] then redis.call('HDEL', parts, id) end
 end
 
 local books, results = {{}}, {{}}
@@ -111,19 +145,26 @@ local function add(book, entry, with_reserved)
     end
 end
 
+local function left(book, measure)
+    return book.limits[measure] - book.used[measure] - book.reserved[measure]
+end
+
 for number, asked in ipairs(ask.books) do
-    local key = KEYS[number + 2]
-    local book = {{key = key, name = asked.name, ttl = asked.ttl, limits = asked.limits, by_minute = asked.by_minute, own = asked.entry,
-        used = {{0, 0}}, reserved = {{0, 0}}, open = 0, others = {{}}}}
+    local key = KEYS[number + 3]
+    local book = {{key = key, asked = asked, limits = asked.limits, by_minute = asked.by_minute, own = asked.entry,
+        used = {{0, 0}}, reserved = {{0, 0}}, open = 0, others = {{}}, promised = {{0, 0}}, absent = {{0, 0}}, present = {{}},
+        granted = {{0, 0}}, wanted = nil}}
     replace(key, 'hash')
     local missing = {{}}
     for _, id in ipairs(asked.known) do missing[id] = true end
-    local fields, held = redis.call('HGETALL', key), {{}}
+    local fields, held, sequence = redis.call('HGETALL', key), {{}}, 0
     for i = 1, #fields, 2 do
         local id, value = fields[i], fields[i + 1]
-        local entry = id ~= ask.id and decoded(key, id, value)
+        local entry = decoded(key, id, value)
         if entry and string.sub(id, 1, 1) == '~' then
             held[string.sub(id, 2)] = entry
+        elseif entry and id == ask.id then
+            sequence = entry[1]
         elseif entry then
             -- What an ended gateway has reserved counts for a minute in the minute, and as used in the day.
             add(book, entry, not asked.by_minute or (last[id] or 0) > now - 60)
@@ -132,46 +173,51 @@ for number, asked in ipairs(ask.books) do
             missing[id] = nil
         end
     end
-    if next(missing) then return {{'lost', damaged}} end
+    if next(missing) or sequence < asked.acknowledged then return {{'lost', damaged, 'entries'}} end
     add(book, book.own, true)
-    local withheld = {{0, 0}}
-    for _, id in ipairs(silent) do
-        local share = {{0, 0}}
-        if held[id] then
-            share = held[id]
-        else
+    for id, at in pairs(last) do
+        if id ~= ask.id then
+            local share, is_present = held[id] or {{}}, at >= now - {SILENT_S}
             for measure = 1, 2 do
-                local rest = book.limits[measure] - book.used[measure] - book.reserved[measure]
-                if book.limits[measure] >= 0 and rest > 0 then share[measure] = rest / gateways end
-            end
-            if book.limits[1] >= 0 or book.limits[2] >= 0 then
-                redis.call('HSET', key, '~' .. id, string.format('[%.17g,%.17g]', share[1], share[2]))
+                local amount = share[measure] or (part_by[id] or 0) * math.max(0, book.limits[measure])
+                book.promised[measure] = book.promised[measure] + amount
+                if is_present then
+                    book.present[id] = book.present[id] or {{}}
+                    book.present[id][measure] = amount
+                else
+                    book.absent[measure] = book.absent[measure] + amount
+                end
             end
         end
-        held[id] = nil
-        for measure = 1, 2 do withheld[measure] = withheld[measure] + share[measure] end
     end
-    for id in pairs(held) do redis.call('HDEL', key, '~' .. id) end
+    for id in pairs(held) do
+        if not last[id] then redis.call('HDEL', key, '~' .. id) end
+    end
     for measure = 1, 2 do
-        -- Whole requests and tokens: a part of one that is withheld is none.
-        if asked.whole[measure] then withheld[measure] = math.floor(withheld[measure]) end
-        book.used[measure] = book.used[measure] + withheld[measure]
+        if unsure then  -- Only what this gateway may use without the store is certainly not used elsewhere.
+            local elsewhere = math.max(0, left(book, measure) - asked.share[measure])
+            book.promised[measure] = math.max(book.promised[measure], elsewhere)
+            book.absent[measure] = math.max(book.absent[measure], elsewhere)
+        end
+        book.used[measure] = book.used[measure] + book.promised[measure]
     end
-    book.withheld = withheld
     books[number] = book
 end
 
-local function fits(part)
+-- Whether it fits; `given`: if the gateways that are there gave up their shares.
+local function fits(part, given)
     local book = books[part.book + 1]
     for measure = 1, 2 do
         local rule, amount, limit = part.rules[measure], part.amounts[measure], book.limits[measure]
-        local total = book.used[measure] + book.reserved[measure]
+        local used = book.used[measure]
+        if given then used = used - book.promised[measure] + book.absent[measure] end
+        local total = used + book.reserved[measure]
         if limit >= 0 then
             local fit = total + amount <= limit + 1e-9
             if rule == 'fit' and not fit then return false end
             if rule == 'some' and total >= limit then return false end
             if rule == 'alone' and amount > 0 and not fit and not (total <= 1e-9 and limit > 0) then return false end
-            if rule == 'lone' and (book.open > 0 or book.used[measure] >= limit) then return false end
+            if rule == 'lone' and (book.open > 0 or used >= limit) then return false end
         end
     end
     return true
@@ -190,84 +236,174 @@ local function reserve(part)
         book.reserved[measure] = book.reserved[measure] + amounts[measure]
         own[3 + measure] = own[3 + measure] + amounts[measure]
     end
+    for measure = 1, 2 do book.granted[measure] = book.granted[measure] + amounts[measure] end
     if amounts[1] > 0 then book.open, own[6] = book.open + 1, own[6] + 1 end
 end
 
-local function try(parts)
-    for _, part in ipairs(parts) do
-        if not fits(part) then return false end
+local function fit_all(wanted, given)
+    for _, part in ipairs(wanted) do
+        if not fits(part, given) then return false end
     end
-    for _, part in ipairs(parts) do reserve(part) end
     return true
 end
 
+local function ask_others(wanted)
+    for _, part in ipairs(wanted) do
+        local book = books[part.book + 1]
+        if not fits(part, false) then
+            book.wanted = book.wanted or {{0, 0}}
+            for measure = 1, 2 do book.wanted[measure] = book.wanted[measure] + part.amounts[measure] end
+        end
+    end
+end
+
 for number, want in ipairs(ask.wants) do
-    results[number] = 0
-    if try(want.required) then
-        results[number] = 1
-        if try(want.optional) then results[number] = 2 end
+    local may_ask = not unsure and not want.again
+    if fit_all(want.required, false) then
+        if may_ask and not fit_all(want.optional, false) and fit_all(want.optional, true) then
+            results[number] = {ASKED}
+            ask_others(want.optional)
+        else
+            results[number] = 1
+            for _, part in ipairs(want.required) do reserve(part) end
+            if fit_all(want.optional, false) then
+                results[number] = 2
+                for _, part in ipairs(want.optional) do reserve(part) end
+            end
+        end
+    elseif may_ask and fit_all(want.required, true) then
+        results[number] = {ASKED}
+        ask_others(want.required)
+    else
+        results[number] = 0
     end
 end
 
 local answer = {{}}
 for number, book in ipairs(books) do
-    local value = written(book.own)
-    keep(book.key, book.name, book.ttl, ask.id, value)
-    redis.call('PUBLISH', ask.channel, ask.id .. ' ' .. value .. ' ' .. book.name)
-    answer[number] = {{value, string.format('[%.17g,%.17g]', book.withheld[1], book.withheld[2]), book.others}}
+    local asked, share, waited, targets = book.asked, {{}}, {{}}, {{}}
+    for measure = 1, 2 do
+        local rest = left(book, measure)
+        local fair = math.min(rest, part * (rest + book.promised[measure]), asked.most[measure])
+        -- Without what was granted: this gateway may not get to know of it.
+        share[measure] = math.max(0, asked.share[measure] - book.granted[measure], fair)
+        if book.limits[measure] < 0 then share[measure] = 0 end
+    end
+    local value, kept = written(book.own), pair(share[1], share[2])
+    keep(book.key, asked.name, asked.ttl, ask.id, value)
+    redis.call('HSET', book.key, '~' .. ask.id, kept)
+    redis.call('PUBLISH', ask.channel, table.concat({{ask.id, value, kept, asked.rules, asked.name}}, ' '))
+    for id, amounts in pairs(book.wanted and book.present or {{}}) do
+        local target, lower = {{0, 0}}, false
+        for measure = 1, 2 do
+            local rest = left(book, measure) + book.promised[measure] - book.absent[measure] - book.wanted[measure]
+            target[measure] = math.min(amounts[measure], part_by[id] * math.max(0, rest))
+            lower = lower or target[measure] < amounts[measure]
+        end
+        if lower then waited[#waited + 1], targets[id] = id, target end
+    end
+    if next(targets) then
+        redis.call('PUBLISH', ask.asking, cjson.encode({{name = asked.name, rules = asked.rules, shares = targets}}))
+    end
+    answer[number] = {{value, kept, pair(book.absent[1], book.absent[2]), book.others, waited}}
 end
 local known = {{}}
 for id in pairs(last) do known[#known + 1] = id end
-return {{string.format('%.17g', now), known, results, answer, damaged}}
+return {{string.format('%.17g', now), known, results, answer, damaged, string.format('%.17g', unsure and -1 or spare)}}
 """
 )
 
-#: Brings entries back to a store that may have lost them, and returns those of other gateways. Gateways that are not back yet
-#: may still use the shares that they had.
+#: Brings entries back to a store that may have lost them, with what this gateway holds, and returns those of other gateways.
+#: KEYS are those of a step, with the store's life before the books. If the store has lost anything, or is another server than
+#: the one that was written to, gateways that are not back yet may hold any share.
 RESTORE: Final = Script(
     _COMMON
     + f"""
-local absent, lost = {{}}, redis.call('EXISTS', seen) == 0
-for _, id in ipairs(ask.gateways) do
-    local score = redis.call('ZSCORE', seen, id)
-    -- What kept this gateway from the store may still keep the others from it. Those that have it report each second.
-    if id ~= ask.id and (lost or (score and (ask.returns or tonumber(score) < now - {SILENT_S}))) then
-        redis.call('ZADD', seen, math.min(now - {SILENT_S} - 1, tonumber(score or now)), id)
-        absent[#absent + 1] = id
+local part, dropped = ask.part, false
+if ask.first then
+    local life = KEYS[4]
+    replace(life, 'string')
+    local lost = redis.call('EXISTS', seen) == 0 or (ask.fresh and (redis.call('GET', life) or '') == ask.life)
+    dropped = not lost and not redis.call('ZSCORE', seen, ask.id)
+    if lost then
+        redis.call('SET', life, ask.next_life)
+        for _, id in ipairs(redis.call('ZRANGE', seen, 0, -1)) do redis.call('HSET', parts, id, '?') end
+        for _, id in ipairs(ask.gateways) do
+            redis.call('ZADD', seen, 'NX', now - {SILENT_S} - 1, id)
+            redis.call('HSET', parts, id, '?')
+        end
     end
+    redis.call('EXPIRE', life, {DAY_TTL_S})
+    if dropped or not part_of(ask.id) then redis.call('HSET', parts, ask.id, '?') end
+elseif not redis.call('ZSCORE', seen, ask.id) then
+    return {{'lost', damaged}}  -- emptied meanwhile
 end
-redis.call('ZADD', seen, now, ask.id)
-redis.call('EXPIRE', seen, {GONE_S:.0f})
+report(ask.id)
 local answer = {{}}
 for number, book in ipairs(ask.books) do
-    local key = KEYS[number + 2]
+    local key = KEYS[number + 4]
     replace(key, 'hash')
     for id, entry in pairs(book.entries) do
         local found = redis.call('HGET', key, id)
         local known = found and decoded(key, id, found)
         if not known or known[1] < entry[1] then keep(key, book.name, book.ttl, id, written(entry)) end
     end
-    for _, id in ipairs(absent) do
-        if book.share[1] + book.share[2] > 0 then
-            redis.call('HSETNX', key, '~' .. id, string.format('[%.17g,%.17g]', book.share[1], book.share[2]))
-            redis.call('EXPIRE', key, book.ttl)
-        end
+    if redis.call('EXISTS', key) == 1 then
+        redis.call('HSET', key, '~' .. ask.id, dropped and '[0,0]' or pair(book.share[1], book.share[2]))
     end
     answer[number] = redis.call('HGETALL', key)
 end
-return {{string.format('%.17g', now), answer, damaged}}
+if ask.last then
+    redis.call('HSET', parts, ask.id, string.format('%.17g', dropped and 0 or part))
+    redis.call('PUBLISH', ask.asking, '{{}}')
+end
+return {{string.format('%.17g', now), answer, damaged, dropped and 1 or 0}}
+"""
+)
+
+#: Raises this gateway's part to what is fair and not another one's. In all books that there are it gets a share of nothing,
+#: unless it has one: its part counts in later ones. Returns the part, and the names of the books.
+RAISE: Final = Script(
+    _COMMON
+    + """
+local part = part_of(ask.id)
+if not redis.call('ZSCORE', seen, ask.id) or not part then return {'-1', {}} end
+local gateways, spare = 0, 1
+for _, id in ipairs(redis.call('ZRANGE', seen, 0, -1)) do
+    gateways = gateways + 1
+    if id ~= ask.id then spare = spare - (part_of(id) or 1) end
+end
+local raised, names = math.min(1 / gateways, spare), {}
+if raised > part then
+    part = raised
+    redis.call('HSET', parts, ask.id, string.format('%.17g', part))
+    names = redis.call('ZRANGE', index, 0, -1)
+    for _, name in ipairs(names) do
+        local key = ask.prefix .. name
+        if redis.call('TYPE', key).ok == 'hash' then redis.call('HSETNX', key, '~' .. ask.id, '[0,0]') end
+    end
+end
+return {string.format('%.17g', part), names}
 """
 )
 
 #: This gateway stops, and leaves its share to the others.
-LEAVE: Final = Script("return redis.call('ZREM', KEYS[1], ARGV[1])", types=("zset",))
+LEAVE: Final = Script(
+    """
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('PUBLISH', ARGV[2], '{}')
+return redis.call('ZREM', KEYS[1], ARGV[1])
+""",
+    types=("zset", "hash"),
+)
 
-#: The names of all books. Something else at the place of their index is removed.
+#: The store's life, and the names of all books. Something else at the place of their index is removed.
 NAMES: Final = Script("""
+local life = redis.call('TYPE', KEYS[2]).ok == 'string' and redis.call('GET', KEYS[2]) or ''
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' then
     redis.call('DEL', KEYS[1])
-    return {}
+    return {life, {}}
 end
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+return {life, redis.call('ZRANGE', KEYS[1], 0, -1)}
 """)

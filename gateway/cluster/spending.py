@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hostler.gateway.backends.cost import ROUNDING, Reservation, SpendingTracker
-from hostler.gateway.cluster.budget_books import NO_LIMIT, Book, Charge, Entry
+from hostler.gateway.cluster.budget_books import NO_LIMIT, Book, Charge, Entry, Others
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.store import StoreAway
 
@@ -39,9 +39,12 @@ class SharedSpending(SpendingTracker):
         return self.today + self._ledger.others(self._book()).withheld[0]
 
     def allows(self, wanted: Reservation) -> bool:
+        return self._fits(wanted, self._ledger.others(self._book()))
+
+    def _fits(self, wanted: Reservation, others: Others) -> bool:
         if self._limit is None:
             return True
-        others, spent = self._ledger.others(self._book()), self._spent()
+        spent = super().today + others.used[0] + others.withheld[0]
         if wanted.lone:
             return not self._open and (others.away or not others.open) and spent < self._limit
         total = spent + sum(each.amount for each in self._open) + others.reserved[0]
@@ -66,8 +69,12 @@ class SharedSpending(SpendingTracker):
             raise
 
     def reserve(self, wanted: Reservation) -> bool:
-        reserved = super().reserve(wanted)
-        if reserved and self._limit is not None:
+        """Of this gateway's share alone."""
+        if self._limit is None:
+            return super().reserve(wanted)
+        reserved = self._fits(wanted, self._ledger.others(self._book(), by_share=True))
+        if reserved:
+            self._set_aside(wanted)
             self._ledger.changed([self._book()], soon=False)
         return reserved
 
@@ -81,7 +88,7 @@ class SharedSpending(SpendingTracker):
 
     def _book(self) -> Book:
         limit = NO_LIMIT if self._limit is None else self._limit
-        return Book(name=f"{_PREFIX}:{self._current().day}", limits=(limit, NO_LIMIT), whole=(False, False))
+        return Book(name=f"{_PREFIX}:{self._current().day}", limits=(limit, NO_LIMIT))
 
     # What the ledger asks
 

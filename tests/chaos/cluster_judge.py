@@ -108,9 +108,13 @@ def used_tokens(tries: Iterable[Try]) -> int:
 
 
 def most_in_a_minute(tries: Iterable[Try], work: Mapping[str, Sequence[Work]]) -> int:
-    """The most requests of the key with a limit on requests that were admitted within a minute, counted at the moments when
-    engines began them first."""
-    moments = sorted(
-        work[each.request.name][0].began for each in tries if each.key == PACED and each.request.name in work
+    """The most requests of the key with a limit on requests that were certainly admitted within a minute: sent after its
+    start, and begun by an engine before its end. They are admitted at some moment in between."""
+    moments = [
+        (each.sent, work[each.request.name][0].began)
+        for each in tries
+        if each.key == PACED and each.request.name in work
+    ]
+    return max(
+        (sum(sent >= start and began < start + 60 for sent, began in moments) for start, _ in moments), default=0
     )
-    return max((sum(start <= each < start + 60 for each in moments) for start in moments), default=0)

@@ -87,9 +87,14 @@ def test_what_keys_with_limits_have_used_is_counted() -> None:
     metered = msgspec.structs.replace(TRY, key=METERED)
     assert used_tokens([TRY, metered, msgspec.structs.replace(metered, verdict="limited")]) == LIMITED_TOKENS
     paced = [
-        msgspec.structs.replace(TRY, key=PACED, request=msgspec.structs.replace(REQUEST, name=f"r{number}t1"))
-        for number in range(4)
+        msgspec.structs.replace(TRY, key=PACED, sent=at, request=msgspec.structs.replace(REQUEST, name=f"r{number}t1"))
+        for number, at in enumerate((0.0, 29.0, 58.0, 60.0))
     ]
     events = [begun(f"r{number}t1", at=at) for number, at in enumerate((0.0, 30.0, 59.0, 61.0))]
     assert most_in_a_minute(paced, work_of({"host1": events})) == 3
+    # It may have been admitted long before it was begun.
+    late = [begun("r0t1", at=59.5), *events[1:]]
+    assert most_in_a_minute(paced, work_of({"host1": late})) == 3
+    early = [msgspec.structs.replace(paced[0], sent=-5.0), *paced[1:3]]
+    assert most_in_a_minute(early, work_of({"host1": late})) == 2
     assert most_in_a_minute(paced, {}) == 0

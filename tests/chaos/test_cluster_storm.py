@@ -35,10 +35,6 @@ REQUESTS = int(os.environ.get("HOSTLER_CLUSTER_STORM", "300"))
 SEED = int(os.environ.get("HOSTLER_STORM_SEED", "0")) or random.randrange(1, 10**6)
 #: Less than the keys would use.
 TOKENS, PER_MINUTE = REQUESTS // 24 * LIMITED_TOKENS, 20
-#: By so much a limit is exceeded at most: all gateways but one lose the store, and that one uses up everything before it
-#: notices. On a busy machine each late answer of the store is such a loss.
-SHARES = 1 + (len(GATEWAYS) - 1) / len(GATEWAYS)
-
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300 + REQUESTS), needs_redis]
 
 
@@ -76,5 +72,6 @@ async def test_every_request_to_the_cluster_in_the_storm_has_one_true_answer(tmp
         if any(found.values()):
             print(*world.disturbances, sep="\n")
         assert {name: each for name, each in found.items() if each} == {}
-        assert used_tokens(storm.tries) <= TOKENS * SHARES + len(GATEWAYS) * LIMITED_TOKENS
-        assert minute <= PER_MINUTE * SHARES + len(GATEWAYS)
+        # One request of each gateway, since all of them lose the store. The last of all may use more tokens than are left.
+        assert used_tokens(storm.tries) < TOKENS + (1 + len(GATEWAYS)) * LIMITED_TOKENS
+        assert minute <= PER_MINUTE + len(GATEWAYS)

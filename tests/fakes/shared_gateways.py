@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fakes.store_client import make_store, running, until
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.spending import SharedSpending
+from hostler.gateway.cluster.store import Store
 from hostler.gateway.context import KeyRules
 from hostler.gateway.key_usage import KeyReservation
 
@@ -20,14 +21,22 @@ from hostler.gateway.key_usage import KeyReservation
 class BudgetGateway:
     """What one gateway knows of budgets. Its files are in `folder`, so that another one there is the same gateway again."""
 
-    def __init__(self, url: str, folder: Path, name: str, *, limit: float | None = None, skew_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        name: str,
+        *,
+        limit: float | None = None,
+        skew_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        store: Store | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        self.store = make_store(url, Ledger.scripts)
+        self.store = make_store(url, Ledger.scripts) if store is None else store
         wall = lambda: time.time() + skew_s  # noqa: E731
         # A busy machine must not look like a slow store.
-        self.ledger = Ledger(
-            self.store, name, file=folder / f"{name}-ledger.json", clock=time.monotonic, wall=wall, limit_s=0.5
-        )
+        self.ledger = Ledger(self.store, name, file=folder / f"{name}-ledger.json", clock=clock, wall=wall, limit_s=0.5)
         self.spending = SharedSpending(folder / f"{name}-spending.json", limit, self.ledger)
         self.keys = SharedKeyUsage(folder / f"{name}-keys.json", self.ledger, has_daily_limit=limit is not None)
 
@@ -69,7 +78,7 @@ async def budget_gateways(
     """Run gateways that know of each other."""
     gateways = [BudgetGateway(url, folder, f"gateway{number}", limit=limit) for number in range(count)]
     async with running(*(each.store.run for each in gateways)), running(*(each.ledger.run for each in gateways)):
-        await until(lambda: all(each.ledger.connected and each.ledger.gateways == count for each in gateways))
+        await until(lambda: connected(gateways) and have_equal_parts(gateways))
         yield gateways
 
 
@@ -90,6 +99,22 @@ async def admitted(gateways: list[BudgetGateway], rules: KeyRules, requests: int
 def connected(gateways: list[BudgetGateway]) -> bool:
     """Whether the store decides for all of them."""
     return all(each.ledger.connected for each in gateways)
+
+
+def have_equal_parts(gateways: list[BudgetGateway]) -> bool:
+    """Whether all know of each other, and each may use an equal part of new budgets without the store."""
+    parts = {round(each.ledger.shares.part * len(gateways), 3) for each in gateways}
+    return parts == {1.0} and not any(each.ledger.shares.is_raising for each in gateways)
+
+
+def shares(gateways: list[BudgetGateway], rules: KeyRules) -> list[tuple[int, ...]]:
+    """What each gateway may use without the store, rounded: tokens and cents of the day, requests and tokens of the minute."""
+    found = []
+    for each in gateways:
+        now, books = each.ledger.wall(), each.keys._books("bob", rules)
+        (tokens, dollars), minute = (each.ledger.shares.room(book, each.keys.entry(book.name), now) for book in books)
+        found.append(tuple(round(share) for share in (tokens, 100 * dollars, *minute)))
+    return found
 
 
 def day_book(gateway: BudgetGateway) -> str:
