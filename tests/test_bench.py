@@ -207,5 +207,6 @@ def test_agents_that_share_slots_are_measured() -> None:
 @pytest.mark.engine
 def test_the_gap_of_a_switch_is_measured() -> None:
     found = overlap.run(rounds=1, tokens=8)
-    assert all(switch.speed > 0 for switches in found.values() for switch in switches)
-    assert len(overlap.table(found).splitlines()) == 2 + len(overlap.MODES)
+    assert all(switch.speed > 0 for switches in found.switches.values() for switch in switches)
+    assert found.alone[0].first_token_s > found.alone[0].stop_s > 0
+    assert len(overlap.table(found).splitlines()) == 3 + len(overlap.MODES)
