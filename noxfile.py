@@ -214,8 +214,26 @@ def tests(session: nox.Session) -> None:
 WORKER_TESTS = [
     f"tests/system/test_{name}.py"
     for name in (
-        *("chain_hosts", "client_disconnect", "drain", "key_limits", "queue_time", "recording", "reload"),
-        *("resumable_streams", "shutdown", "tls", "tracing"),
+        *(
+            "admin_routes",
+            "broken_answers",
+            "chain_hosts",
+            "client_disconnect",
+            "drain",
+            "key_limits",
+            "login",
+            "queue_time",
+        ),
+        *(
+            "recording",
+            "reload",
+            "request_faults",
+            "resumable_streams",
+            "shutdown",
+            "stored_responses",
+            "tls",
+            "tracing",
+        ),
     )
 ]
 
