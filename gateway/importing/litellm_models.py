@@ -144,6 +144,11 @@ class DeploymentReader:
         if not isinstance(name, str) or not isinstance(model, str) or not name or not model:
             self._note("missing", index, "", "needs a name, and a model in litellm_params; not taken over")
             return []
+        if name.count("*") > 1 or model.count("*") > 1:
+            self._note(
+                "missing", index, "", f"{name}: only one * is allowed in a name; the deployment is not taken over"
+            )
+            return []
         provider, there = split_model(model, given.get("custom_llm_provider"))
         backend = self._backend(index, provider, given) if there else None
         if not there:

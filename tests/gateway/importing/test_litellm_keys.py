@@ -161,6 +161,7 @@ def test_limits_beside_the_parameters_are_those_of_the_backend() -> None:
         ("{model: somebody/x}", "somebody is no known provider"),
         ("{model: vertex_ai/x}", "a protocol of its own"),
         ("{api_key: k}", "needs a name, and a model"),
+        ("{model: 'openai/a-*-*'}", "only one * is allowed in a name"),
         ("{model: azure/, api_base: 'https://a.example'}", "names no model of azure"),
     ],
 )
