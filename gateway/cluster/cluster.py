@@ -27,7 +27,7 @@ from hostler.gateway.cluster.hosts import HostDirectory, HostKeys, HostRecord
 from hostler.gateway.cluster.identity import Identity
 from hostler.gateway.cluster.key_budgets import SharedKeyUsage
 from hostler.gateway.cluster.ledger import Ledger
-from hostler.gateway.cluster.membership import Member, Membership, Signer
+from hostler.gateway.cluster.membership import HEARTBEAT_S, Member, Membership, Signer
 from hostler.gateway.cluster.peer_gateways import PeerGateways
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.shared_conversations import SharedConversations
@@ -63,7 +63,7 @@ from hostler.supervisor.config import TLSSettings
 
 #: How long a host that joined is known to be one of the file's after their supervisors were last the same, in seconds.
 _SAME_S = 30.0
-#: How often a gateway looks for its own address, in seconds.
+#: How often a gateway looks for its own address once it has one, in seconds.
 _ADDRESS_S = 10.0
 
 
@@ -309,7 +309,7 @@ class Cluster:
             own = self.membership.own
             if (own.url, own.certificate) != (url, certificate):
                 self.membership.report(msgspec.structs.replace(own, url=url, certificate=certificate))
-            await anyio.sleep(_ADDRESS_S)
+            await anyio.sleep(HEARTBEAT_S if url is None else _ADDRESS_S)
 
     def _refusals(self) -> Iterator[str]:
         """Why members cannot use what is shared."""

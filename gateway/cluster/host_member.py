@@ -16,6 +16,7 @@ from hostler import __version__
 from hostler.gateway.cluster.certificate_file import CertificateFile
 from hostler.gateway.cluster.hosts import HostKeys, HostRecord, HostReporter
 from hostler.gateway.cluster.identity import Identity
+from hostler.gateway.cluster.membership import HEARTBEAT_S
 from hostler.gateway.cluster.shared_configuration import SharedConfiguration
 from hostler.gateway.cluster.store import Store
 from hostler.gateway.cluster_settings import ClusterSettings, store_address
@@ -28,7 +29,7 @@ from hostler.supervisor.config import SupervisorSettings
 logger = logging.getLogger(__name__)
 
 
-#: How often a host looks for its own address, in seconds.
+#: How often a host looks for its own address once it has one, in seconds.
 _ADDRESS_S = 10.0
 
 
@@ -114,7 +115,7 @@ class HostMember:
             if found != self._address:
                 self._address = found
                 self._reporter.report()
-            await anyio.sleep(_ADDRESS_S)
+            await anyio.sleep(HEARTBEAT_S if found is None else _ADDRESS_S)
 
     async def _find_address(self) -> _Address | None:
         url = await announced_url(self._settings, self._supervisor)

@@ -77,3 +77,25 @@ async def test_reports_do_not_wait_while_the_address_is_looked_for(
             await until(lambda: member._store.calls["ok"] > reported)
     finally:
         member.close()
+
+
+@pytest.mark.anyio
+async def test_a_host_without_an_address_looks_for_one_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    found = [None, "http://192.168.1.9:8080"]
+
+    async def name_server(*_: object) -> str | None:
+        return found.pop(0)
+
+    monkeypatch.setattr(host_member, "announced_url", name_server)
+    monkeypatch.setattr(host_member, "_ADDRESS_S", 3600)
+    member = HostMember(
+        ClusterSettings(store=server.url, name="home", url="http://192.168.1.9:8080"), SupervisorSettings(),
+        token="secret", state=lambda name: tmp_path / name,
+    )  # fmt: skip
+    try:
+        async with running(member.run):
+            await until(lambda: server("KEYS", "hostler:home:host:*") != "*0")
+    finally:
+        member.close()
