@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -19,6 +19,8 @@ from hostler.gateway.batches.ids import gateway_of
 from hostler.gateway.context import Client
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 BatchHandler = Callable[[Request], Awaitable[Response]]
 
@@ -60,11 +62,11 @@ class ElsewhereUnavailable(GatewayError):
         self.final = final
 
 
-class GatewayAnswer(NamedTuple):
-    """What a gateway has answered; `body` is `None` if it did not answer in time, or refused."""
+class GatewayAnswer(NamedTuple, Generic[_T]):
+    """What a gateway has answered; `value` is `None` if it did not answer in time, refused, or is of another release."""
 
     gateway: str
-    body: bytes | None
+    value: _T | None
 
 
 class OtherGateways(Protocol):
@@ -72,8 +74,11 @@ class OtherGateways(Protocol):
 
     own: str
 
-    async def ask_all(self, request: Request, header: tuple[str, str]) -> list[GatewayAnswer]:
-        """The answer of each other one to the request, with a header more."""
+    async def ask_all(
+        self, request: Request, header: tuple[str, str], read: Callable[[bytes], _T]
+    ) -> list[GatewayAnswer[_T]]:
+        """The answer of each other one to the request, with a header more. `read` makes it of the body, or raises
+        `ValueError`."""
 
     async def forward(self, gateway: str, request: Request, body: bytes | None) -> Response:
         """The answer of the gateway with this id. Raises `ElsewhereUnavailable`."""

@@ -108,8 +108,7 @@ class ListRoute:
         pages, missing = [await _page(records, query, show)], []
         if gateways is not None and FORWARDED_FROM not in request.headers:
             header = (_QUERY, msgspec.json.encode(query).decode())
-            for gateway, body in await gateways.ask_all(request, header):
-                page = None if body is None else _decoded_page(body)
+            for gateway, page in await gateways.ask_all(request, header, _decoded_page):
                 if page is None:
                     missing.append(gateway)
                 else:
@@ -198,9 +197,9 @@ def _decoded(header: str) -> ListQuery:
         raise BadRequest(f"{_QUERY}: {error}; upgrade all gateways to the same release") from error
 
 
-def _decoded_page(body: bytes) -> ListPage | None:
-    """`None` if another release has written it."""
+def _decoded_page(body: bytes) -> ListPage:
+    """Raises `ValueError` if another release has written it."""
     try:
         return msgspec.json.decode(body, type=ListPage)
     except (msgspec.MsgspecError, RecursionError):
-        return None
+        raise ValueError("its answer is that of another release; upgrade all gateways to the same one") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,8 @@ from hostler.gateway.cluster.membership import Member
 from hostler.gateway.cluster.peer_connections import PeerConnections
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=2.0)
 #: How long all gateways together have for their part of a list, in seconds, and the bytes of a part, at most.
@@ -96,11 +98,13 @@ class PeerGateways:
                 raise _unavailable(member, request, error) from error
             raise
 
-    async def ask_all(self, request: Request, header: tuple[str, str]) -> list[GatewayAnswer]:
-        """What each other gateway answers to a request without a body, with a header more, which a client cannot set: its body,
-        `None` without an answer in time."""
+    async def ask_all(
+        self, request: Request, header: tuple[str, str], read: Callable[[bytes], _T]
+    ) -> list[GatewayAnswer[_T]]:
+        """What each other gateway answers in time to a request without a body, with a header more, which a client cannot set.
+        `read` makes it of the body, or raises `ValueError`."""
         others = [member for member in self._members().values() if member.id != self.own]
-        bodies: dict[str, bytes] = {}
+        found: dict[str, _T] = {}
         reasons = dict.fromkeys((each.id for each in others), f"no answer within {_PART_S:g} s")
 
         async def ask(member: Member) -> None:
@@ -108,7 +112,7 @@ class PeerGateways:
                 async with AsyncExitStack() as stack:
                     answer = await self._send(stack, member, request, None, header)
                     if answer.status_code == 200:
-                        bodies[member.id] = await _whole(answer)
+                        found[member.id] = read(await _whole(answer))
                     else:
                         reasons[member.id] = f"it answers with HTTP status {answer.status_code}"
             except (httpx.HTTPError, GatewayError, ValueError) as error:
@@ -121,8 +125,8 @@ class PeerGateways:
                         tasks.start_soon(ask, member)
                     else:
                         reasons[member.id] = reason
-        self._report({each.name: reasons[each.id] for each in others if each.id not in bodies})
-        return [GatewayAnswer(each.name, bodies.get(each.id)) for each in others]
+        self._report({each.name: reasons[each.id] for each in others if each.id not in found})
+        return [GatewayAnswer(each.name, found.get(each.id)) for each in others]
 
     def _report(self, missing: dict[str, str]) -> None:
         for name, reason in missing.items():

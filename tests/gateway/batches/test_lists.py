@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -18,6 +18,7 @@ from hostler.gateway.batches.records import StoredFile
 
 pytestmark = pytest.mark.anyio
 
+T = TypeVar("T")
 ONE, TWO = "1" * 16, "2" * 16
 
 
@@ -53,12 +54,23 @@ class Gateway:
         self.away = away
         self.others: list[Gateway] = []
         self.asked = 0
+        self.refused: list[str] = []
 
     async def forward(self, gateway: str, request: Request, body: bytes | None) -> Any:
         raise AssertionError("lists are not passed on")
 
-    async def ask_all(self, request: Request, header: tuple[str, str]) -> list[GatewayAnswer]:
-        return [GatewayAnswer(each.own[:3], await each._part(request, header)) for each in self.others]
+    async def ask_all(
+        self, request: Request, header: tuple[str, str], read: Callable[[bytes], T]
+    ) -> list[GatewayAnswer[T]]:
+        found: list[GatewayAnswer[T]] = []
+        for each in self.others:
+            part = await each._part(request, header)
+            try:
+                found.append(GatewayAnswer(each.own[:3], None if part is None else read(part)))
+            except ValueError as error:
+                self.refused.append(str(error))
+                found.append(GatewayAnswer(each.own[:3], None))
+        return found
 
     async def _part(self, asked: Request, header: tuple[str, str]) -> bytes | None:
         if self.away:
@@ -159,6 +171,7 @@ async def test_an_answer_of_another_release_is_missing() -> None:
     one = Gateway(ONE, [file(1, ONE)])
     one.others = [Other(TWO)]
     assert (await one.page())["missing"] == "222"
+    assert one.refused == ["its answer is that of another release; upgrade all gateways to the same one"]
 
 
 async def test_an_entry_that_two_gateways_have_is_shown_once() -> None:

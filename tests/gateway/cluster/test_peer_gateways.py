@@ -185,21 +185,29 @@ async def test_all_gateways_are_asked_at_once_and_those_without_an_answer_are_sa
         await silent.wait()
         writer.close()
 
+    def read(body: bytes) -> str:
+        if body != b"{}":
+            raise ValueError("it is of another release")
+        return body.decode()
+
+    other = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]"
     refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     async with (
         gateway() as (url, got),
         gateway(refusal) as (refusing, _),
+        gateway(other) as (older, _),
         await asyncio.start_server(never, "127.0.0.1", 0) as frozen,
     ):
         addresses = {
             "a": url, "b": url, "c": f"http://127.0.0.1:{frozen.sockets[0].getsockname()[1]}", "d": refusing, "e": None,
+            "f": older,
         }  # fmt: skip
         members = {name: Member(id=name, name=name, version="1", url=address) for name, address in addresses.items()}
         peers = some_peers(members)
         for _ in range(2):
-            answers = await peers.ask_all(request("GET", (b"x-more", b"a client's")), ("x-more", "1"))
+            answers = await peers.ask_all(request("GET", (b"x-more", b"a client's")), ("x-more", "1"), read)
         silent.set()
-    assert answers == [("b", b"{}"), ("c", None), ("d", None), ("e", None)]
+    assert answers == [("b", "{}"), ("c", None), ("d", None), ("e", None), ("f", None)]
     assert len(got) == 2
     assert [line for line in got[0].split(b"\r\n") if line.startswith(b"x-more")] == [b"x-more: 1"]
     said = sorted(record.getMessage() for record in caplog.records)
@@ -207,4 +215,5 @@ async def test_all_gateways_are_asked_at_once_and_those_without_an_answer_are_sa
         ["gateway c", "no answer within 2 s"],
         ["gateway d", "it answers with HTTP status 401"],
         ["gateway e", "which this one cannot ask; ask it there, or set cluster.gateway_url in its file"],
+        ["gateway f", "it is of another release"],
     ]
