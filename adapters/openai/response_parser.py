@@ -193,9 +193,8 @@ class OpenAIParser(Parser):
         while at < len(block):
             are_next = self._is_simple and not (self._done or self._holds_call)
             if is_opening:
-                are_next = (
-                    are_next and self._is_chat
-                )  # what streams the others may have is checked with their first event
+                # What streams the others may have is checked with their first event.
+                are_next = are_next and self._is_chat
             elif are_next:
                 texts, end = self._run.texts(block, at)
                 if texts:
