@@ -14,6 +14,7 @@ from hostler.gateway.importing.report import ImportReport, NoteKind, reference
 CALLBACKS: Final = frozenset({"success_callback", "failure_callback", "callbacks", "service_callbacks"})
 #: Variables with the address of a collector, and what is added to them.
 _COLLECTORS: Final[Mapping[str, str]] = {"OTEL_ENDPOINT": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "/v1/traces"}
+_URL: Final = re.compile(r"https?://[!-~]+")
 _METRICS: Final = frozenset({"prometheus", "prometheus_system"})
 _OTEL: Final = frozenset({"otel", "opentelemetry"})
 _INSTALL: Final = "install it with `pip install 'hostler[otel]'`"
@@ -71,7 +72,9 @@ class CallbackReader:
     def __init__(self, report: ImportReport, variables: Mapping[str, Any]) -> None:
         """`variables` are those of the file: the collector that one names is preferred to services."""
         self._report = report
-        self._address = next((str(variables[name]) for name in _COLLECTORS if variables.get(name)), "")
+        written = (str(variables.get(name)) for name in _COLLECTORS)
+        self._collector = next((value for value in written if _URL.fullmatch(value)), "")
+        self._address = self._collector
         self.traces = False
 
     def notes(self, given: Any) -> list[tuple[NoteKind, str]]:
@@ -99,6 +102,7 @@ class CallbackReader:
 
     def _trace(self, name: str, service: _Service) -> tuple[NoteKind, str]:
         if self._address not in ("", service.endpoint):
+            self.traces = self.traces or bool(self._collector)
             return "missing", f"{name}: traces go to one address, {self._address}, which may pass them on"
         self._address = service.endpoint
         self._report.set("gateway", "tracing", "endpoint", value=service.endpoint)
@@ -111,7 +115,7 @@ class CallbackReader:
 
     def variable(self, name: str, value: str) -> str | None:
         """What becomes of a variable with the address of a collector; `None` for other variables."""
-        if name not in _COLLECTORS or not self.traces or not re.fullmatch(r"https?://[!-~]+", value):
+        if name not in _COLLECTORS or not self.traces or not _URL.fullmatch(value):
             return None
         self._report.set("gateway", "tracing", "endpoint", value=value.rstrip("/") + _COLLECTORS[name])
         return f"gateway.tracing.endpoint; {_INSTALL}"

@@ -39,6 +39,19 @@ def test_a_collector_of_the_file_is_preferred_to_services() -> None:
     assert [kind for kind, _ in said(imported)] == ["missing", "changed"]
 
 
+def test_a_collector_of_the_file_gets_the_traces_without_a_callback_of_its_own() -> None:
+    imported = translate("[langfuse]", "environment_variables: {OTEL_ENDPOINT: 'http://collector.lan:4318'}\n")
+    assert imported.sections["gateway"]["tracing"] == {"endpoint": "http://collector.lan:4318"}
+    ((kind, text),) = said(imported)
+    assert kind == "missing" and "traces go to one address, http://collector.lan:4318, which" in text
+
+
+@pytest.mark.parametrize("value", ["os.environ/OTEL_ENDPOINT", "collector.lan:4317", "in_memory"])
+def test_a_collector_without_an_address_here_leaves_the_traces_to_a_service(value: str) -> None:
+    imported = translate("[langfuse]", f"environment_variables: {{OTEL_ENDPOINT: '{value}'}}\n")
+    assert imported.sections["gateway"]["tracing"]["endpoint"].startswith("https://cloud.langfuse.com/")
+
+
 @pytest.mark.parametrize(
     ("callbacks", "kind", "text"),
     [
