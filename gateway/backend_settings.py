@@ -256,7 +256,8 @@ def backend_errors(document: Document, name: str, backend: BackendSettings) -> I
         if value is not None and not _HEADER_VALUE.fullmatch(value):
             yield document.error((*path, key), "must be one line of plain text")
     for header, value in backend.headers.items():
-        yield from _header_errors(document, (*path, "headers", header), header, value)
+        if (mistake := header_mistake(header, value)) is not None:
+            yield document.error((*path, "headers", header), mistake)
     for index, pattern in enumerate(backend.forward_headers):
         if (mistake := pattern_mistake(pattern)) is not None:
             yield document.error((*path, "forward_headers", index), mistake)
@@ -306,10 +307,10 @@ def _url_errors(document: Document, path: KeyPath, text: str, *, supervisor: boo
         yield document.error(path, "must not contain #")
 
 
-def _header_errors(document: Document, path: KeyPath, name: str, value: str) -> Iterator[DocumentError]:
+def header_mistake(name: str, value: str) -> str | None:
+    """What is wrong with a header for a backend; `None` if nothing is."""
     if not _HEADER_NAME.fullmatch(name):
-        yield document.error(path, "is not the name of a header")
-    elif name.lower() in _FRAMING:
-        yield document.error(path, "is set by Hostler itself; remove it")
-    elif not _HEADER_VALUE.fullmatch(value):
-        yield document.error(path, "must be one line of plain text")
+        return "is not the name of a header"
+    if name.lower() in _FRAMING:
+        return "is set by Hostler itself; remove it"
+    return None if _HEADER_VALUE.fullmatch(value) else "must be one line of plain text"

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hostler.gateway.backend_settings import header_mistake
 from hostler.gateway.importing.litellm_addresses import address_of, certificate_settings, text_value
 from hostler.gateway.importing.litellm_model_info import ModelInfo, model_info
 from hostler.gateway.importing.litellm_providers import PROVIDERS, split_model
@@ -238,9 +239,15 @@ class DeploymentReader:
     def _headers(self, index: int, given: Mapping[str, Any], backend: dict[str, Any]) -> None:
         headers: dict[str, str] = {}
         for key in ("extra_headers", "headers"):
-            if isinstance(values := given.get(key), dict):
-                headers |= {re.sub(r"\s+", "-", name): text_value(value) for name, value in values.items()}
+            if not isinstance(values := given.get(key), dict):
+                continue
+            found = {re.sub(r"\s+", "-", str(name)): text_value(value) for name, value in values.items()}
+            mistakes = {name: mistake for name, value in found.items() if (mistake := header_mistake(name, value))}
+            for name, mistake in mistakes.items():
+                self._note("missing", index, f"litellm_params.{key}", f"{name!r} {mistake}")
+            if len(mistakes) < len(found) or not found:
                 self._note("taken", index, f"litellm_params.{key}")
+            headers |= {name: value for name, value in found.items() if name not in mistakes}
         organization = given.get("organization")
         if isinstance(organization, list):
             self._note("taken", index, "litellm_params.organization", "a backend for each, tried in order")

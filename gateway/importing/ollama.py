@@ -142,8 +142,10 @@ class _StoredModel:
                 self._missing(kind, "has no counterpart")
 
     def _messages(self, text: str | None) -> None:
+        if text is None:  # it is said why
+            return
         try:
-            messages = msgspec.json.decode(text or "[]", type=tuple[_StoredMessage, ...])
+            messages = msgspec.json.decode(text, type=tuple[_StoredMessage, ...])
         except msgspec.DecodeError as error:
             self._missing("messages", f"cannot be read: {error}")
             return

@@ -92,6 +92,20 @@ def test_a_deployment_becomes_a_backend() -> None:
     assert openai["describe"]["smart"] == {"capabilities": ["completion", "vision"], "context": 128000}
 
 
+def test_headers_that_a_backend_cannot_have_are_left_out_and_said() -> None:
+    headers = "{X-Team: blue, X-Empty: '', 'a:b': c, Content-Length: 3, 7: seven}"
+    imported = translate(
+        f"model_list: [{{model_name: m, litellm_params: {{model: openai/x, extra_headers: {headers}}}}}]"
+    )
+    assert imported.sections["backends"]["openai"]["headers"] == {"X-Team": "blue", "7": "seven"}
+    assert [(note.kind, note.text) for note in imported.notes if note.key.endswith("extra_headers")] == [
+        ("missing", "'X-Empty' must be one line of plain text"),
+        ("missing", "'a:b' is not the name of a header"),
+        ("missing", "'Content-Length' is set by Hostler itself; remove it"),
+        ("taken", ""),
+    ]
+
+
 def test_several_deployments_of_a_name_are_tried_in_order() -> None:
     chain = translate(EVERYTHING).sections["gateway"]["chain"]
     assert chain.index("azure") < chain.index("openai")

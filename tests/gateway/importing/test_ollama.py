@@ -119,6 +119,8 @@ def test_examples_of_conversations_are_part_of_the_system_prompt(tmp_path: Path,
     manifest(tmp_path, MANIFEST, **{**layers, "messages": blob(tmp_path, b'[{"content": 1}]')})
     assert "request" not in profile(tmp_path)
     assert any("messages" in note.key and "cannot be read" in note.text for note in translate(tmp_path).notes)
+    manifest(tmp_path, MANIFEST, **{**layers, "messages": f"sha256:{'0' * 64}"})
+    assert [note.kind for note in translate(tmp_path).notes if "messages" in note.key] == ["missing"]
 
 
 def test_the_number_of_drafted_tokens_is_an_argument(tmp_path: Path, model: str) -> None:
