@@ -77,7 +77,8 @@ async def answered(gateways: list[GatewayProgram], requests: int) -> list[int]:
 
     async def client(number: int) -> None:
         async with httpx.AsyncClient(trust_env=False) as http:
-            counts[number] += await ask(gateways[number], http)
+            is_answered = await ask(gateways[number], http)
+            counts[number] += is_answered
 
     async with anyio.create_task_group() as tasks:
         for number in range(requests):
@@ -91,7 +92,11 @@ async def test_the_limit_holds_over_all_workers_of_all_gateways(
     async with two_gateways(tmp_path, server.url, cloud) as gateways:
         total = 2 + sum(await answered(gateways, 40))
         assert 2 < total <= ANSWERS
-        assert total + sum(await answered(gateways, 10)) <= ANSWERS
+        # On a busy machine another gateway may be late to give up what it could use without the store.
+        for _ in range(ANSWERS - total):
+            await until_answered(gateways[0])
+        assert await answered(gateways, 10) == [0, 0]
+        assert len(cloud.requests) == ANSWERS
 
 
 async def test_without_the_store_workers_share_what_their_gateway_may_spend(
