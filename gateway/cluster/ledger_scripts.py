@@ -14,6 +14,22 @@ GONE_S: Final = 600.0
 DAY_TTL_S: Final = 2 * 24 * 3600
 MINUTE_TTL_S: Final = 180
 
+#: Channels on which figures are published, and shares are asked for.
+CHANNEL: Final = "budgets"
+ASKING: Final = "budgets:asking"
+#: Keys: gateways by when they were last there, names of books by when they end, `parts` (see below), and a word that is new
+#: whenever the store has lost something.
+SEEN: Final = "budgets:seen"
+INDEX: Final = "budgets:index"
+PARTS: Final = "budgets:parts"
+LIFE: Final = "budgets:life"
+
+
+def key_of(book: str) -> str:
+    """The key of a book."""
+    return f"budget:{book}"
+
+
 # An entry is [sequence, used a, used b, reserved a, reserved b, open, window]; the window's parts are [moment, a, b].
 # A book is a hash: a gateway's id -> its entry, and `~` and its id -> its share: what it may use without the store beyond its
 # entry, [a, b]. Nothing but the gateway itself lowers that, since an answer that does may be lost. In books without a share of

@@ -46,6 +46,7 @@ class Shares:
         self._kept = kept if self.is_kept else _Kept()
         self.part = self._kept.part if self.is_kept else 1.0
         self._books = dict(self._kept.books)
+        self._offered: dict[str, int] = {}
         #: The part is being raised, from which moment on the store alone knows.
         self.is_raising = False
 
@@ -64,6 +65,18 @@ class Shares:
     def hold(self, name: str, entry: Entry, share: Pair) -> None:
         """From now on this may be used beyond `entry`."""
         self._books[name] = Held(entry, share)
+        self._offered.pop(name, None)
+
+    def offer(self, name: str, entry: Entry, share: Pair) -> Held:
+        """Hold this, and be ready to hold more beyond `entry` when the store says so."""
+        self._offered[name] = entry.sequence
+        self._books[name] = held = Held(entry, share)
+        return held
+
+    def accept(self, name: str, entry: Entry, share: Pair) -> None:
+        """The store keeps this share, unless something was lowered since it was offered, or another answer is on its way."""
+        if self._offered.get(name) == entry.sequence:
+            self._books[name] = Held(entry, share)
 
     def take(self, book: Book, own: Entry, rest: Pair, gateways: int) -> None:
         """Take an equal part of what is left, once, unless the store keeps shares."""
@@ -74,6 +87,7 @@ class Shares:
         """Hold nothing any more, in no book; the store keeps that."""
         self.part, self.is_kept, self.is_raising = 0.0, True, False
         self._books.clear()
+        self._offered.clear()
 
     def leave(self) -> None:
         """Hold nothing any more, since this gateway stops. It may start again while the store is away."""
@@ -86,6 +100,7 @@ class Shares:
         """Forget books that are over."""
         for name in [name for name in self._books if is_over(name)]:
             del self._books[name]
+            self._offered.pop(name, None)
 
     def keep_lowered(self, names: Iterable[str], books: Mapping[str, Book], now: float) -> None:
         """Write what was lowered below what is in the file: a process that is started again must not use more. The limits of

@@ -242,6 +242,21 @@ async def test_a_share_counts_from_the_figures_that_were_written_with_it(kept: S
     assert kept.room(BOOK, Entry(used_a=40.0), 0.0) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "lowered", "paused", "offered again"])
+async def test_a_larger_share_is_accepted_unless_something_has_come_between(kept: Shares, meanwhile: str) -> None:
+    offered = Entry(sequence=5, used_a=10.0)
+    kept.offer(BOOK.name, offered, (2.0, 0.0))
+    if meanwhile == "lowered":
+        kept.hold(BOOK.name, offered, (1.0, 0.0))
+    elif meanwhile == "paused":
+        kept.clear()
+    elif meanwhile == "offered again":
+        kept.offer(BOOK.name, Entry(sequence=6, used_a=10.0), (1.0, 0.0))
+    kept.accept(BOOK.name, offered, (20.0, 0.0))
+    expected = {"nothing": 20.0, "lowered": 1.0, "paused": 0.0, "offered again": 1.0}
+    assert kept.room(BOOK, Entry(used_a=10.0), 0.0)[0] == expected[meanwhile]
+
+
 async def test_a_part_that_became_smaller_makes_all_shares_smaller(kept: Shares) -> None:
     kept.hold(BOOK.name, Entry(), (30.0, 0.0))
     kept.part = 0.1

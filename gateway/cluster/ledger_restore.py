@@ -1,0 +1,136 @@
+"""Brings to the store what it may have lost of the budgets, and learns from it what is not known here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from hostler.gateway.cluster.budget_books import Book, read_entries
+from hostler.gateway.cluster.ledger_records import LedgerRecords
+from hostler.gateway.cluster.ledger_scripts import (
+    ASKING,
+    DAY_TTL_S,
+    INDEX,
+    LIFE,
+    LOST,
+    MINUTE_TTL_S,
+    NAMES,
+    PARTS,
+    RESTORE,
+    SEEN,
+    key_of,
+)
+from hostler.gateway.cluster.ledger_shares import Shares
+from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Store, StoreAway
+
+logger = logging.getLogger(__name__)
+
+#: Books that are restored, or written, in one step.
+CHUNK = 50
+
+
+class StoreEmptied(StoreAway):
+    """The store was emptied meanwhile."""
+
+
+class LedgerRestore:
+    """Restores the ledger of the gateway `own` after each connection; the first time it also learns what an earlier process of
+    it had reported."""
+
+    def __init__(self, store: Store, own: str, records: LedgerRecords, shares: Shares) -> None:
+        self._store = store
+        self._own = own
+        self._records = records
+        self._shares = shares
+        self._was_restored = False
+
+    async def run(self, books: Mapping[str, Book], *, is_lost: bool) -> None:
+        """Restore all; `books` are those with known limits. `is_lost`: the store has lost entries. Raises
+        `StoreAway` and `StoreEmptied`."""
+        life, names = await self._store.run_script(NAMES, [INDEX, LIFE], limit_s=BACKGROUND_LIMIT_S)
+        if not self._shares.is_kept:
+            self._shares.clear()
+        is_fresh = is_lost or not await self._is_this_life(life)
+        next_life = secrets.token_hex(8)
+        await self._store.execute("SCRIPT LOAD", _life_script(next_life), limit_s=BACKGROUND_LIMIT_S)
+        known = [name.decode("utf-8", "replace") for name in names]
+        used = self._records.used_books()
+        every = list(dict.fromkeys([*used, *self._records.others, *self._shares.names, *known]))
+        chunks = [every[start : start + CHUNK] for start in range(0, max(1, len(every)), CHUNK)]
+        # A process that was just started first learns what it has reported before.
+        steps = chunks if self._was_restored else [*chunks, *chunks]
+        for number, chunk in enumerate(steps):
+            self._was_restored = self._was_restored or number >= len(chunks)
+            ask = {
+                "id": self._own,
+                "gateways": sorted(self._records.gateways - {self._own}),
+                "part": self._shares.part,
+                "asking": self._store.prefix + ASKING,
+                "first": number == 0,
+                "last": number == len(steps) - 1,
+                "fresh": is_fresh,
+                "life": life.decode("utf-8", "replace"),
+                "next_life": next_life,
+            }
+            await self._restore_some(ask, chunk, {**books, **used})
+        self._shares.is_raising = False
+        self._shares.keep()
+
+    async def _is_this_life(self, life: bytes) -> bool:
+        """Whether the server that holds the store's entries is the process that they were written to: then it knows a script
+        that is named in them. Another one, or one that was started again, may have lost the last ones."""
+        sha = hashlib.sha1(_life_script(life.decode("utf-8", "replace")).encode(), usedforsecurity=False).hexdigest()
+        [found] = await self._store.execute("SCRIPT EXISTS", sha, limit_s=BACKGROUND_LIMIT_S)
+        return bool(found)
+
+    async def _restore_some(self, ask: dict[str, Any], names: Sequence[str], books: Mapping[str, Book]) -> None:
+        records, asked, now = self._records, [], self._records.wall()
+        for name in names:
+            entries, share = dict(records.others.get(name, {})), (0.0, 0.0)
+            own = records.next_entry(name)
+            if self._was_restored:
+                entries[self._own] = own
+            if (book := books.get(name)) is not None:
+                share = self._shares.room(book, own, now)
+            self._shares.hold(name, own, share)
+            asked.append({"name": name, "entries": entries, "share": share, "ttl": _ttl(name)})
+        self._shares.keep_lowered(names, books, now)
+        keys = [SEEN, INDEX, PARTS, LIFE, *(key_of(name) for name in names)]
+        began = records.local_wall()
+        answer = await self._store.run_script(
+            RESTORE, keys, msgspec.json.encode({**ask, "books": asked}), limit_s=BACKGROUND_LIMIT_S
+        )
+        if answer[0] == LOST:
+            log_damage(answer[1])
+            raise StoreEmptied
+        moment, found, damaged, dropped = answer
+        records.follow(float(moment), began)
+        log_damage(damaged)
+        if dropped:
+            self._shares.clear()
+        for name, fields in zip(names, found, strict=True):
+            known = read_entries(fields)
+            own_entry = known.pop(self._own, None)
+            if own_entry is not None:
+                records.adopt(name, own_entry, figures=not self._was_restored)
+            if known:
+                records.learn(name, known)
+
+
+def log_damage(names: Sequence[bytes]) -> None:
+    """Say that these entries were not those of gateways, and have been removed."""
+    for name in names:
+        logger.warning("a damaged entry in the store was removed: %s", name.decode("utf-8", "replace"))
+
+
+def _life_script(life: str) -> str:
+    return f"return '{life}'"
+
+
+def _ttl(name: str) -> int:
+    return MINUTE_TTL_S if name.startswith("minute:") else DAY_TTL_S
