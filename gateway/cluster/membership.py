@@ -41,7 +41,7 @@ local known = redis.call('ZSCORE', index, id)
 if record == '' then
     redis.call('ZREM', index, id)
     redis.call('DEL', KEYS[2])
-    redis.call('PUBLISH', ARGV[4], id)
+    redis.call('PUBLISH', ARGV[4], '-' .. id)
     return {''}
 end
 local before = redis.call('GET', KEYS[2])
@@ -118,7 +118,8 @@ async def send_report(
 
 
 class Membership:
-    """Reports this gateway and knows the others. While the store is away, the last known members stay.
+    """Reports this gateway and knows the others. While the store is away, the last known members stay, and as long after it is
+    back as they may take to report themselves, since it may have come back empty.
 
     `twin` is another process that reports itself with this gateway's identity: a copy of its machine, which has its file.
     It is gone once this gateway has found only its own records for `LIFETIME_S`.
@@ -142,7 +143,9 @@ class Membership:
         self._refused: set[bytes] = set()
         self._started: dict[str, float] = {}
         self._on_change: list[Callable[[], None]] = []
-        store.on_connect(self._rounds.soon)
+        self._connected_at = clock()
+        self._left: set[str] = set()
+        store.on_connect(self._on_connect)
         store.subscribe(_CHANNEL, self._on_message)
 
     async def run(self) -> None:
@@ -217,6 +220,8 @@ class Membership:
                 "a member with another token, or of another release, reports itself in the store; it is ignored"
             )
         self._refused = refused
+        if self._clock() - self._connected_at < LIFETIME_S:
+            found = {id_: each for id_, each in self.members.items() if id_ not in self._left} | found
         if found == self.members:
             return
         for each in found.keys() - self.members.keys():
@@ -224,6 +229,7 @@ class Membership:
         for each in self.members.keys() - found.keys():
             logger.info("gateway %s left the cluster", self.members[each].name)
         self.members = found
+        self._left &= found.keys()
         for listener in self._on_change:
             listener()
 
@@ -246,10 +252,19 @@ class Membership:
     def _member(self, record: bytes) -> Member | None:
         return self._signer.decoded(record, Member)
 
+    def _on_connect(self) -> None:
+        self._connected_at = self._clock()
+        self._left.clear()
+        self._rounds.soon()
+
     def _on_message(self, member: bytes) -> None:
-        """A member came or went; ordinary reports are empty."""
-        if member and member != self.own.id.encode():
-            self._rounds.soon()
+        """A member came, or left (with a minus before its id); ordinary reports are empty."""
+        id_ = member.removeprefix(b"-").decode("utf-8", "replace")
+        if not id_ or id_ == self.own.id:
+            return
+        if member.startswith(b"-") and id_ in self.members:
+            self._left.add(id_)
+        self._rounds.soon()
 
 
 @functools.lru_cache(maxsize=256)  # each record is seen every few seconds, and a certificate takes a while

@@ -52,6 +52,25 @@ async def test_a_gateway_that_is_silent_is_gone_after_a_while(server: RedisServe
         await until(lambda: names(first) == ["a"])
 
 
+@pytest.mark.parametrize(
+    ("after_s", "message", "stays"), [(5.9, b"", True), (5.9, b"bbbb", True), (6.1, b"", False), (0.1, b"-bbbb", False)]
+)
+async def test_a_store_that_returns_empty_takes_no_member_away_at_once(
+    server: RedisServer, after_s: float, message: bytes, stays: bool
+) -> None:
+    now = [0.0]
+    store, signer = make_store(server.url, Membership.scripts, "home"), Signer("secret", "home")
+    first = Membership(store, signer, Member(id="aaaa", name="a", version="1"), clock=lambda: now[0])
+    first._see([signer.signed(msgspec.json.encode(Member(id="bbbb", name="b", version="1")))])
+    assert names(first) == ["a", "b"]
+    now[0] = 100.0
+    first._on_connect()
+    now[0] += after_s
+    first._on_message(message)
+    first._see([])
+    assert names(first) == (["a", "b"] if stays else ["a"])
+
+
 async def test_a_copied_gateway_is_reported_by_both(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     first, copy = member(server.url, "a"), member(server.url, "a")
     copy.own = msgspec.structs.replace(copy.own, since=2.0, listen=("10.0.0.2:8000",))
