@@ -98,7 +98,9 @@ class LedgerRestore:
             if (book := books.get(name)) is not None:
                 share = self._shares.room(book, own, now)
             self._shares.hold(name, own, share)
-            asked.append({"name": name, "entries": entries, "share": share, "ttl": _ttl(name)})
+            # A share goes together with the figures that it is beyond.
+            told = share if self._was_restored else None
+            asked.append({"name": name, "entries": entries, "share": told, "ttl": _ttl(name)})
         self._shares.keep_lowered(names, books, now)
         keys = [SEEN, INDEX, PARTS, LIFE, *(key_of(name) for name in names)]
         began = records.local_wall()

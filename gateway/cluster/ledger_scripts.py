@@ -364,7 +364,7 @@ for number, book in ipairs(ask.books) do
         local known = found and decoded(key, id, found)
         if not known or known[1] < entry[1] then keep(key, book.name, book.ttl, id, written(entry)) end
     end
-    if redis.call('EXISTS', key) == 1 then
+    if book.share ~= cjson.null and redis.call('EXISTS', key) == 1 then
         redis.call('HSET', key, '~' .. ask.id, dropped and '[0,0]' or pair(book.share[1], book.share[2]))
     end
     answer[number] = redis.call('HGETALL', key)

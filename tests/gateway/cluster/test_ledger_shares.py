@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from fakes.flaky_store import FlakyStore
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.shared_gateways import BudgetGateway, admitted, budget_gateways, connected, have_equal_parts, shares
-from fakes.store_client import until
+from fakes.store_client import running, until
 
 from hostler.gateway.backends.cost import Reservation
 from hostler.gateway.cluster.budget_books import Book, Entry
+from hostler.gateway.cluster.ledger_scripts import RESTORE
 from hostler.gateway.cluster.ledger_shares import Shares
+from hostler.gateway.cluster.store import Script
 from hostler.gateway.context import KeyRules
 
 pytestmark = [pytest.mark.anyio, needs_redis]
@@ -106,6 +110,27 @@ async def test_a_process_that_is_started_again_does_not_use_what_it_has_given_up
         assert await admitted(world.gateways[:1], RULES, 29) == [29]
         await world.crash(1)
         assert sum(await admitted(world.gateways, RULES, 5)) <= 1
+
+
+async def test_a_process_that_is_started_again_reports_its_shares_with_its_figures(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    async with cut_off(server, tmp_path, 2) as world:
+        assert await admitted(world.gateways[:1], RULES, 3) == [3]
+        await world.crash(0)
+        store = world.gateways[0].store
+        run_script = store.run_script
+
+        async def noted(script: Script, keys: Sequence[str], *values: Any, limit_s: float) -> Any:
+            if script is RESTORE:
+                asked.extend(msgspec.json.decode(values[0])["books"])
+            return await run_script(script, keys, *values, limit_s=limit_s)
+
+        monkeypatch.setattr(store, "run_script", noted)
+        async with running(lambda: world.run(0)):
+            await until(lambda: world.gateways[0].ledger.connected)
+    assert {(each["share"] is None, "gateway0" in each["entries"]) for each in asked} == {(True, False), (False, True)}
 
 
 @pytest.mark.parametrize(("pause_s", "most"), [(100.0, 15), (400.0, 0)])
