@@ -2,6 +2,7 @@
 
 Runs standalone (`python -I -S cluster_backend.py --port P --alias NAME`) on the standard library. `STORM_LOG` names the host's
 log, one JSON line for each start, readiness, request, end and stop. Moments are of the monotonic clock, which all processes share.
+`STORM_LINK` names a file that says, with the number of a gateway behind its name, what is wrong with the way to that gateway.
 """
 
 import json
@@ -49,6 +50,45 @@ def is_engine(pid):
         return False
 
 
+class Link:
+    """The way to the gateway that a request names. While it is to `hold` it carries nothing, the end of the connection
+    included; it is `cut` once, and then refuses what comes."""
+
+    def __init__(self, request):
+        self.file = os.environ["STORM_LINK"] + request.rpartition("g")[2]
+
+    def state(self):
+        try:
+            with open(self.file) as file:  # noqa: PTH123 - pathlib would double the start time
+                return file.read()
+        except OSError:
+            return ""
+
+    def has_left(self, connection):
+        """Whether the gateway has closed the connection, as far as the engine can know."""
+        state = self.state()
+        return state == "cut" or (state != "hold" and has_left(connection))
+
+    def wait(self):
+        """Until it carries anything. Raises `OSError` if it is cut."""
+        while (state := self.state()) == "hold":
+            time.sleep(WORD_S)
+        if state == "cut":
+            raise ConnectionResetError
+
+
+class HeldFile:
+    """What a handler writes to, behind a link."""
+
+    def __init__(self, file, link):
+        self.file = file
+        self.link = link
+
+    def write(self, data):
+        self.link.wait()
+        return self.file.write(data)
+
+
 class Running:
     """The requests in progress whose clients are there."""
 
@@ -68,7 +108,7 @@ class Running:
                 log("end", request=request, how=how)
 
     def present(self):
-        return sum(not has_left(each) for each in self.sockets)
+        return sum(not Link(request).has_left(each) for each, request in self.sockets.items())
 
 
 def has_left(connection):
@@ -116,8 +156,13 @@ class Handler(AnswerWriter):
         asked, found = json.loads(text), re.search(r"number (\w+), (\d+) words", text)
         self.name = found[1]
         words = [f"{found[1]}.{index} " for index in range(int(found[2]))]
-        RUNNING.begin(self.name, self.connection)
+        self.link, plain = Link(self.name), self.wfile
         try:
+            self.link.wait()  # else the request would not be here yet
+            if has_left(self.connection):
+                raise ConnectionResetError
+            self.wfile = HeldFile(plain, self.link)
+            RUNNING.begin(self.name, self.connection)
             if self.path.endswith("/embeddings"):
                 self.embed(words)
             elif asked.get("stream"):
@@ -127,13 +172,14 @@ class Handler(AnswerWriter):
         except OSError:
             self.close_connection = True
         finally:
+            self.wfile = plain
             RUNNING.end(self.name, self.connection, "gone")
         return None
 
     def work(self):
         """The time for a word. Raises `OSError` once the client has left."""
         time.sleep(WORD_S)
-        if has_left(self.connection):
+        if self.link.has_left(self.connection):
             raise ConnectionResetError
 
     def finished(self):
@@ -142,8 +188,8 @@ class Handler(AnswerWriter):
 
     def embed(self, words):
         self.work()
-        number, tries = re.findall(r"\d+", self.name)
-        data = [{"object": "embedding", "index": 0, "embedding": [float(number), float(tries), float(len(words))]}]
+        numbers = [*map(float, re.findall(r"\d+", self.name)), float(len(words))]
+        data = [{"object": "embedding", "index": 0, "embedding": numbers}]
         self.finished()
         usage = {"prompt_tokens": 5, "total_tokens": 5}
         self.whole(200, {"object": "list", "model": NAME, "data": data, "usage": usage})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
 import anyio
 import httpx
 import msgspec
-from chaos.cluster_world import FREE, GATEWAYS, HOSTS, METERED, PACED, ClusterWorld, make_request
+from chaos.cluster_world import FREE, GATEWAYS, HOSTS, METERED, PACED, ClusterWorld, EngineLink, make_request
 from chaos.judge import StormRequest, Verdict, judge
 from chaos.storm import Lost
 from chaos.world import Program, freeze, resume
@@ -78,8 +78,10 @@ class ClusterStorm:
         began, tries, last = time.monotonic(), 0, ""
         while time.monotonic() - began < PATIENCE_S:
             tries += 1
-            sent = msgspec.structs.replace(request, name=f"{request.name}t{tries}")
-            verdict, last, pause_s = await self._send(sent, key, chance.choice(self._world.gateways))
+            gateway = chance.choice(self._world.gateways)
+            # Engines see by the name which gateway has asked them.
+            sent = msgspec.structs.replace(request, name=f"{request.name}t{tries}g{gateway.name[-1]}")
+            verdict, last, pause_s = await self._send(sent, key, gateway)
             if verdict in ("complete", "limited"):
                 return verdict == "limited"
             await anyio.sleep(min(LONGEST_PAUSE_S, pause_s) * chance.uniform(1.0, 1.2))
@@ -175,8 +177,11 @@ def _freeze(*, gateway: bool) -> Action:
 async def _disconnect(
     world: ClusterWorld, chance: random.Random, pairs: Sequence[tuple[str, str]], *, longest_s: float = 5.0
 ) -> None:
-    """Let these links carry nothing for a while, or break them."""
-    links: list[TcpProxy] = [world.links[pair] for pair in pairs]
+    """Let these links carry nothing for a while, or break them: those to supervisors, to engines, or both."""
+    ways: list[Mapping[tuple[str, str], TcpProxy | EngineLink]] = [world.links]
+    if all(other != "store" for _, other in pairs):
+        ways = chance.choice(([world.links], [world.engine_links], [world.links, world.engine_links]))
+    links = [way[pair] for way in ways for pair in pairs]
     with ExitStack() as stack:
         for gateway, other in pairs:
             if other != "store":

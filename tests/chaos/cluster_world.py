@@ -55,8 +55,24 @@ class Disturbance(msgspec.Struct, kw_only=True):
         return self.names <= names and self.began <= ended and began <= self.ended
 
 
+class EngineLink:
+    """The way of one gateway to the engines of one host. They look themselves: `file` says what is wrong with it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    async def cut(self) -> None:
+        self._file.write_text("cut")
+
+    def hold(self) -> None:
+        self._file.write_text("hold")
+
+    def restore(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+
 class ClusterWorld(Programs):
-    """All programs, the store, and the links of each gateway to each host and to the store."""
+    """All programs, the store, and the links of each gateway to each host, to its engines and to the store."""
 
     def __init__(
         self, folder: Path, links: Mapping[tuple[str, str], TcpProxy], ports: Mapping[str, int], store: RedisServer,
@@ -65,13 +81,16 @@ class ClusterWorld(Programs):
         super().__init__()
         self.folder = folder
         self.links = links
+        self.engine_links = {
+            (gateway, host): EngineLink(_link_file(folder, host, gateway[-1])) for gateway in GATEWAYS for host in HOSTS
+        }
         self.store = store
         self.disturbances: list[Disturbance] = []
         (folder / "model.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS))
         environ = {MARK: self.mark, "XDG_CONFIG_HOME": str(folder / "config")}
         keys, self.keys = write_keys(folder, rules, **dict.fromkeys((*FREE, METERED, PACED), 0))
         self.hosts = [
-            Program(folder, "supervisor", name, _host(folder, ports[name], self.log(name), models), environ)
+            Program(folder, "supervisor", name, _host(folder, name, ports[name], self.log(name), models), environ)
             for name, models in HOSTS.items()
         ]
         self.gateways = [
@@ -149,7 +168,12 @@ def make_request(number: int, chance: random.Random, *, limited: bool) -> StormR
     )
 
 
-def _host(folder: Path, port: int, log: Path, models: tuple[str, ...]) -> dict[str, Any]:
+def _link_file(folder: Path, host: str, gateway: str = "") -> Path:
+    """What the engines of a host read for the gateway with this number."""
+    return folder / f"{host}-link{gateway}"
+
+
+def _host(folder: Path, name: str, port: int, log: Path, models: tuple[str, ...]) -> dict[str, Any]:
     return {
         "gateway": {"logging": {"level": "warning"}},
         "supervisor": {
@@ -165,13 +189,13 @@ def _host(folder: Path, port: int, log: Path, models: tuple[str, ...]) -> dict[s
             "slots_max": 0,
         },
         "profiles": {
-            name: {
+            model: {
                 "model": str(folder / "model.gguf"),
                 "parallel": SLOTS,
-                "embeddings": name == "vectors",
-                "env": {"STORM_LOG": str(log)},
+                "embeddings": model == "vectors",
+                "env": {"STORM_LOG": str(log), "STORM_LINK": str(_link_file(folder, name))},
             }
-            for name in models
+            for model in models
         },
     }
 
@@ -214,7 +238,7 @@ async def start_cluster(folder: Path, rules: Mapping[str, KeyRules]) -> AsyncIte
             yield world
         finally:
             with anyio.CancelScope(shield=True):
-                for link in links.values():
+                for link in (*links.values(), *world.engine_links.values()):
                     link.restore()
                 async with anyio.create_task_group() as stops:
                     for program in world.gateways:
