@@ -31,7 +31,8 @@ _MOST_TOKENS = 10**9
 _SOON_S = 1.0
 #: How often changes are written, in seconds. What is reserved is written at once.
 _WRITE_INTERVAL_S = 1.0
-_ROUNDING = 1e-9
+#: Sums of decimal fractions are off by less than this, in dollars.
+ROUNDING = 1e-9
 
 
 class KeyFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,7 +196,7 @@ class KeyUsage:
             return True
         used = self._total(key, rules)
         spent = used.dollars + used.reserved_dollars
-        return spent + dollars <= rules.dollars_per_day + _ROUNDING or (spent <= 0 and rules.dollars_per_day > 0)
+        return spent + dollars <= rules.dollars_per_day + ROUNDING or (spent <= 0 and rules.dollars_per_day > 0)
 
     def settle(self, reservation: KeyReservation, *, prompt_tokens: int, answer_tokens: int, dollars: float) -> None:
         """See `KeyAccounts`."""

@@ -11,7 +11,7 @@ from hostler.gateway.cluster.budget_books import NO_LIMIT, Book, Charge, Entry, 
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.store import StoreAway
 from hostler.gateway.context import KeyRules
-from hostler.gateway.key_usage import KeyAdmission, KeyFigures, KeyReservation, KeyUsage
+from hostler.gateway.key_usage import ROUNDING, KeyAdmission, KeyFigures, KeyReservation, KeyUsage
 
 _DAY, _MINUTE = "day", "minute"
 
@@ -97,7 +97,7 @@ class SharedKeyUsage(KeyUsage):
         used = self._total(key, rules)
         # Without the store anything that is left of the share suffices, since shares are small.
         return self._ledger.others(self._books(key, rules)[0]).away and (
-            used.dollars + used.reserved_dollars < rules.dollars_per_day
+            used.dollars + used.reserved_dollars < rules.dollars_per_day - ROUNDING
         )
 
     def figures(self) -> dict[str, KeyFigures]:

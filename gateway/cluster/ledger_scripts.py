@@ -231,9 +231,9 @@ local function fits(part, given)
         if limit >= 0 then
             local fit = total + amount <= limit + 1e-9
             if rule == 'fit' and not fit then return false end
-            if rule == 'some' and total >= limit then return false end
+            if rule == 'some' and total >= limit - 1e-9 then return false end
             if rule == 'alone' and amount > 0 and not fit and not (total <= 1e-9 and limit > 0) then return false end
-            if rule == 'lone' and (book.open > 0 or used >= limit) then return false end
+            if rule == 'lone' and (book.open > 0 or used >= limit - 1e-9) then return false end
         end
     end
     return true

@@ -32,7 +32,7 @@ class SharedSpending(SpendingTracker):
 
     @property
     def limit_reached(self) -> bool:
-        return self._limit is not None and self._spent() >= self._limit
+        return self._limit is not None and self._spent() >= self._limit - ROUNDING
 
     def _spent(self) -> float:
         """What is spent, or may be by gateways that are away."""
@@ -46,9 +46,9 @@ class SharedSpending(SpendingTracker):
             return True
         spent = super().today + others.used[0] + others.withheld[0]
         if wanted.lone:
-            return not self._open and (others.away or not others.open) and spent < self._limit
+            return not self._open and (others.away or not others.open) and spent < self._limit - ROUNDING
         total = spent + sum(each.amount for each in self._open) + others.reserved[0]
-        return total + wanted.amount <= self._limit + ROUNDING or (others.away and total < self._limit)
+        return total + wanted.amount <= self._limit + ROUNDING or (others.away and total < self._limit - ROUNDING)
 
     def exhausted_for(self, wanted: Reservation) -> bool:
         if self._limit is None or wanted.lone or self._ledger.others(self._book()).away:

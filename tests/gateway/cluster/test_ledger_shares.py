@@ -38,6 +38,7 @@ class CutOff:
         self.gateways = [self._gateway(number) for number in range(count)]
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._ended: dict[int, anyio.Event] = {}
+        self._requests: dict[int, list[tuple[anyio.CancelScope, anyio.Event]]] = {number: [] for number in range(count)}
 
     def _gateway(self, number: int) -> BudgetGateway:
         store = FlakyStore(self._server.url, self._chance, losses=self._losses)
@@ -57,8 +58,23 @@ class CutOff:
                 await anyio.sleep_forever()
         ended.set()
 
+    async def reserve(self, number: int, wanted: Reservation) -> bool:
+        """Reserve money at a gateway. The request ends with it."""
+        request = anyio.CancelScope(), anyio.Event()
+        self._requests[number].append(request)
+        try:
+            with request[0]:
+                return await self.gateways[number].spending.try_reserve(wanted)
+            return False
+        finally:
+            self._requests[number].remove(request)
+            request[1].set()
+
     async def crash(self, number: int) -> None:
-        """End a gateway without another word. Another process may go on with its files."""
+        """End a gateway without another word, and its requests. Another process may go on with its files."""
+        for scope, ended in list(self._requests[number]):
+            scope.cancel()
+            await ended.wait()
         await self.gateways[number].killed(self._scopes[number])
         await self._ended[number].wait()
         self.gateways[number] = self._gateway(number)
@@ -222,7 +238,7 @@ async def spend(world: CutOff, number: int, spent: Spent, chance: random.Random)
     while True:
         gateway = world.gateways[number]
         wanted = Reservation("cloud", "m", chance.choice((0.02, 0.1, spent.largest)))
-        if await gateway.spending.try_reserve(wanted):
+        if await world.reserve(number, wanted):
             spent.add(wanted.amount)
             await anyio.sleep(chance.uniform(0.0, 0.02))
             if gateway is world.gateways[number]:  # else it has died, and all of it counts

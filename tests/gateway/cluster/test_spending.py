@@ -11,6 +11,7 @@ from fakes.shared_gateways import BudgetGateway, budget_gateways
 from fakes.store_client import until
 
 from hostler.gateway.backends.cost import Reservation
+from hostler.gateway.cluster.budget_books import Entry
 from hostler.gateway.context import KeyRules
 
 pytestmark = [pytest.mark.anyio, needs_redis]
@@ -87,6 +88,27 @@ async def test_without_the_store_each_gateway_spends_its_share(server: RedisServ
         await until(lambda: all(each.ledger.connected for each in gateways))
         for gateway in gateways:
             assert not await reserved(gateway, cost(1.0))
+
+
+async def test_without_a_share_nothing_is_spent_however_sums_are_rounded(server: RedisServer, tmp_path: Path) -> None:
+    gateway = BudgetGateway(server.url, tmp_path, "alone", limit=5.0)
+    gateway.ledger.shares.clear()
+    rules = KeyRules(dollars_per_day=5.0)
+    [book] = gateway.spending.books()
+    day = gateway.keys._books("bob", rules)[0].name
+    for step in range(300):
+        spent, elsewhere = step * 0.0071, step * 0.0083
+        for name, entry in (
+            (book.name, Entry(sequence=step, used_a=elsewhere)),
+            (day, Entry(sequence=step, used_b=elsewhere)),
+        ):
+            gateway.ledger._records.learn(name, {"other": entry})
+        gateway.spending.adopt(book.name, Entry(used_a=spent))
+        gateway.keys.adopt(day, Entry(used_b=spent))
+        assert not gateway.spending.reserve(cost(0.5)), spent
+        assert not gateway.spending.reserve(cost(0.5, lone=True)), spent
+        assert gateway.spending.limit_reached, spent
+        assert not gateway.keys.allows_cost("bob", rules, 0.5), spent
 
 
 async def test_gateways_without_a_limit_ask_nobody(server: RedisServer, tmp_path: Path) -> None:
