@@ -68,6 +68,14 @@ def read_entry(value: bytes) -> Entry | None:
         return None
 
 
+def read_share(value: bytes) -> Pair | None:
+    """`None` for what no gateway of this release has written."""
+    try:
+        return msgspec.json.decode(value, type=tuple[float, float])
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 class Book(msgspec.Struct, frozen=True, kw_only=True):
     """Figures with the same limits. `by_minute`: its first measure counts when a request begins."""
 

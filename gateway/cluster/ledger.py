@@ -24,6 +24,7 @@ from hostler.gateway.cluster.budget_books import (
     Pair,
     read_entries,
     read_entry,
+    read_share,
 )
 from hostler.gateway.cluster.ledger_records import LedgerRecords, forget, sum_of
 from hostler.gateway.cluster.ledger_restore import CHUNK, LedgerRestore, StoreEmptied, log_damage
@@ -203,7 +204,7 @@ class Ledger:
         self._more_calls += 1
         self._asking.append(want)
         try:
-            with anyio.move_on_after(seconds):
+            with anyio.move_on_after(seconds if want.asked else 0):
                 await want.answered.wait()
         finally:
             self._asking.remove(want)
@@ -381,19 +382,20 @@ class Ledger:
             self.shares.part = 1 / len(self._records.gateways)
             self._news |= self._books
             self._report_soon()
-        asked: set[tuple[str, str]] = set()
+        asked: dict[tuple[str, str], Pair] = {}
         for book, (own, share, absent, others, waited) in zip(books, found, strict=True):
             entry = msgspec.json.decode(own, type=Entry)
             self._records.acknowledged[book.name] = entry
             self.shares.accept(book.name, entry, msgspec.json.decode(share, type=tuple[float, float]))
             self._absent[book.name] = msgspec.json.decode(absent, type=tuple[float, float])
             self._records.learn(book.name, read_entries(others))
-            asked |= {(book.name, each.decode()) for each in waited}
+            for id_, most in zip(waited[::2], waited[1::2], strict=True):
+                asked[book.name, id_.decode()] = msgspec.json.decode(most, type=tuple[float, float])
         for want, result in zip(wants, results, strict=True):
             want.result = result
             if result == ASKED:
                 names = {part.book.name for part in (*want.required, *want.optional)}
-                want.asked = {each for each in asked if each[0] in names}
+                want.asked = {each: most for each, most in asked.items() if each[0] in names}
             elif result and want.abandoned:
                 self._changed |= {part.book.name: part.book for part in (*want.required, *want.optional)}
             elif result:
@@ -471,18 +473,16 @@ class Ledger:
         words = message.split(b" ", 4)
         if len(words) < 5 or words[0] == self._own.encode():
             return
-        own, value, _, rules, name = words
-        entry, book = read_entry(value), Book.read(name, rules)
-        if entry is None or book is None:
+        own, value, share, rules, name = words
+        entry, kept, book = read_entry(value), read_share(share), Book.read(name, rules)
+        if entry is None or kept is None or book is None:
             return
         id_ = own.decode("ascii", "replace")
         self._records.learn(book.name, {id_: entry})
         self._news[book.name] = self._books.setdefault(book.name, book)
         self._wake.set()
         for want in self._asking:
-            want.asked.discard((book.name, id_))
-            if not want.asked:
-                want.answered.set()
+            want.gave_up(book.name, id_, kept)
 
     def _on_asked(self, message: bytes) -> None:
         """Another gateway needs what this one could use without the store; or the parts of gateways have changed."""

@@ -316,7 +316,10 @@ for number, book in ipairs(books) do
             target[measure] = math.min(amounts[measure], part_by[id] * math.max(0, rest))
             lower = lower or target[measure] < amounts[measure]
         end
-        if lower then waited[#waited + 1], targets[id] = id, target end
+        if lower then
+            targets[id] = target
+            waited[#waited + 1], waited[#waited + 2] = id, pair(target[1], target[2])
+        end
     end
     if next(targets) then
         redis.call('PUBLISH', ask.asking, cjson.encode({{name = asked.name, rules = asked.rules, shares = targets}}))

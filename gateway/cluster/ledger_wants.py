@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
-from hostler.gateway.cluster.budget_books import Charge
+from hostler.gateway.cluster.budget_books import Charge, Pair
+
+_ROUNDING = 1e-9
 
 
 class Want:
@@ -20,10 +22,18 @@ class Want:
         self.abandoned = False
         #: 0: refused; 1: what is required is reserved; 2: what is optional as well; `ASKED`; `None`: the store is away.
         self.result: int | None = None
-        #: Whether others have been asked before, and those that have not answered: each a book and a gateway.
+        #: Whether others have been asked before, and what those may keep that have not answered, by book and gateway.
         self.again = False
-        self.asked: set[tuple[str, str]] = set()
+        self.asked: dict[tuple[str, str], Pair] = {}
         self.answered = anyio.Event()
+
+    def gave_up(self, book: str, gateway: str, share: Pair) -> None:
+        """A gateway has this share now, which may be the one that it had before it was asked."""
+        most = self.asked.get((book, gateway))
+        if most is not None and share[0] <= most[0] + _ROUNDING and share[1] <= most[1] + _ROUNDING:
+            del self.asked[book, gateway]
+            if not self.asked:
+                self.answered.set()
 
     def to_step(self, places: Mapping[str, int]) -> dict[str, object]:
         """It for the step in the store; `places` are those of the books there."""

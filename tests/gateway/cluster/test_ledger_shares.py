@@ -119,6 +119,20 @@ async def test_what_one_gateway_has_given_up_is_not_used_there(server: RedisServ
         assert await admitted(world.gateways[1:], RULES, 5) == [0]
 
 
+async def test_a_report_from_before_a_gateway_was_asked_is_no_answer(server: RedisServer, tmp_path: Path) -> None:
+    async with budget_gateways(server.url, tmp_path, 2) as [first, second], anyio.create_task_group() as tasks:
+        assert sum(await admitted([first], RULES, 3)) == 3
+        [(channel, give_up)] = [each for each in second.store._channels.items() if b"asking" in each[0]]
+
+        async def report_and_give_up(message: bytes) -> None:
+            second.ledger.changed(second.keys._books("bob", RULES), soon=False)
+            await second.ledger._step((), 0.5)
+            give_up(message)
+
+        second.store._channels[channel] = lambda message: tasks.start_soon(report_and_give_up, message)
+        assert await admitted([first], RULES, 27) == [27]
+
+
 async def test_a_process_that_is_started_again_does_not_use_what_it_has_given_up(
     server: RedisServer, tmp_path: Path
 ) -> None:
