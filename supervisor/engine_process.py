@@ -320,7 +320,7 @@ class ManagedProcess(ProcessState):
     async def _let_load(self, current: Generation, child: Child, clock: anyio.CancelScope) -> None:
         """Wait until the engine that holds may load its model. Only from then on its time limit counts.
 
-        Raises `SupervisorError` if that takes too long, or the engine cannot be told.
+        Raises `SupervisorError` if that takes too long, or the engine does not read its input.
         """
         clock.deadline = math.inf
         self._set_phase("held")
@@ -333,7 +333,7 @@ class ManagedProcess(ProcessState):
         if not child.write_line(LOAD_COMMAND):
             with anyio.move_on_after(1):
                 await child.exited.wait()  # then its exit says why
-            message = f'the engine of model "{self.model}" holds and cannot be told to load: it does not read its input'
+            message = f'the engine of model "{self.model}" waits before loading its model, and does not read the command to load it from its input'
             raise SupervisorError(self._describe_failure("unresponsive", message))
         self._set_phase("starting")
 

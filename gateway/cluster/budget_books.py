@@ -15,6 +15,8 @@ Pair = tuple[float, float]
 Rule = Literal["", "fit", "some", "alone", "lone"]
 #: A limit that there is not.
 NO_LIMIT = -1.0
+#: Sums of shares are off by less than this.
+ROUNDING = 1e-9
 #: How long a window is, in seconds.
 MINUTE_S = 60.0
 

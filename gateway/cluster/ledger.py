@@ -57,7 +57,8 @@ _TICK_S, _LAZY_S = 1.0, 0.25
 _REFRESH_S = MINUTE_TTL_S / 3
 #: After a pause of this length the store may soon have given this gateway's share to the others, in seconds.
 _FROZEN_S = GONE_S / 2
-#: How far a share is off what is fair before that is mended, and how long one that was given up is not raised, in seconds.
+#: A share is written again if it differs from an equal one by this fraction. One that was given up is not raised for so many
+#: seconds.
 _UNFAIR, _GIVEN_S = 0.05, 1.0
 
 

@@ -99,8 +99,8 @@ class LedgerRestore:
                 share = self._shares.room(book, own, now)
             self._shares.hold(name, own, share)
             # A share goes together with the figures that it is beyond.
-            told = share if self._was_restored else None
-            asked.append({"name": name, "entries": entries, "share": told, "ttl": _ttl(name)})
+            sent_share = share if self._was_restored else None
+            asked.append({"name": name, "entries": entries, "share": sent_share, "ttl": _ttl(name)})
         self._shares.keep_lowered(names, books, now)
         keys = [SEEN, INDEX, PARTS, LIFE, *(key_of(name) for name in names)]
         began = records.local_wall()

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.gateway.cluster.budget_books import Book, Entry, Pair
+from hostler.gateway.cluster.budget_books import ROUNDING, Book, Entry, Pair
 from hostler.gateway.cluster.ledger_scripts import GONE_S
 from hostler.supervisor.state_store import JsonStore
-
-_ROUNDING = 1e-9
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +32,7 @@ class Shares:
     """The shares of this gateway: for each book what is held there, and `part` of the limit in books of which nothing is known.
 
     The store keeps them from the other gateways. It may keep more than this gateway knows of, but never less: so a share is
-    lowered here, and in the file, before the store is told, and raised here after the store has done so. `is_kept`: the
+    lowered here, and in the file, before it is lowered in the store, and raised here after it was raised there. `is_kept`: the
     store keeps them. A gateway of which the store has never known takes an equal part of what is left instead.
     """
 
@@ -123,7 +121,7 @@ class Shares:
             return True
         else:
             most = max(0.0, book.limits[0]) * self._kept.part, max(0.0, book.limits[1]) * self._kept.part
-        return held.share[0] < most[0] - _ROUNDING or held.share[1] < most[1] - _ROUNDING
+        return held.share[0] < most[0] - ROUNDING or held.share[1] < most[1] - ROUNDING
 
     def keep(self) -> None:
         """Write all."""

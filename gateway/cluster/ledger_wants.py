@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
-from hostler.gateway.cluster.budget_books import Charge, Pair
-
-_ROUNDING = 1e-9
+from hostler.gateway.cluster.budget_books import ROUNDING, Charge, Pair
 
 
 class Want:
@@ -30,7 +28,7 @@ class Want:
     def gave_up(self, book: str, gateway: str, share: Pair) -> None:
         """A gateway has this share now, which may be the one that it had before it was asked."""
         most = self.asked.get((book, gateway))
-        if most is not None and share[0] <= most[0] + _ROUNDING and share[1] <= most[1] + _ROUNDING:
+        if most is not None and share[0] <= most[0] + ROUNDING and share[1] <= most[1] + ROUNDING:
             del self.asked[book, gateway]
             if not self.asked:
                 self.answered.set()

@@ -6,8 +6,8 @@ from typing import Final
 
 import anyio
 
-#: Between the beginnings of two rounds at least, in seconds: whoever can write to the store can say that something has changed
-#: as often as they like.
+#: The shortest time between the starts of two rounds, in seconds. Any client with write access to the store can publish change
+#: messages at any rate.
 PAUSE_S: Final = 0.1
 
 

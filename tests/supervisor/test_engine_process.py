@@ -535,7 +535,7 @@ async def test_an_engine_that_cannot_be_told_to_load_fails_at_once(
         await journal.until("start")
         assert not held.settled
         failure = await failure_of(one)
-    assert (failure.kind, "holds and cannot be told to load" in failure.message) == ("unresponsive", True)
+    assert (failure.kind, "does not read the command to load it" in failure.message) == ("unresponsive", True)
     assert len(journal.events("start")) == 1
 
 

@@ -77,7 +77,7 @@ async def test_no_other_slot_is_taken_back(
 
 @pytest.mark.parametrize("failure", ["refused", "no event", "no progress", "hangs", "other number"])
 async def test_it_is_saved_as_it_is_if_the_engine_does_not_do_it(
-    cache: SlotCache, engine: SlotEngine, tmp_path: Path, failure: str
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = engine.answer
 
@@ -91,7 +91,7 @@ async def test_it_is_saved_as_it_is_if_the_engine_does_not_do_it(
         return (400 if failure == "refused" else 200), ({"index": 0} if failure == "no progress" else "")
 
     engine.silent = "/completion" if failure == "hangs" else ""
-    engine.answer = refuse  # type: ignore[method-assign]  # what a test wants it to answer
+    monkeypatch.setattr(engine, "answer", refuse)
     saved = await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert (saved.slots, saved.tokens) == (1, 1000)
     assert saved_tokens(tmp_path) == [[*range(1000)]]
