@@ -10,27 +10,20 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-import anyio
 import msgspec
 
-from hostler.adapters.canonical import Progress
-from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
+from hostler.adapters.errors import BackendUnavailable, GatewayError
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.contract import (
     DeviceStatus,
     EngineAddress,
     HostStatus,
-    ModelLease,
     ModelStatus,
     PromptIdentity,
-    SupervisorError,
-    SupervisorUnreachable,
     SwitchMoved,
-    UnknownProfile,
 )
 from hostler.supervisor.lease_frames import (
     DEAD_S,
@@ -55,17 +48,13 @@ from hostler.supervisor.lease_frames import (
 )
 from hostler.supervisor.lease_link import LeaseLink
 from hostler.supervisor.lease_requests import ask_frame, release_frame, seed_frames
-from hostler.supervisor.remote_view import RemoteView
+from hostler.supervisor.remote_operations import RemoteOperations
 from hostler.supervisor.scheduling.errors import (
-    SOON_S,
-    check_not_leased,
     host_draining,
-    profile_removed,
     refusal_error,
     supervisor_stopping,
     supervisor_unreachable,
 )
-from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import (
     DevicesChanged,
     EngineChanged,
@@ -73,12 +62,9 @@ from hostler.supervisor.scheduling.events import (
     HostEvent,
     QueueChanged,
     SwitchChanged,
-    Waiting,
 )
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.types import Refuse, SchedulerSettings
-from hostler.supervisor.scheduling.views import HostOffer, ModelView, ServiceDistance
 from hostler.supervisor.socket_url import socket_path
 
 #: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
@@ -90,7 +76,7 @@ _RETRY_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class RemoteHost:
+class RemoteHost(RemoteOperations):
     """`Host` over a connection to the supervisor at `url`; `client` is for its other operations.
 
     A lease is granted by the supervisor only, never while it cannot be reached. When the connection is lost, queued leases
@@ -113,33 +99,25 @@ class RemoteHost:
         tls: ssl.SSLContext | None = None,
         silence_s: float = DEAD_S,
     ) -> None:
-        self.name = name
+        super().__init__(name, client, clock)
         self._link = LeaseLink(
-            url, token, hello=self._hello, on_frame=self._on_frame, on_lost=self._lose, usable=self._is_usable,
+            url, token, hello=self._hello, on_frame=self._on_frame, on_lost=self._lose, usable=lambda: self._usable,
             connect_s=connect_s, tls=tls, silence_s=silence_s,
         )  # fmt: skip
-        self._client = client
         self._limits = limits
         self._publish = publish
         self._on_status = on_status
         self._on_stopping = on_stopping
-        self._clock = clock
         self._instance = secrets.token_hex(8)
         self._address = "127.0.0.1" if socket_path(url) else urlsplit(url).hostname or ""
         self._ids = itertools.count(1)
-        self._leases: dict[int, Lease] = {}
         self._welcome = False
-        self._closing = False
         self._generation = 0
         self._seeds: Mapping[str, Sequence[float]] = {}
-        self._view = RemoteView()
         self._problem = ""
         self._stopped_with: Callable[[], GatewayError] | None = None
         self._incompatible = False
         self._left_at = -math.inf
-        self.status: HostStatus | None = None
-        self.reachable = False
-        self.synced = anyio.Event()
 
     @property
     def returning(self) -> bool:
@@ -156,9 +134,6 @@ class RemoteHost:
         self._welcome, self._closing = False, False
         held = tuple(number for number, lease in self._leases.items() if lease.granted)
         return HelloFrame(self._instance, _own_name(), self._limits, held)
-
-    def _is_usable(self) -> bool:
-        return self.reachable and not self._closing
 
     def _lose(self, problem: str, incompatible: bool = False) -> None:
         """The supervisor cannot be reached: refuse what waits, and forget what was known of others."""
@@ -218,7 +193,7 @@ class RemoteHost:
         )  # fmt: skip
         if self._stopped_with is not None:
             lease.refuse(self._stopped_with())
-        elif not self.reachable or self._closing:
+        elif not self._usable:
             lease.refuse(self._gone())
         elif self.status is not None and self.status.draining:
             lease.refuse(host_draining(model, self.name))
@@ -255,71 +230,6 @@ class RemoteHost:
         """See `Host`. The supervisor tries the address itself before it acts on this."""
         self._link.send(LostFrame(address.model, address.generation))
 
-    # Operations.
-
-    async def unload(self, model: str, *, force: bool = False) -> None:
-        """See `Host`."""
-        check_not_leased(model, self.model_leases)
-        with self._operating(model):
-            await self._client.unload(model, force=force)
-
-    async def pin(self, model: str, pinned: bool) -> bool:
-        """See `Host`."""
-        with self._operating(model):
-            return await self._client.pin(model, pinned)
-
-    async def drain(self, draining: bool) -> bool:
-        """See `Host`."""
-        with self._operating(""):
-            return await self._client.drain(draining)
-
-    async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
-        """See `Host`."""
-        with self._operating(model):
-            lease = await self._client.lease_model(model, holder=holder, seconds=seconds)
-        self._apply_leases((*(each for each in self.model_leases if each.id != lease.id), lease))
-        return lease
-
-    async def end_lease(self, lease_id: str) -> ModelLease | None:
-        """See `Host`."""
-        with self._operating(""):
-            ended = await self._client.end_lease(lease_id)
-        self._apply_leases(tuple(each for each in self.model_leases if each.id != lease_id))
-        return ended
-
-    def _apply_leases(self, leases: tuple[ModelLease, ...]) -> None:
-        """Show leases at once, without waiting for the supervisor's event."""
-        if self.status is not None:
-            self.status = msgspec.structs.replace(self.status, leases=leases)
-
-    @property
-    def model_leases(self) -> tuple[ModelLease, ...]:
-        """See `Host`."""
-        return () if self.status is None else self.status.leases
-
-    @contextmanager
-    def _operating(self, model: str) -> Iterator[None]:
-        """Raise the client's errors as those of the gateway."""
-        try:
-            yield
-        except UnknownProfile:
-            raise profile_removed(model, self.name) from None
-        except SupervisorUnreachable:
-            raise supervisor_unreachable(self.name) from None
-        except SupervisorError as error:
-            after = error.failure.retry_after_s
-            final = after is None or after > SOON_S
-            raise ModelUnavailable(
-                error.failure.message, retry_after_s=after, model=model or None, final=final
-            ) from None
-
-    async def estimate_switch(self, model: str) -> SwitchEstimate | None:
-        """See `Host`."""
-        try:
-            return await self._client.forecast(model)
-        except (UnknownProfile, SupervisorUnreachable):
-            return None
-
     def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
         """See `Host`."""
         self._seeds = answers
@@ -328,68 +238,6 @@ class RemoteHost:
     def _send_seeds(self) -> None:
         for frame in seed_frames(self._seeds):
             self._link.send(frame)
-
-    # Views.
-
-    @property
-    def waiting(self) -> int:
-        """See `Host`."""
-        return self._view.others_waiting + self._own_waiting()
-
-    @property
-    def serving(self) -> int:
-        """See `Host`."""
-        return self._view.others_serving + self._own_serving()
-
-    def _own_waiting(self) -> int:
-        return sum(not (lease.settled or lease.background) for lease in self._leases.values())
-
-    def _own_serving(self) -> int:
-        return sum(lease.granted for lease in self._leases.values())
-
-    def models(self) -> Sequence[ModelView]:
-        """See `Host`."""
-        return self._view.models
-
-    def queue(self) -> Sequence[Waiting]:
-        """See `Host`."""
-        return self._view.queue
-
-    def idle_times(self, now: float) -> dict[str, float]:
-        """See `Host`."""
-        return {view.model: view.idle_until - now for view in self._view.models if view.idle_until is not None}
-
-    def is_serving(self, model: str) -> bool:
-        """See `Host`."""
-        return self._view.running(model) > 0 or any(
-            lease.granted and lease.model == model for lease in self._leases.values()
-        )
-
-    def distance(self, model: str) -> ServiceDistance:
-        """See `Host`. By the supervisor's last view, and what was requested from here since then."""
-        return self._view.distance(model, available=self.reachable and not self._closing)
-
-    def offer(self, model: str, prompt: PromptIdentity | None = None) -> HostOffer:
-        """See `Host`."""
-        return self._view.offer(model, prompt, available=self.reachable and not self._closing)
-
-    def estimate_s(self, lease: Lease) -> float:
-        """See `Lease.estimate_s`."""
-        return self._view.estimate_s(lease.id, self._clock())
-
-    def switched_s(self, lease: Lease) -> float:
-        """See `Lease.switched_s`."""
-        return self._view.switched_s(lease.model, lease.requested_at, self._clock())
-
-    def progress(self, lease: Lease) -> Progress:
-        """See `Lease.progress`."""
-        now = self._clock()
-        position, eta_s = self._view.place(lease.id, now)
-        switch = self._view.switches.get(lease.model)
-        return shown_progress(lease.model, switch, position, eta_s, self._loaded(), now - lease.requested_at, now)
-
-    def _loaded(self) -> Collection[str]:
-        return () if self.status is None else [each.model for each in self.status.models if each.state == "ready"]
 
     # Frames.
 

@@ -84,6 +84,11 @@ TESTED_ELSEWHERE = {
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
     "supervisor/devices/reading.py": ["supervisor/devices/test_discovery.py"],
     "supervisor/scheduling/decision_executor.py": ["supervisor/scheduling/test_orchestrator.py"],
+    "supervisor/scheduling/hanging_engines.py": ["supervisor/scheduling/test_orchestrator_recovery.py"],
+    "supervisor/scheduling/model_leasing.py": [
+        "supervisor/scheduling/test_orchestrator.py",
+        "system/test_model_leases.py",
+    ],
     "supervisor/scheduling/first_answers.py": ["supervisor/scheduling/test_orchestrator.py"],
     "supervisor/scheduling/queue_events.py": ["supervisor/scheduling/test_orchestrator.py"],
     "supervisor/scheduling/plans.py": ["supervisor/scheduling/test_scheduler.py"],
@@ -99,6 +104,8 @@ TESTED_ELSEWHERE = {
     "supervisor/process_state.py": ["supervisor/test_engine_process.py"],
     "supervisor/generation.py": ["supervisor/test_engine_process.py"],
     "supervisor/llama_arguments.py": ["supervisor/test_engine_command.py", "supervisor/test_memory.py"],
+    "supervisor/followed_host.py": ["supervisor/test_remote_host.py"],
+    "supervisor/remote_operations.py": ["supervisor/test_remote_host.py"],
     "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -22,11 +21,9 @@ from hostler.supervisor.contract import (
     PromptIdentity,
     Snapshot,
     Supervisor,
-    SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
     SupportsDraining,
-    SupportsModelLeases,
     SupportsPinning,
     UnknownProfile,
 )
@@ -45,7 +42,9 @@ from hostler.supervisor.scheduling.events import (
     SwitchChanged,
 )
 from hostler.supervisor.scheduling.first_answers import FirstAnswers
+from hostler.supervisor.scheduling.hanging_engines import HangingEngines
 from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.model_leasing import ModelLeasing
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.types import (
     Refuse,
@@ -56,9 +55,6 @@ logger = logging.getLogger(__name__)
 
 #: Pause before a subscription that ended is renewed, in seconds.
 _RESUBSCRIBE_S = 0.25
-
-#: After so many timeouts in a row, with no answer between them, an engine counts as hanging.
-MAX_TIMEOUTS = 3
 
 
 class Orchestrator(DecisionExecutor):
@@ -87,8 +83,8 @@ class Orchestrator(DecisionExecutor):
         self._abandoned = AbandonedLeases(
             supervisor.active_requests, self._release_abandoned, self._give_up, self._leases.values, clock=clock
         )
-        #: Timeouts in a row by model, with the generation of its engine.
-        self._timeouts: dict[str, tuple[int, int]] = {}
+        self._hanging = HangingEngines(name, supervisor, self._addresses.get)
+        self._model_leasing = ModelLeasing(self, supervisor, apply=self._apply_leases, order_error=self._order_error)
         self._first_answers = FirstAnswers(name, supervisor)
         self._stopped_with: Callable[[], GatewayError] | None = None
 
@@ -161,13 +157,13 @@ class Orchestrator(DecisionExecutor):
             lease.assignment.release()
         if lease.answered:
             self._first_answers.report(lease, self._tasks)
-            self._timeouts.pop(lease.model, None)
+            self._hanging.answered(lease.model)
             if lease.usage is not None:
                 self._scheduler.answered(lease.id, lease.usage, now)
             if lease.prompt is not None:
                 self._conversations.add(lease.model, lease.prompt)
         elif lease.timed_out:
-            self._count_timeout(lease)
+            self._hanging.timed_out(lease, self._tasks)
         if lease.settled:
             decisions = self._scheduler.release(lease.id, now, lease.keep_alive_s)
         else:
@@ -233,25 +229,6 @@ class Orchestrator(DecisionExecutor):
     @staticmethod
     def _stopping(lease: Lease) -> Refuse:
         return Refuse(ticket=lease.id, model=lease.model, reason="stopping", retry_after_s=0.0)
-
-    def _count_timeout(self, lease: Lease) -> None:
-        """Stop an engine that only hangs, whatever its health check says; the next request starts it again."""
-        address = lease.address()
-        generation, count = self._timeouts.get(lease.model, (0, 0))
-        count = count + 1 if generation == address.generation else 1
-        self._timeouts[lease.model] = (address.generation, count)
-        if count >= MAX_TIMEOUTS and self._addresses.get(lease.model) == address and self._tasks is not None:
-            logger.warning(
-                "%s: %s: %d requests in a row timed out; restarting its engine", self.name, lease.model, count
-            )
-            del self._timeouts[lease.model]
-            self._tasks.start_soon(self._stop_hanging, lease.model)
-
-    async def _stop_hanging(self, model: str) -> None:
-        try:
-            await self._supervisor.unload(model)
-        except (SupervisorError, SupervisorUnreachable, UnknownProfile) as error:
-            logger.warning("%s: %s: its engine cannot be stopped: %s", self.name, model, error)
 
     def engine_lost(self, address: EngineAddress) -> None:
         """Nothing listens at this address any more: the next request starts a new process."""
@@ -321,64 +298,11 @@ class Orchestrator(DecisionExecutor):
 
     async def lease_model(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `Host`."""
-        supervisor = self._model_leasing(model)
-        if self._is_ready(model):
-            lease = await self._add_lease(supervisor, model, holder, seconds)
-        else:
-            # While this ticket is held the model stays until it is leased.
-            with self._ticket(model) as ticket:
-                await self._loaded(ticket)
-                lease = await self._add_lease(supervisor, model, holder, seconds)
-        try:
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            if not self._is_ready(model):  # it was unloaded a moment ago
-                with self._ticket(model) as ticket:
-                    await self._loaded(ticket)
-        except BaseException:
-            # Also if the client has left, which then does not know of its lease.
-            with anyio.CancelScope(shield=True):
-                await self.end_lease(lease.id)
-            raise
-        return lease
+        return await self._model_leasing.add(model, holder=holder, seconds=seconds)
 
     async def end_lease(self, lease_id: str) -> ModelLease | None:
         """See `Host`."""
-        ended = await self._model_leasing("").end_lease(lease_id)
-        self._apply_leases(tuple(lease for lease in self.model_leases if lease.id != lease_id))
-        return ended
-
-    def _model_leasing(self, model: str) -> SupportsModelLeases:
-        if not isinstance(self._supervisor, SupportsModelLeases):
-            raise ModelUnavailable(f"{self.name} does not lease models", model=model or None, final=True)
-        return self._supervisor
-
-    def _is_ready(self, model: str) -> bool:
-        return any(view.model == model and view.phase == "ready" for view in self.models())
-
-    @contextmanager
-    def _ticket(self, model: str) -> Iterator[Lease]:
-        ticket = self.lease(model, client="operator")
-        try:
-            yield ticket
-        finally:
-            ticket.release()
-
-    @staticmethod
-    async def _loaded(ticket: Lease) -> None:
-        while not await ticket.wait(60.0):
-            ticket.take_notification()
-        ticket.address()
-
-    async def _add_lease(self, supervisor: SupportsModelLeases, model: str, holder: str, seconds: float) -> ModelLease:
-        try:
-            with anyio.CancelScope(shield=True):
-                lease = await supervisor.add_lease(model, holder=holder, seconds=seconds)
-        except SupervisorError as error:
-            raise ModelUnavailable(error.failure.message, model=model, final=True) from None
-        except (UnknownProfile, SupervisorUnreachable) as error:
-            raise self._order_error(error, model) from None
-        self._apply_leases((*(each for each in self.model_leases if each.id != lease.id), lease))
-        return lease
+        return await self._model_leasing.end(lease_id)
 
     def _apply_leases(self, leases: tuple[ModelLease, ...]) -> None:
         """Apply leases at once, without waiting for the supervisor's snapshot."""

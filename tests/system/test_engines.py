@@ -15,7 +15,7 @@ import pytest
 from fakes.stub_programs import StubPrograms
 from system.running_gateway import RunningGateway, StartGateway, is_complete
 
-from hostler.supervisor.scheduling.orchestrator import MAX_TIMEOUTS
+from hostler.supervisor.scheduling.hanging_engines import MAX_TIMEOUTS
 
 pytestmark = pytest.mark.anyio
 
