@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from itertools import takewhile
+from collections.abc import Callable, Mapping
 
-import anyio
 import msgspec
 
-from hostler.adapters.canonical import LoadRequest, Progress, ProgressPhase
+from hostler.adapters.canonical import LoadRequest, ProgressPhase
 from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
@@ -38,19 +36,19 @@ from hostler.gateway.backends.failure_policy import (
     retryable_hint,
 )
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.request_waits import RequestWaits
 from hostler.gateway.backends.reservation import (
     count_request,
     estimate,
     rate_wait_s,
-    refusal,
     settle,
     settle_rate,
     uncounted,
 )
 from hostler.gateway.backends.retry_budget import RetryBudget
-from hostler.gateway.backends.suitability import another_may_accept, fits_better_later, has_no_room
-from hostler.gateway.backends.wake_on_lan import StillAsleep
-from hostler.gateway.context import Attempt, RequestContext, Target
+from hostler.gateway.backends.skip_rules import SkipRules
+from hostler.gateway.backends.suitability import another_may_accept
+from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.lease_moves import MovedElsewhere
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -58,8 +56,6 @@ from hostler.supervisor.scheduling.errors import HostDraining
 
 logger = logging.getLogger(__name__)
 
-#: The number of hops tried for one request; skipped ones do not count.
-MAX_HOPS = 3
 #: The longest `Retry-After` that is waited for, in seconds; for a longer one the next hop is tried.
 LONGEST_RETRY_AFTER_S = 3.0
 #: The longest wait for circuits to close, when all hops that could answer are paused, in seconds.
@@ -97,8 +93,9 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> None:
         super().__init__(app)
         self._hops = hops
+        self._skips = SkipRules(hops, clock)
+        self._waits = RequestWaits(sleeps, clock)
         self._budget = budget
-        self._sleeps = sleeps
         self._max_wait_s = max_wait_s
         self._max_rest_s = max_rest_s
         self._clock = clock
@@ -117,9 +114,9 @@ class FallbackMiddleware(RequestMiddleware):
                 index, target = ahead.pop(0)
                 later = tuple(each for _, each in ahead)
                 candidate = Candidate(index, self._hops[target.backend], target, later)
-                failure = self._skipped(context, candidate, failed)
+                failure = self._skips.skipped(context, candidate, failed)
                 if failure is None:
-                    context.alternatives = self._alternatives(context, candidate, failed)
+                    context.alternatives = self._skips.alternatives(context, candidate, failed)
                     try:
                         failure = await self._try(context, candidate, failed, call_next)
                     except MovedElsewhere as moved:
@@ -155,64 +152,6 @@ class FallbackMiddleware(RequestMiddleware):
         if failure is not None:
             failed.append(failure)
         return failure is None
-
-    def _alternatives(
-        self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]
-    ) -> tuple[Target, ...]:
-        """The hosts that come next, and could answer instead of this one: what the chain names before another host is tried
-        before it."""
-        next_hosts = takewhile(lambda target: self._hops[target.backend].supervised, candidate.later)
-        return tuple(
-            target
-            for target in next_hosts
-            if self._skip_reason(context, Candidate(0, self._hops[target.backend], target, ()), failed) is None
-        )
-
-    # Hops that are skipped
-
-    def _skipped(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> FailedHop | None:
-        """The candidate as a skipped hop, or `None` if it is to be tried."""
-        reason = self._skip_reason(context, candidate, failed)
-        if reason is None:
-            return None
-        hop, paused_by = candidate.hop, None
-        if reason == "circuit_open":
-            paused_by = hop.breakers.paused_by(candidate.target.name_there, self._clock())
-        return FailedHop(
-            hop=hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason), paused_by=paused_by
-        )
-
-    def _skip_reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
-        hop, target = candidate.hop, candidate.target
-        if context.only is not None and target.backend != context.only:
-            return "excluded"
-        if context.local_only and not hop.local:
-            return "non_local"
-        if hop.draining():
-            return "draining"
-        if (refused := refusal(context, hop, target)) is not None:
-            return refused
-        if rate_wait_s(context, hop, self._clock()) > 0:
-            return "rate_limited"
-        if context.only is not None or isinstance(context.request, LoadRequest):
-            return None
-        if fits_better_later(context.request, target, candidate.later) or (failed and has_no_room(target, failed)):
-            return "too_long"
-        if len(failed) >= MAX_HOPS and len({attempt.hop for attempt in context.attempts}) >= MAX_HOPS:
-            return "max_attempts"
-        if not hop.breakers.allows(target.name_there, self._clock()):
-            return "circuit_open"
-        return None
-
-    def _skip_ends_in(self, candidate: Candidate, reason: SkipReason) -> float | None:
-        hop = candidate.hop
-        if reason == "budget_exhausted" and hop.spending is not None:
-            return hop.spending.resumes_in()
-        if reason == "rate_limited" and hop.rates is not None:
-            return hop.rates.wait_s(self._clock())
-        if reason == "circuit_open":
-            return candidate.rest_s(self._clock())
-        return None
 
     # Attempts
 
@@ -259,7 +198,7 @@ class FallbackMiddleware(RequestMiddleware):
             retry_in_s = self._retry_in_s(context, failure, candidate, retried)
             if retry_in_s is not None:
                 retried = retried or rule.retry != "wait"
-                await self._sleep(context, retry_in_s, "loading" if rule.retry == "wait" else "fallback")
+                await self._waits.sleep(context, retry_in_s, "loading" if rule.retry == "wait" else "fallback")
                 if hop.breakers.allows(target.name_there, self._clock()):
                     continue
             if rule.fallback == "if_other" and not another_may_accept(error, target, candidate.later):
@@ -292,7 +231,7 @@ class FallbackMiddleware(RequestMiddleware):
             hop.stall_detector.enter(attempt)
         try:
             if hop.wake_on_lan is not None and not hop.reachable():
-                await self._wake(context, hop)
+                await self._waits.wake(context, hop)
             await call_next()
             outcome = ended_as = "answered"
             return None
@@ -366,17 +305,6 @@ class FallbackMiddleware(RequestMiddleware):
 
     # Waiting
 
-    async def _wake(self, context: RequestContext, hop: Hop) -> None:
-        """Wake the hop's machine and wait for it, together with all other requests for it."""
-        assert hop.wake_on_lan is not None
-        until = hop.wake_on_lan.wake()
-        if until is None:
-            raise StillAsleep(f"{hop.name} is asleep and did not wake up a moment ago", backend=hop.name)
-        if context.deadline is not None:
-            until = min(until, context.deadline)
-        if not await self._wait(context, until, "waking", hop.wake_on_lan.wait):
-            raise StillAsleep(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
-
     async def _rested(self, context: RequestContext, failed: list[FailedHop], since: float) -> Candidate | None:
         """The first hop whose circuit was open and allows attempts again, which is waited for if it does so soon.
 
@@ -385,14 +313,14 @@ class FallbackMiddleware(RequestMiddleware):
         candidates = paused_candidates(context.candidates, self._hops, failed)
         while True:
             for candidate in candidates:
-                if self._skip_reason(context, candidate, failed) is None:
+                if self._skips.reason(context, candidate, failed) is None:
                     return candidate
             now = self._clock()
             deadline = now if context.deadline is None else context.deadline
             rest_s = shortest_rest_s(candidates, since=since, now=now, deadline=deadline, max_rest_s=self._max_rest_s)
             if rest_s is None:
                 return None
-            await self._sleep(context, rest_s, "fallback")
+            await self._waits.sleep(context, rest_s, "fallback")
 
     async def _is_back(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> bool:
         """Wait for a host that will be back soon, or is drained, when nothing else can answer. Returns whether to try it
@@ -401,44 +329,9 @@ class FallbackMiddleware(RequestMiddleware):
         missed = any(each.hop is hop and each.reason in ("unreachable", "circuit_open", "draining") for each in failed)
         while missed and deadline is not None and self._clock() < deadline and (hop.returning() or hop.draining()):
             phase: ProgressPhase = "queued" if hop.draining() else "waking"
-            if await self._wait(context, min(deadline, self._clock() + _BACK_WAIT_S), phase, hop.back):
-                return self._skip_reason(context, candidate, failed) is None
+            if await self._waits.wait(context, min(deadline, self._clock() + _BACK_WAIT_S), phase, hop.back):
+                return self._skips.reason(context, candidate, failed) is None
         return False
-
-    async def _sleep(self, context: RequestContext, seconds: float, phase: ProgressPhase) -> None:
-        async def sleep(for_s: float) -> bool:
-            await anyio.sleep(max(0.0, for_s))
-            return False
-
-        if seconds > 0:
-            await self._wait(context, self._clock() + seconds, phase, sleep)
-
-    async def _wait(
-        self, context: RequestContext, until: float, phase: ProgressPhase, wait: Callable[[float], Awaitable[bool]]
-    ) -> bool:
-        """Wait until `wait` returns true or the time is `until`, with progress for streaming clients.
-
-        Raises `ShuttingDown` if the gateway stops meanwhile.
-        """
-        now = started_at = self._clock()
-
-        def progress(context: RequestContext) -> Progress:
-            waited_s = self._clock() - started_at
-            eta_s = until - self._clock() if phase == "waking" else None
-            return Progress(
-                phase=phase, model=context.shown_model or "", eta_s=eta_s, elapsed_s=waited_s, waited_s=waited_s
-            )
-
-        before, context.waits_for = context.waits_for, progress
-        try:
-            while now < until:
-                with self._sleeps.scope():
-                    if await wait(until - now):
-                        return True
-                now = self._clock()
-            return False
-        finally:
-            context.waits_for = before
 
 
 def _withdraw_granted(context: RequestContext) -> None:
