@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
@@ -17,7 +15,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from hostler import __version__
 from hostler.adapters.errors import GatewayError
 from hostler.supervisor.auth import (
     RequestRejected,
@@ -51,6 +48,7 @@ from hostler.supervisor.events import Emit, EventStreamResponse, LineStreamRespo
 from hostler.supervisor.lease_frames import MAX_NAME, MEDIA_TYPE, PATH, PROTOCOL_HEADER, PROTOCOL_VERSION
 from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.lease_session import LeaseSession
+from hostler.supervisor.other_releases import OtherReleases, is_old_order
 from hostler.supervisor.scheduling.errors import refusal_error
 from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.schemas import (
@@ -78,10 +76,6 @@ LogReader = Callable[[str, bool], AsyncIterator[str]]
 
 MetricsRenderer = Callable[[], Awaitable[bytes]]
 
-#: A refused gateway of another release is logged once in this time, in seconds; of so many at most.
-_WARN_AGAIN_S = 60.0
-_WARNED = 256
-
 #: The name under which operators queue for a model.
 _OPERATOR = "operator"
 
@@ -89,8 +83,6 @@ T = TypeVar("T")
 
 #: `Retry-After` while it stops, in seconds: it usually starts again at once.
 _STOP_RETRY_S: Final = 2.0
-
-logger = logging.getLogger(__name__)
 
 
 def create_app(
@@ -107,8 +99,8 @@ def create_app(
     """The HTTP API of `supervisor`, whose models are used by `leases`, which must run.
 
     `cluster_token` is valid as well as `token`. Without either, every client that reaches the port is accepted: only for
-    loopback. Setting `app.state.stopping` (an
-    `anyio.Event`) ends all streams and pending requests, so that the server can stop; switches go on.
+    loopback. Setting `app.state.stopping` (an `anyio.Event`) ends all streams and pending requests, so that the server
+    can stop; switches go on.
     """
     api = _Api(supervisor, leases, logs, metrics)
     tokens = tuple(each for each in (token, cluster_token) if each is not None)
@@ -166,7 +158,7 @@ class _Api:
         self._leases = leases
         self._logs = logs
         self._metrics = metrics
-        self._warned: dict[str, float] = {}
+        self._releases = OtherReleases()
         self.stopping = anyio.Event()
 
     async def healthz(self, request: Request) -> Response:
@@ -219,14 +211,14 @@ class _Api:
         """Connect a gateway: see `lease_frames`."""
         version = request.headers.get(PROTOCOL_HEADER, "")
         if version != str(PROTOCOL_VERSION):
-            raise self._mismatch(request, version)
+            raise self._releases.refusal(request, version)
         if request.headers.get("content-type") != MEDIA_TYPE:
             raise RequestRejected(415, "unsupported_media", f"send frames: Content-Type: {MEDIA_TYPE}")
         return LeaseSession(self._leases, self.stopping)
 
     async def outdated(self, request: Request) -> Response:
         """What gateways before version 1 of the protocol call."""
-        raise self._mismatch(request)
+        raise self._releases.refusal(request)
 
     async def _read_order(self, request: Request, kind: type[T]) -> T:
         """The body of an operator's request, which gateways before version 1 send with more fields."""
@@ -234,23 +226,9 @@ class _Api:
         try:
             return decode_body(content, kind)
         except RequestRejected:
-            if _is_old_order(content):
-                raise self._mismatch(request) from None
+            if is_old_order(content):
+                raise self._releases.refusal(request) from None
             raise
-
-    def _mismatch(self, request: Request, version: str = "0") -> RequestRejected:
-        """The refusal of a gateway of another release, which is logged: its own log may be on another machine."""
-        peer = request.client.host if request.client is not None else "?"
-        now = time.monotonic()
-        if now - self._warned.get(peer, -_WARN_AGAIN_S) >= _WARN_AGAIN_S:
-            if len(self._warned) >= _WARNED:
-                self._warned.clear()
-            self._warned[peer] = now
-            logger.warning(
-                "the gateway at %s is refused: it speaks %s, this supervisor %s; update the %s",
-                peer, _spoken(version), _spoken(str(PROTOCOL_VERSION)), _outdated(version),
-            )  # fmt: skip
-        return RequestRejected(426, "protocol_mismatch", _mismatch_message(version))
 
     async def pin(self, request: Request) -> Response:
         body = await self._read_order(request, PinRequest)
@@ -294,7 +272,7 @@ class _Api:
     async def events(self, request: Request) -> Response:
         # The request of a gateway before version 1, which would count this host as reachable.
         if (request.headers.get("accept"), request.headers.get("accept-encoding")) == ("text/event-stream", "identity"):
-            raise self._mismatch(request)
+            raise self._releases.refusal(request)
 
         async def produce(emit: Emit) -> None:
             async with self._supervisor.events() as events:
@@ -367,37 +345,6 @@ class _Api:
 _NAMES: dict[type[SupervisorEvent], str] = {
     Snapshot: "snapshot", ModelChanged: "model", SwitchMoved: "switch", DevicesRead: "devices",
 }  # fmt: skip
-
-
-class _OldOrder(msgspec.Struct):
-    """What only gateways before version 1 send, whatever else there is."""
-
-    epoch: int | None
-
-
-def _is_old_order(content: bytes) -> bool:
-    try:
-        decode_body(content, _OldOrder)
-    except RequestRejected:
-        return False
-    return True
-
-
-def _mismatch_message(version: str) -> str:
-    return (
-        f"this supervisor (Hostler {__version__}) and the gateway are of different releases: it speaks "
-        f"{_spoken(str(PROTOCOL_VERSION))}, the gateway {_spoken(version)}; update the {_outdated(version)}"
-    )
-
-
-def _spoken(version: str) -> str:
-    return f"protocol {version[:9]}" if version.isascii() and version.isdecimal() else "no known protocol"
-
-
-def _outdated(version: str) -> str:
-    """Which side to update."""
-    older = not version.isascii() or not version.isdecimal() or int(version[:9]) < PROTOCOL_VERSION
-    return "gateway" if older else "supervisor"
 
 
 def _order_error(refusal: Refuse) -> Exception:
