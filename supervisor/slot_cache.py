@@ -15,12 +15,13 @@ import msgspec
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.context_checkpoints import checkpoint_count, needs_checkpoints
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import EngineError, request_json
+from hostler.supervisor.engine_client import EngineError
 from hostler.supervisor.llama_arguments import argument_number
 from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name
 from hostler.supervisor.slot_key import unsupported_reason
+from hostler.supervisor.slot_requests import SlotLimits, WrittenSlot, list_slots, read_slot, write_slot
 from hostler.supervisor.slot_rewind import read_tokens, rewind
-from hostler.supervisor.slot_table import KeptConversation
+from hostler.supervisor.slot_table import WORTH_SAVING, KeptConversation
 
 #: After this many useless restores in a row a model's slots are no longer saved.
 STRIKES: Final = 2
@@ -28,23 +29,13 @@ STRIKES: Final = 2
 #: Slots of this many tokens have a checkpoint if the engine saves any.
 CHECKPOINTED_TOKENS: Final = 256
 
+#: After so many failures in a row slots of engines of a build are no longer taken back to their last prompts.
+REWINDS: Final = 3
+
 #: Why conversations with models of sliding windows are not kept by older engines.
 NO_CHECKPOINTS: Final = "the engine saves no context checkpoints, without which a sliding window cannot be restored"
 
 logger = logging.getLogger(__name__)
-
-
-class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an engine may take, in seconds, to list its slots, to save one, to restore one and to take one back.
-
-    Saving and restoring may take longer for large files: their size divided by `bytes_per_s`.
-    """
-
-    list_s: float = 2.0
-    rewind_s: float = 5.0
-    save_s: float = 20.0
-    restore_s: float = 20.0
-    bytes_per_s: float = 100e6
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,32 +54,6 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     crashed: bool = False
     why: str = ""
-
-
-class _Slot(msgspec.Struct, frozen=True):
-    """Neither number is there before the first request since the start; older engines do not give the tokens at all."""
-
-    id: int
-    is_processing: bool = False
-    n_prompt_tokens: int | None = None
-    id_task: int | None = None
-
-    @property
-    def used(self) -> bool:
-        return self.n_prompt_tokens is not None or (self.id_task is not None and self.id_task >= 0)
-
-
-class _FileName(msgspec.Struct, frozen=True):
-    filename: str
-
-
-class _Written(msgspec.Struct, frozen=True):
-    n_saved: int
-    n_written: int
-
-
-class _Read(msgspec.Struct, frozen=True):
-    n_restored: int
 
 
 class _Work(NamedTuple):
@@ -172,7 +137,7 @@ class SlotCache:
             return SaveResult(why=why)
         assert facts is not None
         try:
-            slots = await request_json(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s)
+            slots = await list_slots(address, self._limits)
         except EngineError as error:
             return SaveResult(why=str(error))
         saved = SaveResult()
@@ -236,7 +201,7 @@ class SlotCache:
     async def count_slots(self, address: EngineAddress) -> int:
         """How many slots the engine has; 0 if it does not list them. Never raises."""
         try:
-            return len(await request_json(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s))
+            return len(await list_slots(address, self._limits))
         except EngineError:
             return 0
 
@@ -323,12 +288,7 @@ class SlotCache:
         try:
             written = await self._write_slot(address, slot, part, expected)
             checkpoints = await self._count_checkpoints(part, facts, build, written.n_saved)
-            if (
-                facts.recurrent
-                and not checkpoints
-                and not facts.sliding_window
-                and written.n_saved > CHECKPOINTED_TOKENS
-            ):
+            if not checkpoints and self._may_rewind(work, written, conversation):
                 written = await self._rewound(work, slot, part, written)
             record = SlotRecord(
                 key=key, model=profile.name, slot=COLD if cold else slot, conversation=conversation, n_saved=written.n_saved, n_written=written.n_written,
@@ -345,32 +305,46 @@ class SlotCache:
             part.unlink(missing_ok=True)
         return record
 
-    async def _write_slot(self, address: EngineAddress, slot: int, part: Path, expected: int) -> _Written:
+    async def _write_slot(self, address: EngineAddress, slot: int, part: Path, expected: int) -> WrittenSlot:
         """Have the engine write a slot to `part`. Raises `_NotSaved`, `EngineError`, `OSError`."""
-        path, limit_s = f"/slots/{slot}?action=save", self._limits.save_s + expected / self._limits.bytes_per_s
-        body = _FileName(filename=part.name)
-        written = await request_json(address, "POST", path, _Written, body=body, timeout_s=limit_s)
+        written = await write_slot(address, slot, part.name, self._limits, expected=expected)
         self._check_size(part, written)
         return written
 
-    def _check_size(self, part: Path, written: _Written) -> None:
+    def _check_size(self, part: Path, written: WrittenSlot) -> None:
         size = part.stat().st_size
         if size != written.n_written or written.n_saved <= 0:
             raise _NotSaved(f"it wrote {size} bytes but reported {written.n_written}")
         if size > self._files.max_bytes:
             raise _NotSaved(f"{size} bytes exceed slots_max")
 
-    async def _rewound(self, work: _Work, slot: int, part: Path, written: _Written) -> _Written:
+    def _may_rewind(self, work: _Work, written: WrittenSlot, conversation: KeptConversation | None) -> bool:
+        """Whether a slot without checkpoints is to be taken back to its last prompt. Not if most of it is the answer."""
+        facts = work.facts
+        if not facts.recurrent or facts.sliding_window or written.n_saved <= CHECKPOINTED_TOKENS:
+            return False
+        if conversation is not None and conversation.size < WORTH_SAVING:
+            return False
+        if self._files.saves_checkpoints(work.build, facts.architecture):
+            return False  # so this slot has none
+        return self._files.failed_rewinds(work.build, facts.architecture) < REWINDS
+
+    async def _rewound(self, work: _Work, slot: int, part: Path, written: WrittenSlot) -> WrittenSlot:
         """Save the slot once more after it was taken back to its last prompt: this engine could not do so after a restart.
 
-        Leaves the file as it is if that fails.
+        Leaves the file as it is if that fails, and remembers it.
         """
         again = part.with_name(f"{part.stem}-again.part")
+        build, architecture = work.build, work.facts.architecture
         try:
             tokens = await anyio.to_thread.run_sync(read_tokens, part)
             if len(tokens) != written.n_saved:
                 return written
+            failed = self._files.failed_rewinds(build, architecture)
+            # Before the engine is asked: the supervisor may be killed, or told not to wait any longer.
+            self._files.set_failed_rewinds(build, architecture, failed + 1)
             kept = await rewind(work.address, slot, tokens, timeout_s=self._limits.rewind_s)
+            self._files.set_failed_rewinds(build, architecture, 0)
             if not kept:
                 return written
             rewound = await self._write_slot(work.address, slot, again, written.n_written)
@@ -399,12 +373,7 @@ class SlotCache:
         marker.touch()
         answered = False
         try:
-            path = f"/slots/{slot}?action=restore"
-            body = _FileName(filename=f"{name}.kv")
-            limit_s = self._limits.restore_s + record.n_written / self._limits.bytes_per_s
-            read = await request_json(address, "POST", path, _Read, body=body, timeout_s=limit_s)
-            if read.n_restored != record.n_saved:
-                raise EngineError(f"{read.n_restored} of {record.n_saved} tokens were restored", 200)
+            await read_slot(address, slot, f"{name}.kv", self._limits, tokens=record.n_saved, size=record.n_written)
             answered = True
         finally:
             # Also when cancelled: the process may have noticed the crash before this request does.

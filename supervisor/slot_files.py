@@ -56,6 +56,7 @@ class _EngineAbility(msgspec.Struct, frozen=True):
     build: str
     architecture: str
     checkpoints: bool
+    failed_rewinds: int = 0
 
 
 class SlotFiles:
@@ -188,15 +189,31 @@ class SlotFiles:
 
     def saves_checkpoints(self, build: str, architecture: str) -> bool | None:
         """Whether engines of this build save context checkpoints of such models; `None` as long as that is unknown."""
-        note = self._read(self._ability_file(build, architecture), _EngineAbility)
+        note = self._ability(build, architecture)
         return None if note is None else note.checkpoints
 
     def set_saves_checkpoints(self, build: str, architecture: str, checkpoints: bool) -> None:
         """Remember what engines of this build do; that they have once saved checkpoints is not forgotten."""
-        known = self.saves_checkpoints(build, architecture)
-        if known is None or checkpoints > known:
-            note = _EngineAbility(build=build, architecture=architecture, checkpoints=checkpoints)
-            self._write(self._ability_file(build, architecture), note)
+        known = self._ability(build, architecture)
+        if known is None or checkpoints > known.checkpoints:
+            self._write_ability(_EngineAbility(build, architecture, checkpoints))
+
+    def failed_rewinds(self, build: str, architecture: str) -> int:
+        """How often in a row engines of this build could not take back a slot of such models."""
+        note = self._ability(build, architecture)
+        return 0 if note is None else note.failed_rewinds
+
+    def set_failed_rewinds(self, build: str, architecture: str, failed: int) -> None:
+        """Keep that number over restarts."""
+        note = self._ability(build, architecture) or _EngineAbility(build, architecture, False)
+        if note.failed_rewinds != failed:
+            self._write_ability(msgspec.structs.replace(note, failed_rewinds=failed))
+
+    def _ability(self, build: str, architecture: str) -> _EngineAbility | None:
+        return self._read(self._ability_file(build, architecture), _EngineAbility)
+
+    def _write_ability(self, note: _EngineAbility) -> None:
+        self._write(self._ability_file(note.build, note.architecture), note)
 
     @staticmethod
     def _read(path: Path, kind: type[_Note]) -> _Note | None:

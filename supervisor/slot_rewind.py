@@ -72,7 +72,8 @@ def read_tokens(file: Path) -> list[int]:
 async def rewind(address: EngineAddress, slot: int, tokens: Sequence[int], *, timeout_s: float) -> int:
     """Take an idle slot with these tokens back to its last checkpoint, if that keeps the greater part of them.
 
-    Returns how many tokens it has then; 0 if it could not be done, and the slot has lost its state. Raises `EngineError`.
+    Returns how many tokens it has then; 0 if it keeps less. Raises `EngineError` if the engine does not do it, or has no
+    checkpoint. In both cases the slot may have lost its state.
     """
     # Asked for what it has, but the last token, the engine goes back to the checkpoint and begins to read on from there.
     asked = _Completion(tokens[:-1], slot, stream=True, return_progress=True)
@@ -81,8 +82,12 @@ async def rewind(address: EngineAddress, slot: int, tokens: Sequence[int], *, ti
         kept = msgspec.json.decode(event, type=_Event).prompt_progress.cache
     except msgspec.DecodeError as error:
         raise EngineError(f"POST /completion: {error}", 200) from None
+    if not kept:
+        raise EngineError("the slot has no checkpoint", 200)
     if 2 * kept < len(tokens) or kept + _READ >= len(tokens):
         return 0
     asked = _Completion(tokens[: kept + _READ], slot)
     answer = await request_json(address, "POST", "/completion", _Answer, body=asked, timeout_s=timeout_s)
-    return kept + _READ if answer.timings.cache_n == kept else 0
+    if answer.timings.cache_n != kept:
+        raise EngineError(f"the slot went back to {answer.timings.cache_n} tokens instead of {kept}", 200)
+    return kept + _READ

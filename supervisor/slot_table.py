@@ -26,6 +26,11 @@ class KeptConversation(msgspec.Struct, frozen=True):
     name: str
     prompt: PromptIdentity
 
+    @property
+    def size(self) -> int:
+        """The bytes of its last request's prompt."""
+        return self.prompt.marks[-1][1] if self.prompt.marks else 0
+
 
 class SlotPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The slot for a request, and what has to be moved before: `save` the states of these slots, in this order, then `load`
@@ -113,7 +118,7 @@ class SlotTable:
             for each in sources
             if (held := self._slots[each].held) is not None
             and (self._slots[each].changed or held.name not in self._saved)
-            and _size(held.prompt) >= WORTH_SAVING
+            and held.size >= WORTH_SAVING
         )
         return SlotPlan(slot=number, save=save, load=load)
 
@@ -149,8 +154,4 @@ def continues(kept: KeptConversation, prompt: PromptIdentity) -> bool:
         return False
     if prompt.id and kept.prompt.id:
         return prompt.id == kept.prompt.id
-    return shared >= CONTINUES * _size(kept.prompt)
-
-
-def _size(prompt: PromptIdentity) -> int:
-    return prompt.marks[-1][1] if prompt.marks else 0
+    return shared >= CONTINUES * kept.size

@@ -102,6 +102,7 @@ TESTED_ELSEWHERE = {
     "supervisor/first_starts.py": ["supervisor/test_placement.py", "supervisor/test_manager.py"],
     "supervisor/model_descriptions.py": ["supervisor/test_manager.py", "supervisor/test_model_files.py"],
     "supervisor/process_limits.py": ["supervisor/test_engine_process.py", "supervisor/test_manager.py"],
+    "supervisor/slot_requests.py": ["supervisor/test_slot_cache.py"],
     "supervisor/engine_port.py": ["supervisor/test_engine_process.py"],
     "supervisor/engine_sleep.py": ["supervisor/test_sleeping_models.py"],
     "supervisor/process_state.py": ["supervisor/test_engine_process.py"],

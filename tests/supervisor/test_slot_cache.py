@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.engine_client import EngineError, engine_build, request_json
-from hostler.supervisor.slot_cache import NO_CHECKPOINTS, RestoreResult, SlotCache, SlotLimits
+from hostler.supervisor.slot_cache import NO_CHECKPOINTS, RestoreResult, SlotCache
 from hostler.supervisor.slot_key import slot_key, unsupported_reason
+from hostler.supervisor.slot_requests import SlotLimits
 
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)

@@ -15,8 +15,11 @@ from msgspec.structs import replace
 
 from bench.random_models import write_model
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.slot_cache import SlotCache, SlotLimits
+from hostler.supervisor.contract import PromptIdentity
+from hostler.supervisor.slot_cache import REWINDS, SlotCache
+from hostler.supervisor.slot_requests import SlotLimits
 from hostler.supervisor.slot_rewind import read_tokens, rewind
+from hostler.supervisor.slot_table import KeptConversation
 
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="mamba2", bytes=1000, kv_bytes_per_token=1, recurrent=True)
@@ -31,12 +34,16 @@ async def engine(tmp_path: Path) -> AsyncIterator[SlotEngine]:
         yield engine
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> SlotCache:
+def cache_in(folder: Path) -> SlotCache:
     limits = SlotLimits(rewind_s=0.3)
-    cache = SlotCache(tmp_path, max_bytes=100_000, max_age_s=100.0, min_tokens=256, limits=limits)
+    cache = SlotCache(folder, max_bytes=100_000, max_age_s=100.0, min_tokens=256, limits=limits)
     cache.prepare()
     return cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SlotCache:
+    return cache_in(tmp_path)
 
 
 def saved_tokens(folder: Path) -> list[list[int]]:
@@ -73,6 +80,61 @@ async def test_no_other_slot_is_taken_back(
     engine.checkpoints = checkpoints
     await cache.save(engine.address, PROFILE, replace(FACTS, **change), KEY)
     assert "POST /completion" not in engine.requests
+
+
+def conversation(size: int) -> KeptConversation:
+    return KeptConversation("c1", PromptIdentity("", ((1, size),)))
+
+
+async def test_no_slot_is_taken_back_to_a_prompt_that_is_short_beside_the_answer(
+    cache: SlotCache, engine: SlotEngine
+) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY, held=lambda _: conversation(200))
+    assert "POST /completion" not in engine.requests
+    await cache.save(engine.address, PROFILE, FACTS, KEY, held=lambda _: conversation(3000))
+    assert "POST /completion" in engine.requests
+
+
+async def test_no_slot_is_taken_back_by_an_engine_that_saves_the_checkpoints_of_others(
+    cache: SlotCache, engine: SlotEngine
+) -> None:
+    engine.checkpoints = 2
+    await cache.save(engine.address, PROFILE, FACTS, KEY, "b1")
+    engine.checkpoints = 0
+    await cache.save(engine.address, PROFILE, FACTS, KEY, "b1")
+    assert "POST /completion" not in engine.requests
+
+
+@pytest.mark.parametrize("cold", [False, True])
+async def test_an_engine_that_cannot_do_it_is_asked_three_times_over_restarts(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, cold: bool
+) -> None:
+    async def save(build: str, facts: ModelFacts = FACTS) -> int:
+        """How many requests that took."""
+        before = engine.requests.count("POST /completion")
+        engine.tokens = [1000]
+        if cold:
+            assert await cache.save_conversation(engine.address, PROFILE, facts, KEY, build, 0, conversation(3000))
+        else:
+            assert (await cache.save(engine.address, PROFILE, facts, KEY, build)).tokens == 1000
+        return engine.requests.count("POST /completion") - before
+
+    engine.last_prompt = 0  # it begins anew
+    assert [await save("b1") for _ in range(REWINDS - 1)] == [1] * (REWINDS - 1)
+    cache = cache_in(tmp_path)
+    engine.silent = "/completion"  # it is too slow
+    assert [await save("b1") for _ in range(3)] == [1, 0, 0]
+    engine.silent = ""
+    assert await save("b2") == 1
+    assert await save("b1", replace(FACTS, architecture="qwen35")) == 1
+
+
+async def test_an_engine_that_does_it_again_may_fail_as_often_as_before(cache: SlotCache, engine: SlotEngine) -> None:
+    for prompt in (0, 0, 900, 0, 0, 300, 0, 0, 0, 0):
+        engine.tokens, engine.last_prompt = [1000], prompt
+        await cache.save(engine.address, PROFILE, FACTS, KEY)
+    # Two requests where it succeeds, none at the last save.
+    assert engine.requests.count("POST /completion") == 10
 
 
 @pytest.mark.parametrize("failure", ["refused", "no event", "no progress", "hangs", "other number"])
