@@ -31,18 +31,18 @@ from hostler.supervisor.contract import (
     SlotAssignment,
     Snapshot,
     SupervisorEvent,
-    UnknownProfile,
 )
 from hostler.supervisor.devices.tracker import DeviceTracker
 from hostler.supervisor.engine_client import engine_activity
-from hostler.supervisor.engine_command import engine_profile
 from hostler.supervisor.engine_lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.engine_port import parse_port_range
 from hostler.supervisor.engine_process import ManagedProcess
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.first_starts import FirstStarts
+from hostler.supervisor.kept_models import KeptModels
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.machine import available_memory
+from hostler.supervisor.managed_models import ManagedModels
 from hostler.supervisor.memory import MemoryHistory, MemoryUsage
 from hostler.supervisor.memory_meter import MemoryMeter, Meter
 from hostler.supervisor.metrics import SupervisorMetrics
@@ -56,14 +56,13 @@ from hostler.supervisor.model_files import (
     describe_file,
     local_path,
 )
-from hostler.supervisor.model_leases import ModelLeases
 from hostler.supervisor.next_model import NextModel
 from hostler.supervisor.placement import PlacementPolicy, capacity_of
 from hostler.supervisor.process_limits import limits_of
 from hostler.supervisor.sleeping_models import SleepingModels
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.spare_memory import SpareMemory
-from hostler.supervisor.state_store import DrainStore, LoadTimeStore, PinStore, StateFiles
+from hostler.supervisor.state_store import LoadTimeStore, StateFiles
 from hostler.supervisor.switches import SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, DEVICE_PERIOD_S, PERIOD_S, UsageMonitor
 
@@ -91,9 +90,7 @@ class EngineManager:
         self._settings = settings
         self._ports = parse_port_range(settings.engine_ports)
         self._load_times = LoadTimeStore(state.load_times)
-        self._pins = PinStore(state.pins)
-        self._drain = DrainStore(state.drain)
-        self._leases = ModelLeases(state.model_leases, self._on_leases_change)
+        self._models = ManagedModels(self._create)
         self._generation = time.time_ns() // 1_000_000
         self._memory = MemoryHistory(state.memory)
         self._files = ModelFiles(prepare, describe)
@@ -104,7 +101,7 @@ class EngineManager:
         )  # fmt: skip
         self._policy = PlacementPolicy(capacity_of(settings, self._devices.statuses))
         self._usage = UsageMonitor(
-            meter or MemoryMeter(), self._devices, models=lambda: self._models.values(), on_change=self._on_memory_change,
+            meter or MemoryMeter(), self._devices, models=self._models.all, on_change=self._on_memory_change,
             on_devices=self._on_devices_read, track_activity=not self._policy.capacity.exclusive,
             drain_s=settings.drain_s, release_s=settings.release_s,
             period_s=DEVICE_PERIOD_S if settings.devices or settings.yield_to_others else PERIOD_S,
@@ -114,25 +111,25 @@ class EngineManager:
         self._subscriptions = Subscriptions(self._snapshot)
         self.metrics = SupervisorMetrics(self.status_now)
         self._subscriptions.add_listener(self.metrics.on_event)
-        self._descriptions = ModelDescriptions(
-            lambda: self._models.values(),
-            self._services.programs,
-            lambda: self._subscriptions.publish(self._snapshot()),
-        )
-        self._starts = FirstStarts(
-            lambda: self._models.values(), switch=self.switch, describe=self._descriptions.describe_shared_file,
-            is_crowded=lambda model: bool(self._policy.victims(model, self._others(model), ())),
+        self._descriptions = ModelDescriptions(self._models.all, self._services.programs, self._publish_snapshot)
+        starts = FirstStarts(
+            self._models.all, switch=self.switch, describe=self._descriptions.describe_shared_file,
+            is_crowded=lambda model: bool(self._policy.victims(model, self._models.others(model), ())),
         )  # fmt: skip
-        sleeping = SleepingModels(self._policy, lambda: self._models.values(), free_memory)
+        self._kept = KeptModels(self._models, state, settings, starts=starts, publish=self._publish_snapshot)
+        sleeping = SleepingModels(self._policy, self._models.all, free_memory)
         spare = SpareMemory(
-            self._policy, sleeping, others=self._others, devices=lambda: self._devices.statuses, free_memory=free_memory
-        )
+            self._policy, sleeping, others=self._models.others, devices=lambda: self._devices.statuses,
+            free_memory=free_memory,
+        )  # fmt: skip
         self._switches = SwitchCoordinator(
             self._policy, self._usage, self._load_times, sleeping=sleeping, spare=spare, early=settings.prepare_next,
-            others=self._others, describe=self._descriptions.describe_shared_file, publish=self._subscriptions.publish,
+            others=self._models.others, describe=self._descriptions.describe_shared_file,
+            publish=self._subscriptions.publish,
         )  # fmt: skip
-        self._next = NextModel(settings.prepare_next, self._switches, spare, others=self._others)
-        self._models = {profile.name: self._add(profile) for profile in profiles}
+        self._next = NextModel(settings.prepare_next, self._switches, spare, others=self._models.others)
+        for profile in profiles:
+            self._models.add(profile)
 
     # The contract.
 
@@ -142,27 +139,27 @@ class EngineManager:
 
     async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         """See `contract.Supervisor`."""
-        managed = self._model(model)
+        managed = self._models.get(model)
         managed.mark_used(time.time())
         address = managed.process.address
-        if address is not None and not self._policy.must_evict(managed, self._others(managed), evict):
+        if address is not None and not self._policy.must_evict(managed, self._models.others(managed), evict):
             return address
         return await self._switches.request(managed, evict).result.wait()
 
     async def unload(self, model: str) -> None:
         """See `contract.Supervisor`. Forgets earlier failures."""
-        managed = self._model(model)
+        managed = self._models.get(model)
         self._switches.cancel(model, f'model "{model}" was unloaded')
         await managed.process.stop()
         managed.process.reset_failures()
 
     async def locate(self, model: str) -> EngineAddress | None:
         """See `contract.Supervisor`."""
-        return self._model(model).process.address
+        return self._models.get(model).process.address
 
     async def active_requests(self, model: str, generation: int) -> int | None:
         """See `contract.Supervisor`."""
-        managed = self._models.get(model)
+        managed = self._models.find(model)
         address = None if managed is None else managed.process.address
         if address is None or address.generation != generation:
             return 0
@@ -171,44 +168,33 @@ class EngineManager:
 
     async def prepare_next(self, model: str | None, *, start: bool) -> None:
         """See `contract.SupportsPreparing`."""
-        await self._next.prepare(None if model is None else self._model(model), start=start)
+        await self._next.prepare(None if model is None else self._models.get(model), start=start)
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `contract.SupportsPulling`."""
-        managed = self._model(model)
+        managed = self._models.get(model)
         await managed.lifecycle.fetch_file(report)
         await self._descriptions.describe_shared_file(managed)
 
     async def pin(self, model: str, pinned: bool) -> bool:
         """See `contract.SupportsPinning`."""
-        managed = self._model(model)
-        self._pins.set(model, pinned, managed.profile.pinned)
-        self._apply_keeping(managed)
-        self._subscriptions.publish(self._snapshot())
-        return await anyio.to_thread.run_sync(self._pins.write)
+        return await self._kept.pin(self._models.get(model), pinned)
 
     async def drain(self, draining: bool) -> bool:
-        """See `contract.SupportsDraining`. No engine sleeps on; once back in service, pinned and leased models start again."""
-        before, self._drain.draining = self._drain.draining, draining
-        self._subscriptions.publish(self._snapshot())
-        if draining:
-            for model in self._models.values():
-                model.process.end_sleep()
-        if before and not draining and self._tasks is not None:
-            self._tasks.start_soon(self._starts.run)
-        return await anyio.to_thread.run_sync(self._drain.write)
+        """See `contract.SupportsDraining`."""
+        return await self._kept.drain(draining)
 
     async def add_lease(self, model: str, *, holder: str, seconds: float) -> ModelLease:
         """See `contract.SupportsModelLeases`."""
-        return await self._leases.add(self._model(model).name, holder, seconds)
+        return await self._kept.add_lease(self._models.get(model), holder, seconds)
 
     async def end_lease(self, lease_id: str) -> ModelLease | None:
         """See `contract.SupportsModelLeases`."""
-        return await self._leases.end(lease_id)
+        return await self._kept.end_lease(lease_id)
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
-        managed = self._model(model)
+        managed = self._models.get(model)
         if managed.process.generation == generation:
             managed.mark_used(time.time())
             await managed.lifecycle.record_first_response(cached=cached, prompt=prompt)
@@ -219,7 +205,7 @@ class EngineManager:
 
     def assign_slot(self, model: str, generation: int, prompt: PromptIdentity) -> SlotAssignment | None:
         """See `contract.SupportsSlots`."""
-        managed = self._models.get(model)
+        managed = self._models.find(model)
         return None if managed is None else managed.lifecycle.assign_slot(generation, prompt)
 
     @asynccontextmanager
@@ -234,27 +220,26 @@ class EngineManager:
 
     async def run(self) -> None:
         """Serve until cancelled; then end all engines, side by side, within their grace periods."""
-        for read in (self._load_times.read, self._pins.read, self._drain.read, self._leases.read, self._memory.read):
+        for read in (self._load_times.read, self._memory.read):
             await anyio.to_thread.run_sync(read)
-        for model in self._models.values():
-            self._apply_keeping(model)
+        await self._kept.read()
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = self._files.tasks = self._switches.tasks = tasks
-                for model in self._models.values():
+                self._tasks = self._kept.tasks = self._files.tasks = self._switches.tasks = tasks
+                for model in self._models.all():
                     tasks.start_soon(model.run)
                 tasks.start_soon(self._descriptions.describe)
-                tasks.start_soon(self._descriptions.recheck_disabled, self._start_again)
-                tasks.start_soon(self._leases.run)
+                tasks.start_soon(self._descriptions.recheck_disabled, self._kept.start_again)
+                tasks.start_soon(self._kept.expire_leases)
                 self._started.set()
                 tasks.start_soon(self._start_first)
                 await self._usage.run()
         finally:
-            self._tasks = self._files.tasks = self._switches.tasks = None
+            self._tasks = self._kept.tasks = self._files.tasks = self._switches.tasks = None
 
     def kill_engines(self) -> None:
         """End all engines at once. What they would still save is lost."""
-        for model in self._models.values():
+        for model in self._models.all():
             model.process.kill()
 
     async def started(self) -> None:
@@ -263,7 +248,7 @@ class EngineManager:
 
     async def logs(self, model: str, follow: bool = False) -> AsyncIterator[str]:
         """The buffered log lines of a model's engines; with `follow` future ones, too, without end."""
-        log = self._model(model).log
+        log = self._models.get(model).log
         with log.follow() as fresh:
             for line in log.tail():
                 yield line
@@ -278,59 +263,43 @@ class EngineManager:
     async def replace_profiles(self, profiles: Sequence[Profile]) -> None:
         """Apply new profiles. Engines in `outdated` have been drained and stopped when this returns."""
         wanted = {profile.name: profile for profile in profiles}
-        leaving = [self._models[name] for name in self.outdated(profiles)]
-        self._pins.keep_only(wanted)
-        await self._leases.keep_only(wanted)
-        pinned = [
-            model
-            for model in leaving
-            if self._pins.get(model.name, _is_pinned(wanted.get(model.name))) or self._leases.is_leased(model.name)
-        ]
+        leaving = self._models.outdated(profiles)
+        await self._kept.forget_others(wanted)
+        to_start = [model for model in leaving if self._kept.keeps(model.name, wanted.get(model.name))]
         for name, profile in wanted.items():
-            model = self._models.get(name)
+            model = self._models.find(name)
             if model is None:
-                model = self._models[name] = self._add(profile)
-                if model.pinned:
-                    pinned.append(model)
+                model = self._models.add(profile)
+                pinned_before = False
                 if self._tasks is not None:
                     self._tasks.start_soon(model.run)
             else:
-                before = model.pinned
+                pinned_before = model.pinned
                 model.lifecycle.replace_profile(profile)
-                self._apply_keeping(model)
-                if model.pinned and not before:
-                    pinned.append(model)
-        for name in [name for name in self._models if name not in wanted]:
-            self._models[name].retired = True
+                self._kept.apply(model)
+            if model.pinned and not pinned_before:
+                to_start.append(model)
+        self._models.retire_others(wanted)
         async with anyio.create_task_group() as stops:
             for model in leaving:
                 stops.start_soon(self._drain_and_stop, model)
-        for name in [name for name, model in self._models.items() if model.retired]:
-            self._models.pop(name).retire()
-        self._models = {name: self._models[name] for name in wanted}
+        self._models.remove_retired(order=tuple(wanted))
         await self._descriptions.describe()
-        if self._tasks is not None and not self._drain.draining:
-            for model in dict.fromkeys(pinned):
-                self._tasks.start_soon(self._starts.start_kept, model)
+        self._kept.start(to_start)
 
     def outdated(self, profiles: Sequence[Profile]) -> tuple[str, ...]:
         """The models whose engine `replace_profiles` would stop: removed, or started by another command from now on."""
-        wanted = {profile.name: profile for profile in profiles}
-        return tuple(
-            name
-            for name, model in self._models.items()
-            if name not in wanted or engine_profile(wanted[name]) != engine_profile(model.profile)
-        )
+        return tuple(model.name for model in self._models.outdated(profiles))
 
     def is_loaded(self, model: str) -> bool:
         """Whether an engine of this model runs. Safe from threads."""
-        managed = self._models.get(model)
+        managed = self._models.find(model)
         return managed is not None and (managed.process.alive or managed.process.asleep)
 
     def status_now(self) -> HostStatus:
         """`status` without waiting."""
         settings = self._settings
-        models = [model for model in self._models.values() if not model.retired]
+        models = [model for model in self._models.all() if not model.retired]
         return HostStatus(
             profiles=tuple(model.info() for model in models),
             models=tuple(self._model_status(model) for model in models),
@@ -340,17 +309,17 @@ class EngineManager:
             groups=tuple(settings.groups.values()),
             sets=settings.sets,
             return_to_default_s=settings.return_to_default_s,
-            leases=self._leases.active,
+            leases=self._kept.leases,
             generation=self._generation,
             programs=self._services.programs.known(),
-            draining=self._drain.draining,
+            draining=self._kept.draining,
         )
 
     # Models.
 
-    def _add(self, profile: Profile) -> ManagedModel:
+    def _create(self, profile: Profile) -> ManagedModel:
         lifecycle = EngineLifecycle(profile, self._services)
-        pinned = self._pins.get(profile.name, profile.pinned)
+        pinned = self._kept.pins(profile)
         model = ManagedModel(
             lifecycle, EngineLog(self._settings.log_lines), limits_of(profile, self._settings, keep=pinned),
             host=self._services.host, ports=self._ports, on_change=self._on_process_change,
@@ -359,31 +328,11 @@ class EngineManager:
         model.pinned = pinned
         return model
 
-    def _model(self, name: str) -> ManagedModel:
-        model = self._models.get(name)
-        if model is None or model.retired:
-            raise UnknownProfile(f'no profile "{name}" on this host; there are: {", ".join(sorted(self._models))}')
-        return model
-
-    def _others(self, model: ManagedModel) -> list[ManagedModel]:
-        return [other for other in self._models.values() if other is not model and other.process.alive]
-
-    def _apply_keeping(self, model: ManagedModel) -> None:
-        """Apply an operator's choice, a lease, or a new profile."""
-        model.pinned = self._pins.get(model.name, model.profile.pinned)
-        model.leased = self._leases.is_leased(model.name)
-        model.process.limits = limits_of(model.profile, self._settings, keep=model.kept)
-
     async def _start_first(self) -> None:
         # Which GPUs an engine sees depends on the first reading.
         with anyio.move_on_after(FIRST_READING_S):
             await self._usage.measure()
-        if not self._drain.draining:
-            await self._starts.run()
-
-    def _start_again(self, model: ManagedModel) -> None:
-        if model.kept and self._tasks is not None and not self._drain.draining:
-            self._tasks.start_soon(self._starts.start_kept, model)
+        await self._kept.start_first()
 
     async def _drain_and_stop(self, model: ManagedModel) -> None:
         self._switches.cancel(model.name, f'the profile of model "{model.name}" was changed')
@@ -393,13 +342,8 @@ class EngineManager:
 
     # Events.
 
-    def _on_leases_change(self) -> None:
-        for model in self._models.values():
-            self._apply_keeping(model)
-        self._subscriptions.publish(self._snapshot())
-
     def _on_process_change(self, process: ManagedProcess) -> None:
-        model = self._models.get(process.model)
+        model = self._models.find(process.model)
         if model is None or model.process is not process:
             return
         self._switches.on_process_change(process)
@@ -417,22 +361,25 @@ class EngineManager:
             self._subscriptions.publish(ModelChanged(status=self._model_status(model)))
         if need_changed and self._policy.needs_sizes:
             # Victims are chosen by the needs of profiles.
-            self._subscriptions.publish(self._snapshot())
+            self._publish_snapshot()
 
     def _on_devices_read(self, before: tuple[DeviceStatus, ...]) -> None:
         devices = self._devices.statuses
         self._policy.capacity = capacity_of(self._settings, devices)
         if [(each.name, each.total_bytes) for each in before] != [(each.name, each.total_bytes) for each in devices]:
             # The needs of profiles are split over the devices that there are.
-            self._subscriptions.publish(self._snapshot())
+            self._publish_snapshot()
         self._subscriptions.publish(DevicesRead(devices=devices))
 
     async def _wait_released(self, name: str) -> None:
-        model = self._models.get(name)
+        model = self._models.find(name)
         if model is not None:
             await self._usage.wait_released(model)
 
     # Status.
+
+    def _publish_snapshot(self) -> None:
+        self._subscriptions.publish(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(host=self.status_now())
@@ -441,10 +388,6 @@ class EngineManager:
         switch = self._switches.current(model.name) if model.process.state == "starting" else None
         percent, eta_s = (None, None) if switch is None else (switch.percent, switch.eta_s)
         return model.status(percent=percent, eta_s=eta_s)
-
-
-def _is_pinned(profile: Profile | None) -> bool:
-    return profile is not None and profile.pinned
 
 
 def create_manager(

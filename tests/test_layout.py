@@ -110,6 +110,8 @@ TESTED_ELSEWHERE = {
     "supervisor/llama_arguments.py": ["supervisor/test_engine_command.py", "supervisor/test_memory.py"],
     "supervisor/followed_host.py": ["supervisor/test_remote_host.py"],
     "supervisor/remote_operations.py": ["supervisor/test_remote_host.py"],
+    "supervisor/kept_models.py": ["supervisor/test_manager.py", "system/test_drain.py", "system/test_model_leases.py"],
+    "supervisor/managed_models.py": ["supervisor/test_manager.py"],
     "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],
 }

@@ -194,7 +194,7 @@ async def test_an_engine_that_falls_asleep_is_stopped_if_it_is_unloaded_meanwhil
 ) -> None:
     async with running(manager_of(sized("a"))) as manager:
         await manager.switch("a")
-        process = manager._model("a").process
+        process = manager._models.get("a").process
         process.request_stop(sleep=True)
         process.request_stop()
         await process.stop(sleep=True)
