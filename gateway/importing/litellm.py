@@ -12,7 +12,7 @@ import msgspec
 from hostler.gateway.importing.litellm_addresses import certificate_settings, text_value
 from hostler.gateway.importing.litellm_backends import DeploymentBackends, DeploymentNames
 from hostler.gateway.importing.litellm_callbacks import CALLBACKS, CallbackReader
-from hostler.gateway.importing.litellm_keys import FORWARDED, NUMBERS, note_of, note_of_check, positive
+from hostler.gateway.importing.litellm_keys import FORWARDED, INSTEAD, NUMBERS, note_of, note_of_check, positive
 from hostler.gateway.importing.litellm_models import Deployment, DeploymentReader
 from hostler.gateway.importing.report import Imported, ImportReport, NoteKind, has_reference, reference
 from hostler.gateway.importing.yaml_source import YamlSource, is_number
@@ -285,9 +285,20 @@ class _Translation:
             elif key == "environment_variables" and isinstance(value, dict):
                 for name, given in value.items():
                     self._variable(str(name), given)
+            elif key == "callback_settings" and isinstance(value, dict):
+                self._callback_settings(value)
             elif key not in _SECTIONS:
                 kind, text = note_of(key, value)
                 self._report.note(kind, self._source.line(key), key, text)
+
+    def _callback_settings(self, settings: dict[str, Any]) -> None:
+        for name, given in settings.items():
+            for key, value in given.items() if isinstance(given, dict) and given else [("", given)]:
+                where = f"{name}.{key}" if key else name
+                if key == "message_logging" and value is False:
+                    self._note("taken", "callback_settings", where, "traces are without contents")
+                else:
+                    self._note("missing", "callback_settings", where, INSTEAD["callback_settings"])
 
     def _variable(self, name: str, given: Any) -> None:
         """Put a variable into a file for where Hostler is started, since the configuration refers to variables."""

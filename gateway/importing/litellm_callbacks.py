@@ -18,6 +18,8 @@ _URL: Final = re.compile(r"https?://[!-~]+")
 _METRICS: Final = frozenset({"prometheus", "prometheus_system"})
 _OTEL: Final = frozenset({"otel", "opentelemetry"})
 _INSTALL: Final = "install it with `pip install 'hostler[otel]'`"
+#: What there is instead of shares of limits for kinds of keys.
+PRIORITIES: Final = "keys have priorities: `hostler keys set NAME --priority N`"
 _TOOLS: Final = "tools are run by clients"
 _ELSEWHERE: Final = (
     "figures are at /metrics, and traces go over OTLP to gateway.tracing.endpoint, of any service that takes them"
@@ -57,6 +59,11 @@ _SERVICES: Final[Mapping[str, _Service]] = {
     "deepeval": _Service("https://otel.confident-ai.com/v1/traces", {"x-confident-api-key": "{CONFIDENT_API_KEY}"}),
     "langtrace": _Service("https://app.langtrace.ai/api/trace", {"x-api-key": "{LANGTRACE_API_KEY}"}),
     "logfire": _Service("https://logfire-api.pydantic.dev/v1/traces", {"Authorization": "{LOGFIRE_TOKEN}"}),
+    "mlflow": _Service(
+        "http://localhost:5000/v1/traces",
+        {"x-mlflow-experiment-id": "0"},
+        "; set the address of MLflow's server, from version 3.6 on, and the number of the experiment",
+    ),
     "newrelic": _Service("https://otlp.nr-data.net/v1/traces", {"api-key": "{NEW_RELIC_LICENSE_KEY}"}),
     "opik": _Service(
         "https://www.comet.com/opik/api/v1/private/otel/v1/traces",
@@ -91,6 +98,8 @@ class CallbackReader:
             return "changed", f"{name}: traces go to gateway.tracing.endpoint; set it"
         if name in _SERVICES:
             return self._trace(name, _SERVICES[name])
+        if name.startswith("dynamic_rate_limiter"):
+            return "missing", f"{name}: {PRIORITIES}"
         if name.endswith("_interception"):
             return "missing", f"{name}: {_TOOLS}"
         if "." in name:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from hostler.gateway.importing.litellm_callbacks import PRIORITIES
 from hostler.gateway.importing.report import NoteKind
 from hostler.gateway.importing.yaml_source import is_number
 
@@ -44,6 +46,10 @@ _RECORDS = (
 )
 _AUDIT = "what operators and keys change is logged as hostler.audit"
 _ONE_LIMIT = "costs are limited for all backends and for keys, not for one backend"
+_OPENSSL = "TLS follows the settings of OpenSSL on this machine: a file that OPENSSL_CONF names can change them"
+_NO_USERS = "there are no users: clients are known by their keys, and limits are those of keys"
+_NO_PROMPTS = "prompts are those of clients; a profile adds a text with request.system"
+_NO_PYTHON = "Python code of the proxy is not run: ASGI middleware can be added, and engines run any program"
 #: Keys without a counterpart, and what there is instead. Where one of them is `false`, nothing is lost.
 INSTEAD: Final[Mapping[str, str]] = {
     "cache": _NO_CACHE,
@@ -95,8 +101,8 @@ INSTEAD: Final[Mapping[str, str]] = {
     "cost_margin_config": _OWN_PRICES,
     "cost_discount_config": _OWN_PRICES,
     "provider_budget_config": _ONE_LIMIT,
-    "priority_reservation": "keys have priorities: `hostler keys set NAME --priority N`",
-    "priority_reservation_settings": "keys have priorities: `hostler keys set NAME --priority N`",
+    "priority_reservation": PRIORITIES,
+    "priority_reservation_settings": PRIORITIES,
     "s3_callback_params": _RECORDS,
     "callback_settings": _RECORDS,
     "log_raw_request_response": _RECORDS,
@@ -136,14 +142,53 @@ INSTEAD: Final[Mapping[str, str]] = {
     "guardrails": _NO_CHECKS,
     "policies": _NO_CHECKS,
     "policy_attachments": _NO_CHECKS,
-    "prompts": "prompts are those of clients; a profile adds a text with request.system",
+    "prompts": _NO_PROMPTS,
     "search_tools": _NO_TOOLS,
     "sandbox_tools": _NO_TOOLS,
     "mcp_servers": _NO_TOOLS,
     "mcp_tools": _NO_TOOLS,
     "vector_store_registry": "there are no vector stores",
     "finetune_settings": "there is no fine-tuning",
+    "enable_redis_auth_cache": "keys are read from a file, or shared with `hostler config push keys`",
+    "enable_caching_on_provider_specific_optional_params": _NO_CACHE,
+    "ssl_security_level": _OPENSSL,
+    "ssl_ecdh_curve": _OPENSSL,
+    "token_rate_limit_type": "limits of keys count the tokens of prompts and answers together",
+    "route_all_chat_openai_to_responses": "requests go to OpenAI in the API that the client uses",
+    "reasoning_auto_summary": "clients ask for summaries of reasoning: reasoning.summary",
+    "return_response_headers": "headers of providers are not passed on to clients",
+    "enable_model_config_credential_overrides": f"{_NO_TEAMS}; a backend has one API key",
+    "custom_provider_map": _NO_PYTHON,
+    "post_call_rules": _NO_PYTHON,
+    "control_plane_url": "gateways of a cluster share configuration in cluster.store",
+    "llm_guard_mode": _NO_CHECKS,
+    "compression_interception_params": _NO_CHECKS,
+    "UI_USERNAME": "the dashboard is opened with an API key",
+    "UI_PASSWORD": "the dashboard is opened with an API key",
+    "alert_type_config": _NO_ALERTS,
+    "langfuse_default_tags": "traces have no tags",
+    "datadog_api_key": "traces go to Datadog's agent, which has the key: gateway.tracing.endpoint",
+    "callbacks": "belongs in litellm_settings: LiteLLM does not read it here, either",
+    "default_litellm_params": "belongs in litellm_settings: LiteLLM does not read it here, either",
 }
+#: Beginnings and ends of further keys without a counterpart, and what there is instead.
+_FAMILIES: Final = (
+    (re.compile(r"mcp_|.*_mcp_|enable_mcp"), _NO_TOOLS),
+    (re.compile(r"(vertex|default_vertex|bedrock|aws|sagemaker)_"), "is for a provider with a protocol of its own"),
+    (re.compile(r"global_(prompt|bitbucket|gitlab|dotprompt)"), _NO_PROMPTS),
+    (re.compile(r"argilla_|.*_callback_params$"), _RECORDS),
+    (re.compile(r"langfuse_\w+_key"), "keys of services are variables, named in gateway.tracing.headers"),
+    (
+        re.compile(r"(banned|blocked|llamaguard|\w+_moderation|toxic|azure_content_safety|presidio|prompt_inj)"),
+        _NO_CHECKS,
+    ),
+    (re.compile(r".*(guardrail|content_safety)"), _NO_CHECKS),
+    (re.compile(r".*internal_user|user_header|role_|.*end_user|.*customer"), _NO_USERS),
+    (re.compile(r"custom_(auth|ui_sso)"), _ONLY_KEYS),
+    (re.compile(r"tag_"), _NO_TAGS),
+    (re.compile(r"alert"), _NO_ALERTS),
+    (re.compile(r"ui_theme"), "the dashboard has no themes"),
+)
 #: Keys about parts that do not exist here.
 MEANINGLESS: Final[Mapping[str, str]] = dict.fromkeys(
     (
@@ -202,12 +247,16 @@ ALWAYS: Final[Mapping[str, str]] = {
     "disable_end_user_cost_tracking": "costs are counted for keys, not for users that requests name",
     "disable_end_user_cost_tracking_prometheus_only": "costs are counted for keys, not for users that requests name",
     "reject_clientside_metadata_tags": "tags in requests have no effect on limits and routes",
+    "global_disable_no_log_param": "requests are logged whatever a client asks for",
+    "disable_add_transform_inline_image_block": "nothing is added to the addresses of images",
+    "check_provider_endpoint": "a name with a star lists the models that its backend reports",
     "require_auth_for_metrics_endpoint": "/metrics needs a key with the scope read wherever keys are required",
 }
 #: What Hostler does without a setting, while the value is false.
 NEVER: Final[Mapping[str, str]] = {
     "telemetry": "no usage data is sent",
     "disable_responses_id_security": "stored responses are found by the key that made them alone",
+    "allow_dynamic_callback_disabling": "clients cannot turn off metrics and traces",
     "infer_model_from_keys": "models are those that the file names",
 }
 
@@ -242,7 +291,10 @@ def note_of(key: str, value: Any) -> tuple[NoteKind, str]:
         return "taken", "is off here, too"
     if key in ALWAYS:
         return "missing", f"cannot be turned off: {ALWAYS[key]}"
-    return "missing", INSTEAD.get(key, "has no counterpart")
+    if key in NEVER:
+        return "missing", f"cannot be turned on: {NEVER[key]}"
+    family = (text for pattern, text in _FAMILIES if pattern.match(key))
+    return "missing", INSTEAD.get(key) or next(family, "Hostler has no such setting")
 
 
 def positive(value: Any) -> float | None:

@@ -52,7 +52,17 @@ _SAMPLING: Final = frozenset(
 )
 _CONNECTION: Final = frozenset(
     {
-        *("model", "api_base", "base_url", "api_key", "organization", "extra_headers", "headers", "api_version"),
+        *(
+            "model",
+            "api_base",
+            "base_url",
+            "api_key",
+            "organization",
+            "extra_headers",
+            "headers",
+            "api_version",
+            "user_agent",
+        ),
         *("custom_llm_provider", "litellm_credential_name", "extra_body", "azure_ad_token"),
     }
 )
@@ -162,7 +172,7 @@ class DeploymentReader:
         order = self._order(index, given)
         self._parameters(index, given, backend)
         for key in entry.keys() - {"model_name", "litellm_params", "model_info", *_RATES}:
-            self._note("missing", index, key, "has no counterpart")
+            self._note("missing", index, key, "Hostler has no such setting")
         deployment = Deployment(
             index=index,
             name=name,
@@ -248,6 +258,12 @@ class DeploymentReader:
             if len(mistakes) < len(found) or not found:
                 self._note("taken", index, f"litellm_params.{key}")
             headers |= {name: value for name, value in found.items() if name not in mistakes}
+        if agent := text_value(given.get("user_agent")):
+            if mistake := header_mistake("User-Agent", agent):
+                self._note("missing", index, "litellm_params.user_agent", mistake)
+            else:
+                headers["User-Agent"] = agent
+                self._note("taken", index, "litellm_params.user_agent", "the header User-Agent")
         organization = given.get("organization")
         if isinstance(organization, list):
             self._note("taken", index, "litellm_params.organization", "a backend for each, tried in order")
@@ -288,7 +304,7 @@ class DeploymentReader:
             elif _FOREIGN.fullmatch(key):
                 self._note("meaningless", index, where, "is for another provider")
             elif key not in _CONNECTION:
-                self._note("missing", index, where, _ELSEWHERE.get(key, "has no counterpart"))
+                self._note("missing", index, where, _ELSEWHERE.get(key, "Hostler has no such setting"))
 
 
 def _by_organization(given: Mapping[str, Any], backend: Mapping[str, Any]) -> list[dict[str, Any]]:

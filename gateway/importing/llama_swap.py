@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from hostler.gateway.importing.llama_swap_macros import UnknownMacro, expand
 from hostler.gateway.importing.llama_swap_models import CONNECTION_NOTES, SwapModels, filter_values
+from hostler.gateway.importing.llama_swap_selectors import add_selectors
 from hostler.gateway.importing.llama_swap_sets import InvalidExpression, SwapGroup, kept_loaded, rules_of, written_out
 from hostler.gateway.importing.report import FactsOf, Imported, ImportReport, has_reference, plain_name
 from hostler.gateway.importing.request_filters import as_rules
@@ -98,7 +99,7 @@ class _Translation:
             case "routing", dict():
                 self._routing()
             case "selectors", dict():
-                self._selectors()
+                add_selectors(self._source, self._report, self.models.names)
             case "logRequests", bool():
                 report.taken(line, key, "every request has a line in the log")
             case "profiles", dict():
@@ -266,28 +267,6 @@ class _Translation:
             else:
                 profile["priority"] = priority
                 self._report.taken(line, key, "priority of the profile")
-
-    def _selectors(self) -> None:
-        """Names that stand for the first of several models become variants of it."""
-        for name in self._source.mapping("selectors"):
-            line, key = self._source.line("selectors", name), f"selectors.{name}"
-            given = self._source.mapping("selectors", name)
-            targets = [str(each) for each in self._source.items("selectors", name, "targets")]
-            known = [each for each in targets if each in self.models.names]
-            variant = plain_name(name)
-            if not known or variant in self.models.names.values():
-                self._report.missing(line, key, "none of its targets is a model here, or a model has its name")
-                continue
-            value = {"model": self.models.names[known[0]]}
-            if about := given.get("description") or given.get("name"):
-                value["description"] = str(about)
-            self._report.set("variants", variant, value=value)
-            if given.get("strategy") == "pin" and known[0] == targets[0]:
-                self._report.taken(line, key, f"variants.{variant}")
-            else:
-                self._report.changed(
-                    line, key, f"variants.{variant} stands for {known[0]} alone, since a name stands for one model here"
-                )
 
     def _upstream(self, given: dict[str, Any]) -> None:
         """Paths below `/upstream/MODEL` that load no model."""

@@ -180,7 +180,7 @@ class _SettingsReader:
         elif key.endswith("acceleration.offloadRatio"):
             self._offload(key, value)
         else:
-            self._note("missing", key, "has no counterpart")
+            self._note("missing", key, "Hostler has no such setting")
 
     def _offload(self, key: str, value: Any) -> None:
         if value == "max" or (isinstance(value, int | float) and value >= 1):

@@ -139,7 +139,7 @@ class _StoredModel:
             case "license":
                 self._taken(kind, f"is in {blob.name}")
             case _:
-                self._missing(kind, "has no counterpart")
+                self._missing(kind, "Hostler has no such setting")
 
     def _messages(self, text: str | None) -> None:
         if text is None:  # it is said why
@@ -182,7 +182,7 @@ class _StoredModel:
             else:
                 member = request_parameter(name, value)
                 if member is None:
-                    self._missing(f"params.{name}", "has no counterpart")
+                    self._missing(f"params.{name}", "Hostler has no such setting")
                 else:
                     self._default[member[0]] = member[1]
                     self._taken(f"params.{name}", "request.default")

@@ -55,7 +55,7 @@ def test_an_address_is_as_the_provider_has_it(parameters: str, kind: str, url: s
         ("model: openai/x, aws_region_name: eu", "aws_region_name", "meaningless", "for another provider"),
         ("model: openai/x, tenant_id: t", "tenant_id", "missing", "use an API key"),
         ("model: openai/x, order: 2", "order", "taken", "gateway.chain"),
-        ("model: openai/x, order: -1", "order", "missing", "has no counterpart"),
+        ("model: openai/x, order: -1", "order", "missing", "Hostler has no such setting"),
     ],
 )
 def test_what_is_different_about_an_address_is_said(parameters: str, key: str, kind: str, why: str) -> None:

@@ -82,3 +82,17 @@ def test_the_trace_of_a_request_goes_on_at_the_provider() -> None:
     text = "litellm_settings: {forward_traceparent_to_llm_provider: true}\n"
     imported = import_litellm(text, "config.yaml", prefix="hostler")
     assert imported.sections["gateway"]["tracing"] == {"to_clouds": True}
+
+
+def test_mlflow_gets_the_traces_at_its_usual_address() -> None:
+    imported = translate("[mlflow]")
+    assert imported.sections["gateway"]["tracing"] == {
+        "endpoint": "http://localhost:5000/v1/traces",
+        "headers": {"x-mlflow-experiment-id": "0"},
+    }
+    assert "3.6" in said(imported)[0][1]
+
+
+def test_shares_of_limits_are_priorities_of_keys() -> None:
+    ((kind, text),) = said(translate("[dynamic_rate_limiter_v3]"))
+    assert kind == "missing" and "hostler keys set NAME --priority N" in text

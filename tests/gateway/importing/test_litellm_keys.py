@@ -60,7 +60,7 @@ model_list:
 MISSING = {
     "litellm_settings.success_callback", "litellm_settings.content_policy_fallbacks", "litellm_settings.mcp_aliases",
     "litellm_settings.cache", "litellm_settings.cache_params", "litellm_settings.default_team_settings",
-    "callback_settings", "general_settings.completion_model", "general_settings.enforce_user_param",
+    "general_settings.completion_model", "general_settings.enforce_user_param",
     "general_settings.database_url", "general_settings.alerting", "general_settings.pass_through_endpoints",
     "router_settings.disable_cooldowns", "router_settings.enable_tag_filtering", "guardrails", "finetune_settings",
     "model_list[2]",
@@ -140,6 +140,10 @@ def test_traces_go_where_the_variable_says() -> None:
         ("telemetry: true", "missing"),
         ("require_auth_for_metrics_endpoint: false", "missing"),
         ("require_auth_for_metrics_endpoint: true", "taken"),
+        ("allow_dynamic_callback_disabling: false", "taken"),
+        ("allow_dynamic_callback_disabling: true", "missing"),
+        ("check_provider_endpoint: true", "taken"),
+        ("global_disable_no_log_param: true", "taken"),
         ("never_heard_of_it: 1", "missing"),
         ("never_heard_of_it: false", "missing"),
     ],
@@ -223,3 +227,43 @@ def test_an_alias_of_no_name_is_not_taken_over() -> None:
     imported = translate(text)
     assert [each["models"] for each in imported.sections["backends"].values()] == [{"*": "*"}]
     assert any(each.kind == "missing" and each.key.endswith("model_group_alias.d") for each in imported.notes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "way_out"),
+    [
+        ("mcp_semantic_tool_filter: {enabled: true}", "tools are run by clients"),
+        ("default_vertex_config: {vertex_project: x}", "a protocol of its own"),
+        ("global_bitbucket_config: {workspace: x}", "request.system"),
+        ("max_internal_user_budget: 3", "there are no users"),
+        ("banned_keywords_list: [x]", "are not checked"),
+        ("ssl_ecdh_curve: X25519", "OPENSSL_CONF"),
+        ("disable_responses_id_security: true", "cannot be turned on: stored responses"),
+        ("never_heard_of_it: 1", "Hostler has no such setting"),
+    ],
+)
+def test_a_key_without_a_counterpart_says_what_there_is_instead(setting: str, way_out: str) -> None:
+    (note,) = translate(f"general_settings: {{{setting}}}\n").notes
+    assert note.kind == "missing" and way_out in note.text
+
+
+def test_a_section_at_the_wrong_place_is_said() -> None:
+    (note,) = translate("callbacks: [otel]\n").notes
+    assert (note.kind, note.key) == ("missing", "callbacks") and "litellm_settings" in note.text
+
+
+def test_settings_of_callbacks_are_said_one_by_one() -> None:
+    notes = translate("callback_settings: {otel: {message_logging: false, x: 1}, own: {}, odd: 3}\n").notes
+    assert [(note.kind, note.key) for note in notes] == [
+        ("taken", "callback_settings.otel.message_logging"), ("missing", "callback_settings.otel.x"),
+        ("missing", "callback_settings.own"), ("missing", "callback_settings.odd"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "kind"), [("me/1.0", "taken"), ('"a\\nb: c"', "missing")])
+def test_the_name_of_the_client_is_a_header(given: str, kind: str) -> None:
+    deployment = f"{{model_name: a, litellm_params: {{model: groq/a, user_agent: {given}}}}}"
+    imported = translate(f"model_list: [{deployment}]\n")
+    assert kind in {note.kind for note in imported.notes if note.key.endswith("user_agent")}
+    headers = imported.sections["backends"]["groq"].get("headers")
+    assert headers == ({"User-Agent": "me/1.0"} if kind == "taken" else None)
