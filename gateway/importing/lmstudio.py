@@ -8,53 +8,21 @@ from typing import Any, Final
 
 import msgspec
 
-from hostler.gateway.importing.report import Imported, ImportFailed, ImportReport
-from hostler.gateway.importing.request_filters import as_rules
-from hostler.gateway.importing.sampling_parameters import whole_number
+from hostler.gateway.importing.lmstudio_definitions import (
+    Definition,
+    DefinitionReader,
+    chain_of,
+    mistake_in,
+    places_of,
+    read_definitions,
+)
+from hostler.gateway.importing.lmstudio_settings import ModelSettings
+from hostler.gateway.importing.report import Imported, ImportFailed, ImportReport, NoteKind, ProfileNames
 from hostler.profiles.file_reading import FileTooLarge, read_limited
-from hostler.profiles.model_scan import FoundModel, profile_names, scan_models
+from hostler.profiles.model_scan import FoundModel, ModelScan, profile_names, scan_models
 
 _MAX_SETTINGS: Final = 1024 * 1024
 _SETTINGS_FOLDER: Final = Path(".internal/user-concrete-model-default-config")
-
-#: Settings that are a whole number, with their key in a profile and the least value.
-_NUMBERS: Final[Mapping[str, tuple[str, int]]] = {
-    "llm.load.contextLength": ("context", 1),
-    "embedding.load.contextLength": ("context", 1),
-    "llm.load.llama.evalBatchSize": ("batch", 1),
-    "embedding.load.llama.evalBatchSize": ("batch", 1),
-    "llm.load.llama.cpuThreadPoolSize": ("threads", 1),
-    "llm.load.numParallelSessions": ("parallel", 1),
-}
-#: Settings that are an argument with a value.
-_ARGUMENTS: Final[Mapping[str, str]] = {
-    "llm.load.llama.physicalBatchSize": "--ubatch-size",
-    "llm.load.llama.kCacheQuantizationType": "--cache-type-k",
-    "llm.load.llama.vCacheQuantizationType": "--cache-type-v",
-    "llm.load.llama.ropeFrequencyBase": "--rope-freq-base",
-    "llm.load.llama.ropeFrequencyScale": "--rope-freq-scale",
-    "llm.load.seed": "--seed",
-}
-#: Settings that are an argument if they are true, and one if they are false.
-_SWITCHES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "llm.load.llama.flashAttention": (("--flash-attn", "on"), ("--flash-attn", "off")),
-    "llm.load.offloadKVCacheToGpu": ((), ("--no-kv-offload",)),
-    "llm.load.useUnifiedKvCache": (("--kv-unified",), ()),
-    "llm.load.llama.tryMmap": ((), ("--no-mmap",)),
-    "llm.load.llama.keepModelInMemory": (("--mlock",), ()),
-}
-#: Settings of predictions, and the members of requests.
-_SAMPLING: Final[Mapping[str, str]] = {
-    "llm.prediction.temperature": "temperature",
-    "llm.prediction.topKSampling": "top_k",
-    "llm.prediction.topPSampling": "top_p",
-    "llm.prediction.minPSampling": "min_p",
-    "llm.prediction.repeatPenalty": "repeat_penalty",
-    "llm.prediction.llama.presencePenalty": "presence_penalty",
-    "llm.prediction.llama.frequencyPenalty": "frequency_penalty",
-    "llm.prediction.maxPredictedTokens": "max_tokens",
-    "llm.prediction.stopStrings": "stop",
-}
 
 
 class _Field(msgspec.Struct, frozen=True):
@@ -66,7 +34,7 @@ class _Fields(msgspec.Struct, frozen=True):
     fields: tuple[_Field, ...] = ()
 
 
-class _ModelSettings(msgspec.Struct, frozen=True):
+class _SavedSettings(msgspec.Struct, frozen=True):
     load: _Fields = _Fields()
     operation: _Fields = _Fields()
     fields: tuple[_Field, ...] = ()
@@ -78,27 +46,123 @@ class _AppSettings(msgspec.Struct, frozen=True):
 
 def import_lmstudio(folder: Path) -> Imported:
     """The models of LM Studio's folder, `~/.lmstudio`, or of its folder of models. Raises `ImportFailed`."""
-    models = _models_folder(folder)
-    report = ImportReport(str(folder))
-    scan = scan_models([models])
-    names = profile_names([found.path for found in scan.models if not found.is_folder])
-    for found in scan.models:
-        place = found.path.relative_to(models) if found.path.is_relative_to(models) else Path(found.path.name)
-        if found.is_folder:
-            report.missing(None, str(place), "is no GGUF file; MLX and safetensors need an engine of their own")
-            continue
-        profile = _profile(found)
-        settings = folder / _SETTINGS_FOLDER / f"{place}.json"
-        if settings.is_file():
-            _SettingsReader(settings, report, profile).read()
-        name = names[found.path]
-        report.set("profiles", name, value=profile)
-        report.taken(None, str(place), f"the profile {name}")
-    for each in scan.left_out:
-        report.missing(None, str(each.path), each.reason)
-    if not scan.models:
-        report.missing(None, str(models), "there is no model")
-    return report.result()
+    return _Translation(folder).run()
+
+
+class _Translation:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._models = _models_folder(folder)
+        self._report = ImportReport(str(folder))
+        self._scan: ModelScan = scan_models([self._models])
+        self._names = ProfileNames(self._report)
+        #: Definitions by the file of the model that they stand for.
+        self._defined: dict[Path, list[list[Definition]]] = {}
+
+    def run(self) -> Imported:
+        """All models, and notes about what is not taken over."""
+        files = {each.path: each for each in self._scan.models if not each.is_folder}
+        self._definitions(files)
+        names = profile_names(list(files))
+        for name in names.values():
+            self._names.claim(None, name, name)
+        for path, found in files.items():
+            self._add(found, names[path])
+        for found in self._scan.models:
+            if found.is_folder:
+                text = "is no GGUF file; MLX and safetensors need an engine of their own"
+                self._report.missing(None, self._place(found.path), text)
+        for each in self._scan.left_out:
+            self._report.missing(None, str(each.path), each.reason)
+        if not self._scan.models:
+            self._report.missing(None, str(self._models), "there is no model")
+        return self._report.result()
+
+    def _place(self, path: Path) -> str:
+        """The path of a model as LM Studio names it: `PUBLISHER/REPOSITORY/FILE`."""
+        return path.relative_to(self._models).as_posix() if path.is_relative_to(self._models) else path.name
+
+    def _definitions(self, files: Mapping[Path, FoundModel]) -> None:
+        places = {self._place(path).lower(): path for path in files}
+        known = {each.name.lower(): each for each in read_definitions(self._folder, self._report)}
+        for definition in known.values():
+            chain = chain_of(definition, known)
+            line, file = definition.source.line("base"), str(definition.file)
+            found = places_of(chain, places)
+            if not found:
+                text = (
+                    f"no file of {definition.name} is here: it is read once LM Studio or `hostler get` has fetched one"
+                )
+                self._report.missing(line, "base", text, file=file)
+                continue
+            if len(found) > 1:
+                others = ", ".join(self._place(path) for path in found[1:])
+                text = f"stands for {self._place(found[0])}; {others}: profiles of their own"
+                self._report.changed(line, "base", text, file=file)
+            else:
+                self._report.taken(line, "base", f"stands for {self._place(found[0])}", file=file)
+            self._defined.setdefault(found[0], []).append(chain)
+
+    def _add(self, found: FoundModel, name: str) -> None:
+        """The profile of a file, with the settings of the first definition that stands for it; one more for each other."""
+        place = self._place(found.path)
+        first, *others = self._defined.get(found.path, []) or [[]]
+        profile = self._profile(found, first, place)
+        if first:
+            alias = self._names.claim_alias(first[-1].source.line("model"), "model", first[-1].name)
+            if alias is not None:
+                profile["aliases"] = [alias]
+                line, file = first[-1].source.line("model"), str(first[-1].file)
+                self._report.taken(line, "model", f"a second name of the profile {name}", file=file)
+        self._report.set("profiles", name, value=profile)
+        self._report.taken(None, place, f"the profile {name}")
+        for chain in others:
+            another = self._names.claim(chain[-1].source.line("model"), "model", chain[-1].name)
+            self._report.set("profiles", another, value=self._profile(found, chain, place))
+            self._report.taken(None, place, f"the profile {another}")
+
+    def _profile(self, found: FoundModel, chain: list[Definition], place: str) -> dict[str, Any]:
+        profile: dict[str, Any] = {"model": str(found.path)}
+        if found.projector is not None:
+            profile["mmproj"] = str(found.projector)
+        if found.kind == "embeddings":
+            profile["embeddings"] = True
+        if found.kind == "rerank":
+            profile["args"] = ["--reranking"]
+        settings = ModelSettings()
+        self._saved_settings(place, settings)
+        for definition in chain:
+            try:
+                DefinitionReader(definition, self._report, settings).read()
+            except ImportFailed as error:
+                text = mistake_in(definition.file, error)
+                self._report.missing(None, "model.yaml", text, file=str(definition.file))
+            self._saved_settings(definition.name, settings)
+        settings.add_to(profile)
+        return profile
+
+    def _saved_settings(self, name: str, settings: ModelSettings) -> None:
+        """The settings that LM Studio saved for a model, by its place or its name, if there are any."""
+        path = self._folder / _SETTINGS_FOLDER / f"{name}.json"
+        if not path.is_file():
+            return
+        try:
+            text = read_limited(path, _MAX_SETTINGS).decode("utf-8-sig")
+            if "\0" in text or "\\u0000" in text:
+                raise ValueError("is not a text file")
+            saved = msgspec.json.decode(text, type=_SavedSettings)
+        except (OSError, FileTooLarge, msgspec.DecodeError, ValueError) as error:
+            self._report.missing(None, "settings", f"cannot be read: {error}", file=str(path))
+            return
+
+        for field in (*saved.load.fields, *saved.operation.fields, *saved.fields):
+            at = text.find(f'"{field.key}"')
+            line = text.count("\n", 0, at) + 1 if at >= 0 else None
+
+            def note(kind: NoteKind, said: str, key: str = field.key, line: int | None = line) -> None:
+                self._report.note(kind, line, key, said, file=str(path))
+
+            settings.set(field.key, field.value, note)
 
 
 def _models_folder(folder: Path) -> Path:
@@ -113,98 +177,3 @@ def _models_folder(folder: Path) -> Path:
         if candidate.is_dir():
             return candidate.resolve()
     return folder.resolve()
-
-
-def _profile(found: FoundModel) -> dict[str, Any]:
-    profile: dict[str, Any] = {"model": str(found.path)}
-    if found.projector is not None:
-        profile["mmproj"] = str(found.projector)
-    if found.kind == "embeddings":
-        profile["embeddings"] = True
-    if found.kind == "rerank":
-        profile["args"] = ["--reranking"]
-    return profile
-
-
-class _SettingsReader:
-    """Adds the settings of one model to its profile."""
-
-    def __init__(self, path: Path, report: ImportReport, profile: dict[str, Any]) -> None:
-        self._path = path
-        self._report = report
-        self._profile = profile
-        self._default: dict[str, Any] = {}
-        self._system = ""
-        self._text = ""
-
-    def read(self) -> None:
-        try:
-            content = read_limited(self._path, _MAX_SETTINGS)
-            self._text = content.decode("utf-8-sig")
-            if "\0" in self._text or "\\u0000" in self._text:
-                raise ValueError("is not a text file")
-            settings = msgspec.json.decode(self._text, type=_ModelSettings)
-        except (OSError, FileTooLarge, msgspec.DecodeError, ValueError) as error:
-            self._report.missing(None, "settings", f"cannot be read: {error}", file=str(self._path))
-            return
-        for field in (*settings.load.fields, *settings.operation.fields, *settings.fields):
-            self._field(field.key, _checked(field.value))
-        rules, _ = as_rules(default=self._default, system=self._system)
-        if rules:
-            self._profile["request"] = rules
-
-    def _field(self, key: str, value: Any) -> None:
-        if value is None:
-            self._note("taken", key, "is switched off")
-        elif key in _NUMBERS:
-            name, least = _NUMBERS[key]
-            number = whole_number(value, least)
-            if number is None:
-                self._note("missing", key, "is no valid number")
-            else:
-                self._profile[name] = number
-                self._note("taken", key, name)
-        elif key in _SWITCHES and isinstance(value, bool):
-            self._arguments(_SWITCHES[key][0 if value else 1])
-            self._note("taken", key)
-        elif key in _ARGUMENTS and isinstance(value, str | int | float):
-            self._arguments((_ARGUMENTS[key], str(value)))
-            self._note("taken", key, _ARGUMENTS[key])
-        elif key in _SAMPLING and isinstance(value, str | int | float | list):
-            if value not in ("", []):
-                self._default[_SAMPLING[key]] = value
-            self._note("taken", key, "request.default")
-        elif key == "llm.prediction.systemPrompt" and isinstance(value, str):
-            self._system = value
-            self._note("changed", key, "is added to the system prompt, also where a client has one")
-        elif key.endswith("acceleration.offloadRatio"):
-            self._offload(key, value)
-        else:
-            self._note("missing", key, "Hostler has no such setting")
-
-    def _offload(self, key: str, value: Any) -> None:
-        if value == "max" or (isinstance(value, int | float) and value >= 1):
-            self._profile["gpu_layers"] = "all"
-        elif value in ("off", 0):
-            self._profile["gpu_layers"] = 0
-        else:
-            self._note("changed", key, "a share of the layers: as many as fit are chosen")
-            self._profile["gpu_layers"] = "auto"
-            return
-        self._note("taken", key, "gpu_layers")
-
-    def _arguments(self, words: tuple[str, ...]) -> None:
-        if words:
-            self._profile.setdefault("args", []).extend(words)
-
-    def _note(self, kind: str, key: str, text: str = "") -> None:
-        add = {"taken": self._report.taken, "changed": self._report.changed, "missing": self._report.missing}[kind]
-        at = self._text.find(f'"{key}"')
-        add(self._text.count("\n", 0, at) + 1 if at >= 0 else None, key, text, file=str(self._path))
-
-
-def _checked(value: Any) -> Any:
-    """The value of a setting with a check mark, `None` if it is not marked."""
-    if isinstance(value, dict) and "checked" in value:
-        return value.get("value") if value["checked"] is True else None
-    return value

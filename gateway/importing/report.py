@@ -77,9 +77,9 @@ class ImportReport:
         """The key is about a part of the other program that does not exist here; without it nothing behaves differently."""
         self._note("meaningless", line, key, text, None)
 
-    def note(self, kind: NoteKind, line: int | None, key: str, text: str = "") -> None:
+    def note(self, kind: NoteKind, line: int | None, key: str, text: str = "", *, file: str | None = None) -> None:
         """Note a key as the method of this kind does."""
-        self._note(kind, line, key, text, None)
+        self._note(kind, line, key, text, file)
 
     def _note(self, kind: NoteKind, line: int | None, key: str, text: str, file: str | None) -> None:
         key, text = (_REFERENCE.sub(r"${\1}", each) for each in (key, text))

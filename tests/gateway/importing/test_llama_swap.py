@@ -453,25 +453,3 @@ ui: {title: x, activity: {other: 1}}
     assert found["groups.none.members"] == ("missing", "there is no model lost among those taken over")
     assert found["ui.activity.other"] == ("missing", "is unknown")
     assert found["ui.title"] == ("missing", "the dashboard has no settings of its own in the file")
-
-
-@pytest.mark.parametrize(
-    ("selector", "kind", "model", "why"),
-    [
-        ("{strategy: pin, targets: [m]}", "taken", "m", "variants.one"),
-        ("{strategy: warm, targets: [m, far/x]}", "changed", "m", "that names no model goes to the loaded one"),
-        ("{strategy: spillover, targets: [far/x, m]}", "changed", "far/x", "spread over them by itself"),
-        ("{strategy: pin, targets: [gone, m]}", "changed", "m", "there is no model gone"),
-        ("{strategy: pin, targets: [m, gone]}", "taken", "m", "variants.one"),
-    ],
-)
-def test_a_selector_stands_for_its_first_model_and_says_what_differs(
-    selector: str, kind: str, model: str, why: str
-) -> None:
-    imported = translate(
-        f"selectors: {{one: {selector}}}\n"
-        "peers: {box: {proxy: 'http://box.lan:8080', models: [far/x]}}\n"
-        "models: {m: {cmd: 'llama-server --port ${PORT} -m a.gguf'}}\n"
-    )
-    assert imported.sections["variants"] == {"one": {"model": model}}
-    assert any("selectors.one" in each and why in each for each in texts(imported, kind))
