@@ -81,6 +81,7 @@ class Hostler(Proxy):
     service = "gateway"
     ready = "/healthz"
     headers = ("authorization: Bearer bench-key",)
+    kind, path = "llamacpp", ""
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
         config, keys = directory / "hostler.yaml", directory / "hostler.keys"
@@ -99,12 +100,19 @@ gateway:
   queue: {{max_waiting: 1000, max_wait_s: 120}}
   chain: [box]
 backends:
-  box: {{kind: llamacpp, url: "http://127.0.0.1:{backend}", models: {{"{MODEL}": "{MODEL}"}}}}
+  box: {{kind: {self.kind}, url: "http://127.0.0.1:{backend}{self.path}", models: {{"{MODEL}": "{MODEL}"}}}}
 """
         )
         named = self.program and self.find(self.program, "name another one with --hostler")
         command = [named] if named else [sys.executable, "-m", "hostler.gateway"]
         return [*command, self.service, "--config", str(config)]
+
+
+class HostlerOpenAI(Hostler):
+    """In front of an engine that notices when the client of a whole answer leaves, as vLLM does: it is asked for such answers."""
+
+    name = "hostler-openai"
+    kind, path = "openai", "/v1"
 
 
 class Nginx(Proxy):
@@ -219,5 +227,6 @@ models:
 
 
 PROXIES: dict[str, type[Proxy]] = {
-    proxy.name: proxy for proxy in (Direct, Hostler, StarletteHttpx, Nginx, VllmRouter, LlamaSwap, LiteLLM)
+    proxy.name: proxy
+    for proxy in (Direct, Hostler, HostlerOpenAI, StarletteHttpx, Nginx, VllmRouter, LlamaSwap, LiteLLM)
 }
