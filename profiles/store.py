@@ -18,7 +18,8 @@ import msgspec
 from hostler.profiles.engine_presets import PRESETS
 from hostler.profiles.engines import EngineEntry, EngineTable, InvalidEngine, Macro, resolve_engines
 from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
-from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, name_key, resolve
+from hostler.profiles.resolution import resolve
+from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, name_key
 from hostler.profiles.sources import is_hub_name, source_of
 from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, dotted, parse
 

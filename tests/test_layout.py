@@ -77,6 +77,7 @@ TESTED_ELSEWHERE = {
     "gateway/cli/status.py": ["system/test_cli_commands.py"],
     "gateway/middleware/stored_responses.py": ["system/test_stored_responses.py"],
     "gateway/events.py": ["system/test_behaviours_events.py"],
+    "profiles/schema.py": ["profiles/test_resolution.py"],
     "profiles/yaml_nodes.py": ["profiles/test_profile_edits.py", "profiles/test_setting_edits.py"],
     "supervisor/scheduling/model.py": ["supervisor/scheduling/test_scheduler.py"],
     "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],

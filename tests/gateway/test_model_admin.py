@@ -20,7 +20,8 @@ from hostler.profiles.blobs import BlobStore
 from hostler.profiles.downloads import Cancellation
 from hostler.profiles.library import Library, read_library
 from hostler.profiles.presets import Preset
-from hostler.profiles.schema import ModelFacts, ProfileEntry, resolve
+from hostler.profiles.resolution import resolve
+from hostler.profiles.schema import ModelFacts, ProfileEntry
 from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError
 from hostler.supervisor.contract import (
     Failure,

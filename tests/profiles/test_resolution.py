@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
+from hostler.profiles.resolution import resolve
+from hostler.profiles.schema import Profile, ProfileEntry, ProfileError
 from hostler.profiles.yaml_config import Size
 
 
