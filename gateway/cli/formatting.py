@@ -22,6 +22,9 @@ from hostler.gateway.events import printable
 #: Shown where there is no value.
 MISSING: Final = "-"
 
+#: The cells of a line of a table.
+Row = tuple[str, ...]
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

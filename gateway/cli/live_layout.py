@@ -16,7 +16,7 @@ from rich.text import Text
 from hostler import __version__
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.admin.status import HostView, StatusView, without_facts
-from hostler.gateway.cli import views
+from hostler.gateway.cli import host_views, views
 from hostler.gateway.cli.formatting import (
     MISSING,
     REQUEST_COLUMNS,
@@ -167,7 +167,7 @@ def _add_models(parts: _Parts, state: LiveState, status: Mapping[str, Any], widt
     rows: list[tuple[str, ...]] = [
         (MISSING, host["backend"], _HOST_STATES[found], "", "", "", "")
         for host in status["hosts"]
-        if (found := views.host_state(host)) in _HOST_STATES
+        if (found := host_views.host_state(host)) in _HOST_STATES
     ]
     rows += [_model_row(each, switches.pop((each["host"], each["model"]), None)) for each in running]
     # No process yet: draining, fetching, saving.

@@ -74,7 +74,7 @@ def status(
     config: ConfigOption = None, url: UrlOption = None, key_file: KeyFileOption = None, as_json: JsonOption = False
 ) -> None:
     """Show hosts, models and backends of the running gateway."""
-    from hostler.gateway.cli import views
+    from hostler.gateway.cli import cluster_views, host_views, views
     from hostler.gateway.cli.formatting import Column, make_console, print_parts, print_table
 
     with failing_calls():
@@ -87,7 +87,7 @@ def status(
     print_parts(f"{product} at {target.client.url}", views.active_model(state, make_console().width), "")
     if errors := views.config_errors(state):
         print_parts(*errors, "")
-    if cluster := views.cluster(state):
+    if cluster := cluster_views.cluster(state):
         print_parts(*cluster, "")
     print_table(
         [
@@ -97,10 +97,10 @@ def status(
             Column("WAITING", right=True),
             Column("MEMORY", right=True),
         ],
-        views.host_rows(state),
+        host_views.host_rows(state),
     )
     print_parts("")
-    if devices := views.device_rows(state):
+    if devices := host_views.device_rows(state):
         print_table(
             [
                 Column("GPU"),
@@ -190,7 +190,7 @@ def route(
 
     Then sends a test request, unless --dry-run. Fails if no backend answers or would answer.
     """
-    from hostler.gateway.cli import views
+    from hostler.gateway.cli import cluster_views
     from hostler.gateway.cli.doctor import Doctor, change_lines, route_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
 
@@ -201,7 +201,7 @@ def route(
         found = examiner.route(target.model_name(model), local_only=local_only, client=client)
         if not dry_run:
             found["answer"] = examiner.ask(model, found["model"])
-    elsewhere = list(views.elsewhere_with(target.status, found["model"]))
+    elsewhere = list(cluster_views.elsewhere_with(target.status, found["model"]))
     failed = found["first"] is None if dry_run else found["answer"]["status"] != 200
     if as_json:
         print_json(found)
@@ -243,7 +243,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Send a test request through each backend and report problems."""
-    from hostler.gateway.cli import views
+    from hostler.gateway.cli import cluster_views
     from hostler.gateway.cli.doctor import Doctor, device_rows, finding_rows, program_rows
     from hostler.gateway.cli.formatting import Column, print_parts, print_table
     from hostler.gateway.cli.speed import speed_rows
@@ -258,7 +258,7 @@ def doctor(
             tested, findings = examiner.examine_model(target.model_name(model))
         notes = examiner.notes()
         machines = examiner.machines()
-        store, problems = views.store_problem(target.status), views.cluster_problems(target.status)
+        store, problems = cluster_views.store_problem(target.status), cluster_views.cluster_problems(target.status)
     if as_json:
         print_json(
             {
@@ -315,7 +315,7 @@ def doctor(
                 Column("NOTE", wraps=True),
             ]
             print_table(columns, speed_rows(machines.speeds))
-        if cluster := views.cluster(target.status):
+        if cluster := cluster_views.cluster(target.status):
             print_parts("", *cluster)
     if not findings or not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hostler.gateway.cli.formatting import (
     MISSING,
+    Row,
     cut_middle,
     format_bytes,
     format_seconds,
@@ -18,8 +19,6 @@ from hostler.gateway.cli.formatting import (
 from hostler.gateway.config import HOST_LIMITS, Configuration
 from hostler.gateway.events import printable
 from hostler.profiles.fetch import cached
-
-Row = tuple[str, ...]
 
 
 def models(configuration: Configuration, status: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -87,52 +86,6 @@ def config_errors(status: Mapping[str, Any]) -> list[str]:
     since = format_time(found["since"])
     heading = f"The configuration has mistakes since {since}. Its last good state is in use until they are corrected:"
     return [heading, *(f"  {mistake}" for mistake in found["mistakes"])]
-
-
-def cluster(status: Mapping[str, Any]) -> list[str]:
-    """The cluster's store, its gateways and the hosts that joined, as lines."""
-    found = status.get("cluster")
-    if not found:
-        return []
-    state = store_problem(status) or f"store {found['store']} connected"
-    names = [each["name"] + _remark(each, status.get("version")) for each in found["gateways"]]
-    count = f"{len(names)} gateway{'' if len(names) == 1 else 's'}"
-    lines = [f"Cluster {found['name']}: {state}", f"  {count}: {', '.join(names)}"]
-    if hosts := found.get("hosts"):  # older gateways have none
-        joined = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'} joined"
-        shown = [f"{each['name']} ({each['url']})" for each in hosts]
-        lines.append(f"  {joined}: {', '.join(shown)}")
-    return [*lines, *(f"  {each}" for each in cluster_problems(status))]
-
-
-def cluster_problems(status: Mapping[str, Any]) -> list[str]:
-    """What an operator should look at, besides the store."""
-    return [*((status.get("cluster") or {}).get("problems", ()))]  # older gateways have none
-
-
-def _remark(gateway: Mapping[str, Any], version: str | None) -> str:
-    """What is worth to know of a gateway beside its name."""
-    if gateway["own"]:
-        return " (this one)"
-    return f" ({gateway['version']})" if gateway["version"] != version else ""
-
-
-def elsewhere_with(status: Mapping[str, Any], model: str) -> Iterator[str]:
-    """Hosts that only other gateways use and that have the model, as lines."""
-    for host in (status.get("cluster") or {}).get("elsewhere", ()):
-        phases = [each["phase"] for each in host["models"] if each["model"] == model]
-        if phases:
-            gateways = ", ".join(host["gateways"])
-            yield f"{host['name']} has it as well ({phases[0]}), but only {gateways} can send requests there."
-
-
-def store_problem(status: Mapping[str, Any]) -> str:
-    """Why the cluster's store is not in use; empty if it is."""
-    found = status.get("cluster")
-    if not found or found["connected"]:
-        return ""
-    since = format_time(found["since"])
-    return f"store {found['store']} away since {since} ({found['reason']}); the gateways go on with local values"
 
 
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -293,78 +246,6 @@ def active_model(status: Mapping[str, Any], width: int) -> str:
     rest = f"; {plural(len(status['in_flight']), 'request')} in progress"
     name = printable(status["active"] or "none")
     return f"active model: {cut_middle(name, max(20, width - len(rest) - 14))}{rest}"
-
-
-def host_state(host: Mapping[str, Any]) -> str:
-    """Whether a host serves requests: it is drained once it neither answers nor has a model loaded."""
-    if not host["reachable"]:
-        return "unreachable"
-    if not (host["host"] or {}).get("draining"):
-        return "reachable"
-    busy = host["serving"] or any(each["phase"] != "cold" for each in host["engines"])
-    return "draining" if busy else "drained"
-
-
-def host_rows(status: Mapping[str, Any]) -> list[Row]:
-    """The hosts of this gateway, then those that only others of its cluster use."""
-    rows: list[Row] = [
-        (
-            host["backend"],
-            host_state(host),
-            MISSING if host["serving"] is None else str(host["serving"]),
-            MISSING if host["waiting"] is None else str(host["waiting"]),
-            _host_memory(host["host"] or {}),
-        )
-        for host in status["hosts"]
-    ]
-    for host in (status.get("cluster") or {}).get("elsewhere", ()):  # older gateways have none
-        name = f"{host['name']} at {', '.join(host['gateways'])}"
-        memory = format_bytes(host["memory_bytes"])
-        rows.append((name, _state_elsewhere(host), str(host["serving"]), str(host["waiting"]), memory))
-    return rows
-
-
-def _state_elsewhere(host: Mapping[str, Any]) -> str:
-    if not host["reachable"]:
-        return "unreachable"
-    loaded = [each["model"] for each in host["models"] if each["phase"] != "cold"]
-    state = "draining" if host["draining"] else "reachable"
-    return f"{state}: {', '.join(loaded)}" if loaded else state
-
-
-def _host_memory(host: Mapping[str, Any]) -> str:
-    used = sum(each["memory_bytes"] + each["gpu_bytes"] for each in host.get("models", ()))
-    budget = host.get("budget_bytes")
-    return f"{format_bytes(used)} of {format_bytes(budget)}" if budget else format_bytes(used)
-
-
-def device_rows(status: Mapping[str, Any]) -> list[Row]:
-    """The GPUs of all hosts."""
-    return [
-        (
-            device["name"],
-            host["backend"],
-            printable(device["model"]) if device["vendor"] else "not found",
-            _device_memory(device),
-            MISSING if not device["other_bytes"] else format_bytes(device["other_bytes"]),
-            MISSING if device["capacity_bytes"] is None else format_bytes(device["capacity_bytes"]),
-            _device_load(device),
-        )
-        for host in status["hosts"]
-        for device in (host["host"] or {}).get("devices", ())
-    ]
-
-
-def _device_memory(device: Mapping[str, Any]) -> str:
-    used, total = device["used_bytes"], device["total_bytes"]
-    if total is None:
-        return MISSING
-    return format_bytes(total) if used is None else f"{format_bytes(used)} of {format_bytes(total)}"
-
-
-def _device_load(device: Mapping[str, Any]) -> str:
-    readings = ((device["utilization"], "%"), (device["temperature_c"], "°C"), (device["power_w"], "W"))
-    return ", ".join(f"{value:.0f} {unit}" for value, unit in readings if value is not None) or MISSING
 
 
 def status_rows(status: Mapping[str, Any]) -> list[Row]:

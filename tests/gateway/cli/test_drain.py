@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hostler.gateway.cli.drain import drain_lines
-from hostler.gateway.cli.views import host_state
+from hostler.gateway.cli.host_views import host_state
 
 
 def result(**fields: Any) -> dict[str, Any]:
