@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from hostler.adapters.errors import GatewayError
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.admin.app import AdminApp
@@ -24,12 +23,11 @@ from hostler.gateway.auth.shared_keys import SharedKeysFile
 from hostler.gateway.backends.discovery import ModelDiscovery
 from hostler.gateway.backends.preview import preview_changes
 from hostler.gateway.background_downloads import BackgroundDownloads
-from hostler.gateway.batches.records import Batch
+from hostler.gateway.batch_turns import BatchTurns
 from hostler.gateway.batches.service import Batches
 from hostler.gateway.cluster_settings import MISSING_CLUSTER_EXTRA
 from hostler.gateway.cluster_view import GatewayHost, gateway_host
 from hostler.gateway.config import ConfigError, FileErrors, secret
-from hostler.gateway.context import Client
 from hostler.gateway.conversation_places import ConversationPlaces
 from hostler.gateway.events import ModelsChanged
 from hostler.gateway.host_cache import HostCache
@@ -37,9 +35,9 @@ from hostler.gateway.in_flight import OtherProcesses, OtherRequests, RequestView
 from hostler.gateway.joined_host import JoinedHost
 from hostler.gateway.joining_hosts import JoiningHosts
 from hostler.gateway.key_usage import KeyUsage, usage_file
+from hostler.gateway.lazy_registries import LazyRegistries, get_from_registry
+from hostler.gateway.live_model_list import live_model_list
 from hostler.gateway.model_admin import ModelAdmin
-from hostler.gateway.model_catalog import with_unknown_states, with_unload_times
-from hostler.gateway.model_offer import DownloadedModel, FoundRepository, ModelOffer, Registries
 from hostler.gateway.request_stores import response_store, stream_store, transcripts
 from hostler.gateway.serving import OpenHost, ServingComponents
 from hostler.gateway.settings import LOCAL, Settings
@@ -47,11 +45,9 @@ from hostler.gateway.shared_files import Apply, shared_file
 from hostler.gateway.state_files import state_file
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.profiles.blobs import BlobStore
-from hostler.profiles.downloads import Cancellation
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
-from hostler.profiles.schema import ProfileEntry
-from hostler.profiles.sources import ReportProgress, cache_directory
+from hostler.profiles.sources import cache_directory
 from hostler.supervisor.contract import ProfileInfo, Supervisor
 from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
@@ -70,9 +66,9 @@ class Components:
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
     clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file, and `apply_profiles` uses those that members of the cluster share. With worker processes, `others` are these, and `open_local` makes a host of `local`
-    that they use as well. Raises `ConfigError` for settings that contradict each other, and for an address
-    beyond loopback without a key.
+    wrong with the configuration file, and `apply_profiles` uses those that members of the cluster share. With worker
+    processes, `others` are these, and `open_local` makes a host of `local` that they use as well. Raises `ConfigError`
+    for settings that contradict each other, and for an address beyond loopback without a key.
     """
 
     def __init__(
@@ -118,7 +114,7 @@ class Components:
             supervisors=serving.supervisors,
             blobs=self.blobs,
             refresh=refresh or self._read_library,
-            get_from_registry=partial(_get_from_registry, settings.supervisor.engine),
+            get_from_registry=partial(get_from_registry, settings.supervisor.engine),
         )
         self.downloads = BackgroundDownloads(self.model_admin.fetch, wall=time.time, clock=clock)
         self.transcripts = transcripts(settings.gateway.recording)
@@ -126,8 +122,9 @@ class Components:
         self.streams = stream_store(settings.gateway.streams)
         self.batches = None
         if settings.gateway.batches.enabled:
+            turns = BatchTurns(serving, others)
             self.batches = Batches(
-                settings.gateway.batches, find_client=self._client_of_batch, must_wait=self._must_batches_wait,
+                settings.gateway.batches, find_client=turns.client_of, must_wait=turns.must_wait,
                 pass_on=any(backend.kind == "openai" for backend in settings.backends.values()), wall=time.time,
                 gateways=None if self.cluster is None else self.cluster.peers,
             )  # fmt: skip
@@ -159,7 +156,7 @@ class Components:
             in_progress=serving.in_flight,
             others=others,
             downloads=ModelDownloads(
-                _Registries(settings.supervisor.engine, self._held_gpu_memory),
+                LazyRegistries(settings.supervisor.engine, self._held_gpu_memory),
                 check=self.model_admin.check_new,
                 add=self.model_admin.add,
             ),
@@ -236,10 +233,7 @@ class Components:
     def model_list(self) -> ModelList:
         """The models of all backends, with the times at which idle ones will be unloaded."""
         serving = self.serving
-        listing = with_unload_times(serving.catalog.listing, _unload_times(serving.hosts, serving.clock()))
-        if all(host.reachable for host in serving.hosts.values()):
-            return listing
-        return with_unknown_states(listing, _unreachable_models(serving.hosts))
+        return live_model_list(serving.catalog.listing, serving.hosts, now=serving.clock(), wall=time.time())
 
     def _share(self, cluster: Cluster) -> None:
         serving = self.serving
@@ -299,45 +293,10 @@ class Components:
         settings = self.settings.gateway
         return KeyUsage(usage_file(settings), time.time) if self.cluster is None else self.cluster.key_usage(settings)
 
-    def _client_of_batch(self, batch: Batch) -> Client | None:
-        """Whose requests those of a batch are; `None` if the key is no longer valid."""
-        keys = self.serving.keys
-        if keys is None:
-            return Client(name=batch.client)
-        for record in keys.records():
-            client = keys.client_of_hash(record.hash)
-            if client is not None and batch.owner == f"{client.name} {client.identity}" and "infer" in client.scopes:
-                return client
-        return None
-
     def _held_gpu_memory(self) -> int:
         """What the loaded models of this machine take of its GPUs, in bytes."""
         host = self.serving.hosts.get(LOCAL)
         return 0 if host is None or host.status is None else sum(each.gpu_bytes for each in host.status.models)
-
-    def _must_batches_wait(self, model: str) -> bool:
-        """Whether batches wait with requests for the model: a local server without a supervisor that has it serves others, or
-        a host that may have it has not been reached yet."""
-        serving = self.serving
-        try:
-            places = serving.catalog.find(model).places
-        except GatewayError:
-            return not serving.catalog.unknown_hosts.isdisjoint(serving.hosts)
-        servers = {
-            each.backend for each in places if each.backend not in serving.hosts and self._is_local(each.backend)
-        }
-        busy = {
-            context.target.backend
-            for context in serving.in_flight.contexts()
-            if not context.background and context.target is not None
-        }
-        if self._others is not None:
-            busy |= {view.backend for view in self._others.views() if view.backend is not None}
-        return not busy.isdisjoint(servers)
-
-    def _is_local(self, backend: str) -> bool:
-        hop = self.serving.chain.hops.get(backend)
-        return hop is not None and hop.local
 
     async def _aclose(self) -> None:
         async with AsyncExitStack() as stack:
@@ -391,53 +350,3 @@ def _cluster(settings: Settings, clock: Callable[[], float]) -> Cluster | None:
         clock=clock,
         wall=time.time,
     )
-
-
-def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:
-    """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last time."""
-    wall = time.time()
-    ends: dict[str, float] = {}
-    for host in hosts.values():
-        for model, seconds in host.idle_times(now).items():
-            ends[model] = max(ends.get(model, 0.0), wall + seconds)
-    return ends
-
-
-def _unreachable_models(hosts: Mapping[str, Host]) -> set[str]:
-    """The models whose hosts are all unreachable."""
-    models: dict[bool, set[str]] = {True: set(), False: set()}
-    for host in hosts.values():
-        if host.status is not None:
-            models[host.reachable].update(profile.name for profile in host.status.profiles)
-    return models[False] - models[True]
-
-
-class _Registries:
-    """`OfferedModels`, which loads what most gateways never need, from its first use on."""
-
-    def __init__(self, engine: str | None, held: Callable[[], int]) -> None:
-        self._engine = engine
-        self._held = held
-
-    def search(self, words: str, cancellation: Cancellation) -> list[FoundRepository]:
-        return self._load().search(words, cancellation)
-
-    def offer(self, reference: str, cancellation: Cancellation) -> ModelOffer | None:
-        return self._load().offer(reference, cancellation)
-
-    def get(self, reference: str, name: str, report: ReportProgress, cancellation: Cancellation) -> DownloadedModel:
-        return self._load().get(reference, name, report, cancellation)
-
-    def _load(self) -> Registries:
-        from hostler.gateway.offered_models import OfferedModels
-
-        return OfferedModels(self._engine, self._held)
-
-
-def _get_from_registry(
-    engine: str | None, name: str, report: ReportProgress, cancellation: Cancellation
-) -> tuple[ProfileEntry, Preset | None]:
-    """See `model_getter.get_from_registry`, which loads what most gateways never need."""
-    from hostler.gateway.model_getter import get_from_registry
-
-    return get_from_registry(engine, name, report, cancellation)

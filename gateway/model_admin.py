@@ -21,8 +21,9 @@ from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, Prog
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import normalized
 from hostler.gateway.gateway_settings import LibrarySettings
-from hostler.gateway.model_catalog import Catalog, Placement
+from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.model_pull import ModelPull, pull_in_thread
+from hostler.gateway.placements import Placement
 from hostler.gateway.settings import LOCAL
 from hostler.profiles import library
 from hostler.profiles.blobs import BlobStore

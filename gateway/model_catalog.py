@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -14,55 +14,17 @@ from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.events import printable
 from hostler.gateway.model_cards import merge_cards, only_chat_model, preset_card, profile_card, variant_card
+from hostler.gateway.placements import Names, Placement
 from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
 from hostler.gateway.settings import VariantSettings
 from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
-from hostler.profiles.request_rules import RequestRules
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A model, its card, and its backends in the order of the chain.
-
-    `local_only`: requests for it are served by local backends only, also while a host that may have it was never reached,
-    since only its profile knows. With a `preset` the requested name is the preset's,
-    and `model` the model it was created from. `request` are the changes of its requests, at whichever backend.
-    """
-
-    model: str
-    card: ModelCard
-    places: tuple[CatalogBackend, ...]
-    local_only: bool = False
-    preset: Preset | None = None
-    request: tuple[RequestRules, ...] = ()
-
-
-def rules_of(placement: Placement, place: CatalogBackend) -> tuple[RequestRules, ...]:
-    """The changes of requests for a model at one of its backends, in order."""
-    return placement.request if place.request is None else (*placement.request, place.request)
-
-
-class Names(msgspec.Struct, frozen=True):
-    """Every spelling of some models' names, with card and placement; `normal` has the `normalized` ones."""
-
-    index: dict[str, ModelCard]
-    placements: dict[str, Placement]
-    normal: dict[str, ModelCard]
-
-    def add(self, placement: Placement) -> None:
-        """Add a model under its name and aliases, with and without Ollama's default tag. Earlier names take precedence."""
-        card = placement.card
-        for spelling in (card.name, *card.aliases):
-            short = spelling.removesuffix(":latest")
-            for accepted in (spelling, f"{short}:latest", short):
-                self.index.setdefault(accepted, card)
-                self.placements.setdefault(accepted, placement)
-            self.normal.setdefault(normalized(spelling), card)
-
-    def over(self, others: Names) -> Names:
-        """These names and those of others, which give way."""
-        return Names(others.index | self.index, others.placements | self.placements, others.normal | self.normal)
+#: Names listed in an error message.
+MAX_NAMES = 20
+#: `Retry-After` of requests while no backend has reported its models, in seconds.
+_NOT_REPORTED_S = 5.0
 
 
 class PlainPart(msgspec.Struct, frozen=True):
@@ -73,39 +35,6 @@ class PlainPart(msgspec.Struct, frozen=True):
     unknown: frozenset[str]
     models: tuple[PlainModel, ...]
     names: Names
-
-
-def with_unload_times(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
-    """The listing with `ends`: when idle models will be unloaded, in seconds since the epoch."""
-    return _changed(listing, {name: {"expires_at": end} for name, end in ends.items()})
-
-
-def with_unknown_states(listing: ModelList, models: Collection[str]) -> ModelList:
-    """The listing without knowledge of what these models do: their hosts cannot be reached."""
-    return _changed(listing, {model: {"state_known": False} for model in models})
-
-
-def _changed(listing: ModelList, fields: Mapping[str, Mapping[str, object]]) -> ModelList:
-    """The listing with these fields of the cards of these models, and of those that run as them."""
-    changed = {
-        card.name: msgspec.structs.replace(card, **fields[runs])
-        for card in listing.cards
-        if (runs := card.preset.model if card.preset is not None else card.name) in fields
-    }
-    if not changed:
-        return listing
-    return msgspec.structs.replace(
-        listing,
-        cards=tuple(changed.get(card.name, card) for card in listing.cards),
-        index={spelling: changed.get(card.name, card) for spelling, card in listing.index.items()},
-        normal={spelling: changed.get(card.name, card) for spelling, card in listing.normal.items()},
-    )
-
-
-#: Names listed in an error message.
-MAX_NAMES = 20
-#: `Retry-After` of requests while no backend has reported its models, in seconds.
-_NOT_REPORTED_S = 5.0
 
 
 class Catalog:

@@ -16,7 +16,8 @@ from hostler.gateway.backends.chain import Chain
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.in_flight import OtherRequests
-from hostler.gateway.model_catalog import Catalog, Placement
+from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.placements import Placement
 from hostler.gateway.routing import gateway_route
 from hostler.supervisor.contract import ModelLease
 from hostler.supervisor.scheduling.host import Host

@@ -14,7 +14,7 @@ from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.hop import RouteHop
 from hostler.gateway.host_choice import HostChoice
-from hostler.gateway.model_catalog import Placement, rules_of
+from hostler.gateway.placements import Placement, rules_of
 from hostler.gateway.plain_models import CatalogBackend
 from hostler.gateway.routing import gateway_route
 from hostler.profiles.request_rules import RequestRules

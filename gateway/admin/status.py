@@ -18,7 +18,8 @@ from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
 from hostler.gateway.in_flight import MAX_LISTED, OtherProcesses, OtherRequests, RequestView, request_views
-from hostler.gateway.model_catalog import Catalog, Placement
+from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.placements import Placement
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
 from hostler.supervisor.scheduling.host import Host

@@ -11,7 +11,7 @@ from hostler.adapters.errors import Forbidden, ModelNotFound, ModelNotLoaded, Mo
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.model_catalog import Placement, rules_of
+from hostler.gateway.placements import Placement, rules_of
 from hostler.gateway.prompt_identity import identify_prompt, is_large, prompt_identity
 from hostler.supervisor.contract import PromptIdentity
 

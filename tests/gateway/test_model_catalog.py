@@ -8,7 +8,8 @@ import pytest
 from hostler.adapters.errors import BadRequest, ModelNotFound, ModelUnavailable
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
-from hostler.gateway.model_catalog import Catalog, rules_of
+from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.placements import rules_of
 from hostler.gateway.settings import VariantSettings
 from hostler.profiles.presets import Preset
 from hostler.profiles.request_rules import RequestRules

@@ -7,7 +7,9 @@ import pytest
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.admin.status import BackendView, BreakerView, ChainView, StatusBuilder, with_availability
 from hostler.gateway.in_flight import RequestView
-from hostler.gateway.model_catalog import Catalog, CatalogBackend, Placement
+from hostler.gateway.model_catalog import Catalog
+from hostler.gateway.placements import Placement
+from hostler.gateway.plain_models import CatalogBackend
 
 CARD = ModelCard(name="m", state="loaded", memory_bytes=7)
 CLOSED = BreakerView(model=None, state="closed")

@@ -13,7 +13,7 @@ from hostler.adapters.errors import ModelNotFound, ModelNotLoaded
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware
-from hostler.gateway.model_catalog import Placement
+from hostler.gateway.placements import Placement
 from hostler.gateway.plain_models import CatalogBackend
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import PromptIdentity
