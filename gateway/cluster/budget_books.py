@@ -21,6 +21,10 @@ ROUNDING = 1e-9
 MINUTE_S = 60.0
 
 
+#: How the names of books begin whose figures are those of the last minute.
+MINUTE_BOOKS = "minute:"
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One gateway's figures of a book, which has two measures. `window` are those of the last minute, each with its moment."""
 
@@ -50,7 +54,21 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
     def counts(self, since: float) -> bool:
         """Whether it holds anything that still counts: of its window only what is later than `since`."""
-        return any((*self.used, *self.reserved, self.open)) or any(at > since for at, _, _ in self.window)
+        return any((*self.used, *self.reserved, self.open)) or self.is_recent(since)
+
+    def is_recent(self, since: float) -> bool:
+        """Whether its window has anything that is later."""
+        return any(at > since for at, _, _ in self.window)
+
+    def of_gone(self, book: str) -> Entry:
+        """What it counts for once its gateway is gone: what was reserved is used, or no more than a minute ago."""
+        (used_a, used_b), (reserved_a, reserved_b) = (
+            self.used,
+            (0.0, 0.0) if book.startswith(MINUTE_BOOKS) else self.reserved,
+        )
+        return msgspec.structs.replace(
+            self, used_a=used_a + reserved_a, used_b=used_b + reserved_b, reserved_a=0.0, reserved_b=0.0
+        )
 
 
 def read_entries(fields: Sequence[bytes]) -> dict[str, Entry]:
@@ -115,11 +133,13 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 class Others(msgspec.Struct, frozen=True, kw_only=True):
     """What other gateways have used of a book. `withheld` is what they may use without the store: those that do not have it
-    now, or all of them if this gateway has to go by its share, as without the store (`away`)."""
+    now, or all of them if this gateway has to go by its share, as without the store (`away`). `open` are all requests that they
+    have counted, `in_progress` those of gateways that may still serve them."""
 
     used: Pair
     reserved: Pair
     open: int
+    in_progress: int
     window: tuple[tuple[float, float, float], ...]
     withheld: Pair
     away: bool

@@ -136,7 +136,8 @@ class Ledger:
 
     def others(self, book: Book, *, by_share: bool = False) -> Others:
         """What other gateways have used, as far as it is known. `by_share`: as without the store."""
-        now, known = self.wall(), self._records.others.get(book.name, {}).values()
+        now, entries = self.wall(), self._records.entries(book.name)
+        known = entries.values()
         window = tuple(part for entry in known for part in entry.window if part[0] > now - MINUTE_S)
         used = sum_of(each.used for each in known)
         reserved = sum_of(each.reserved for each in known)
@@ -145,6 +146,7 @@ class Ledger:
             used=used,
             reserved=reserved,
             open=sum(each.open for each in known),
+            in_progress=sum(entries[each].open for each in entries.keys() & self._records.gateways),
             window=window,
             withheld=self._beyond_share(book, now) if away else self._absent.get(book.name, (0.0, 0.0)),
             away=away,
@@ -320,6 +322,7 @@ class Ledger:
         places = {name: place for place, name in enumerate(books)}
         offers = {name: self._offer(book) for name, book in books.items()}
         self.shares.keep_lowered(books, books, self.wall())
+        counting = {name: self._records.counting(name) for name in books}
         ask = {
             "id": self._own,
             "channel": self._store.prefix + CHANNEL,
@@ -329,8 +332,8 @@ class Ledger:
                 {
                     "name": book.name, "entry": offers[book.name].entry, "share": offers[book.name].share,
                     "limits": book.limits, "by_minute": book.by_minute, "ttl": book.ttl, "rules": book.rules.decode(),
-                    "known": self._records.counting(book.name), "acknowledged": self._records.acknowledged_at(book.name),
-                    "most": self._most(book),
+                    "known": counting[book.name][0], "holding": counting[book.name][1],
+                    "acknowledged": self._records.acknowledged_at(book.name), "most": self._most(book),
                 }
                 for book in books.values()
             ],

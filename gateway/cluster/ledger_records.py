@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.gateway.cluster.budget_books import MINUTE_S, Book, BookKeeper, Entry, Pair
+from hostler.gateway.cluster.budget_books import MINUTE_BOOKS, MINUTE_S, Book, BookKeeper, Entry, Pair
 from hostler.gateway.cluster.ledger_scripts import GONE_S
 from hostler.supervisor.state_store import JsonStore
 
@@ -92,6 +92,13 @@ class LedgerRecords:
 
     # Those of others
 
+    def entries(self, name: str) -> dict[str, Entry]:
+        """The entries of other gateways in a book, as they count now."""
+        return {
+            gateway: entry if gateway in self.gateways else entry.of_gone(name)
+            for gateway, entry in self.others.get(name, {}).items()
+        }
+
     def learn(self, name: str, entries: Mapping[str, Entry]) -> None:
         """Note entries of other gateways, unless newer ones are known: answers and messages overtake each other."""
         known = self.others.setdefault(name, {})
@@ -100,14 +107,24 @@ class LedgerRecords:
                 known[gateway] = entry
                 self.is_changed = True
 
-    def counting(self, name: str) -> list[str]:
-        """The other gateways whose entries in a book count now, and so have to be in the store."""
-        now = self.wall()
-        return [gateway for gateway, entry in self.others.get(name, {}).items() if entry.counts(now - MINUTE_S)]
+    def counting(self, name: str) -> tuple[list[str], list[str]]:
+        """The other gateways whose entries in a book count now, and so have to be in the store: and those whose entries only do
+        while the store knows these gateways."""
+        since, by_minute = self.wall() - MINUTE_S, name.startswith(MINUTE_BOOKS)
+        found: tuple[list[str], list[str]] = [], []
+        for gateway, entry in self.entries(name).items():
+            if entry.counts(since):
+                found[by_minute and not entry.is_recent(since)].append(gateway)
+        return found
+
+    def to_restore(self, name: str) -> dict[str, Entry]:
+        """The entries of other gateways in a book that may still count."""
+        strictly, loosely = self.counting(name)
+        return {gateway: self.others[name][gateway] for gateway in (*strictly, *loosely)}
 
     def rest(self, book: Book, own: Entry, now: float) -> Pair:
         """What is left for all gateways, as far as it is known, if `own` are the figures of this one."""
-        used = sum_of(entry.total(now) for entry in (own, *self.others.get(book.name, {}).values()))
+        used = sum_of(entry.total(now) for entry in (own, *self.entries(book.name).values()))
         return book.limits[0] - used[0], book.limits[1] - used[1]
 
     # Over time
@@ -126,6 +143,12 @@ class LedgerRecords:
         """Forget books that are over."""
         forget(self.others, is_over)
         forget(self.acknowledged, is_over)
+        since = self.wall() - MINUTE_S
+        for name in [name for name in self.others if name.startswith(MINUTE_BOOKS)]:
+            known = self.others[name]
+            self.others[name] = {
+                gateway: entry for gateway, entry in known.items() if gateway in self.gateways or entry.is_recent(since)
+            }
 
     def keep(self) -> None:
         """Write what is known to the file."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.gateway.cluster.budget_books import Book, read_entries
+from hostler.gateway.cluster.budget_books import MINUTE_BOOKS, Book, read_entries
 from hostler.gateway.cluster.ledger_records import LedgerRecords
 from hostler.gateway.cluster.ledger_scripts import (
     ASKING,
@@ -91,7 +91,7 @@ class LedgerRestore:
     async def _restore_some(self, ask: dict[str, Any], names: Sequence[str], books: Mapping[str, Book]) -> None:
         records, asked, now = self._records, [], self._records.wall()
         for name in names:
-            entries, share = dict(records.others.get(name, {})), (0.0, 0.0)
+            entries, share = records.to_restore(name), (0.0, 0.0)
             own = records.next_entry(name)
             if self._was_restored:
                 entries[self._own] = own
@@ -135,4 +135,4 @@ def _life_script(life: str) -> str:
 
 
 def _ttl(name: str) -> int:
-    return MINUTE_TTL_S if name.startswith("minute:") else DAY_TTL_S
+    return MINUTE_TTL_S if name.startswith(MINUTE_BOOKS) else DAY_TTL_S

@@ -153,12 +153,19 @@ local function add(book, entry, with_reserved)
         book.used[measure] = book.used[measure] + entry[1 + measure]
         if with_reserved then book.reserved[measure] = book.reserved[measure] + entry[3 + measure] end
     end
-    if with_reserved then book.open = book.open + entry[6] end
     for _, part in ipairs(entry[7]) do
         if part[1] > now - 60 then
             for measure = 1, 2 do book.used[measure] = book.used[measure] + part[1 + measure] end
         end
     end
+end
+
+-- Whether it is of minutes that are over for every gateway.
+local function is_over(entry)
+    for _, part in ipairs(entry[7]) do
+        if part[1] > now - 120 then return false end
+    end
+    return true
 end
 
 local function left(book, measure)
@@ -173,6 +180,7 @@ for number, asked in ipairs(ask.books) do
     replace(key, 'hash')
     local missing = {{}}
     for _, id in ipairs(asked.known) do missing[id] = true end
+    for _, id in ipairs(asked.holding) do missing[id] = last[id] and true end
     local fields, held, sequence = redis.call('HGETALL', key), {{}}, 0
     for i = 1, #fields, 2 do
         local id, value = fields[i], fields[i + 1]
@@ -181,9 +189,12 @@ for number, asked in ipairs(ask.books) do
             held[string.sub(id, 2)] = entry
         elseif entry and id == ask.id then
             sequence = entry[1]
+        elseif entry and asked.by_minute and not last[id] and is_over(entry) then
+            redis.call('HDEL', key, id)
         elseif entry then
             -- What an ended gateway has reserved counts for a minute in the minute, and as used in the day.
             add(book, entry, not asked.by_minute or (last[id] or 0) > now - 60)
+            if last[id] then book.open = book.open + entry[6] end
             book.others[#book.others + 1] = id
             book.others[#book.others + 1] = value
             missing[id] = nil
@@ -191,6 +202,7 @@ for number, asked in ipairs(ask.books) do
     end
     if next(missing) or sequence < asked.acknowledged then return {{'lost', damaged, 'entries'}} end
     add(book, book.own, true)
+    book.open = book.open + book.own[6]
     for id, at in pairs(last) do
         if id ~= ask.id then
             local share, is_present = held[id] or {{}}, at >= now - {SILENT_S}

@@ -46,7 +46,7 @@ class SharedSpending(SpendingTracker):
             return True
         spent = super().today + others.used[0] + others.withheld[0]
         if wanted.lone:
-            return not self._open and (others.away or not others.open) and spent < self._limit - ROUNDING
+            return not self._open and (others.away or not others.in_progress) and spent < self._limit - ROUNDING
         total = spent + sum(each.amount for each in self._open) + others.reserved[0]
         return total + wanted.amount <= self._limit + ROUNDING or (others.away and total < self._limit - ROUNDING)
 
