@@ -272,14 +272,14 @@ class Ledger:
             self._notice_pause()
             try:
                 if self._store.connected:
+                    await self._until_decided()
                     if not self._restored:
                         await self._bring_back()
                     if self._clock() - self._refreshed_at >= _REFRESH_S:
                         self._refreshed_at = self._clock()
                         self._changed = self._records.used_books() | self._changed
                     self._look_for_unfair_shares()
-                    # Entries that are written now would lack what is being reserved.
-                    await self._decided.wait()
+                    await self._until_decided()
                     await self._step((), BACKGROUND_LIMIT_S)
                     if (
                         self.shares.is_raising
@@ -289,6 +289,11 @@ class Ledger:
             except StoreAway:
                 pass
             self._keep()
+
+    async def _until_decided(self) -> None:
+        """Entries that are written now would lack what a step is about to reserve."""
+        while not self._decided.is_set():
+            await self._decided.wait()
 
     async def _leave(self) -> None:
         try:

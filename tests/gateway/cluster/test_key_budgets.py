@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.shared_gateways import (
@@ -262,3 +264,34 @@ async def test_the_share_of_a_gateway_that_returns_to_the_store_later_is_kept_fo
             link.restore()
             await until(lambda: connected([first, second]))
             assert sum(await admitted([first, second], rules, 10)) == 0
+
+
+@pytest.mark.parametrize("passes", range(4))
+async def test_a_report_does_not_replace_what_is_being_reserved(
+    server: RedisServer, tmp_path: Path, passes: int
+) -> None:
+    rules = KeyRules(tokens_per_day=10**6)
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        first, second = await gateway.admit(rules), await gateway.admit(rules)
+        assert first is not None
+        assert second is not None
+        held = []
+
+        async def ask() -> None:
+            held.append(await gateway.admit(rules))
+
+        async def settle() -> None:
+            for _ in range(passes):
+                await anyio.lowlevel.checkpoint()
+            gateway.settle(second)
+
+        gateway.settle(first)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            tasks.start_soon(settle)
+        assert held[0] is not None
+        await until(lambda: not gateway.ledger._changed)
+        reports = server.count("evalsha")
+        await until(lambda: server.count("evalsha") > reports)
+        entry = json.loads(server("HGET", "hostler:home:" + day_book(gateway), "gateway0").splitlines()[1])
+        assert entry[3] == held[0].tokens
