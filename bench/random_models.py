@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -39,10 +40,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Architecture(NamedTuple):
-    """Its keys, without the architecture's name in front, and the tensors of each block, in NumPy's order of dimensions."""
+    """Its keys, without the architecture's name in front, and the tensors of each block, in NumPy's order of dimensions.
+
+    `name` is its name in GGUF files, if it has another one here; `others` are tensors beside the blocks.
+    """
 
     keys: Mapping[str, Any]
     blocks: Sequence[Shapes]
+    name: str = ""
+    others: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 def _attention(head: int, *, biases: bool = False) -> Shapes:
@@ -161,18 +167,59 @@ def _architectures(head: int, feed_forward: int) -> dict[str, Architecture]:
     }  # fmt: skip
 
 
+def _heads(head: int, feed_forward: int) -> dict[str, Architecture]:
+    """Models with a head that guesses (MTP) in the same file, and heads in files of their own."""
+    plain = {**_norms("attn_norm", "post_attention_norm"), **_attention(head), **_feed_forward(feed_forward)}
+    guess = {
+        **_norms("nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm"),
+        "nextn.eh_proj.weight": (WIDTH, 2 * WIDTH),
+    }
+    experts = {
+        **_norms("attn_norm", "post_attention_norm"),
+        **_attention(head),
+        "ffn_gate_inp.weight": (EXPERTS, WIDTH),
+        "exp_probs_b.bias": (EXPERTS,),
+        "ffn_gate_exps.weight": (EXPERTS, feed_forward, WIDTH),
+        "ffn_up_exps.weight": (EXPERTS, feed_forward, WIDTH),
+        "ffn_down_exps.weight": (EXPERTS, WIDTH, feed_forward),
+        "ffn_gate_shexp.weight": (feed_forward, WIDTH),
+        "ffn_up_shexp.weight": (feed_forward, WIDTH),
+        "ffn_down_shexp.weight": (WIDTH, feed_forward),
+    }
+    eagle = {**_norms("attn_norm", "attn_norm_2", "ffn_norm"), **_attention(head), **_feed_forward(feed_forward)}
+    # Attention sees the token and what the model thinks of it, side by side.
+    eagle |= {f"attn_{part}.weight": (eagle[f"attn_{part}.weight"][0], 2 * WIDTH) for part in "qkv"}
+    qwen = _architectures(head, feed_forward)["qwen35"]
+    return {
+        "glm4moe-mtp": Architecture(
+            {
+                "nextn_predict_layers": 1, "leading_dense_block_count": BLOCKS, "expert_count": EXPERTS,
+                "expert_used_count": 1, "expert_shared_count": 1, "expert_feed_forward_length": feed_forward,
+            },
+            [*[plain] * BLOCKS, experts | guess], "glm4moe",
+        ),
+        "qwen35-mtp": Architecture({**qwen.keys, "nextn_predict_layers": 1}, [*qwen.blocks, qwen.blocks[1] | guess], "qwen35"),
+        "eagle3": Architecture(
+            {"target_layers": [1, 2, 3], "target_hidden_size": WIDTH}, [eagle], others={"fc.weight": (WIDTH, 3 * WIDTH)}
+        ),
+    }  # fmt: skip
+
+
 #: All architectures that can be written, by their names in GGUF files.
 ARCHITECTURES: Final = _architectures(HEAD, FEED_FORWARD)
 
+#: Models with heads that guess, and a head for a model of the architecture `llama`.
+HEADED: Final = _heads(HEAD, FEED_FORWARD)
+
 
 def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD, feed_forward: int = FEED_FORWARD) -> Path:
-    """Write a model of the architecture `name`, the same one for the same seed; returns `path`.
+    """Write one of the `ARCHITECTURES` or of the `HEADED`, the same one for the same seed; returns `path`.
 
     Engines read a few tokens after a long prompt as slowly as they write them if a `head` is narrower than their vectors.
     With narrow `feed_forward` layers nearly all of their time goes to attention, other than in real models.
     """
-    architecture = _architectures(head, feed_forward)[name]
-    writer = GGUFWriter(path, name)
+    architecture = (_architectures(head, feed_forward) | _heads(head, feed_forward))[name]
+    writer = GGUFWriter(path, architecture.name or name)
     random = np.random.default_rng(seed)
     _write_keys(writer, architecture, head, feed_forward)
     _write_tokenizer(writer)
@@ -183,6 +230,7 @@ def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD, feed_
         "token_embd.weight": (tokens, WIDTH),
         "output_norm.weight": (WIDTH,),
         "output.weight": (tokens, WIDTH),
+        **architecture.others,
     }
     for number, block in enumerate(architecture.blocks):
         shapes |= {f"blk.{number}.{tensor}": shape for tensor, shape in block.items()}

@@ -24,18 +24,11 @@ _SPEED_ONLY = frozenset({
     "-ngl", "--gpu-layers", "--n-gpu-layers", "--load-mode", "--cache-ram", "--sse-ping-interval",
     "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
 })  # fmt: skip
-_DRAFT = (
-    "-md", "--model-draft", "-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-model", "--spec-draft-hf",
-)  # fmt: skip
-_DRAFT_VARIABLES = (
-    "LLAMA_ARG_MODEL_DRAFT", "LLAMA_ARG_HFD_REPO", "LLAMA_ARG_HF_REPO_DRAFT", "LLAMA_ARG_SPEC_DRAFT_MODEL",
-    "LLAMA_ARG_SPEC_DRAFT_HF_REPO",
-)  # fmt: skip
-#: Files of heads that guess from the model's own state are named so, and are given as draft models.
-_HEADS = ("mtp", "eagle")
-#: Ways to guess whose state is not missed: those without a model search the text itself; a draft model guesses worse until it
-#: has read an answer, since it has not seen what was restored.
-_KEPT_GUESSES = ("none", "ngram-", "draft-simple")
+#: Ways to guess whose state is not missed: text itself has none, and drafts and heads guess worse without it, but no worse
+#: answers come of that.
+_KEPT_GUESSES = ("none", "ngram-", "draft-simple", "draft-mtp", "draft-eagle3")
+#: Flags that set others.
+_OTHER_GUESSES = ("--dflash", "--dspark")
 #: How the engine writes that a variable is off.
 _FALSE = ("", "0", "off", "false", "disabled")
 
@@ -44,8 +37,9 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
     """Why slots of this profile cannot be kept, whatever the engine's build; empty if they can.
 
     Measured: with the full cache of a sliding window, prompts that leave a restored slot within its last window get other
-    log-probabilities, and other answers. What guesses have for a state returns with the context checkpoints only. Without it
-    a draft model of 135M had 25 of 64 guesses right in the first answer, and 34 of 37 in the second; answers are the same.
+    log-probabilities, and other answers. The states of draft models and heads (MTP, EAGLE3) return with the context checkpoints
+    only. Without them a draft model of 135M had 25 of 64 guesses right in the first answer, and 34 of 37 in the second, and the
+    MTP head of a model with random weights 67 of 537 instead of 85 of 486; answers are the same.
     """
     words = (*shlex.split(profile.engine or ""), *profile.args)
     if facts is None:
@@ -56,19 +50,17 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
         return "with --swa-full a restored conversation gets wrong answers"
     if needs_checkpoints(facts) and _turns_checkpoints_off(profile, words):
         return "--ctx-checkpoints is 0"
-    if _has_draft_head(profile, words) and not needs_checkpoints(facts):
-        return "the engine does not save the state of the draft head"
+    if (lost := _lost_guesses(profile, words)) and not needs_checkpoints(facts):
+        return f"the engine does not save the state of {lost}"
     return ""
 
 
-def _has_draft_head(profile: Profile, words: Sequence[str]) -> bool:
-    """Whether guesses are made from the model's own state, by an MTP head or EAGLE3: it cannot be read again without it."""
+def _lost_guesses(profile: Profile, words: Sequence[str]) -> str:
+    """The way to guess whose state is missed, if there is one."""
     kinds = argument_value(words, "--spec-type") or profile.env.get("LLAMA_ARG_SPEC_TYPE") or "none"
-    if not all(kind.startswith(_KEPT_GUESSES) for kind in kinds.split(",")):
-        return True
-    drafts = (profile.draft, argument_value(words, *_DRAFT), *(profile.env.get(name) for name in _DRAFT_VARIABLES))
-    names = (Path(draft).name.lower() for draft in drafts if draft)
-    return any(head in name for name in names for head in _HEADS)
+    lost = [kind for kind in kinds.split(",") if not kind.startswith(_KEPT_GUESSES)]
+    lost += [plain_name(word) for word in words if plain_name(word) in _OTHER_GUESSES]
+    return lost[0] if lost else ""
 
 
 def _has_full_window(profile: Profile, words: Sequence[str]) -> bool:

@@ -179,6 +179,7 @@ FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("--spec-type",), "speculative.types",
          _list_of(_choice("common_speculative_type:COMMON_SPECULATIVE_TYPE_",
                           **{"none": "NONE", "draft-simple": "DRAFT_SIMPLE", "draft-mtp": "DRAFT_MTP",
+                             "draft-eagle3": "DRAFT_EAGLE3",
                              "ngram-simple": "NGRAM_SIMPLE", "ngram-map-k": "NGRAM_MAP_K",
                              "ngram-map-k4v": "NGRAM_MAP_K4V", "ngram-mod": "NGRAM_MOD", "ngram-cache": "NGRAM_CACHE"}))),
     Flag(("--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"), "speculative.draft.n_max", int),

@@ -208,7 +208,7 @@ async def test_a_rejected_file_is_not_restored_again(cache: SlotCache, engine: S
     [
         (PROFILE, None),
         (replace(PROFILE, embeddings=True), FACTS),
-        (replace(PROFILE, args=("--spec-type", "draft-mtp")), FACTS),
+        (replace(PROFILE, args=("--spec-type", "draft-dflash")), FACTS),
         (replace(PROFILE, args=("--swa-full",)), WINDOW),
     ],
 )

@@ -29,17 +29,25 @@ STORY = "".join(
     f"In the year {1000 + n} the ferry carried {17 * n % 97} sheep and {31 * n % 89} goats. " for n in range(40)
 )
 FIRST = {"prompt": STORY, "n_predict": 24, "temperature": 0, "ignore_eos": True}
-#: Models of random weights, with a draft model or without.
-MODELS = [*((name, False) for name in ARCHITECTURES), ("llama", True), ("qwen35", True), ("gemma3", True)]
+#: Models of random weights, some of which guess by a draft model, or by a head in the same file or another one.
+MODELS = [
+    *((name, "") for name in ARCHITECTURES),
+    *((name, "draft-simple") for name in ("llama", "qwen35", "gemma3")),
+    ("glm4moe-mtp", "draft-mtp"), ("qwen35-mtp", "draft-mtp"), ("llama", "draft-eagle3"),
+]  # fmt: skip
+#: What is given to the engine as a draft model.
+DRAFTS = {"draft-simple": "llama", "draft-eagle3": "eagle3"}
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The tokens of an answer, the log probability of each, and how many tokens of the prompt were cached and read."""
+    """The tokens of an answer, the log probability of each, how many tokens of the prompt were cached and read, and how many
+    were guessed."""
 
     tokens: list[int]
     logprobs: list[float]
     cached: int
     read: int
+    guessed: int
 
 
 async def complete(address: EngineAddress, prompt: str) -> Answer:
@@ -53,7 +61,8 @@ async def complete(address: EngineAddress, prompt: str) -> Answer:
     }
     answer: Any = await post(address, "/completion", body)
     logprobs = [each["logprob"] for each in answer["completion_probabilities"]]
-    return Answer(answer["tokens"], logprobs, answer["timings"]["cache_n"], answer["timings"]["prompt_n"])
+    timings = answer["timings"]
+    return Answer(answer["tokens"], logprobs, timings["cache_n"], timings["prompt_n"], timings.get("draft_n", 0))
 
 
 class Conversation:
@@ -98,15 +107,18 @@ CONTINUATIONS: dict[str, tuple[Callable[[str], str], int]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "draft"), MODELS)
-async def test_a_conversation_is_not_read_again(tmp_path: Path, name: str, draft: bool) -> None:
-    drafts = ("-md", str(write_model(tmp_path / "draft.gguf", "llama", seed=2))) if draft else ()
-    conversation = Conversation(tmp_path, name, drafts)
+@pytest.mark.parametrize(("name", "guesses"), MODELS)
+async def test_a_conversation_is_not_read_again(tmp_path: Path, name: str, guesses: str) -> None:
+    arguments = ["--spec-type", guesses] if guesses else []
+    if guesses in DRAFTS:
+        arguments += ["-md", str(write_model(tmp_path / "draft.gguf", DRAFTS[guesses], seed=2))]
+    conversation = Conversation(tmp_path, name, arguments)
     await conversation.begin()
     for kind, (prompt_after, most) in CONTINUATIONS.items():
         prompt = prompt_after(conversation.answer)
         answer = await conversation.after_restart(prompt)
         assert answer.read <= most, kind
+        assert (answer.guessed > 0) == bool(guesses), kind
         assert answer.tokens == (await conversation.without_restart(prompt)).tokens, kind
 
 

@@ -59,8 +59,9 @@ def test_a_bad_argument_is_refused_by_name(words: list[str], line: str) -> None:
 
 def test_guesses_come_from_a_draft_model_or_from_the_text_itself() -> None:
     known = pytest.importorskip("xllamacpp").common_speculative_type
-    types = parse(["--spec-type", "ngram-mod,draft-mtp"])["speculative.types"]
-    assert types == [known.COMMON_SPECULATIVE_TYPE_NGRAM_MOD, known.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+    types = parse(["--spec-type", "ngram-mod,draft-mtp,draft-eagle3"])["speculative.types"]
+    names = ("NGRAM_MOD", "DRAFT_MTP", "DRAFT_EAGLE3")
+    assert types == [getattr(known, f"COMMON_SPECULATIVE_TYPE_{name}") for name in names]
     with pytest.raises(BadArgument, match="ngram-simple"):
         parse(["--spec-type", "guess"])
 
