@@ -83,6 +83,11 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     rules: KeyRules | None = None
     expires: bool = False
 
+    @property
+    def owner(self) -> str:
+        """Whose things the client may see: those of its key; empty without keys, where it may come back with another address."""
+        return f"{self.name} {self.identity}" if self.identity else ""
+
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A model at a backend: `model` is the gateway's name of it, `name_there` the backend's.

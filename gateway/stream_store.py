@@ -195,7 +195,7 @@ class StreamStore:
 
     def open(self, client: Client, conversation: str, send: Send) -> ResumableStream | None:
         """A new stream, which takes the place of an earlier one of its conversation; `None` if there are too many."""
-        key = _owner(client), conversation
+        key = client.owner, conversation
         before = self._streams.get(key)
         if before is not None:
             self.forget(before)
@@ -206,11 +206,11 @@ class StreamStore:
         return stream
 
     def find(self, client: Client, conversation: str) -> ResumableStream | None:
-        return self._streams.get((_owner(client), conversation))
+        return self._streams.get((client.owner, conversation))
 
     def matching(self, client: Client, conversations: tuple[str, ...]) -> list[StreamInfo]:
         """The streams of these conversations, and of their variants `CONVERSATION::MODEL`."""
-        owner, wanted = _owner(client), frozenset(conversations)
+        owner, wanted = client.owner, frozenset(conversations)
         return [
             stream.info
             for (whose, name), stream in self._streams.items()
@@ -269,8 +269,3 @@ class StreamStore:
 
 def _nothing() -> None:
     """The request of a stream that has ended need not be stopped."""
-
-
-def _owner(client: Client) -> str:
-    """Whose streams the client may see: those of its key; without keys, a client may come back with another address."""
-    return f"{client.name} {client.identity}" if client.identity else ""

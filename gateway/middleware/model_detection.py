@@ -93,12 +93,12 @@ class ModelDetectionMiddleware(RequestMiddleware):
             return call_next()
         if is_large(context.request):
             return self._dispatch_ordered(context, call_next)
-        context.prompt = prompt_identity(context.request, context.headers)
+        context.prompt = prompt_identity(context.request, context.headers, context.client.owner)
         context.candidates = self._order(context.candidates, context.prompt)
         return call_next()
 
     async def _dispatch_ordered(self, context: RequestContext, call_next: CallNext) -> None:
-        context.prompt = await identify_prompt(context.request, context.headers)
+        context.prompt = await identify_prompt(context.request, context.headers, context.client.owner)
         context.candidates = self._order(context.candidates, context.prompt)
         await call_next()
 

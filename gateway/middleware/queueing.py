@@ -56,7 +56,7 @@ class QueueingMiddleware(RequestMiddleware):
 
     async def _queue(self, context: RequestContext, host: Host, call_next: CallNext) -> None:
         if context.prompt is None:
-            context.prompt = await identify_prompt(context.request, context.headers)
+            context.prompt = await identify_prompt(context.request, context.headers, context.client.owner)
         while True:
             lease, context.granted = context.granted or self._ask(context, host, context.current.target), None
             context.current.lease = lease

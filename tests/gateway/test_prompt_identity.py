@@ -31,8 +31,8 @@ def origin(body: dict[str, Any], operation: str = "chat") -> Origin:
     return Origin(wire="openai", operation=operation, body=json.dumps(body).encode())
 
 
-def chat(messages: Any, headers: dict[str, str] | None = None, **fields: Any) -> PromptIdentity:
-    identity = prompt_identity(ChatRequest(origin=origin({"messages": messages, **fields})), headers or {})
+def chat(messages: Any, headers: dict[str, str] | None = None, owner: str = "", **fields: Any) -> PromptIdentity:
+    identity = prompt_identity(ChatRequest(origin=origin({"messages": messages, **fields})), headers or {}, owner)
     assert identity is not None
     return identity
 
@@ -95,7 +95,7 @@ def test_a_long_conversation_has_few_marks() -> None:
 def test_a_plain_prompt_is_marked_in_parts() -> None:
     def complete(prompt: str) -> PromptIdentity:
         request = CompletionRequest(origin=origin({"prompt": prompt}, "completions"))
-        identity = prompt_identity(request, {})
+        identity = prompt_identity(request, {}, "")
         assert identity is not None
         return identity
 
@@ -116,8 +116,18 @@ def test_a_plain_prompt_is_marked_in_parts() -> None:
     ],
 )
 def test_other_requests_have_no_conversation(request_: Request) -> None:
-    assert prompt_identity(request_, {}) is None
+    assert prompt_identity(request_, {}, "") is None
 
 
 def test_unreadable_messages_have_no_marks() -> None:
     assert chat(None).marks == ()
+
+
+def test_the_same_name_is_another_conversation_with_another_key() -> None:
+    session = {"x-session-id": "1"}
+    mine, yours = chat([SYSTEM, HELLO], session, owner="ann 1"), chat([SYSTEM, HELLO], session, owner="ben 1")
+    assert len({mine.id, yours.id, chat([SYSTEM, HELLO], session).id}) == 3
+    assert mine.marks == yours.marks
+    assert mine == chat([SYSTEM, HELLO], session, owner="ann 1")
+    # Without names, the prompt alone decides.
+    assert chat([SYSTEM, HELLO], owner="ann 1") == chat([SYSTEM, HELLO], owner="ben 1")
