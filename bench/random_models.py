@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFValueType, GGUFWriter, TokenType
 
 #: Every character is a token, so that nothing has to be downloaded, and answers are readable.
 CHARACTERS: Final = "".join(chr(code) for code in range(33, 127))
@@ -27,6 +27,8 @@ HEAD: Final = WIDTH // HEADS
 FEED_FORWARD: Final = 128
 BLOCKS: Final = 4
 CONTEXT: Final = 16384
+#: The context that models with LongRoPE were trained with at first: in larger ones they turn their keys otherwise.
+FIRST_CONTEXT: Final = 4096
 WINDOW: Final = 64
 EXPERTS: Final = 2
 STATE: Final = 16
@@ -35,6 +37,10 @@ INNER: Final = 128
 RANK: Final = 8
 GROUPS: Final = 2
 CONVOLUTION: Final = 4
+
+_TYPES: Final = {
+    int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING, list: GGUFValueType.ARRAY,
+}  # fmt: skip
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -167,8 +173,8 @@ def _architectures(head: int, feed_forward: int) -> dict[str, Architecture]:
     }  # fmt: skip
 
 
-def _heads(head: int, feed_forward: int) -> dict[str, Architecture]:
-    """Models with a head that guesses (MTP) in the same file, and heads in files of their own."""
+def _variants(head: int, feed_forward: int) -> dict[str, Architecture]:
+    """Models with a head that guesses (MTP) in the same file, a head in a file of its own, and a model with LongRoPE."""
     plain = {**_norms("attn_norm", "post_attention_norm"), **_attention(head), **_feed_forward(feed_forward)}
     guess = {
         **_norms("nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm"),
@@ -189,7 +195,8 @@ def _heads(head: int, feed_forward: int) -> dict[str, Architecture]:
     eagle = {**_norms("attn_norm", "attn_norm_2", "ffn_norm"), **_attention(head), **_feed_forward(feed_forward)}
     # Attention sees the token and what the model thinks of it, side by side.
     eagle |= {f"attn_{part}.weight": (eagle[f"attn_{part}.weight"][0], 2 * WIDTH) for part in "qkv"}
-    qwen = _architectures(head, feed_forward)["qwen35"]
+    others = _architectures(head, feed_forward)
+    qwen, llama = others["qwen35"], others["llama"]
     return {
         "glm4moe-mtp": Architecture(
             {
@@ -202,23 +209,27 @@ def _heads(head: int, feed_forward: int) -> dict[str, Architecture]:
         "eagle3": Architecture(
             {"target_layers": [1, 2, 3], "target_hidden_size": WIDTH}, [eagle], others={"fc.weight": (WIDTH, 3 * WIDTH)}
         ),
+        "llama-longrope": Architecture(
+            {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": FIRST_CONTEXT}, llama.blocks, "llama",
+            {f"rope_factors_{which}.weight": (head // 2,) for which in ("long", "short")},
+        ),
     }  # fmt: skip
 
 
 #: All architectures that can be written, by their names in GGUF files.
 ARCHITECTURES: Final = _architectures(HEAD, FEED_FORWARD)
 
-#: Models with heads that guess, and a head for a model of the architecture `llama`.
-HEADED: Final = _heads(HEAD, FEED_FORWARD)
+#: Models with heads that guess, a head for a model of the architecture `llama`, and such a model with LongRoPE.
+VARIANTS: Final = _variants(HEAD, FEED_FORWARD)
 
 
 def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD, feed_forward: int = FEED_FORWARD) -> Path:
-    """Write one of the `ARCHITECTURES` or of the `HEADED`, the same one for the same seed; returns `path`.
+    """Write one of the `ARCHITECTURES` or of the `VARIANTS`, the same one for the same seed; returns `path`.
 
     Engines read a few tokens after a long prompt as slowly as they write them if a `head` is narrower than their vectors.
     With narrow `feed_forward` layers nearly all of their time goes to attention, other than in real models.
     """
-    architecture = (_architectures(head, feed_forward) | _heads(head, feed_forward))[name]
+    architecture = (_architectures(head, feed_forward) | _variants(head, feed_forward))[name]
     writer = GGUFWriter(path, architecture.name or name)
     random = np.random.default_rng(seed)
     _write_keys(writer, architecture, head, feed_forward)
@@ -244,8 +255,10 @@ def write_model(path: Path, name: str, *, seed: int = 1, head: int = HEAD, feed_
 
 
 def _weights(random: np.random.Generator, tensor: str, shape: tuple[int, ...]) -> Any:
-    if "norm" in tensor:
+    if "norm" in tensor or "factors_short" in tensor:
         values = np.ones(shape)
+    elif "factors_long" in tensor:
+        values = np.linspace(2.0, 30.0, shape[0])
     elif tensor.endswith("ssm_a"):
         # Decay: must be negative, or states grow without bounds.
         values = -random.uniform(0.05, 1.0, shape)
@@ -263,11 +276,7 @@ def _write_keys(writer: GGUFWriter, architecture: Architecture, head: int, feed_
         **architecture.keys,
     }  # fmt: skip
     for key, value in keys.items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        if isinstance(value, list):
-            writer.add_array(f"{writer.arch}.{key}", value)
-        else:
-            add(f"{writer.arch}.{key}", value)
+        writer.add_key_value(f"{writer.arch}.{key}", value, _TYPES[type(value)])
 
 
 def _write_tokenizer(writer: GGUFWriter) -> None:

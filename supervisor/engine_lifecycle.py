@@ -352,8 +352,9 @@ class EngineLifecycle:
             known = self._slot_identity
             if known is not None and known.inputs == inputs:
                 return known
-            key = slot_key(profile, path, build)
-            return _SlotIdentity(inputs=inputs, key=key, build=build, facts=slots.read_facts(path))
+            facts = slots.read_facts(path)
+            key = slot_key(profile, path, build, facts)
+            return _SlotIdentity(inputs=inputs, key=key, build=build, facts=facts)
 
         self._slot_identity = await anyio.to_thread.run_sync(read)
         return self._slot_identity

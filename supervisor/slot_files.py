@@ -101,7 +101,12 @@ class SlotFiles:
         # A sidecar never lies beside another file than its own.
         self._sidecar(name).unlink(missing_ok=True)
         part.replace(self.path(name))
-        replace_file(self._sidecar(name), msgspec.json.encode(record))
+        try:
+            replace_file(self._sidecar(name), msgspec.json.encode(record))
+        except OSError:
+            # Without a sidecar it would take up space that nobody counts.
+            self.forget(name)
+            raise
 
     def records(self) -> Iterator[tuple[str, SlotRecord]]:
         """All saved slots with their names; files with damaged sidecars are deleted."""

@@ -112,7 +112,7 @@ def signature(profile: Profile, file: Path) -> tuple[object, ...]:
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 
-def slot_key(profile: Profile, file: Path, build: str) -> str:
+def slot_key(profile: Profile, file: Path, build: str, facts: ModelFacts | None = None) -> str:
     """Equal for engines that can read each other's slots: same file, build, slot layout and relevant arguments.
 
     Blocks. Compute it right after the start, for the file that the engine was started with.
@@ -139,8 +139,21 @@ def slot_key(profile: Profile, file: Path, build: str) -> str:
         profile.engine,
         profile.mmproj,
         profile.draft,
+        _exceeds_first_training(profile, facts),
     )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _exceeds_first_training(profile: Profile, facts: ModelFacts | None) -> tuple[bool, ...]:
+    """Whether the context, of one slot and of all, is larger than the one that the model was first trained with.
+
+    Models like Phi-4-mini (LongRoPE) then turn the keys of all tokens otherwise. Measured: answers to a conversation from the
+    other side were wrong.
+    """
+    first = None if facts is None else facts.metadata.get(f"{facts.architecture}.rope.scaling.original_context_length")
+    if not isinstance(first, int):
+        return ()
+    return profile.context > first, profile.context * profile.parallel > first
 
 
 def _paths(word: str) -> Iterator[Path]:

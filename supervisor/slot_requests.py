@@ -49,6 +49,10 @@ class _FileName(msgspec.Struct, frozen=True):
     filename: str
 
 
+class _ErasedSlot(msgspec.Struct, frozen=True):
+    n_erased: int
+
+
 async def list_slots(address: EngineAddress, limits: SlotLimits) -> list[Slot]:
     """The slots of an engine. Raises `EngineError`."""
     return await request_json(address, "GET", "/slots", list[Slot], timeout_s=limits.list_s)
@@ -63,8 +67,15 @@ async def write_slot(address: EngineAddress, slot: int, file: str, limits: SlotL
 async def read_slot(
     address: EngineAddress, slot: int, file: str, limits: SlotLimits, *, tokens: int, size: int
 ) -> None:
-    """Have the engine read a slot of so many tokens and bytes. Raises `EngineError`, also if it has read other ones."""
+    """Have the engine read a slot of so many tokens and bytes. Raises `EngineError`, also if it has read others: they are
+    erased then, since answers would depend on them. An engine that does not do so must not be used: the error has no status.
+    """
     path, limit_s = f"/slots/{slot}?action=restore", limits.restore_s + size / limits.bytes_per_s
     read = await request_json(address, "POST", path, _ReadSlot, body=_FileName(file), timeout_s=limit_s)
     if read.n_restored != tokens:
+        erase = f"/slots/{slot}?action=erase"
+        try:
+            await request_json(address, "POST", erase, _ErasedSlot, timeout_s=limits.list_s)
+        except EngineError as error:
+            raise EngineError(f"{read.n_restored} of {tokens} tokens were restored, and not erased: {error}") from error
         raise EngineError(f"{read.n_restored} of {tokens} tokens were restored", 200)

@@ -42,6 +42,10 @@ class SlotEngine:
         self.restored: dict[int, bytes] = {}
         self.requests: list[str] = []
         self.reported: int | None = None
+        #: How many tokens a restore reports instead of those of the file.
+        self.restores: int | None = None
+        #: The status of an answer to an erasure, or `None` if it hangs up.
+        self.erases: int | None = 200
         self.missing = 0
         self.checkpoints = 0
         self.counts = True
@@ -68,6 +72,8 @@ class SlotEngine:
             self.tokens[body["id_slot"]] = len(body["prompt"])
             return 200, {"prompt_progress": {"cache": kept}} if body["stream"] else {"timings": {"cache_n": kept}}
         slot = int(path.split("/")[2].partition("?")[0])
+        if path.endswith("erase"):
+            return self.erases or 0, {"n_erased": len(self.restored.pop(slot))}
         file = self.directory / body["filename"]
         if path.endswith("save"):
             appendix = checkpoint_appendix(self.checkpoints) if self.checkpoints else b""
@@ -78,7 +84,8 @@ class SlotEngine:
             return 200, {"n_saved": tokens, "n_written": self.reported or len(content) + self.missing}
         self.restored[slot] = file.read_bytes()
         appended = len(checkpoint_appendix(self.checkpoints)) if self.checkpoints else 0
-        return 200, {"n_restored": len(self.restored[slot]) - appended, "n_read": len(self.restored[slot])}
+        tokens = self.restores or len(self.restored[slot]) - appended
+        return 200, {"n_restored": tokens, "n_read": len(self.restored[slot])}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -88,7 +95,7 @@ class SlotEngine:
             method, path, _ = head.split(" ", 2)
             self.requests.append(f"{method} {path}")
             assert "authorization: bearer k" in head.lower()
-            if "restore" in path and self.crashes:
+            if ("restore" in path and self.crashes) or ("erase" in path and self.erases is None):
                 return
             if ("action" in path and self.hangs) or path == self.silent:
                 self.hanging.set()

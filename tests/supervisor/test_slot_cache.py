@@ -159,6 +159,41 @@ async def test_a_file_that_crashes_or_hangs_the_engine_is_deleted(
     assert names(tmp_path) == BOTH[2:]
 
 
+async def test_a_slot_with_other_tokens_than_were_saved_is_erased(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
+) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
+    engine.requests.clear()
+    engine.restores = 999
+    assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 0
+    assert engine.requests == [
+        f"POST /slots/{slot}?action={action}" for slot in (0, 1) for action in ("restore", "erase")
+    ]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("erases", [None, 501])
+async def test_an_engine_whose_slot_cannot_be_erased_is_started_again(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, erases: int | None
+) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
+    engine.restores, engine.erases = 999, erases
+    restored = await cache.restore(engine.address, PROFILE, FACTS, KEY)
+    assert (restored.slots, restored.crashed) == (0, True)
+    assert names(tmp_path) == BOTH[2:]
+
+
+async def test_a_file_whose_sidecar_cannot_be_written_takes_no_space(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
+) -> None:
+    engine.tokens = [1000]
+    sidecar = tmp_path / BOTH[0]
+    # Its name for the time of writing is taken.
+    (tmp_path / f"{sidecar.name}.{os.getpid()}.new").mkdir()
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
+    assert [name for name in names(tmp_path) if not name.endswith(".new")] == []
+
+
 async def test_a_file_is_deleted_when_its_restore_is_cancelled(
     cache: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fakes.ports import free_port
 from fakes.real_engine import post, running_engine
 
-from bench.random_models import ARCHITECTURES, WINDOW, write_model
+from bench.random_models import ARCHITECTURES, FIRST_CONTEXT, WINDOW, write_model
 from hostler.profiles.gguf import read_facts
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import EngineAddress
@@ -81,7 +81,7 @@ class Conversation:
     async def begin(self) -> None:
         async with running_engine(self.model, free_port(), self.slots, self.arguments) as address:
             self.answer = (await post(address, "/completion", FIRST))["content"]
-            self.key = slot_key(self.profile, self.model, await engine_build(address))
+            self.key = slot_key(self.profile, self.model, await engine_build(address), self.facts)
             saved = await self.cache.save(address, self.profile, self.facts, self.key, "b1")
         assert (saved.slots, saved.why) == (1, "")
 
@@ -134,6 +134,25 @@ async def test_a_full_window_gets_other_log_probabilities_after_a_restore(tmp_pa
     answer, right = await conversation.after_restart(prompt), await conversation.without_restart(prompt)
     assert answer.cached > len(STORY) - WINDOW
     assert max(abs(a - b) for a, b in zip(answer.logprobs, right.logprobs, strict=True)) > 0.01
+
+
+async def test_a_conversation_is_not_given_to_a_context_in_which_its_model_turns_keys_otherwise(tmp_path: Path) -> None:
+    conversation = Conversation(tmp_path, "llama-longrope", ["-c", str(FIRST_CONTEXT)])
+    await conversation.begin()
+    prompt = STORY[:1000] + "x"
+    same = [await conversation.after_restart(prompt), await conversation.without_restart(prompt)]
+    assert same[0].tokens == same[1].tokens
+    # As if the rule did not exist.
+    conversation.arguments = ("-c", str(2 * FIRST_CONTEXT))
+    longer = [await conversation.after_restart(prompt), await conversation.without_restart(prompt)]
+    assert longer[0].cached == longer[1].cached > 0
+    assert longer[0].tokens != longer[1].tokens
+
+    def key(context: int) -> str:
+        profile = msgspec.structs.replace(conversation.profile, context=context)
+        return slot_key(profile, conversation.model, "b1", conversation.facts)
+
+    assert key(FIRST_CONTEXT) == key(FIRST_CONTEXT // 2) != key(FIRST_CONTEXT + 1) == key(8 * FIRST_CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mamba2"])

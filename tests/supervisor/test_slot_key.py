@@ -43,6 +43,18 @@ def test_a_key_changes_with_everything_that_slots_depend_on(tmp_path: Path) -> N
     assert len(keys) == 11
 
 
+@pytest.mark.parametrize(("metadata", "keys"), [({}, 1), ({"phi3.rope.scaling.original_context_length": 4096}, 3)])
+def test_a_key_changes_where_the_context_changes_how_keys_are_turned(
+    tmp_path: Path, metadata: dict[str, Any], keys: int
+) -> None:
+    file, facts = tmp_path / "m.gguf", ModelFacts(architecture="phi3", metadata=metadata)
+    file.write_bytes(b"weights")
+    contexts = (1024, 2048, 2049, 4096, 4097, 8192)
+    found = [slot_key(replace(PROFILE, context=context), file, "b", facts) for context in contexts]
+    assert len(set(found)) == keys
+    assert found[0] == found[1] and found[2] == found[3] and found[4] == found[5]
+
+
 def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"weights")
