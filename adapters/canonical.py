@@ -6,7 +6,7 @@ Values only. `None` always means that the client did not set it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -69,15 +69,22 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that the model may call; `parameters` is its JSON Schema, in the client's own bytes."""
+    """A function that the model may call; `parameters` is its JSON Schema, in the client's own bytes.
+
+    `strict`: its calls have to follow the schema exactly.
+    """
 
     name: str
     description: str | None = None
     parameters: msgspec.Raw | None = None
+    strict: bool | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling parameters, under llama.cpp's names."""
+    """Sampling parameters, under llama.cpp's names.
+
+    `assumed` names those that the client did not set, but that its own server would use, as Ollama does.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -91,6 +98,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
+    assumed: frozenset[str] = frozenset()
+
+    def values(self, *, assumed: bool) -> dict[str, Any]:
+        """The parameters that are set, by name: all, or without the assumed ones."""
+        values = msgspec.structs.asdict(self)
+        left_out = () if assumed else values.pop("assumed")
+        values.pop("assumed", None)
+        return {name: value for name, value in values.items() if value is not None and name not in left_out}
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):

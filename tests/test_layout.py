@@ -128,6 +128,7 @@ ACROSS_MODULES = {
     "adapters/openai/test_heartbeat.py",
     "adapters/openai/test_sdk.py",
     "adapters/test_compatibility.py",
+    "adapters/test_conversions.py",
     "adapters/test_forwarding.py",
     "adapters/test_pairs.py",
     "adapters/test_third_party.py",

@@ -56,6 +56,9 @@ def decode_body(body: bytes) -> AnthropicRequest:
 
 def decode_conversation(body: AnthropicRequest) -> Conversation:
     """The conversation. Raises `BadRequest`, or `AnthropicOnly` for a valid one that other backends cannot serve."""
+    for name in ("mcp_servers", "container"):
+        if getattr(body, name):
+            raise AnthropicOnly(f"{name}: the backend of this model cannot run tools of its own", param=name)
     system, rest = _system_prompt(body.system, body.messages)
     messages = [ChatMessage(role="system", parts=(Text(text=system),))] if system else []
     messages += _messages_of(rest)
@@ -253,7 +256,8 @@ def _tool(tool: AnthropicTool, index: int) -> Tool:
         )
     if not tool.name:
         raise BadRequest(f"tools.{index}.name: Field required", param=f"tools.{index}.name")
-    return Tool(name=tool.name, description=tool.description, parameters=_raw_or_none(tool.input_schema))
+    parameters = _raw_or_none(tool.input_schema)
+    return Tool(name=tool.name, description=tool.description, parameters=parameters, strict=tool.strict)
 
 
 def _raw_or_none(raw: msgspec.Raw) -> msgspec.Raw | None:

@@ -52,6 +52,7 @@ class AnthropicTool(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     description: str | None = None
     input_schema: msgspec.Raw = msgspec.Raw(NULL)
+    strict: bool | None = None
 
 
 class AnthropicToolChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,8 @@ class AnthropicRequest(msgspec.Struct, frozen=True, kw_only=True):
     thinking: AnthropicThinking | None = None
     output_config: AnthropicOutputConfig | None = None
     output_format: AnthropicFormat | None = None
+    mcp_servers: list[Any] | None = None
+    container: Any = None
 
 
 class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,9 +37,10 @@ _MAX_TOKENS = 4096
 _MIN_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 32768, "max": 32768}
 _EFFORTS = {"minimal": "low", **{level: level for level in ("low", "medium", "high", "xhigh", "max")}}
-_DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
 _INVALID_ID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
+# Images of other spellings of their type are rejected.
+_USUAL_TYPES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
 
 _UNSIGNED = re.compile(rb'"signature"\s*:\s*(?:""|null)')
@@ -52,6 +53,7 @@ class SignedBlock(msgspec.Struct, frozen=True, kw_only=True):
     signature: str | None = None
 
 
+_decode_schema = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_signed = msgspec.json.Decoder(SignedBlock).decode
 
 
@@ -94,6 +96,9 @@ def request_body(request: ChatRequest | CountRequest, *, model: str, stream: boo
     if conversation is None:
         raise ValueError("the request must be expanded before it is encoded in another protocol")
     system, messages = _messages(conversation.messages)
+    if not messages and system:
+        # There must be a message, and a conversation of another protocol may have instructions only.
+        system, messages = "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
     body: dict[str, Any] = {"model": model, "messages": messages}
     if system:
         body["system"] = system
@@ -151,7 +156,8 @@ def _source(media: Media) -> dict[str, Any]:
         raise BadRequest("The backend of this model does not support audio.", param="messages")
     if media.url is not None:
         return {"type": "url", "url": media.url}
-    return {"type": "base64", "media_type": media.mime or "image/png", "data": media.data or ""}
+    mime = media.mime or "image/png"
+    return {"type": "base64", "media_type": _USUAL_TYPES.get(mime.lower(), mime), "data": media.data or ""}
 
 
 def _input(arguments: str) -> dict[str, Any]:
@@ -181,10 +187,21 @@ def _tools(conversation: Conversation) -> dict[str, Any]:
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    body: dict[str, Any] = {"name": tool.name, "input_schema": tool.parameters or {"type": "object"}}
+    body: dict[str, Any] = {"name": tool.name, "input_schema": _input_schema(tool.parameters)}
     if tool.description is not None:
         body["description"] = tool.description
+    if tool.strict:
+        body["strict"] = True
     return body
+
+
+def _input_schema(parameters: msgspec.Raw | None) -> Any:
+    """The schema of a tool's input, whose type is required here; other protocols take it for granted."""
+    try:
+        members: dict[str, Any] = {} if parameters is None else _decode_schema(parameters)
+    except NOT_JSON:
+        raise BadRequest("The parameters of a tool must be a JSON Schema, an object.", param="tools") from None
+    return parameters if "type" in members else {"type": "object", **members}
 
 
 def _settings(conversation: Conversation, choice: dict[str, Any] | None) -> dict[str, Any]:
@@ -200,14 +217,14 @@ def _settings(conversation: Conversation, choice: dict[str, Any] | None) -> dict
         adaptive = {"type": "adaptive", "display": "summarized"}
         by_budget = {"type": "enabled", "budget_tokens": budget}
         return {**body, "thinking": adaptive if conversation.adaptive_thinking else by_budget}
-    # Newer models accept none of these, current ones not both of the first two: only values that differ from the
-    # defaults, which Ollama's clients send along, are passed on.
-    if sampling.temperature is not None and sampling.temperature != _DEFAULTS["temperature"]:
-        body["temperature"] = min(max(sampling.temperature, 0.0), 1.0)
-    elif sampling.top_p is not None and sampling.top_p != _DEFAULTS["top_p"]:
-        body["top_p"] = sampling.top_p
-    if sampling.top_k is not None and sampling.top_k > 0 and sampling.top_k != _DEFAULTS["top_k"]:
-        body["top_k"] = sampling.top_k
+    # Newer models accept none of these, current ones not both of the first two: only what the client has set is passed on.
+    given = sampling.values(assumed=False)
+    if "temperature" in given:
+        body["temperature"] = min(max(given["temperature"], 0.0), 1.0)
+    elif "top_p" in given:
+        body["top_p"] = given["top_p"]
+    if given.get("top_k", 0) > 0:
+        body["top_k"] = given["top_k"]
     return body
 
 

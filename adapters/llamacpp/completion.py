@@ -48,7 +48,7 @@ def decode_request(request: CompletionRequest) -> CompletionRequest:
         body = _decode(request.origin.body)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The request body is not a valid completion: {error}.") from None
-    values = {name: getattr(body, name) for name in Sampling.__struct_fields__ if name not in ("max_tokens", "stop")}
+    values = {name: getattr(body, name) for name in Sampling.__struct_fields__ if name in body.__struct_fields__}
     # Negative values mean no limit, and a random seed.
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
     values["seed"] = None if body.seed is None or body.seed < 0 else body.seed

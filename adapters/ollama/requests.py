@@ -43,6 +43,11 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n]")
 # Options that the model's profile decides: validated and then ignored.
 _LOAD_OPTIONS = ("num_keep", "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
+# Options with a value of Ollama's own where the client sets none.
+_WITH_DEFAULTS = (
+    *("temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
+    *("presence_penalty", "frequency_penalty"),
+)
 
 
 def decode_chat(origin: Origin) -> Request:
@@ -166,6 +171,7 @@ def decode_sampling(options: Mapping[str, Any]) -> Sampling:
         seed=None if seed < 0 else seed,
         max_tokens=None if limit < 0 else limit,
         stop=tuple(_stop(options)) or None,
+        assumed=frozenset(name for name in _WITH_DEFAULTS if options.get(name) is None),
     )
 
 

@@ -160,7 +160,7 @@ def _output(output: Output, *, stream: bool) -> dict[str, Any]:
 
 
 def _options(sampling: Sampling) -> dict[str, Any]:
-    options = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    options = sampling.values(assumed=True)
     if "max_tokens" in options:
         options["num_predict"] = options.pop("max_tokens")
     return options

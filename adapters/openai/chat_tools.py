@@ -96,6 +96,7 @@ def _function(function: OpenAIFunction) -> Tool:
         name=function.name,
         description=function.description,
         parameters=None if raw == NULL else msgspec.Raw(raw),
+        strict=function.strict,
     )
 
 

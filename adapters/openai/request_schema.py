@@ -64,6 +64,7 @@ class OpenAIFunction(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str | None = None
     parameters: msgspec.Raw = msgspec.Raw(NULL)
+    strict: bool | None = None
 
 
 class CustomGrammar(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,6 +79,7 @@ class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     namespace: str | None = None
     mode: str | None = None
+    tools: list[ResponsesToolChoice] | None = None
 
 
 class ResponsesReasoning(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,19 +140,26 @@ def decode_request(request: ChatRequest) -> ChatRequest:
     messages += _messages(body.input or "")
     declaring = [] if isinstance(body.input, str) else [item.tools or () for item in body.input or ()]
     tools = CallableTools([*(body.tools or ()), *chain.from_iterable(declaring)])
-    choice = body.tool_choice
+    functions, choice = tuple(tools.functions()), body.tool_choice
     if isinstance(choice, ResponsesToolChoice):
-        choice = callable_name(choice.name or "", choice.namespace) if choice.type in KINDS else choice.mode
+        if choice.type == "allowed_tools":
+            allowed = {_called(each) for each in choice.tools or ()}
+            functions = tuple(function for function in functions if function.name in allowed)
+        choice = _called(choice) if choice.type in KINDS else choice.mode
     effort = body.reasoning.effort if body.reasoning is not None else None
     conversation = Conversation(
         messages=tuple(with_one_system_turn(messages)),
-        tools=tuple(tools.functions()),
-        tool_choice=choice if tools else None,
-        parallel_tool_calls=body.parallel_tool_calls if tools else None,
+        tools=functions,
+        tool_choice=choice if functions else None,
+        parallel_tool_calls=body.parallel_tool_calls if functions else None,
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, max_tokens=body.max_output_tokens),
         thinking=False if effort == "none" else effort,
     )
     return msgspec.structs.replace(request, conversation=conversation)
+
+
+def _called(choice: ResponsesToolChoice) -> str:
+    return callable_name(choice.name or "", choice.namespace)
 
 
 def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:

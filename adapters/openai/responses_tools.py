@@ -36,6 +36,7 @@ class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str | None = None
     parameters: msgspec.Raw = msgspec.Raw(NULL)
+    strict: bool | None = None
     format: CustomFormat | None = None
     tools: list[ResponsesTool] | None = None
     execution: str | None = None
@@ -91,7 +92,7 @@ class CallableTools(Mapping[str, DeclaredTool]):
                 continue
             raw = bytes(tool.parameters)
             parameters = None if raw == NULL else msgspec.Raw(raw)
-            yield Tool(name=name, description=tool.description, parameters=parameters)
+            yield Tool(name=name, description=tool.description, parameters=parameters, strict=tool.strict)
 
 
 def callable_tools(members: Mapping[str, Any], body: bytes) -> CallableTools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from hostler.adapters.canonical import (
     EmbedRequest,
     Media,
     Output,
+    Part,
     Request,
     RerankRequest,
     Sampling,
@@ -33,6 +34,7 @@ from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.schema import CUSTOM_CHAT, NULL, RESPONSES, WIRE
+from hostler.adapters.openai.strict_schema import is_strict
 from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
@@ -42,9 +44,9 @@ _USUAL = "/v1"
 #: Forwarded paths of llama.cpp's server that this protocol has below `/v1` only.
 _WITHOUT_V1 = frozenset({"/embeddings"})
 
-# OpenAI itself rejects unknown parameters. Other servers have some more; they get those that differ from the defaults
-# that Ollama's clients send along. The rest is llama.cpp's alone.
-_DEFAULTS = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+# OpenAI itself rejects unknown parameters. Other servers have some more; they get those that a client has set to a value
+# with an effect. The rest is llama.cpp's alone.
+_WITHOUT_EFFECT = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _LLAMA_ONLY = frozenset({"typical_p", "repeat_last_n"})
 
 
@@ -105,7 +107,7 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
     encoded: list[dict[str, Any]] = []
     open_calls: list[tuple[str, str | None]] = []
     count = 0
-    for message in conversation.messages:
+    for message in _with_text_results(conversation.messages):
         body: dict[str, Any] = {"role": message.role, "content": _content(message)}
         if message.name is not None and message.role != "tool":
             body["name"] = message.name
@@ -125,6 +127,25 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
             body["tool_call_id"] = message.tool_call_id or _call_id_for(open_calls, message.name)
         encoded.append(body)
     return encoded
+
+
+def _with_text_results(given: Iterable[ChatMessage]) -> Iterable[ChatMessage]:
+    """The messages, with what tools have shown in the user's message after the results: those are texts here."""
+    shown: list[Part] = []
+    for message in given:
+        if message.role != "tool":
+            if shown and message.role != "user":
+                yield ChatMessage(role="user", parts=tuple(shown))
+            elif shown:
+                message = msgspec.structs.replace(message, parts=(*shown, *message.parts))
+            shown = []
+        elif media := [part for part in message.parts if isinstance(part, Media)]:
+            texts = tuple(part for part in message.parts if isinstance(part, Text))
+            shown += [Text(text=f"What the tool call {message.tool_call_id or message.name or ''} has shown:"), *media]
+            message = msgspec.structs.replace(message, parts=texts or (Text(text="(see the next message)"),))
+        yield message
+    if shown:
+        yield ChatMessage(role="user", parts=tuple(shown))
 
 
 def _call_id_for(open_calls: list[tuple[str, str | None]], name: str | None) -> str:
@@ -176,15 +197,17 @@ def _tool(tool: Tool) -> dict[str, Any]:
         function["description"] = tool.description
     if tool.parameters is not None:
         function["parameters"] = tool.parameters
+    if tool.strict is not None:
+        function["strict"] = tool.strict
     return {"type": "function", "function": function}
 
 
 def _sampling(sampling: Sampling, *, engine: bool) -> dict[str, Any]:
     # The field names are llama.cpp's own, which are OpenAI's where OpenAI has them.
-    given = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
     if engine:
-        return given
-    body = {name: value for name, value in given.items() if name not in _LLAMA_ONLY and value != _DEFAULTS.get(name)}
+        return sampling.values(assumed=True)
+    given = sampling.values(assumed=False).items()
+    body = {name: value for name, value in given if name not in _LLAMA_ONLY and value != _WITHOUT_EFFECT.get(name)}
     if "repeat_penalty" in body:
         body["repetition_penalty"] = body.pop("repeat_penalty")
     return body
@@ -207,7 +230,7 @@ def _output(output: Output, *, stream: bool) -> dict[str, Any]:
         if bytes(output.schema) == _ANY_OBJECT:
             body["response_format"] = {"type": "json_object"}
         else:
-            wanted = {"name": "answer", "strict": True, "schema": output.schema}
+            wanted = {"name": "answer", "strict": is_strict(output.schema), "schema": output.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
     return body
 
