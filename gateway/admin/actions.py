@@ -8,9 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hostler.adapters.errors import ModelNotFound, NotFound
+from hostler.adapters.errors import GatewayError, ModelNotFound, NotFound
+from hostler.gateway.admin.awake_host import run_awake
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import RouteMatch
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.events import printable
 from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.in_flight import OtherRequests
@@ -61,12 +63,14 @@ class ActionRoutes:
         catalog: Catalog,
         hosts: Mapping[str, Host],
         choice: HostChoice,
+        hops: Mapping[str, Hop],
         in_progress: InFlightRequests,
         elsewhere: Sequence[OtherRequests] = (),
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._choice = choice
+        self._hops = hops
         self._in_progress = in_progress
         self._elsewhere = elsewhere
 
@@ -90,17 +94,26 @@ class ActionRoutes:
     async def _load(self, request: Request) -> Response:
         model, hosts = self._hosts_of((await decode_body(request, LoadBody)).model)
         (nearest, *_) = self._choice.hosts([host.name for host in hosts], model)
-        lease = nearest.lease(model, client="operator")
+        hop, errors = self._hops[nearest.name], list[GatewayError]()
 
         async def loaded() -> None:
-            while not await lease.wait(60.0):
-                lease.take_notification()
+            lease = nearest.lease(model, client="operator")
+            try:
+                while not await lease.wait(60.0):
+                    lease.take_notification()
+                lease.address()
+            finally:
+                lease.release()
 
-        try:
-            await run_while_connected(request, loaded)
-            lease.address()
-        finally:
-            lease.release()
+        async def load() -> None:
+            try:
+                await run_awake(hop, loaded)
+            except GatewayError as error:
+                errors.append(error)
+
+        await run_while_connected(request, load)
+        if errors:
+            raise errors[0]
         return json_response({"model": model, "state": "loaded"})
 
     async def _unload(self, request: Request) -> Response:

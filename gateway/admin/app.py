@@ -149,8 +149,8 @@ class AdminApp:
         self._parts = (
             self._status_routes,
             self._mcp,
-            ActionRoutes(catalog, hosts, host_choice, in_progress, elsewhere),
-            ModelLeaseRoutes(catalog, hosts, host_choice),
+            ActionRoutes(catalog, hosts, host_choice, chain.hops, in_progress, elsewhere),
+            ModelLeaseRoutes(catalog, hosts, host_choice, chain.hops),
             downloads,
             DryRunRoutes(catalog.find, chain, host_choice, preview),
             DrainRoutes(catalog, hosts, chain, in_progress.contexts, elsewhere),

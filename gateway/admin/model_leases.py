@@ -11,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.errors import BadRequest, GatewayError, ModelNotFound, NotFound, printable
+from hostler.gateway.admin.awake_host import run_awake
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
+from hostler.gateway.backends.hop import Hop
 from hostler.gateway.context import Client
 from hostler.gateway.host_choice import HostChoice
 from hostler.gateway.model_catalog import Catalog
@@ -58,10 +60,13 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 class ModelLeaseRoutes:
     """`/admin/leases`. Delegates to the hosts; holds no state."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Host], choice: HostChoice) -> None:
+    def __init__(
+        self, catalog: Catalog, hosts: Mapping[str, Host], choice: HostChoice, hops: Mapping[str, Hop]
+    ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._choice = choice
+        self._hops = hops
 
     def routes(self) -> list[RouteMatch]:
         one = "/admin/leases/{id}"
@@ -95,13 +100,14 @@ class ModelLeaseRoutes:
         body = await decode_body(request, LeaseBody)
         client: Client = request.scope[CLIENT_KEY]
         host, model = self._host(body)
-        lease = await _while_connected(request, host, model, body.holder or client.name or "operator", _seconds(body))
+        holder, seconds = body.holder or client.name or "operator", _seconds(body)
+        lease = await self._while_connected(request, host, model, holder, seconds)
         return json_response(view_of(host.name, lease))
 
     async def _extend(self, request: Request) -> Response:
         host, lease = self._find(request)
         seconds = _seconds(await decode_body(request, ExtendBody))
-        extended = await _while_connected(request, host, lease.model, lease.holder, seconds)
+        extended = await self._while_connected(request, host, lease.model, lease.holder, seconds)
         return json_response(view_of(host.name, extended))
 
     async def _end(self, request: Request) -> Response:
@@ -109,6 +115,26 @@ class ModelLeaseRoutes:
         if await host.end_lease(lease.id) is None:
             raise _unknown(lease.id)
         return json_response({"id": lease.id, "model": lease.model, "ended": True})
+
+    async def _while_connected(
+        self, request: Request, host: Host, model: str, holder: str, seconds: float
+    ) -> ModelLease:
+        """Take the lease unless the client leaves before the model is loaded. Its machine is woken if it is asleep."""
+        hop, leases, errors = self._hops[host.name], list[ModelLease](), list[GatewayError]()
+
+        async def take() -> None:
+            leases.append(await host.lease_model(model, holder=holder, seconds=seconds))
+
+        async def take_awake() -> None:
+            try:
+                await run_awake(hop, take)
+            except GatewayError as error:
+                errors.append(error)
+
+        await run_while_connected(request, take_awake)
+        if errors:
+            raise errors[0]
+        return leases[0]
 
     def _find(self, request: Request) -> tuple[Host, ModelLease]:
         wanted = request.path_params["id"]
@@ -134,23 +160,6 @@ class ModelLeaseRoutes:
                 raise NotFound(f"no host of that name has {placement.model}; hosts that have it: {names}")
         (nearest, *_) = self._choice.hosts([host.name for host in hosts], placement.model)
         return nearest, placement.model
-
-
-async def _while_connected(request: Request, host: Host, model: str, holder: str, seconds: float) -> ModelLease:
-    """Take the lease unless the client leaves before the model is loaded."""
-    leases: list[ModelLease] = []
-    errors: list[GatewayError] = []
-
-    async def take() -> None:
-        try:
-            leases.append(await host.lease_model(model, holder=holder, seconds=seconds))
-        except GatewayError as error:
-            errors.append(error)
-
-    await run_while_connected(request, take)
-    if errors:
-        raise errors[0]
-    return leases[0]
 
 
 def view_of(backend: str, lease: ModelLease) -> LeaseView:

@@ -57,6 +57,14 @@ class WakeOnLan:
             self._send()
         return self._until if now < self._until else None
 
+    async def wake_and_wait(self) -> None:
+        """Wake the machine and wait for it. Raises `StillAsleep`."""
+        until = self.wake()
+        if until is None:
+            raise StillAsleep(f"{self._name} is asleep and did not wake up a moment ago", backend=self._name)
+        if not await self.wait(until - self._clock()):
+            raise StillAsleep(f"{self._name} is asleep and did not wake up in time", backend=self._name)
+
     async def wait(self, seconds: float) -> bool:
         """Wait for the machine for at most `seconds`. Returns whether it is awake."""
         with anyio.move_on_after(max(0.0, seconds)):

@@ -182,3 +182,18 @@ async def test_a_machine_suspended_by_its_system_is_woken_and_answers(
         await gateway.until_status(lambda hosts: not hosts["pc"]["reachable"])
         assert await models(gateway) == ["m"]
         assert (await gateway.chat("m")).status_code == 200
+
+
+async def test_an_operator_wakes_the_machine_and_a_lease_keeps_it_awake(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    async with waking_gateway(start_gateway, tmp_path, 0.3) as (machine, gateway):
+        assert (await gateway.chat("m")).status_code == 200
+        machine.may_sleep.touch()
+        await machine.until_asleep()
+        assert (await gateway.http.post("/admin/load", json={"model": "m"}, timeout=40)).status_code == 200
+        await machine.until_asleep()
+        lease = await gateway.http.post("/admin/leases", json={"model": "m", "for": "1h", "holder": "ann"}, timeout=40)
+        assert lease.status_code == 200, lease.text
+        assert machine.packets > 1
+        assert await stays_awake(machine)

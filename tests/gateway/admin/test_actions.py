@@ -36,7 +36,7 @@ class OtherGateway:
 
 async def cancel(request_id: str, *, answers: bool) -> tuple[int, dict[str, Any]]:
     nothing = cast(Any, None)
-    routes = ActionRoutes(nothing, nothing, nothing, InFlightRequests(), [OtherGateway(answers=answers)])
+    routes = ActionRoutes(nothing, nothing, nothing, nothing, InFlightRequests(), [OtherGateway(answers=answers)])
     app = Starlette(routes=[Router(routes.routes())])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         answer = await http.post("/admin/cancel", json={"id": request_id})
