@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,14 @@ import anyio.to_thread
 import msgspec
 
 from bench.compare import Scenario
-from bench.leases import Ready, supervisor
+from bench.lease_hosts import own_host, remote_host, supervisor
 from bench.load import Load
 from bench.processes import ROOT, backend, cpu_s
 from bench.proxies import Hostler
 from hostler.gateway.app import Gateway
 from hostler.gateway.config import read
 from hostler.gateway.server.server import bind
-from hostler.supervisor.client import SupervisorClient
-from hostler.supervisor.remote_host import RemoteHost
 from hostler.supervisor.scheduling.host import Host
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
-from hostler.supervisor.scheduling.types import SchedulerSettings
 
 SECONDS = 10.0
 #: How often the measured gateway asks each of both hosts, in leases a second.
@@ -65,30 +61,6 @@ class BusyLeases(msgspec.Struct, kw_only=True):
         return self.remote_ms - self.local_ms
 
 
-def _nothing(_: object) -> None: ...
-
-
-def _own_host() -> Orchestrator:
-    return Orchestrator(
-        "local", Ready(), settings=SchedulerSettings(), publish=_nothing, on_status=_nothing, on_stopping=_nothing,
-        clock=time.monotonic,
-    )  # fmt: skip
-
-
-@asynccontextmanager
-async def _remote_host(url: str) -> AsyncIterator[RemoteHost]:
-    async with SupervisorClient(url, "t") as client:
-        host = RemoteHost(
-            "pc", url, "t", client=client, limits=SchedulerSettings(), publish=_nothing, on_status=_nothing,
-            on_stopping=_nothing, clock=time.monotonic,
-        )  # fmt: skip
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(host.run)
-            await host.synced.wait()
-            yield host
-            tasks.cancel_scope.cancel()
-
-
 async def _lease(host: Host, took: list[float]) -> None:
     began = time.perf_counter()
     lease = host.lease("a", client="client", request_id="r")
@@ -112,7 +84,7 @@ async def _ask(host: Host, took: list[float], every_s: float, end: float, offset
 
 async def be_other_gateway(url: str, rate: int) -> None:
     """Ask for so many leases a second, and drop what is known of them."""
-    async with _remote_host(url) as host:
+    async with remote_host(url) as host:
         while True:
             await _ask(host, [], 1 / rate, time.monotonic() + 1.0)
 
@@ -148,18 +120,14 @@ async def be_clients(url: str, streams: int) -> None:
 async def _measure(port: int, url: str, pid: int, streams: int, rate: int, seconds: float) -> BusyLeases:
     local: list[float] = []
     remote: list[float] = []
-    own = _own_host()
     with _part("clients", f"http://127.0.0.1:{port}", streams), _part("gateway", url, rate):
-        async with _remote_host(url) as host, anyio.create_task_group() as tasks:
-            tasks.start_soon(own.run)
-            await own.synced.wait()
+        async with remote_host(url) as host, own_host() as own:
             await anyio.sleep(min(3.0, seconds))  # until programs have started
             spent, theirs, end = time.process_time(), cpu_s(pid), time.monotonic() + seconds
             async with anyio.create_task_group() as asking:
                 asking.start_soon(_ask, own, local, EVERY_S, end)
                 asking.start_soon(_ask, host, remote, EVERY_S, end, EVERY_S / 2)
             spent, theirs = time.process_time() - spent, cpu_s(pid) - theirs
-            tasks.cancel_scope.cancel()
     return BusyLeases(
         streams=streams, rate=rate, gateway_cores=spent / seconds, host_cores=theirs / seconds, leases=len(remote),
         local_ms=_at(local, 0.5), local_p99_ms=_at(local, 0.99), remote_ms=_at(remote, 0.5),

@@ -7,14 +7,14 @@ join and leave. The figures are CPU µs of this process.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import anyio
 import msgspec
 
+from bench.lease_hosts import Ready
 from hostler.gateway.events import Bus
-from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
 
@@ -28,7 +28,7 @@ class Cost(msgspec.Struct, kw_only=True):
     progress_us: float
 
 
-class Slow:
+class Slow(Ready):
     """A supervisor whose engine is never ready."""
 
     async def status(self) -> HostStatus:
@@ -38,23 +38,8 @@ class Slow:
         await anyio.sleep_forever()
         raise AssertionError
 
-    async def unload(self, model: str) -> None: ...
-
     async def locate(self, model: str) -> EngineAddress | None:
         return None
-
-    async def active_requests(self, model: str, generation: int) -> int | None:
-        return 0
-
-    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None: ...
-
-    @asynccontextmanager
-    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
-        async def only_a_snapshot() -> AsyncIterator[SupervisorEvent]:
-            yield Snapshot(host=await self.status())
-            await anyio.sleep_forever()
-
-        yield only_a_snapshot()
 
 
 async def measure(waiting: int, events: int) -> Cost:
