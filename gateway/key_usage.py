@@ -14,6 +14,7 @@ import msgspec
 
 from hostler.adapters.errors import RateLimited
 from hostler.adapters.rate_limits import RateLimit
+from hostler.gateway.backends.cost import ROUNDING
 from hostler.gateway.context import KeyRules
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.state_files import state_file
@@ -31,8 +32,6 @@ _MOST_TOKENS = 10**9
 _SOON_S = 1.0
 #: How often changes are written, in seconds. What is reserved is written at once.
 _WRITE_INTERVAL_S = 1.0
-#: Sums of decimal fractions are off by less than this, in dollars.
-ROUNDING = 1e-9
 
 
 class KeyFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 
 from hostler.adapters.errors import RateLimited
+from hostler.gateway.backends.cost import ROUNDING
 from hostler.gateway.cluster.budget_books import NO_LIMIT, Book, Charge, Entry, Rule
 from hostler.gateway.cluster.ledger import Ledger
 from hostler.gateway.cluster.store import StoreAway
 from hostler.gateway.context import KeyRules
-from hostler.gateway.key_usage import ROUNDING, KeyAdmission, KeyFigures, KeyReservation, KeyUsage
+from hostler.gateway.key_usage import KeyAdmission, KeyFigures, KeyReservation, KeyUsage
 
 _DAY, _MINUTE = "day", "minute"
 
