@@ -56,6 +56,7 @@ TESTED_ELSEWHERE = {
     "gateway/lazy_registries.py": ["system/test_registries.py"],
     "gateway/placements.py": ["gateway/test_model_catalog.py"],
     "gateway/batches/anthropic_api.py": ["system/test_batches.py"],
+    "gateway/batches/api.py": ["system/test_batches.py"],
     "gateway/batches/openai_api.py": ["system/test_batches.py"],
     "gateway/batches/records.py": ["gateway/batches/test_store.py"],
     "gateway/batches/service.py": ["system/test_batches.py", "system/test_batches_restart.py"],

@@ -11,18 +11,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from hostler.adapters.base import Adapter, Operation
+from hostler.adapters.base import Adapter
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
+from hostler.gateway.batches.api import BatchApi
 from hostler.gateway.batches.http import (
     FORWARDED_FROM,
     MAX_FILE,
-    BatchHandler,
     OtherGateways,
     PassOn,
     PassOnRoutes,
     UploadLimit,
-    endpoint,
     look_elsewhere,
     owner_of,
     reply,
@@ -46,41 +45,27 @@ def _list(data: list[msgspec.Raw], first: str | None, last: str | None, more: bo
 _LIST: Final = ListRoute(_list, default=20, after="after_id", before="before_id")
 
 
-class AnthropicBatches:
-    """Message batches. `notify` is called when one was created or is to be cancelled."""
+class AnthropicBatches(BatchApi):
+    """Message batches."""
 
     def __init__(
-        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int, uploads: UploadLimit,
-        max_requests: int, gateways: OtherGateways | None = None,
+        self, store: BatchStore, adapter: Adapter, notify: Callable[[], None], pass_on: PassOnRoutes, *, max_file: int,
+        uploads: UploadLimit, max_requests: int, gateways: OtherGateways | None = None,
     ) -> None:  # fmt: skip
-        self._gateways = gateways
-        self._own = "" if gateways is None else gateways.own
-        self._pass_on = pass_on
-        self._store = store
-        self._adapter = adapter
-        self._notify = notify
-        self._max_file = max_file
-        self._uploads = uploads
+        super().__init__(store, adapter, notify, pass_on, max_file=max_file, uploads=uploads, gateways=gateways)
         self._max_requests = max_requests
 
     def routes(self) -> list[RouteMatch]:
         """The routes, which pass on what they do not know."""
-        found: list[RouteMatch] = []
-
-        def add(name: str, path: str, method: str, handler: BatchHandler) -> None:
-            operation = Operation(
-                name=name, path=f"/v1/messages/batches{path}", methods=(method,), writes=True, media_types=("",)
-            )
-            app = endpoint(self._adapter, operation, handler, self._pass_on, self._gateways)
-            found.append(RouteMatch(operation=operation, app=app, adapter=self._adapter))
-
-        add("create_batch", "", "POST", self._create)
-        add("batches", "", "GET", self._list)
-        add("batch", "/{id}", "GET", self._get)
-        add("delete_batch", "/{id}", "DELETE", self._delete)
-        add("cancel_batch", "/{id}/cancel", "POST", self._cancel)
-        add("batch_results", "/{id}/results", "GET", self._results)
-        return found
+        path = "/v1/messages/batches"
+        return [
+            self._route("create_batch", path, "POST", self._create),
+            self._route("batches", path, "GET", self._list),
+            self._route("batch", f"{path}/{{id}}", "GET", self._get),
+            self._route("delete_batch", f"{path}/{{id}}", "DELETE", self._delete),
+            self._route("cancel_batch", f"{path}/{{id}}/cancel", "POST", self._cancel),
+            self._route("batch_results", f"{path}/{{id}}/results", "GET", self._results),
+        ]
 
     async def _create(self, request: Request) -> Response:
         with self._uploads.entered(request):
@@ -121,17 +106,8 @@ class AnthropicBatches:
         return reply({"id": batch.id, "type": "message_batch_deleted"})
 
     async def _cancel(self, request: Request) -> Response:
-        batch, now = await self._find(request), self._store.wall()
-        changed = await self._store.update(
-            batch.id,
-            lambda current: (
-                msgspec.structs.replace(current, status="cancelling", cancelling_at=now)
-                if current.status == "in_progress"
-                else None
-            ),
-        )
-        self._notify()
-        return reply(_batch(changed or batch, await self._store.counts(batch.id), request))
+        batch = await self._cancelled(await self._find(request), {"in_progress"})
+        return reply(_batch(batch, await self._store.counts(batch.id), request))
 
     async def _results(self, request: Request) -> Response:
         batch = await self._find(request)

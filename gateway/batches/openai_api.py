@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import anyio.to_thread
@@ -11,17 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from hostler.adapters import multipart
-from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import BadRequest, NotFound, printable
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
+from hostler.gateway.batches.api import BatchApi
 from hostler.gateway.batches.http import (
     MAX_FILE,
     BatchHandler,
-    OtherGateways,
     PassOn,
-    PassOnRoutes,
-    UploadLimit,
-    endpoint,
     look_elsewhere,
     owner_of,
     reply,
@@ -30,7 +26,6 @@ from hostler.gateway.batches.ids import BATCH_PREFIX, FILE_PREFIX, new_id
 from hostler.gateway.batches.input_file import ENDPOINTS
 from hostler.gateway.batches.lists import ListRoute
 from hostler.gateway.batches.records import Batch, Counts, ItemResult, StoredFile
-from hostler.gateway.batches.store import BatchStore
 from hostler.gateway.context import Client
 from hostler.gateway.request_body import read_body
 
@@ -57,38 +52,15 @@ class _Create(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
 
 
-class OpenAIBatches:
-    """Files for batches, and batches. `notify` is called when a batch was created or is to be cancelled."""
-
-    def __init__(
-        self,
-        store: BatchStore,
-        adapter: Adapter,
-        notify: Callable[[], None],
-        pass_on: PassOnRoutes,
-        *,
-        max_file: int,
-        uploads: UploadLimit,
-        gateways: OtherGateways | None = None,
-    ) -> None:
-        self._uploads = uploads
-        self._gateways = gateways
-        self._own = "" if gateways is None else gateways.own
-        self._pass_on = pass_on
-        self._store = store
-        self._adapter = adapter
-        self._notify = notify
-        self._max_file = max_file
+class OpenAIBatches(BatchApi):
+    """Files for batches, and batches."""
 
     def routes(self) -> list[RouteMatch]:
         """The routes, which pass on what they do not know."""
         found: list[RouteMatch] = []
 
         def add(name: str, path: str, method: str, handler: BatchHandler, media_types: tuple[str, ...] = ("",)) -> None:
-            for full in (f"/v1{path}", path):
-                operation = Operation(name=name, path=full, methods=(method,), writes=True, media_types=media_types)
-                app = endpoint(self._adapter, operation, handler, self._pass_on, self._gateways)
-                found.append(RouteMatch(operation=operation, app=app, adapter=self._adapter))
+            found.extend(self._route(name, full, method, handler, media_types) for full in (f"/v1{path}", path))
 
         add("upload_file", "/files", "POST", self._upload, ("multipart/form-data",))
         add("files", "/files", "GET", self._list_files)
@@ -225,19 +197,11 @@ class OpenAIBatches:
         return reply(_batch(batch, await self._store.counts(batch.id)))
 
     async def _cancel(self, request: Request) -> Response:
-        batch, now = await self._find(request), self._store.wall()
+        batch = await self._find(request)
         if not batch.active:
             raise BadRequest(f"a batch that is {batch.status} cannot be cancelled")
-        changed = await self._store.update(
-            batch.id,
-            lambda current: (
-                msgspec.structs.replace(current, status="cancelling", cancelling_at=now)
-                if current.status in ("validating", "in_progress")
-                else None
-            ),
-        )
-        self._notify()
-        return reply(_batch(changed or batch, await self._store.counts(batch.id)))
+        batch = await self._cancelled(batch, {"validating", "in_progress"})
+        return reply(_batch(batch, await self._store.counts(batch.id)))
 
     async def _find(self, request: Request) -> Batch:
         batch_id = request.path_params["id"]
