@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from fakes.store_client import make_store, running, until
 
@@ -30,4 +31,23 @@ async def members_running(*members: ClusterMember) -> AsyncIterator[None]:
     runs = (run for each in members for run in (each.store.run, each.announcements.run))
     async with running(*runs):
         await until(lambda: all(each.store.connected for each in members))
+        yield
+
+
+class Shared(Protocol):
+    """What gateways share."""
+
+    async def run(self) -> None: ...
+
+
+class SharingGateway(ClusterMember):
+    """A gateway that shares something."""
+
+    shared: Shared
+
+
+@asynccontextmanager
+async def gateways_running(*gateways: SharingGateway) -> AsyncIterator[None]:
+    """Run the connections and what is shared until the context ends."""
+    async with running(*(each.shared.run for each in gateways)), members_running(*gateways):
         yield

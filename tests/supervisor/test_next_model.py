@@ -297,23 +297,33 @@ async def test_a_model_unloaded_while_the_other_one_is_saved_stays_stopped(
     assert len(journal.events("start", "b")) == 1
 
 
+def scripted_and_embedded(scripted: Scripted, gone: FlagFile, tmp_path: Path) -> list[Profile]:
+    """`a`, which ends once `gone` is set, and `b` of the embedded engine."""
+    model = write_model(tmp_path / "b.gguf", "llama")
+    return [
+        sized(scripted, "a", gone_when=gone.path),
+        Profile(name="b", model=str(model), engine="embedded", context=512),
+    ]
+
+
+async def until_holding(manager: EngineManager) -> None:
+    """Wait until the engine of `b` holds before its weights."""
+    async for line in manager.logs("b", follow=True):
+        if line.startswith("holding"):
+            break
+
+
 @pytest.mark.engine
 async def test_an_embedded_engine_holds_before_the_weights_while_the_other_one_stops(
     scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
 ) -> None:
     gone = flags("gone")
-    model = write_model(tmp_path / "b.gguf", "llama")
-    profiles = [
-        sized(scripted, "a", gone_when=gone.path),
-        Profile(name="b", model=str(model), engine="embedded", context=512),
-    ]
+    profiles = scripted_and_embedded(scripted, gone, tmp_path)
     settings = msgspec.structs.replace(START_EARLY, prepare_next="read")
     async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
         await manager.switch("a")
         tasks.start_soon(lambda: manager.switch("b", evict=["a"]))
-        async for line in manager.logs("b", follow=True):
-            if line.startswith("holding"):
-                break
+        await until_holding(manager)
         assert states(manager) == {"a": "stopping", "b": "starting"}
         gone.set()
         address = await manager.switch("b", evict=["a"])
@@ -327,11 +337,7 @@ async def test_what_holds_ends_with_the_switch_that_began_it(
     scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
 ) -> None:
     gone = flags("gone")
-    model = write_model(tmp_path / "b.gguf", "llama")
-    profiles = [
-        sized(scripted, "a", gone_when=gone.path),
-        Profile(name="b", model=str(model), engine="embedded", context=512),
-    ]
+    profiles = scripted_and_embedded(scripted, gone, tmp_path)
 
     async def switch() -> None:
         with pytest.raises(SupervisorError, match="was unloaded"):
@@ -341,9 +347,7 @@ async def test_what_holds_ends_with_the_switch_that_began_it(
     async with running(manager_of(*profiles, settings=settings)) as manager, anyio.create_task_group() as tasks:
         await manager.switch("a")
         tasks.start_soon(switch)
-        async for line in manager.logs("b", follow=True):
-            if line.startswith("holding"):
-                break
+        await until_holding(manager)
         pid = next(status.pid for status in manager.status_now().models if status.model == "b")
         await manager.unload("b")
         assert states(manager)["b"] == "stopped"
@@ -357,11 +361,7 @@ async def test_what_ends_while_it_holds_fails_its_switch_once(
     scripted: Scripted, running: Running, journal: Any, flags: Flags, tmp_path: Path
 ) -> None:
     gone = flags("gone")
-    model = write_model(tmp_path / "b.gguf", "llama")
-    profiles = [
-        sized(scripted, "a", gone_when=gone.path),
-        Profile(name="b", model=str(model), engine="embedded", context=512),
-    ]
+    profiles = scripted_and_embedded(scripted, gone, tmp_path)
 
     async def switch() -> None:
         with pytest.raises(SupervisorError, match="killed by SIGKILL"):
@@ -372,9 +372,7 @@ async def test_what_ends_while_it_holds_fails_its_switch_once(
         await manager.switch("a")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(switch)
-            async for line in manager.logs("b", follow=True):
-                if line.startswith("holding"):
-                    break
+            await until_holding(manager)
             pid = next(status.pid for status in manager.status_now().models if status.model == "b")
             psutil.Process(pid).kill()
             with anyio.fail_after(20):

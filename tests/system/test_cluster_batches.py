@@ -20,6 +20,9 @@ from system.several_gateways import GatewayProgram
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), needs_redis]
 
+#: A request of Anthropic's batches.
+MESSAGE: Any = {"model": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+
 
 def address() -> dict[str, Any]:
     """Settings of a gateway that others reach: its port is known before it starts."""
@@ -32,6 +35,10 @@ def key(gateway: GatewayProgram) -> str:
 
 def client(gateway: GatewayProgram) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{gateway.running.address}/v1", api_key=key(gateway), max_retries=0)
+
+
+def messages_client(gateway: GatewayProgram) -> anthropic.AsyncAnthropic:
+    return anthropic.AsyncAnthropic(base_url=gateway.running.address, api_key=key(gateway), max_retries=0)
 
 
 def lines(count: int) -> bytes:
@@ -52,6 +59,15 @@ async def know_each_other(*gateways: GatewayProgram) -> None:
                 and all(each["url"] for each in found)
             ):
                 await anyio.sleep(0.05)
+
+
+async def two_gateways(cluster: Cluster) -> tuple[GatewayProgram, GatewayProgram]:
+    """Gateways that know each other, and a host whose model is `a`."""
+    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
+    await cluster.host("attic", "a")
+    await until(first, lambda hosts: hosts == {"attic": True})
+    await know_each_other(first, second)
+    return first, second
 
 
 async def ended(api: openai.AsyncOpenAI, batch_id: str) -> Any:
@@ -153,19 +169,11 @@ async def test_every_gateway_lists_the_files_and_batches_of_all(cluster: Cluster
 
 
 async def test_message_batches_are_listed_by_all_gateways_in_both_directions(cluster: Cluster) -> None:
-    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
-    await cluster.host("attic", "a")
-    await until(first, lambda hosts: hosts == {"attic": True})
-    await know_each_other(first, second)
-    one, two = (
-        anthropic.AsyncAnthropic(base_url=each.running.address, api_key=key(each), max_retries=0)
-        for each in (first, second)
-    )
-    async with one, two:
-        message: Any = {"model": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+    first, second = await two_gateways(cluster)
+    async with messages_client(first) as one, messages_client(second) as two:
         batches: list[str] = []
         for api in (one, two, two, one):
-            batch = await api.messages.batches.create(requests=[{"custom_id": "x", "params": message}])
+            batch = await api.messages.batches.create(requests=[{"custom_id": "x", "params": MESSAGE}])
             batches.insert(0, batch.id)
     path = "/v1/messages/batches"
     for gateway in (first, second):
@@ -180,17 +188,9 @@ async def test_message_batches_are_listed_by_all_gateways_in_both_directions(clu
 
 
 async def test_message_batches_are_found_as_well_and_their_results_where_they_were_asked_for(cluster: Cluster) -> None:
-    first, second = await cluster.gateway("one", **address()), await cluster.gateway("two", **address())
-    await cluster.host("attic", "a")
-    await until(first, lambda hosts: hosts == {"attic": True})
-    await know_each_other(first, second)
-    one, two = (
-        anthropic.AsyncAnthropic(base_url=each.running.address, api_key=key(each), max_retries=0)
-        for each in (first, second)
-    )
-    async with one, two:
-        message: Any = {"model": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
-        batch = await one.messages.batches.create(requests=[{"custom_id": "x", "params": message}])
+    first, second = await two_gateways(cluster)
+    async with messages_client(first) as one, messages_client(second) as two:
+        batch = await one.messages.batches.create(requests=[{"custom_id": "x", "params": MESSAGE}])
         with anyio.fail_after(PATIENCE_S):
             while (found := await two.messages.batches.retrieve(batch.id)).processing_status != "ended":  # noqa: ASYNC110
                 await anyio.sleep(0.05)

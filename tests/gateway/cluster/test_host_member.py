@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -52,6 +54,19 @@ async def test_a_machine_that_sleeps_says_how_it_is_woken(
     assert caplog.text.count("set cluster.wake") == (1 if asked and card is None else 0)
 
 
+@asynccontextmanager
+async def member_of(server: RedisServer, folder: Path) -> AsyncIterator[HostMember]:
+    member = HostMember(
+        ClusterSettings(store=server.url, name="home", url="http://192.168.1.9:8080"), SupervisorSettings(),
+        token="secret", state=lambda name: folder / name,
+    )  # fmt: skip
+    try:
+        async with running(member.run):
+            yield member
+    finally:
+        member.close()
+
+
 @pytest.mark.anyio
 async def test_reports_do_not_wait_while_the_address_is_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RedisServer
@@ -66,17 +81,10 @@ async def test_reports_do_not_wait_while_the_address_is_looked_for(
 
     monkeypatch.setattr(host_member, "announced_url", slow_name_server)
     monkeypatch.setattr(host_member, "_ADDRESS_S", 0)
-    member = HostMember(
-        ClusterSettings(store=server.url, name="home", url="http://192.168.1.9:8080"), SupervisorSettings(),
-        token="secret", state=lambda name: tmp_path / name,
-    )  # fmt: skip
-    try:
-        async with running(member.run):
-            await until(lambda: len(looked) == 2 and server("KEYS", "hostler:home:host:*") != "*0")
-            reported = member._store.calls["ok"]
-            await until(lambda: member._store.calls["ok"] > reported)
-    finally:
-        member.close()
+    async with member_of(server, tmp_path) as member:
+        await until(lambda: len(looked) == 2 and server("KEYS", "hostler:home:host:*") != "*0")
+        reported = member._store.calls["ok"]
+        await until(lambda: member._store.calls["ok"] > reported)
 
 
 @pytest.mark.anyio
@@ -90,12 +98,5 @@ async def test_a_host_without_an_address_looks_for_one_again_soon(
 
     monkeypatch.setattr(host_member, "announced_url", name_server)
     monkeypatch.setattr(host_member, "_ADDRESS_S", 3600)
-    member = HostMember(
-        ClusterSettings(store=server.url, name="home", url="http://192.168.1.9:8080"), SupervisorSettings(),
-        token="secret", state=lambda name: tmp_path / name,
-    )  # fmt: skip
-    try:
-        async with running(member.run):
-            await until(lambda: server("KEYS", "hostler:home:host:*") != "*0")
-    finally:
-        member.close()
+    async with member_of(server, tmp_path):
+        await until(lambda: server("KEYS", "hostler:home:host:*") != "*0")

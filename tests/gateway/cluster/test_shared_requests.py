@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from fakes.cluster_members import ClusterMember, members_running
+from fakes.cluster_members import SharingGateway, gateways_running
 from fakes.redis_server import RedisServer, needs_redis
-from fakes.store_client import running, until
+from fakes.store_client import until
 
 from hostler.gateway.cluster.membership import Member
 from hostler.gateway.cluster.shared_requests import SharedRequests
@@ -19,7 +17,7 @@ from hostler.gateway.in_flight import RequestView
 pytestmark = [pytest.mark.anyio, needs_redis]
 
 
-class BusyGateway(ClusterMember):
+class BusyGateway(SharingGateway):
     """Each has one request in flight, with its own name."""
 
     def __init__(self, url: str, name: str, gateways: str = "abc") -> None:
@@ -42,12 +40,6 @@ class BusyGateway(ClusterMember):
             return 0
         self.cancelled.append(request_id)
         return 1
-
-
-@asynccontextmanager
-async def gateways_running(*gateways: BusyGateway) -> AsyncIterator[None]:
-    async with running(*(each.shared.run for each in gateways)), members_running(*gateways):
-        yield
 
 
 async def test_every_gateway_shows_the_requests_of_all(server: RedisServer) -> None:

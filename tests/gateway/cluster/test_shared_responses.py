@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
-from fakes.cluster_members import ClusterMember, members_running
+from fakes.cluster_members import SharingGateway, gateways_running, members_running
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.store_client import running, until
 
@@ -32,7 +31,7 @@ def response(number: int, *, previous: int | None = None, size: int = 10) -> Sto
     )
 
 
-class StoringGateway(ClusterMember):
+class StoringGateway(SharingGateway):
     def __init__(self, server: RedisServer, name: str, *, token: str = "secret", max_age_s: float = 3600) -> None:
         super().__init__(server.url, name, SharedResponses.scripts, token=token)
         self.responses = ResponseStore(None, max_bytes=10**7, max_age_s=3600, wall=time.time)
@@ -42,12 +41,6 @@ class StoringGateway(ClusterMember):
         await self.shared.fetch(client, ids)
         of_client = self.responses.of(client)
         return all(of_client.find(each) is not None or of_client.find_item(each) is not None for each in ids)
-
-
-@asynccontextmanager
-async def gateways_running(*gateways: StoringGateway) -> AsyncIterator[None]:
-    async with running(*(each.shared.run for each in gateways)), members_running(*gateways):
-        yield
 
 
 async def found(gateway: StoringGateway, *ids: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fakes.cluster_members import ClusterMember, members_running
+from fakes.cluster_members import SharingGateway, gateways_running
 from fakes.redis_server import RedisServer, needs_redis
-from fakes.store_client import running, until
+from fakes.store_client import until
 
 from hostler.gateway.auth import keys
 from hostler.gateway.auth.keys import KeyRing
@@ -20,7 +18,7 @@ from hostler.gateway.cluster.shared_sessions import SharedSessions
 pytestmark = [pytest.mark.anyio, needs_redis]
 
 
-class LoginGateway(ClusterMember):
+class LoginGateway(SharingGateway):
     def __init__(self, server: RedisServer, name: str, file: Path, *, token: str = "secret") -> None:
         super().__init__(server.url, name, SharedSessions.scripts, token=token)
         self.sessions = Sessions(KeyRing(file), time.monotonic)
@@ -34,12 +32,6 @@ class LoginGateway(ClusterMember):
 
     def knows(self, session: str) -> bool:
         return self.sessions.client(session) is not None
-
-
-@asynccontextmanager
-async def gateways_running(*gateways: LoginGateway) -> AsyncIterator[None]:
-    async with running(*(each.shared.run for each in gateways)), members_running(*gateways):
-        yield
 
 
 async def test_a_login_at_one_gateway_is_good_at_all_and_so_is_a_logout(server: RedisServer, tmp_path: Path) -> None:
