@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -10,7 +10,9 @@ from hostler.adapters.canonical import (
     Conversation,
     EmbedRequest,
     Media,
+    Passthrough,
     Request,
+    RerankRequest,
     Text,
 )
 from hostler.adapters.errors import BadRequest
@@ -20,6 +22,28 @@ Expand = Callable[[Request], Request]
 #: Found in every body that has images, audio or tools, in any protocol.
 _MARKS = (b"image", b"audio", b"tools", b"functions", b"data_url")
 _NONE: frozenset[str] = frozenset()
+#: What operations need that are passed through, by their names.
+_PASSED: Mapping[str, str] = {
+    **{name: name for name in ("transcriptions", "translations", "speech", "images", "moderations")},
+    **dict.fromkeys(("image_edits", "image_variations"), "images"),
+    "embedding": "embedding",
+    "infill": "completion",
+    "decide": "decision",
+}
+
+
+def service_of(request: Request) -> str | None:
+    """The capability that a model must have to answer requests of this kind; `None` for requests of no such kind."""
+    match request:
+        case ChatRequest() | CompletionRequest():
+            return "completion"
+        case EmbedRequest():
+            return "embedding"
+        case RerankRequest():
+            return "rerank"
+        case Passthrough():
+            return _PASSED.get(request.origin.operation)
+    return None
 
 
 def needs(request: Request, expand: Expand) -> frozenset[str]:

@@ -19,7 +19,7 @@ from hostler.gateway.checked_config import FindMistakes
 from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
 from hostler.gateway.last_good import Texts
 from hostler.gateway.settings import Settings
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, read_limited, real_path
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.profiles.store import MAX_FILE_BYTES, diff
@@ -93,7 +93,7 @@ class Reloader:
         from watchfiles import awatch
 
         try:
-            files = {each for file in self._files() for each in (file.absolute(), file.resolve())}
+            files = {each for file in self._files() for each in (file.absolute(), real_path(file))}
             folders = {each.parent for each in files if each.parent.is_dir()}
             if not folders:
                 return

@@ -126,9 +126,9 @@ class Catalog:
             self._active = model
             self._rebuild()
 
-    def find(self, name: str | None) -> Placement:
+    def find(self, name: str | None, service: str | None = None) -> Placement:
         """The model of this name or alias, in any spelling; for `None` the active or default one, which is the only chat model
-        if none is marked.
+        if none is marked. Errors name the models that have the capability `service`, if there are any.
 
         Raises `ModelNotFound` with the known names, `BadRequest` if none is named and none is active, or `ModelUnavailable`
         while no model is known since no backend has reported its models yet.
@@ -137,7 +137,8 @@ class Catalog:
             name = self._listing.active or self._listing.default
             if name is None:
                 self._expect_models(name)
-                way_out = f'set "model": {self._known_names()}' if self._listing.cards else self._known_names()
+                known = self._known_names(service)
+                way_out = f'set "model": {known}' if self._listing.cards else known
                 raise BadRequest(f"no model named and none loaded; {way_out}", param="model")
         placement = self._placements.get(name)
         if placement is None:
@@ -146,14 +147,27 @@ class Catalog:
         if placement is None:
             self._expect_models(name)
             raise ModelNotFound(
-                f"the model `{printable(name, 100)}` does not exist; {self._known_names()}", model=name, param="model"
+                f"the model `{printable(name, 100)}` does not exist; {self._known_names(service)}",
+                model=name,
+                param="model",
             )
         return placement
 
-    def chat_default(self) -> str | None:
-        """The default model while the active one, which chats that name no model would go to, is for embeddings alone."""
-        active = self._listing.index.get(self._listing.active) if self._listing.active is not None else None
-        return self._listing.default if active is not None and "completion" not in active.capabilities else None
+    def default_for(self, service: str) -> str | None:
+        """The model of requests that name none and need this capability, while the active or default one does not have it:
+        for chats the default one, for others the only one that has it. `None` leaves them to `find`."""
+        name = self._listing.active or self._listing.default
+        card = self._listing.index.get(name) if name is not None else None
+        if card is not None and service in card.capabilities:
+            return None
+        if service == "completion":
+            return self._listing.default if card is not None else None
+        able = self._able(service)
+        return able[0] if len(able) == 1 else None
+
+    def _able(self, service: str | None) -> list[str]:
+        """The listed models that have a capability."""
+        return [card.name for card in self._listing.cards if card.listed and service in card.capabilities]
 
     def without_model(self, *, sends: bool, hosts: bool = True) -> Placement | None:
         """Where a request without a model goes that no protocol describes: where the active model is, then to the servers
@@ -188,8 +202,8 @@ class Catalog:
         plain = self._plain.get(backend)
         return plain is not None and not plain.reported
 
-    def _known_names(self) -> str:
-        names = self._listing.names()
+    def _known_names(self, service: str | None) -> str:
+        names = self._able(service) or self._listing.names()
         if not names:
             return "there are no models: add one under `profiles`, or a backend"
         more = len(names) - MAX_NAMES

@@ -62,7 +62,7 @@ def model_middleware(
             order=parts.host_choice.ordered,
             hosts=parts.hosts,
             refresh=refresh,
-            chat_default=parts.catalog.chat_default,
+            default_for=parts.catalog.default_for,
             loaded_only=settings.switching.loaded_only,
         ),
         *key_limits,

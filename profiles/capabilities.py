@@ -8,6 +8,7 @@ from hostler.profiles.engines import Engine, as_capabilities
 from hostler.profiles.schema import ModelFacts, Profile
 
 _PROJECTORS = ("--mmproj", "-mm", "--mmproj-url", "-mmu")
+_RERANKING = frozenset({"--reranking", "--rerank"})
 _TEMPLATES = ("--chat-template", "--chat-template-file")
 _PROJECTOR_VARIABLES = frozenset({"LLAMA_ARG_MMPROJ", "LLAMA_ARG_MMPROJ_URL"})
 _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"})
@@ -16,12 +17,14 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
     """The facts with the capabilities of the profile rather than of the file. Without a file they are the engine's.
 
-    A profile for embeddings is listed for nothing else. What a projector (`--mmproj`) or another chat template supports is
+    A profile for embeddings, or for reranking, is listed for nothing else. What a projector (`--mmproj`) or another chat template supports is
     not known, so that they may support everything.
     """
     facts = _with_engine(facts, profile.definition)
     if facts is None:
         return None
+    if any(argument in _RERANKING for argument in profile.args) or "LLAMA_ARG_RERANKING" in profile.env:
+        return msgspec.structs.replace(facts, capabilities=("rerank",))
     added: list[str] = []
     if profile.mmproj or _given(profile, _PROJECTORS) or _PROJECTOR_VARIABLES & profile.env.keys():
         added += ("vision", "audio")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
 from hostler.profiles.file_lock import lock_file
-from hostler.profiles.file_reading import is_file
+from hostler.profiles.file_reading import is_file, real_path
 from hostler.profiles.hub_access import hub_home
 from hostler.profiles.hub_quantizations import find_file, known_file
 from hostler.profiles.partial_file import PartialFile
@@ -115,7 +115,7 @@ def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path 
         if source.kind == "path" and sha256 is None:
             return path
         # The hub's cache keeps large files under their checksum.
-        if path.is_symlink() and source.kind == "hf" and sha256 in (None, path.resolve().name):
+        if path.is_symlink() and source.kind == "hf" and sha256 in (None, real_path(path).name):
             return path
         known = known_sha256(path, cache_dir=cache)
         if known is not None and sha256 in (None, known):

@@ -41,6 +41,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def real_path(path: Path) -> Path:
+    """`Path.resolve`, which raises for a link that leads back to itself: such a link stays as it is."""
+    return Path(os.path.realpath(path))
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """The contents of a regular file. Raises `FileTooLarge` and `OSError`. A device or pipe may have no end."""
     # A pipe without a writer would block.

@@ -48,6 +48,15 @@ _BLOCKS: Mapping[int, tuple[int, int]] = {
     35: (256, 66), 39: (32, 17),
 }  # fmt: skip
 
+# What a file is that begins otherwise, in lower case.
+_OTHER_STARTS: Mapping[bytes, str] = {
+    b"vers": ": it is a pointer of Git LFS, and `git lfs pull` fetches the model",
+    b"<!do": ": it is a web page; download the file itself",
+    b"<htm": ": it is a web page; download the file itself",
+    **dict.fromkeys((b"lmgg", b"tjgg", b"algg"), ": it is an older GGML file; get the model as GGUF"),
+    b"pk\3\4": ": it is an archive; unpack it, or get the model as GGUF",
+}
+
 
 class GGUFError(Exception):
     """An unusable model file; `kind` is one of the supervisor's failure kinds."""
@@ -165,8 +174,11 @@ class _HeaderReader:
             values[key] = self._value(kind)
 
     def _version(self) -> int:
-        if self._size < 4 or self._take(4) != b"GGUF":
-            raise GGUFError("not_gguf", f"{self._path} is not a GGUF file")
+        if self._size < 4:
+            what = "is not a GGUF file" if self._size else "is empty; the download may be incomplete"
+            raise GGUFError("not_gguf", f"{self._path} {what}")
+        if (start := self._take(4)) != b"GGUF":
+            raise GGUFError("not_gguf", f"{self._path} is not a GGUF file{_OTHER_STARTS.get(start.lower(), '')}")
         version = self._number(_U32)
         if version & 0xFFFF == 0:
             raise GGUFError("not_gguf", f"{self._path} is a big-endian GGUF file, which is not supported")

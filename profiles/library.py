@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.profiles.file_reading import real_path
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import escape_dollars, read_text, replace_text
@@ -74,7 +75,7 @@ def delete_model(path: Path, name: str) -> None:
 def _change(path: Path, name: str, entries: Mapping[str, msgspec.Struct | None]) -> None:
     from ruamel.yaml import YAML
 
-    path = path.resolve()
+    path = real_path(path)
     old = read_text(path) if path.exists() else ""
     yaml = YAML()
     yaml.preserve_quotes = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -14,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from hostler.profiles.companions import best_projector, draft_of, is_draft, is_projector, model_stem, projector_base
+from hostler.profiles.file_reading import real_path
 from hostler.profiles.gguf import GGUFError, ReadFacts, read_facts, shard_paths
 from hostler.profiles.model_folder import folder_facts, folder_mistake, is_model_folder, weight_files
 from hostler.profiles.schema import ModelFacts
@@ -42,6 +44,10 @@ _IN_PROGRESS: Final = (".aria2", ".part", ".crdownload", ".download", ".incomple
 
 #: Values of the header's `general.type` of files that are no models, and what they are.
 _OTHER_TYPES: Final = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix", "vocab": "a vocabulary"}
+
+
+#: Models of whisper.cpp, which `whisper-server` runs.
+_WHISPER: Final = "is for whisper.cpp: add a profile with this model and `engine: whisper-server`"
 
 
 class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,11 +125,11 @@ def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
             # Named by the user: it may have any name, as in a store of blobs.
             candidates: Iterable[Path] = [place]
         else:
-            candidates = [
-                path for path in _below(place, left_out) if path.suffix.lower() == ".gguf" or _is_folder(path)
-            ]
+            below = _below(place, left_out)
+            left_out += [LeftOut(path=path, reason=_WHISPER) for path in below if _is_for_whisper(path)]
+            candidates = [path for path in below if path.suffix.lower() == ".gguf" or _is_folder(path)]
         for path in _first_parts(candidates, left_out):
-            real = path.resolve()
+            real = real_path(path)
             if real not in seen:
                 seen.add(real)
                 yield path
@@ -136,7 +142,7 @@ def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
     waiting = [(folder, 0)]
     while waiting:
         current, depth = waiting.pop()
-        real = current.resolve()
+        real = real_path(current)
         if real in entered:
             continue
         entered.add(real)
@@ -168,6 +174,11 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _is_for_whisper(path: Path) -> bool:
+    """Whether this is named like the models of whisper.cpp, `ggml-base.en.bin`."""
+    return path.name.startswith("ggml-") and path.suffix.lower() == ".bin"
 
 
 def _first_parts(candidates: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
@@ -277,4 +288,6 @@ def profile_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> dict[Path
 
 
 def _valid(text: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "model"
+    """The text in small letters of the Latin alphabet, without accents."""
+    plain = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
+    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._") or "model"

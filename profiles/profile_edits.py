@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.profiles.file_reading import real_path
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import MANIFEST_KEY, check_profiles, escape_dollars, read_text, replace_text
 from hostler.profiles.yaml_config import Document, DocumentError, parse
@@ -34,7 +35,7 @@ def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
 
     Atomic. Raises `DocumentError` if the profile would not be valid there, or if its name is taken.
     """
-    path = path.resolve()
+    path = real_path(path)
     old = read_text(path) if path.exists() else ""
     document, prefix = _parse_for_writing(old, path)
     if name in _profiles_at(document, prefix):
@@ -140,7 +141,7 @@ def remove_profile(path: Path, name: str) -> None:
 
     Raises `DocumentError` if there is no such profile, or if the file would not be valid without it.
     """
-    path = path.resolve()
+    path = real_path(path)
     old = read_text(path)
     document, prefix = _parse_for_writing(old, path)
     _existing(document, prefix, name)
@@ -153,7 +154,7 @@ def rename_profile(path: Path, name: str, new_name: str) -> None:
 
     Raises `DocumentError` if there is no such profile, or if the file would not be valid.
     """
-    path = path.resolve()
+    path = real_path(path)
     old = read_text(path)
     document, prefix = _parse_for_writing(old, path)
     profiles = _existing(document, prefix, name)

@@ -17,7 +17,7 @@ import msgspec
 
 from hostler.profiles.engine_presets import PRESETS
 from hostler.profiles.engines import EngineEntry, EngineTable, InvalidEngine, Macro, resolve_engines
-from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited
+from hostler.profiles.file_reading import FileTooLarge, expanded_path, read_limited, real_path
 from hostler.profiles.resolution import resolve
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, name_key
 from hostler.profiles.sources import is_hub_name, source_of
@@ -240,11 +240,11 @@ def _not_taken(found: Mapping[str, ProfileEntry], sections: Iterable[_Entries]) 
             names.update(name_key(each) for each in (name, *(entry.aliases or ())))
             if isinstance(entry.model, str):
                 with contextlib.suppress(ValueError, OSError):
-                    files.add((folder / expanded_path(entry.model)).resolve())
+                    files.add(real_path(folder / expanded_path(entry.model)))
     return {
         name: entry
         for name, entry in found.items()
-        if name_key(name) not in names and Path(str(entry.model)).resolve() not in files
+        if name_key(name) not in names and real_path(Path(str(entry.model))) not in files
     }
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from hostler.profiles.file_reading import real_path
 from hostler.supervisor.contract import Failure, SupervisorError
 from hostler.supervisor.engine_archive import ArchiveError, unpack
 from hostler.supervisor.engine_staging import staging_folder
@@ -101,7 +102,7 @@ def check_program(program: tuple[str, ...]) -> LlamaProgram:
 def _copy(source: Path, fresh: Path) -> None:
     try:
         if source.is_dir():
-            if fresh.resolve().is_relative_to(source.resolve()):
+            if real_path(fresh).is_relative_to(real_path(source)):
                 raise _failed(f"{source} contains the folder of installed engines; choose another one with --folder")
             shutil.copytree(source, fresh, symlinks=True)
         else:

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from hostler.profiles.engines import Engine
+from hostler.profiles.file_reading import real_path
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
@@ -117,7 +118,7 @@ def _identity(engine: KnownEngine) -> object:
     if not engine.program:
         return engine.name
     program, *arguments = engine.program
-    return (str(Path(program).resolve()), *arguments)
+    return (str(real_path(Path(program))), *arguments)
 
 
 async def _read_all(engines: list[KnownEngine]) -> list[KnownEngine]:

@@ -118,7 +118,7 @@ def _in(
     need = _need(facts, context, slots, args, embeddings, beside)
     return ModelFit(
         context=context, parallel=slots, gpu_layers=None, args=args, need=need, fits=True,
-        why="; ".join(_reasons(facts, context, contexts[0], slots, small_cache=bool(args))),
+        why=f"takes {_size(need)}: " + "; ".join(_reasons(facts, context, contexts[0], slots, small_cache=bool(args))),
     )  # fmt: skip
 
 
@@ -159,6 +159,10 @@ def _need(facts: ModelFacts, context: int, parallel: int, args: tuple[str, ...],
     return memory_need(profile, facts).total + beside
 
 
+def _size(need: int) -> str:
+    return f"{need / GIB:.1f} GiB" if need >= GIB else f"{need / MIB:.0f} MiB"
+
+
 def _takes_small_cache(facts: ModelFacts) -> bool:
     """Whether the cache can be stored in blocks of 32 values."""
     if not facts.kv_bytes_per_token:
@@ -172,13 +176,14 @@ def _takes_small_cache(facts: ModelFacts) -> bool:
 
 
 def _reasons(facts: ModelFacts, context: int, wanted: int, slots: int, *, small_cache: bool) -> Iterator[str]:
-    if context >= (facts.training_context or context):
-        yield "context as trained"
+    trained = facts.training_context or context
+    if context >= trained:
+        yield f"all {context:,} tokens of context that it was trained on"
     elif context >= wanted:
-        yield f"context limited, trained on {facts.training_context}"
+        yield f"{context:,} of the {trained:,} tokens of context that it was trained on, which is enough for most"
     else:
-        yield f"context as memory allows, trained on {facts.training_context}"
+        yield f"{context:,} of the {trained:,} tokens of context that it was trained on: more does not fit in memory"
     if small_cache:
-        yield "cache in 8 bits"
+        yield "the context takes half of its memory, in 8 bits"
     if slots > 1:
         yield f"{slots} requests at a time"

@@ -26,6 +26,7 @@ from hostler.gateway.cli.options import (
 )
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE
 from hostler.gateway.cli.stop_signals import ended_by_signals
+from hostler.profiles.file_reading import real_path
 
 if TYPE_CHECKING:
     from hostler.gateway.config import Configuration
@@ -188,8 +189,8 @@ def engine_remove(
     if name not in names:
         known = f"installed are: {', '.join(sorted(names))}" if names else "none is installed"
         fail(f"{name} is no installed build in {target}; {known}", USAGE)
-    place = (target / name).resolve()
-    if users := [who for who, program in _programs(found) if program.resolve().is_relative_to(place)]:
+    place = real_path(target / name)
+    if users := [who for who, program in _programs(found) if real_path(program).is_relative_to(place)]:
         fail(f"{name} is used by {', '.join(users)}; choose another one first, with `hostler engine use`", FAILED)
     if running := _running_below(place):
         fail(f"{name} is running, as process {', '.join(map(str, running))}; unload its models first", FAILED)
@@ -332,7 +333,7 @@ def _set_engine(
     from hostler.profiles.yaml_config import DocumentError
     from hostler.supervisor.contract import SupervisorError
 
-    target = (found.path or Path("hostler.yaml")).resolve()
+    target = real_path(found.path or Path("hostler.yaml"))
     kept = f"; {build.name} stays installed, but is not used" if build else "; nothing was changed"
     try:
         shown = _check(found, engine) if build is None else build.read

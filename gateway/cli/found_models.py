@@ -20,6 +20,10 @@ from hostler.profiles.yaml_config import DocumentError
 
 #: What `--save` writes where there is no configuration file.
 SAVED_FILE: Final = Path("hostler.yaml")
+#: What the columns of figures mean.
+_LEGEND: Final = (
+    "CONTEXT: tokens of a prompt and its answer together. SLOTS: requests at a time, each with that context."
+)
 #: The key file that `--save` writes beside it.
 _KEY_FILE: Final = "hostler.keys"
 
@@ -54,6 +58,7 @@ def _report(findings: Findings, served: Mapping[str, Profile]) -> Iterator[Rende
     rows = [_row(each) for each in findings.profiles if each.name in served]
     if rows:
         yield make_table(_COLUMNS, rows, make_console().width)
+        yield _LEGEND
     for each in findings.left_out:
         yield f"left out: {each.path} {each.reason}"
     for found in findings.profiles:

@@ -12,6 +12,7 @@ import typer
 
 from hostler.gateway.cli.options import JsonOption, cannot_write, echo, fail, print_json
 from hostler.gateway.cli.start_options import FAILED, USAGE
+from hostler.profiles.file_reading import real_path
 
 if TYPE_CHECKING:
     from hostler.gateway.importing.report import Imported, Note
@@ -140,7 +141,7 @@ def _mode(source: Path) -> int:
 
 
 def _is_source(path: Path, source: Path) -> bool:
-    resolved, origin = path.resolve(), source.resolve()
+    resolved, origin = real_path(path), real_path(source)
     return resolved == origin or (origin.is_dir() and origin in resolved.parents)
 
 
@@ -193,7 +194,7 @@ def _facts_of(model: str) -> ModelFacts | None:
 
 def _path_of(source: Path) -> Callable[[str], str]:
     """Whole paths: relative ones start at the folder of the source."""
-    folder = source.resolve().parent
+    folder = real_path(source).parent
 
     def whole(text: str) -> str:
         if "\0" in text:  # a variable, whose value is not known
@@ -228,13 +229,13 @@ def _import_litellm(source: Path, target: Path) -> Imported:
 def _import_ollama(source: Path, target: Path) -> Imported:
     from hostler.gateway.importing.ollama import import_ollama
 
-    return import_ollama(source.resolve(), facts_of=_facts_of)
+    return import_ollama(real_path(source), facts_of=_facts_of)
 
 
 def _import_lmstudio(source: Path, target: Path) -> Imported:
     from hostler.gateway.importing.lmstudio import import_lmstudio
 
-    return import_lmstudio(source.resolve())
+    return import_lmstudio(real_path(source))
 
 
 _IMPORTS: Final[Mapping[ImportKind, Callable[[Path, Path], Imported]]] = {

@@ -20,6 +20,7 @@ from hostler.gateway.cli.options import (
     read_configuration,
 )
 from hostler.gateway.cli.start_options import FAILED, USAGE
+from hostler.profiles.file_reading import real_path
 
 profiles_app = typer.Typer(
     help="List and edit the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
@@ -160,7 +161,7 @@ def profiles_add(
     from hostler.profiles.yaml_config import DocumentError
 
     if not model.startswith(("hf:", "https:", "pypi:")):
-        file = Path(model).expanduser().resolve()
+        file = real_path(Path(model).expanduser())
         if not file.is_file():
             fail(f"{file}: no such file", FAILED)
         model = str(file)

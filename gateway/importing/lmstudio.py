@@ -18,7 +18,7 @@ from hostler.gateway.importing.lmstudio_definitions import (
 )
 from hostler.gateway.importing.lmstudio_settings import ModelSettings
 from hostler.gateway.importing.report import Imported, ImportFailed, ImportReport, NoteKind, ProfileNames
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, read_limited, real_path
 from hostler.profiles.model_scan import FoundModel, ModelScan, profile_names, scan_models
 
 _MAX_SETTINGS: Final = 1024 * 1024
@@ -175,5 +175,5 @@ def _models_folder(folder: Path) -> Path:
             raise ImportFailed(f"{settings}: cannot be read: {error}") from None
     for candidate in (Path(chosen) if chosen else folder / "models", folder / "models"):
         if candidate.is_dir():
-            return candidate.resolve()
-    return folder.resolve()
+            return real_path(candidate)
+    return real_path(folder)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Protocol
 
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, Passthrough
-from hostler.adapters.errors import Forbidden, ModelNotFound, ModelNotLoaded, ModelUnavailable
+from hostler.adapters.canonical import Passthrough
+from hostler.adapters.errors import BadRequest, Forbidden, ModelNotFound, ModelNotLoaded, ModelUnavailable
+from hostler.adapters.needs import service_of
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -18,7 +19,7 @@ from hostler.supervisor.contract import PromptIdentity
 #: Models whose targets are kept, at most.
 _MAX_KEPT = 10_000
 
-FindModel = Callable[[str | None], Placement]
+FindModel = Callable[[str | None, str | None], Placement]
 
 
 class FindAny(Protocol):
@@ -31,11 +32,12 @@ OrderTargets = Callable[[tuple[Target, ...], PromptIdentity | None], tuple[Targe
 class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the request's model name into candidates, and applies the model's preset to the request.
 
-    `find` raises `ModelNotFound` for an unknown name, and `ModelUnavailable` while no names are known; `refresh` then asks
-    backends for new models, and returns whether any was asked. `without_model` finds backends for requests that name no
-    model and that any backend may understand, `chat_default` the model of chats that name none while the active one cannot
-    chat, or `None` while it can. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder
-    targets that are equally good for a prompt; it is read only if several of them are `hosts`. Requests for an engine's path in which
+    `find` takes a name and the capability that the request needs, and raises `ModelNotFound` for an unknown name, or
+    `ModelUnavailable` while no names are known; `refresh` then asks backends for new models, and returns whether any was
+    asked. `without_model` finds backends for requests that name no model and that any backend may understand,
+    `default_for` the model of requests that name none while the active one lacks the capability that they need, or `None`
+    while it has it. `Forbidden` is raised for a model that the client's key may not use. `order` may reorder targets that
+    are equally good for a prompt; it is read only if several of them are `hosts`. Requests for an engine's path in which
     one of the expressions `loaded_only` is found do not load its model: `ModelNotLoaded`.
     """
 
@@ -48,7 +50,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         order: OrderTargets,
         hosts: Container[str],
         refresh: Callable[[], Awaitable[bool]],
-        chat_default: Callable[[], str | None] = lambda: None,
+        default_for: Callable[[str], str | None] = lambda _: None,
         loaded_only: Iterable[str] = (),
     ) -> None:
         super().__init__(app)
@@ -57,22 +59,23 @@ class ModelDetectionMiddleware(RequestMiddleware):
         self._order = order
         self._hosts = hosts
         self._refresh = refresh
-        self._chat_default = chat_default
+        self._default_for = default_for
         self._loaded_only = tuple(re.compile(each) for each in loaded_only)
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext, *, refreshed: bool = False) -> Awaitable[None]:
         request, rules = context.request, context.client.rules
         name = request.model
-        if name is None and isinstance(request, ChatRequest | CompletionRequest):
-            name = self._chat_default()
+        service = service_of(request)
+        if name is None and service is not None:
+            name = self._default_for(service)
         try:
             if rules is not None and rules.models:
-                placement = self._find_allowed(name, rules)
+                placement = self._find_allowed(name, rules, service)
             elif name is None and isinstance(request, Passthrough) and (request.any_backend or request.any_server):
                 placement = self._find_any(request)
             else:
-                placement = self._find(name)
+                placement = self._find(name, service)
         except (ModelNotFound, ModelUnavailable):
             if refreshed:
                 raise
@@ -116,20 +119,22 @@ class ModelDetectionMiddleware(RequestMiddleware):
     def _find_any(self, request: Passthrough) -> Placement:
         """Where a request goes that names no model, and that any backend may understand."""
         placement = self._without_model(sends=bool(request.origin.body), hosts=not request.any_server)
-        return self._find(None) if placement is None else placement
+        return self._find(None, None) if placement is None else placement
 
     async def _dispatch_refreshed(self, context: RequestContext, call_next: CallNext) -> None:
         """Look again for a model that is unknown: a server may have it since a moment ago."""
         await self._refresh()
         await self.dispatch(context, call_next, refreshed=True)
 
-    def _find_allowed(self, name: str | None, rules: KeyRules) -> Placement:
+    def _find_allowed(self, name: str | None, rules: KeyRules, service: str | None) -> Placement:
         """The model, if the client's key may use it. Errors name none that it may not."""
         allowed = f"this API key may use: {', '.join(rules.models)}"
         try:
-            placement = self._find(name)
+            placement = self._find(name, service)
         except ModelNotFound as error:
             raise ModelNotFound(f"the model does not exist; {allowed}", model=error.model, param="model") from None
+        except BadRequest:
+            raise BadRequest(f"no model named and none loaded; {allowed}", param="model") from None
         if not rules.allows_model(placement.card.name):
             raise Forbidden(f"this API key may not use this model; {allowed}", param="model")
         return placement

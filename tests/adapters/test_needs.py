@@ -12,7 +12,7 @@ from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.canonical import Request
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
-from hostler.adapters.needs import needs, texts
+from hostler.adapters.needs import needs, service_of, texts
 from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
 
@@ -83,3 +83,32 @@ def test_texts_of_a_conversation_belong_together_and_inputs_do_not() -> None:
     assert list(texts(decoded(OPENAI, "/v1/embeddings", {"input": ["a", "b"]}), OPENAI.expand)) == [["a"], ["b"]]
     assert list(texts(decoded(OPENAI, "/v1/embeddings", {"input": [[1, 2]]}), OPENAI.expand)) == []
     assert list(texts(decoded(LLAMACPP, "/completion", {"prompt": "a"}), LLAMACPP.expand)) == [["a", ""]]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "path", "body", "service"),
+    [
+        (OPENAI, "/v1/chat/completions", {"messages": []}, "completion"),
+        (OPENAI, "/v1/responses", {"input": "x"}, "completion"),
+        (OPENAI, "/v1/completions", {"prompt": "x"}, "completion"),
+        (OPENAI, "/v1/embeddings", {"input": "x"}, "embedding"),
+        (OPENAI, "/v1/rerank", {"query": "x", "documents": []}, "rerank"),
+        (OPENAI, "/v1/audio/speech", {"input": "x"}, "speech"),
+        (OPENAI, "/v1/images/generations", {"prompt": "x"}, "images"),
+        (ANTHROPIC, "/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}, "completion"),
+        (LLAMACPP, "/completion", {"prompt": "x"}, "completion"),
+        (LLAMACPP, "/embedding", {"content": "x"}, "embedding"),
+        (LLAMACPP, "/infill", {"input_prefix": "x"}, "completion"),
+        (LLAMACPP, "/reranking", {"query": "x", "documents": []}, "rerank"),
+        (OLLAMA, "/api/embed", {"model": "m", "input": "x"}, "embedding"),
+        (LMSTUDIO, "/api/v0/embeddings", {"input": "x"}, "embedding"),
+        (LMSTUDIO, "/api/v1/chat", {"input": "x", "model": "m"}, "completion"),
+        (LLAMACPP, "/tokenize", {"content": "x"}, None),
+    ],
+)
+def test_a_request_is_of_a_kind_in_every_protocol(
+    adapter: Adapter, path: str, body: dict[str, Any], service: str | None
+) -> None:
+    operation = next(each for each in adapter.operations if each.path == path and "POST" in each.methods)
+    incoming = Incoming(method="POST", path=path, body=json.dumps(body).encode())
+    assert service_of(adapter.decode(operation, incoming)) == service

@@ -152,7 +152,11 @@ def test_the_only_chat_model_is_the_default_one() -> None:
     subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
     chat, vectors = ProfileInfo(name="chat"), ProfileInfo(name="vectors", embeddings=True)
     subject.update_host("pc", host(chat, vectors))
-    assert (subject.listing.default, subject.find(None).model, subject.chat_default()) == ("chat", "chat", None)
+    assert (subject.listing.default, subject.find(None).model, subject.default_for("completion")) == (
+        "chat",
+        "chat",
+        None,
+    )
     subject.update_host("pc", host(chat, vectors, ProfileInfo(name="hidden", listed=False)))
     assert subject.find(None).model == "chat"
     subject.update_host("pc", host(chat, vectors, ProfileInfo(name="other")))
@@ -167,6 +171,39 @@ def test_chats_without_a_model_do_not_go_to_one_for_embeddings() -> None:
     subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
     chat, vectors = ProfileInfo(name="chat"), ProfileInfo(name="vectors", embeddings=True)
     subject.update_host("pc", host(chat, vectors, loaded="vectors"))
-    assert (subject.find(None).model, subject.chat_default()) == ("vectors", "chat")
+    assert (subject.find(None).model, subject.default_for("completion")) == ("vectors", "chat")
     subject.update_host("pc", host(chat, vectors, loaded="chat"))
-    assert subject.chat_default() is None
+    assert subject.default_for("completion") is None
+
+
+def test_requests_without_a_model_go_to_the_only_one_of_their_kind() -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
+    chat, other, vectors = ProfileInfo(name="chat"), ProfileInfo(name="other"), ProfileInfo(name="v", embeddings=True)
+    subject.update_host("pc", host(chat, other, vectors))
+    assert (subject.default_for("embedding"), subject.default_for("completion")) == ("v", None)
+    subject.update_host("pc", host(chat, vectors, loaded="chat"))
+    assert (subject.default_for("embedding"), subject.default_for("rerank")) == ("v", None)
+    subject.update_host("pc", host(chat, vectors, ProfileInfo(name="w", embeddings=True), loaded="chat"))
+    assert subject.default_for("embedding") is None
+    subject.update_host("pc", host(vectors, ProfileInfo(name="w", embeddings=True), loaded="w"))
+    assert subject.default_for("embedding") is None
+
+
+@pytest.mark.parametrize(
+    ("service", "names"),
+    [
+        ("completion", "2 models: a, b"),
+        ("embedding", "the only model: v"),
+        ("rerank", "3 models: a, b, v"),
+        (None, "3 models"),
+    ],
+)
+def test_errors_name_the_models_that_can_answer_the_kind_of_request(service: str | None, names: str) -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
+    subject.update_host(
+        "pc", host(ProfileInfo(name="a"), ProfileInfo(name="b"), ProfileInfo(name="v", embeddings=True))
+    )
+    with pytest.raises(BadRequest, match=f'set "model": {names}'):
+        subject.find(None, service)
+    with pytest.raises(ModelNotFound, match=f"does not exist; {names}"):
+        subject.find("gone", service)

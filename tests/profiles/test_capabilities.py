@@ -55,3 +55,11 @@ def test_a_profile_for_embeddings_is_listed_for_nothing_else() -> None:
 
 def test_a_file_without_a_template_may_get_one_with_tools() -> None:
     assert "tools" not in lacking(ModelFacts())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"args": ("--reranking",)}, {"args": ("-c", "512", "--rerank")}, {"env": {"LLAMA_ARG_RERANKING": "1"}}]
+)
+def test_a_reranker_is_listed_for_nothing_else(fields: dict[str, Any]) -> None:
+    facts = with_arguments(ModelFacts(capabilities=("embedding",)), profile(**fields))
+    assert facts is not None and facts.capabilities == ("rerank",)

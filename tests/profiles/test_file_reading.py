@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, read_limited, real_path
 
 
 def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
@@ -25,3 +25,10 @@ def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
     for path in (Path("/dev/zero"), tmp_path / "pipe"):
         with pytest.raises(FileTooLarge, match="not a regular file"):
             read_limited(path, 10)
+
+
+def test_a_link_that_leads_back_to_itself_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("there")
+    assert real_path(tmp_path / "loop").name == "loop"
+    assert real_path(tmp_path / "link") == (tmp_path / "there").resolve()

@@ -58,7 +58,8 @@ def test_rejects_other_files(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     assert error_of(path) == ("file_missing", "cannot be read: No such file or directory")
     assert error_of(tmp_path)[0] == "file_missing"
-    assert error_of(path, b"") == ("not_gguf", "is not a GGUF file")
+    assert error_of(path, b"") == ("not_gguf", "is empty; the download may be incomplete")
+    assert error_of(path, b"GGU") == ("not_gguf", "is not a GGUF file")
     assert error_of(path, b"<!DOCTYPE html>")[0] == "not_gguf"
     assert error_of(path, b"GGUF" + struct.pack(">I", 3) + bytes(16))[1].startswith("is a big-endian GGUF")
     assert error_of(path, b"GGUF" + struct.pack("<I", 4) + bytes(16))[1] == "is GGUF version 4; supported are 1 to 3"
@@ -139,3 +140,18 @@ def test_any_content_gives_facts_or_a_gguf_error(tmp_path: Path, gguf: Any, data
         read_facts(path)
     except GGUFError as error:
         assert error.kind in ("not_gguf", "model_damaged")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull` fetches the model"),
+        (b"<!DOCTYPE html>", "it is a web page"),
+        (b"<html>", "it is a web page"),
+        (b"lmgg\0\0\0\0", "it is an older GGML file"),
+        (b"PK\x03\x04\0\0", "it is an archive"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, start: bytes, what: str) -> None:
+    kind, text = error_of(tmp_path / "m.gguf", start)
+    assert kind == "not_gguf" and text.startswith("is not a GGUF file: ") and what in text

@@ -75,8 +75,8 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
     assert names(scan) == ["whole.gguf"]
     assert reasons(scan) == {
         "cut.gguf": f"is truncated at {len(whole) - 1000} bytes; the download may be incomplete",
-        "empty.gguf": "is not a GGUF file",
-        "page.gguf": "is not a GGUF file",
+        "empty.gguf": "is empty; the download may be incomplete",
+        "page.gguf": "is not a GGUF file: it is a web page; download the file itself",
     }
 
 
@@ -113,7 +113,7 @@ def test_names_are_those_of_files_and_of_folders_where_several_have_one() -> Non
         Path("/m/two/model.gguf"),
         Path("/m/ä ö.gguf"),
     ]
-    assert list(profile_names(paths).values()) == ["qwen3-8b-q4_k_m", "big", "model", "two-model", "m-model"]
+    assert list(profile_names(paths).values()) == ["qwen3-8b-q4_k_m", "big", "model", "two-model", "a-o"]
     assert profile_names([Path("/m/x/a.gguf")], {"a"}) == {Path("/m/x/a.gguf"): "x-a"}
 
 
@@ -161,3 +161,20 @@ def test_what_may_not_be_read_is_left_out(other_user: Path, mode: int) -> None:
     assert "Permission denied" in reasons(scan)["secret.gguf"]
     closed = [each for each in scan.left_out if each.path.is_relative_to(other_user / "closed")]
     assert closed and all("Permission denied" in each.reason for each in closed)
+
+
+def test_a_link_that_leads_back_to_itself_is_left_out(tmp_path: Path) -> None:
+    for name, target in (("loop.gguf", "loop.gguf"), ("a.gguf", "b.gguf"), ("b.gguf", "a.gguf"), ("in", ".")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "gone.gguf").symlink_to("nothing.gguf")
+    write_chat(tmp_path / "whole.gguf")
+    scan = scan_models([tmp_path, tmp_path / "loop.gguf"])
+    assert names(scan) == ["whole.gguf"]
+    assert reasons(scan).keys() == {"loop.gguf", "a.gguf", "b.gguf", "gone.gguf"}
+
+
+def test_models_for_whisper_are_named_with_their_engine(tmp_path: Path) -> None:
+    (tmp_path / "ggml-base.en.bin").write_bytes(b"lmgg")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    assert "engine: whisper-server" in reasons(scan_models([tmp_path]))["ggml-base.en.bin"]
+    assert len(reasons(scan_models([tmp_path]))) == 1

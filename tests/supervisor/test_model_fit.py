@@ -31,19 +31,22 @@ def fit(gpu: float, memory: float = 16, *, fits_layers: bool = False, **others: 
 def test_a_large_gpu_takes_the_whole_context_and_several_requests() -> None:
     found = fit(180)
     assert (found.context, found.parallel, found.gpu_layers, found.args, found.fits) == (131_072, 4, 37, (), True)
-    assert found.why == "all layers on the GPU; context as trained; 4 requests at a time"
+    assert found.why == (
+        f"all layers on the GPU; takes {found.need / GIB:.1f} GiB: all 131,072 tokens of context that it was trained on; "
+        "4 requests at a time"
+    )
 
 
 def test_a_smaller_gpu_takes_less_context() -> None:
     found = fit(16)
     assert (found.context, found.gpu_layers, found.args) == (65_536, 37, ())
-    assert "context as memory allows, trained on 131072" in found.why
+    assert "65,536 of the 131,072 tokens of context that it was trained on: more does not fit in memory" in found.why
 
 
 def test_a_short_context_is_made_longer_by_a_smaller_cache() -> None:
     found = fit(8.5)
     assert found.args == ("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on")
-    assert found.context == 32_768 and "cache in 8 bits" in found.why
+    assert found.context == 32_768 and "in 8 bits" in found.why
 
 
 def test_heads_that_do_not_divide_into_blocks_keep_their_cache() -> None:

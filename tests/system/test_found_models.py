@@ -55,7 +55,7 @@ def test_a_folder_of_models_is_served(models: Path, tmp_path: Path, monkeypatch:
         assert post(hostler, "/v1/embeddings", model="vectors-f16", input="Hello")["data"][0]["embedding"]
         assert post(hostler, "/v1/chat/completions", model="big", messages=MESSAGES, max_tokens=4)["choices"]
         printed = "\n".join(hostler.printed)
-        assert "engine: embedded" in printed and "context as trained" in printed
+        assert "engine: embedded" in printed and "tokens of context that it was" in printed
 
 
 def test_the_only_chat_model_needs_no_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,10 @@ def test_one_table_shows_what_was_chosen_and_why(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "engine: llama-server; GPUs: none; memory: 8.0 GiB free"
     assert lines[1] == "MODEL FOR SIZE CONTEXT SLOTS WITH WHY"
-    assert lines[2].startswith("chat chat ") and lines[2].endswith(" 2048 1 mmproj context as trained")
+    assert lines[2].startswith("chat chat ") and " 2048 1 mmproj takes " in lines[2]
     assert [line.split()[:2] for line in lines[3:5]] == [["vectors", "embeddings"], ["big", "chat"]]
-    assert lines[5].startswith(f"left out: {tmp_path}/models/broken.gguf is truncated within its header")
+    assert lines[5].startswith("CONTEXT: tokens of a prompt and its answer together.")
+    assert lines[6].startswith(f"left out: {tmp_path}/models/broken.gguf is truncated within its header")
 
 
 def test_nothing_found_is_an_error_with_the_reasons(tmp_path: Path, finder: ModelFinder) -> None:

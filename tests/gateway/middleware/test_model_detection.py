@@ -5,13 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from fakes.requests import FakeWriter, chat, make_context
 
-from hostler.adapters.canonical import EmbedRequest, Origin, Passthrough
-from hostler.adapters.errors import ModelNotFound, ModelNotLoaded
+from hostler.adapters.canonical import EmbedRequest, Origin, Passthrough, RerankRequest
+from hostler.adapters.errors import BadRequest, ModelNotFound, ModelNotLoaded
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.context import KeyRules, RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware
 from hostler.gateway.placements import Placement
 from hostler.gateway.plain_models import CatalogBackend
@@ -48,7 +49,7 @@ async def detect(
     """Dispatch; returns the names that were looked up."""
     asked: list[str | None] = []
 
-    def find(name: str | None) -> Placement:
+    def find(name: str | None, service: str | None) -> Placement:
         asked.append(name)
         return found
 
@@ -77,7 +78,7 @@ async def test_a_name_becomes_the_model_and_its_candidates() -> None:
 
 def detection_of(found: Placement) -> ModelDetectionMiddleware:
     return ModelDetectionMiddleware(
-        cast(Any, None), find=lambda _: found, without_model=nowhere, order=lambda targets, _: targets, hosts=(),
+        cast(Any, None), find=lambda _, __: found, without_model=nowhere, order=lambda targets, _: targets, hosts=(),
         refresh=never, loaded_only=[r"\.js$"],
     )  # fmt: skip
 
@@ -170,7 +171,7 @@ async def test_an_unknown_model_reaches_no_backend() -> None:
         asked.append("refresh")
         return True
 
-    def find(name: str | None) -> Placement:
+    def find(name: str | None, service: str | None) -> Placement:
         raise ModelNotFound("there is no such model", model=name)
 
     async def call_next() -> None:
@@ -196,7 +197,7 @@ async def test_a_model_that_a_server_has_since_a_moment_ago_is_found() -> None:
         known.append(placement())
         return True
 
-    def find(name: str | None) -> Placement:
+    def find(name: str | None, service: str | None) -> Placement:
         if not known:
             raise ModelNotFound("there is no such model", model=name)
         return known[0]
@@ -218,12 +219,22 @@ async def test_a_model_that_a_server_has_since_a_moment_ago_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "asked"), [(chat(model=None), ["other"]), (EmbedRequest(origin=chat().origin), [None])]
+    ("request_", "asked"),
+    [
+        (chat(model=None), ["completion"]),
+        (EmbedRequest(origin=chat().origin), ["embedding"]),
+        (RerankRequest(origin=chat().origin), ["rerank"]),
+        (Passthrough(origin=Origin(wire="openai", operation="transcriptions")), ["transcriptions"]),
+        (Passthrough(origin=Origin(wire="openai", operation="image_edits")), ["images"]),
+        (Passthrough(origin=Origin(wire="openai", operation="unknown")), [None]),
+    ],
 )
-async def test_a_chat_without_a_model_gets_the_one_that_can_chat(request_: Any, asked: list[str | None]) -> None:
+async def test_a_request_without_a_model_gets_one_that_can_answer_its_kind(
+    request_: Any, asked: list[str | None]
+) -> None:
     names: list[str | None] = []
 
-    def find(name: str | None) -> Placement:
+    def find(name: str | None, service: str | None) -> Placement:
         names.append(name)
         return placement()
 
@@ -237,7 +248,7 @@ async def test_a_chat_without_a_model_gets_the_one_that_can_chat(request_: Any, 
         order=lambda targets, prompt: targets,
         hosts=(),
         refresh=never,
-        chat_default=lambda: "other",
+        default_for=lambda service: service,
     )
     await middleware.dispatch(make_context(request_), call_next)
     assert names == asked
@@ -249,3 +260,20 @@ async def test_a_model_may_have_its_own_setting_of_progress(own: str | None, tol
     context.writer.encoder = cast(Any, SimpleNamespace(set_progress=found.append, bind_model=lambda _: None))
     await detect(placement(card=ModelCard(name="m", progress=own)), context)
     assert found == told
+
+
+async def test_a_request_without_a_model_names_only_those_that_its_key_may_use() -> None:
+    def find(name: str | None, service: str | None) -> Placement:
+        raise BadRequest("no model named; 2 models: secret, mine")
+
+    async def call_next() -> None:
+        raise AssertionError("must not be called")
+
+    context = make_context(chat(model=None))
+    context.client = msgspec.structs.replace(context.client, rules=KeyRules(models=("mine",)))
+    middleware = ModelDetectionMiddleware(
+        cast(Any, None), find=find, without_model=nowhere, order=lambda targets, _: targets, hosts=(), refresh=never
+    )
+    with pytest.raises(BadRequest, match="this API key may use: mine") as caught:
+        await middleware.dispatch(context, call_next)
+    assert "secret" not in str(caught.value)
