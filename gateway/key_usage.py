@@ -112,7 +112,7 @@ class KeyUsage:
     def __init__(self, file: Path | None, wall: Callable[[], float]) -> None:
         self._wall = wall
         self._store = JsonStore(file, dict[str, KeyFigures], contents="the usage of keys")
-        self._keys = {name: _after_crash(each) for name, each in (self._store.read() or {}).items()}
+        self._keys = {name: _after_crash(each, wall()) for name, each in (self._store.read() or {}).items()}
         self._open: set[int] = set()
         self._ids = itertools.count(1)
         self._changed = False
@@ -319,8 +319,10 @@ def _on_day(used: KeyFigures, day: str) -> KeyFigures:
     return used if used.day == day else msgspec.structs.replace(used, day=day, requests=0, tokens=0, dollars=0.0)
 
 
-def _after_crash(used: KeyFigures) -> KeyFigures:
-    """What was reserved when the process ended without settling it has been used, as far as can be known."""
+def _after_crash(used: KeyFigures, now: float) -> KeyFigures:
+    """What was reserved when the process ended without settling it has been used, as far as can be known, until now."""
+    if used.reserved_tokens > 0:
+        used = msgspec.structs.replace(used, recent=_with_entry(used.recent, now, 0, used.reserved_tokens))
     return msgspec.structs.replace(
         used,
         tokens=used.tokens + used.reserved_tokens,

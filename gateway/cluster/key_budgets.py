@@ -175,6 +175,8 @@ class SharedKeyUsage(KeyUsage):
         if kind == _MINUTE:
             if not used.recent:
                 recent = tuple((at, int(requests), int(tokens)) for at, requests, tokens in entry.window)
+                if entry.reserved_b > 0:
+                    recent = (*recent, (self._wall(), 0, int(entry.reserved_b)))
                 self._keys[key] = msgspec.structs.replace(used, recent=recent)
         elif self.is_current(book):
             self._keys[key] = msgspec.structs.replace(

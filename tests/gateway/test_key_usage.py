@@ -161,6 +161,15 @@ def test_what_was_in_progress_at_a_crash_counts_as_used(file: Path, clock: Clock
     assert (figures.tokens, figures.dollars, figures.reserved_tokens, figures.reserved_dollars) == (1200, 0.75, 0, 0)
 
 
+def test_what_was_in_progress_at_a_crash_counts_for_a_minute(file: Path, clock: Clock) -> None:
+    rules = KeyRules(tokens_per_minute=1000)
+    KeyUsage(file, clock).reserve("bob", rules, prompt_tokens=200, dollars=0)
+    again = KeyUsage(file, clock)
+    assert "1000 tokens per minute" in refusal(again, rules).message
+    clock.now += 62
+    use(again, rules, 40)
+
+
 def test_a_clock_that_is_set_back_does_not_lock_keys_out(file: Path, clock: Clock) -> None:
     usage, rules = KeyUsage(file, clock), KeyRules(requests_per_minute=1)
     use(usage, rules)
