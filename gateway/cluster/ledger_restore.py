@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Books that are restored, or written, in one step.
 CHUNK = 50
+#: Stands in the store's life between the name of the server process and what is new whenever it has lost something.
+_AFTER_SERVER: Final = "."
 
 
 class StoreEmptied(StoreAway):
@@ -48,6 +50,7 @@ class LedgerRestore:
         self._records = records
         self._shares = shares
         self._was_restored = False
+        self._server = ""
 
     async def run(self, books: Mapping[str, Book], *, is_lost: bool) -> None:
         """Restore all; `books` are those with known limits. `is_lost`: the store has lost entries. Raises
@@ -55,9 +58,10 @@ class LedgerRestore:
         life, names = await self._store.run_script(NAMES, [INDEX, LIFE], limit_s=BACKGROUND_LIMIT_S)
         if not self._shares.is_kept:
             self._shares.clear()
-        is_fresh = is_lost or not await self._is_this_life(life)
-        next_life = secrets.token_hex(8)
-        await self._store.execute("SCRIPT LOAD", _life_script(next_life), limit_s=BACKGROUND_LIMIT_S)
+        written_to = life.decode("utf-8", "replace").partition(_AFTER_SERVER)[0]
+        self._server = await self._find_server(written_to or self._server)
+        is_fresh = is_lost or written_to != self._server
+        next_life = f"{self._server}{_AFTER_SERVER}{secrets.token_hex(4)}"
         known = [name.decode("utf-8", "replace") for name in names]
         used = self._records.used_books()
         every = list(dict.fromkeys([*used, *self._records.others, *self._shares.names, *known]))
@@ -81,12 +85,17 @@ class LedgerRestore:
         self._shares.is_raising = False
         self._shares.keep()
 
-    async def _is_this_life(self, life: bytes) -> bool:
-        """Whether the server that holds the store's entries is the process that they were written to: then it knows a script
-        that is named in them. Another one, or one that was started again, may have lost the last ones."""
-        sha = hashlib.sha1(_life_script(life.decode("utf-8", "replace")).encode(), usedforsecurity=False).hexdigest()
-        [found] = await self._store.execute("SCRIPT EXISTS", sha, limit_s=BACKGROUND_LIMIT_S)
-        return bool(found)
+    async def _find_server(self, name: str) -> str:
+        """The name of the server process. It is the one that was called so, to which the store's entries were written, if it knows a
+        script by that name; another one, or one that was started again, may have lost the last ones, and gets a name."""
+        sha = hashlib.sha1(_naming_script(name).encode(), usedforsecurity=False).hexdigest()
+        [is_known] = await self._store.execute("SCRIPT EXISTS", sha, limit_s=BACKGROUND_LIMIT_S)
+        if is_known:
+            return name
+        name = secrets.token_hex(8)
+        # Not loaded, but run: Redis 6 passes scripts that are loaded on to its replicas, and to its file.
+        await self._store.execute("EVAL", _naming_script(name), 0, limit_s=BACKGROUND_LIMIT_S)
+        return name
 
     async def _restore_some(self, ask: dict[str, Any], names: Sequence[str], books: Mapping[str, Book]) -> None:
         records, asked, now = self._records, [], self._records.wall()
@@ -130,8 +139,8 @@ def log_damage(names: Sequence[bytes]) -> None:
         logger.warning("a damaged entry in the store was removed: %s", name.decode("utf-8", "replace"))
 
 
-def _life_script(life: str) -> str:
-    return f"return '{life}'"
+def _naming_script(server: str) -> str:
+    return f"return '{server}'"
 
 
 def _ttl(name: str) -> int:

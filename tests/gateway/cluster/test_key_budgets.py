@@ -192,6 +192,39 @@ async def test_a_gateway_that_lost_its_files_adopts_what_it_had_reported(server:
         assert (again.known_tokens(), again.keys.figures()["bob"].dollars) == (4000, 0.5)
 
 
+@pytest.mark.parametrize("folder", ["", "empty"])
+async def test_what_was_in_progress_at_a_crash_counts_in_the_minute(
+    server: RedisServer, tmp_path: Path, folder: str
+) -> None:
+    rules = KeyRules(tokens_per_minute=1000)
+    first = BudgetGateway(server.url, tmp_path, "gateway0")
+    with anyio.CancelScope() as process:
+        async with first.running():
+            await until(lambda: first.ledger.connected)
+            assert await first.admit(rules) is not None
+            await first.killed(process)
+    again = BudgetGateway(server.url, tmp_path / folder, "gateway0")
+    async with again.running():
+        await until(lambda: again.ledger.connected)
+        assert await again.admit(rules) is None
+
+
+async def test_connections_leave_no_scripts_behind_in_the_store(server: RedisServer, tmp_path: Path) -> None:
+    def scripts() -> str:
+        return next(
+            line for line in server("INFO", "memory").splitlines() if line.startswith("number_of_cached_scripts:")
+        )
+
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        before = scripts()
+        for _ in range(3):
+            gateway.store._fail("closed by the test")
+            await until(lambda: gateway.ledger.connected)
+        server("FLUSHALL")
+        await until(lambda: server("EXISTS", "hostler:home:budgets:life") == ":1" and gateway.ledger.connected)
+        assert scripts() == before
+
+
 async def test_a_gateway_that_starts_without_the_store_remembers_the_others(
     server: RedisServer, tmp_path: Path
 ) -> None:
