@@ -353,7 +353,6 @@ Request = (
     | StartDownload
     | FindDownloads
 )
-Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 
 # The requests that can be answered with a stream.
 _STREAMED = (ChatRequest, CompletionRequest, Passthrough)
@@ -387,9 +386,6 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     logprob: float
     bytes: tuple[int, ...] | None = None
     top: tuple[TokenLogprob, ...] = ()
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class ProgressStep(msgspec.Struct, frozen=True, kw_only=True):

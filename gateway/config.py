@@ -309,11 +309,11 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     return state_file("models.yaml", environ)
 
 
-def engines_folder(path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+def engines_folder(path: Path | None) -> Path:
     """Where `hostler engine update` installs: below /opt for the service's configuration file, since the service runs as
     another user, else in the user's state directory."""
     if path is None or path.absolute() != _SYSTEM_FILE:
-        return state_file("engines", environ)
+        return state_file("engines")
     return path.with_name("engines") if sys.platform == "win32" else Path("/opt/hostler/engines")
 
 

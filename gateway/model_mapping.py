@@ -71,11 +71,6 @@ class ModelMapping(msgspec.Struct, frozen=True, kw_only=True):
             discovers=bool(filters) or not models,
         )
 
-    @property
-    def asks(self) -> bool:
-        """Whether the server's list of models adds models."""
-        return self.discovers or any(each.lists for each in self.wildcards)
-
     def admits(self, name_there: str) -> bool:
         """Whether the filters let a model of the server pass."""
         return matches(name_there, self.include) and not matches(name_there, self.exclude)

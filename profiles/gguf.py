@@ -77,15 +77,6 @@ class FactsCache:
             self._known[path] = (state, facts)
         return facts
 
-    def peek(self, path: Path) -> ModelFacts | None:
-        """The facts of the file as it is now if they are cached; never reads it."""
-        with self._lock:
-            known = self._known.get(path)
-        try:
-            return known[1] if known is not None and known[0] == self._state(path) else None
-        except GGUFError:
-            return None
-
     @staticmethod
     def _state(path: Path) -> tuple[int, ...]:
         status = file_status(path)

@@ -19,9 +19,9 @@ def hub_endpoint(environ: Mapping[str, str] = os.environ) -> str:
     return (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def hub_address(environ: Mapping[str, str] = os.environ) -> str:
+def hub_address() -> str:
     """The endpoint without credentials, for messages."""
-    return re.sub(r"//[^/]*@", "//", hub_endpoint(environ))
+    return re.sub(r"//[^/]*@", "//", hub_endpoint())
 
 
 def hub_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -84,11 +84,6 @@ def bundled_text(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def read_profiles(path: Path, *, env: Mapping[str, str]) -> tuple[Profile, ...]:
-    """The profiles of a manifest, with or without its `profiles:` key. Raises `DocumentError`."""
-    return _resolve([_manifest_entries(read_text(path), str(path), env)])
-
-
 def load_profiles(
     document: Document | None,
     entries: Mapping[str, ProfileEntry],

@@ -22,6 +22,9 @@ from hostler.supervisor.contract import EngineAddress
 MAX_BODY: Final = 16 * 1024 * 1024
 MAX_HEAD: Final = 64 * 1024
 
+#: The time in which an engine reports its build, in seconds.
+_BUILD_S: Final = 2.0
+
 _METRIC_PREFIX: Final = "llamacpp:"
 _REQUEST_GAUGES: Final = frozenset({"requests_processing", "requests_deferred"})
 _WORK_COUNTERS: Final = frozenset({"prompt_tokens_total", "tokens_predicted_total", "n_decode_total"})
@@ -126,9 +129,9 @@ async def request(address: EngineAddress, method: str, path: str, *, timeout_s: 
     await _request(address, method, path, b"", timeout_s)
 
 
-async def engine_build(address: EngineAddress, *, timeout_s: float = 2.0) -> str:
+async def engine_build(address: EngineAddress) -> str:
     """The build that the engine reports. Raises `EngineError`."""
-    return (await request_json(address, "GET", "/props", _Props, timeout_s=timeout_s)).build_info
+    return (await request_json(address, "GET", "/props", _Props, timeout_s=_BUILD_S)).build_info
 
 
 async def engine_activity(address: EngineAddress, *, timeout_s: float = 1.0) -> EngineActivity | None:

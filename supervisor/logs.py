@@ -68,15 +68,14 @@ class EngineLog:
 class LogFollower:
     """One reader of a log, with a bounded buffer of its own."""
 
-    def __init__(self, size: int = FOLLOWER_LINES) -> None:
+    def __init__(self) -> None:
         self._waiting: deque[str] = deque()
-        self._size = size
         self._missed = 0
         self._more = anyio.Event()
 
     def offer(self, line: str) -> None:
         """Add a line without waiting."""
-        if len(self._waiting) >= self._size:
+        if len(self._waiting) >= FOLLOWER_LINES:
             self._waiting.popleft()
             self._missed += 1
         self._waiting.append(line)

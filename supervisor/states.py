@@ -98,9 +98,6 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "failed": frozenset({"stopped"}),
 }
 
-#: States in which a process may exist.
-ALIVE: Final[frozenset[State]] = frozenset({"starting", "ready", "stopping"})
-
 
 class ImpossibleTransition(AssertionError):
     """A state change that the table does not allow: a bug in this program."""

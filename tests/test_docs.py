@@ -33,7 +33,7 @@ from hostler.profiles.engines import Engine, EngineEntry
 from hostler.profiles.json_schema import field_descriptions
 from hostler.profiles.request_rules import RequestRules
 from hostler.profiles.schema import Profile, ProfileEntry
-from hostler.profiles.store import read_profiles
+from hostler.profiles.store import load_profiles
 from hostler.profiles.yaml_config import Size, parse
 from hostler.supervisor.lease_frames import EventFrame, RequestFrame
 
@@ -285,7 +285,7 @@ def test_a_shipped_file_loads(file: Path) -> None:
     if file.name.startswith("hostler"):
         settings.read(file, environ=variables)
     else:
-        assert read_profiles(file, env=variables)
+        assert load_profiles(None, {}, file, env=variables)
 
 
 def commands(command: Any, name: str) -> Iterator[str]:

@@ -26,8 +26,8 @@ class LlamaCppUpstream(Upstream):
     prompts of streams.
     """
 
-    def __init__(self, *others: Upstream, prefix: str = "/v1", progress: bool = False) -> None:
-        self._openai = OpenAIUpstream(prefix=prefix, engine=True, progress=progress)
+    def __init__(self, *others: Upstream, progress: bool = False) -> None:
+        self._openai = OpenAIUpstream(engine=True, progress=progress)
         self._progress = progress
         # Requests of other protocols are written in OpenAI's, and the engine's errors have its form.
         self.wire = self._openai.wire

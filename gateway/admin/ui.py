@@ -31,18 +31,12 @@ _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg
 class UI:
     """`view` returns the current status; with `logins` the page has a button to log out."""
 
-    def __init__(
-        self,
-        view: Callable[[], StatusView],
-        *,
-        logins: bool,
-        folder: Path = STATIC,
-    ) -> None:
+    def __init__(self, view: Callable[[], StatusView], *, logins: bool) -> None:
         self._view = view
         self._logins = logins
         self._files = {
             path.name: _File(path.read_bytes(), path.suffix)
-            for path in sorted(folder.iterdir())
+            for path in sorted(STATIC.iterdir())
             if path.suffix in _MEDIA_TYPES
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import random as chance
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -73,7 +73,6 @@ class Chain:
         on_return: Callable[[str], None],
         bus: Bus,
         clock: Callable[[], float],
-        random: Callable[[], float] = chance.random,
         spending: SpendingTracker | None = None,
         entries: Mapping[str, BackendSettings] | None = None,
     ) -> None:
@@ -82,7 +81,6 @@ class Chain:
         self._reachable, self._returning, self._draining = reachable, returning, draining
         self._bus = bus
         self._clock = clock
-        self._random = random
         self._drop_requests = drop_requests
         self._on_return = on_return
         self._connect_s = settings.gateway.timeouts.connect_s
@@ -90,7 +88,7 @@ class Chain:
         self._http_checks: dict[str, list[HttpCheck]] = defaultdict(list)
         self.spending = _spending(settings) if spending is None else spending
         self.hops: dict[str, Hop] = {}
-        self._health = HealthChecker((), clock=clock, random=random)
+        self._health = HealthChecker((), clock=clock, random=random.random)
         for name in supervisors:
             self.add_supervisor(name)
         for name, backend in backends.items():
@@ -223,7 +221,7 @@ class Chain:
         rules = self._settings.breaker
         return CircuitBreakers(
             BreakerRules(failures=rules.failures, open_s=rules.open_s, max_open_s=rules.max_open_s),
-            self._random,
+            random.random,
             on_change=partial(self._on_breaker_change, name),
         )
 

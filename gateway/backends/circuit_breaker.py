@@ -15,6 +15,8 @@ from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptResult
 BreakerState = Literal["closed", "open", "half_open"]
 #: Breakers of models of a backend from which on closed ones are forgotten.
 MAX_CLOSED = 1000
+#: How long a backend that asks for a pause gets no requests if it does not say for how long, in seconds.
+_COOL_S = 5.0
 
 OnBreakerChange = Callable[[str | None, BreakerState, BreakerState], None]
 
@@ -179,12 +181,10 @@ class CircuitBreakers:
         self,
         rules: BreakerRules,
         random: Callable[[], float],
-        cool_s: float = 5.0,
         on_change: OnBreakerChange | None = None,
     ) -> None:
         self._rules = rules
         self._random = random
-        self._cool_s = cool_s
         self._on_change = on_change
         self._host = self._breaker(None)
         self._models: dict[str, CircuitBreaker] = {}
@@ -239,7 +239,7 @@ class CircuitBreakers:
         rule = FAILURE_RULES[outcome]
         if permit.counted and outcome == "answered":
             return rule
-        cool_s = self._cool_s if retry_after_s is None else retry_after_s
+        cool_s = _COOL_S if retry_after_s is None else retry_after_s
         if rule.host == "success":
             self._suspects.clear()
         host: BreakerSignal = rule.host

@@ -54,8 +54,7 @@ class HttpxTransport:
     `client` is for tests, instead of all others; `aclose` closes it all the same.
     """
 
-    def __init__(self, client: httpx.AsyncClient | None = None) -> None:
-        self._given = client
+    def __init__(self) -> None:
         self._clients: dict[tuple[TlsOptions | None, str | None], httpx.AsyncClient] = {}
         self._in_flight: set[HttpxResponse] = set()
 
@@ -76,10 +75,8 @@ class HttpxTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        clients, self._clients = [*self._clients.values()], {}
-        if self._given is not None:
-            clients.append(self._given)
-        for client in clients:
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
             await client.aclose()
 
     def enter(self, answer: HttpxResponse) -> None:
@@ -95,8 +92,6 @@ class HttpxTransport:
 
         Raises `BackendUnavailable` with the reason if it cannot be reached as the settings and the environment say.
         """
-        if self._given is not None:
-            return self._given
         options = endpoint.options or EndpointOptions(proxy="environment")
         proxy, origin = _proxy(endpoint, options)
         key = (options.tls if endpoint.tls else None, proxy)

@@ -181,9 +181,9 @@ def owner_of(request: Request) -> str:
     return f"{client.name} {client.identity}" if client.identity else client.name
 
 
-def reply(value: object, status: int = 200) -> Response:
+def reply(value: object) -> Response:
     """A JSON answer."""
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 class UploadLimit:

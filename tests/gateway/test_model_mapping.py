@@ -35,7 +35,6 @@ def test_filters_are_shell_patterns_without_regard_to_case(models: Models, names
 def test_a_mapping_lists_its_own_names_only() -> None:
     assert listed({"fast": "qwen3:8b"}, "qwen3:8b", "phi") == []
     assert ModelMapping.parse({"fast": "qwen3:8b"}).name_there("fast") == "qwen3:8b"
-    assert not ModelMapping.parse({"fast": "qwen3:8b"}).asks
 
 
 def test_a_mapping_beside_a_filter_adds_names() -> None:

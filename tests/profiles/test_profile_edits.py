@@ -8,7 +8,7 @@ import pytest
 
 from hostler.profiles.profile_edits import add_profile, remove_profile, rename_profile, sections_text
 from hostler.profiles.schema import ProfileEntry
-from hostler.profiles.store import Written, read_profiles
+from hostler.profiles.store import Written, load_profiles
 from hostler.profiles.yaml_config import DocumentError, Size, parse
 
 MAIN = """\
@@ -88,7 +88,7 @@ def test_adding_follows_a_symlink(tmp_path: Path) -> None:
     link.symlink_to(real)
     add_profile(link, "b", ProfileEntry(model="y"))
     assert link.is_symlink()
-    assert [profile.name for profile in read_profiles(real, env={})] == ["a", "b"]
+    assert [profile.name for profile in load_profiles(None, {}, real, env={})] == ["a", "b"]
 
 
 WITH_REFERENCES = """\

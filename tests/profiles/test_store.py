@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from hostler.profiles.schema import ProfileEntry
-from hostler.profiles.store import Changes, bundled_text, demo_profiles, diff, load_profiles, read_profiles
+from hostler.profiles.store import Changes, bundled_text, demo_profiles, diff, load_profiles
 from hostler.profiles.yaml_config import DocumentError, parse
 
 
@@ -23,14 +23,18 @@ def test_the_demo_is_one_file_twice_with_one_default() -> None:
 def test_the_example_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "profiles.yaml"
     path.write_text(bundled_text("example.yaml"))
-    assert [profile.name for profile in read_profiles(path, env={})] == ["qwen3-8b", "qwen3-8b-long", "nomic-embed"]
+    assert [profile.name for profile in load_profiles(None, {}, path, env={})] == [
+        "qwen3-8b",
+        "qwen3-8b-long",
+        "nomic-embed",
+    ]
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_reads_a_manifest_with_or_without_its_key(tmp_path: Path, wrapped: bool) -> None:
     path = tmp_path / "m.yaml"
     path.write_text("profiles:\n  a:\n    model: ${env:DIR}/x.gguf" if wrapped else "a:\n  model: ${env:DIR}/x.gguf")
-    assert read_profiles(path, env={"DIR": "/m"})[0].model == "/m/x.gguf"
+    assert load_profiles(None, {}, path, env={"DIR": "/m"})[0].model == "/m/x.gguf"
 
 
 def test_relative_models_start_at_the_file_that_names_them(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, message: str) -> N
     path = tmp_path / "m.yaml"
     path.write_text(text)
     with pytest.raises(DocumentError) as caught:
-        read_profiles(path, env={})
+        load_profiles(None, {}, path, env={})
     assert str(caught.value).startswith(f"{path}{message}")
 
 
@@ -81,7 +85,7 @@ def test_a_name_in_two_files_names_both(tmp_path: Path) -> None:
 
 def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"none\.yaml: cannot be read: No such file"):
-        read_profiles(tmp_path / "none.yaml", env={})
+        load_profiles(None, {}, tmp_path / "none.yaml", env={})
 
 
 def test_diff_lists_changed_profiles() -> None:
