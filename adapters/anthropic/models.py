@@ -99,13 +99,21 @@ def _capabilities(card: ModelCard) -> dict[str, Any]:
         return {"supported": supported, **more}
 
     thinks = "thinking" in card.capabilities
-    levels = {level: support(level in card.thinking) for level in ("low", "medium", "high", "max")}
+    levels = {level: support(level in card.thinking) for level in ("low", "medium", "high", "xhigh", "max")}
+    unsupported = support(False)
     return {
-        **{
-            name: support(False) for name in ("batch", "citations", "code_execution", "context_management", "pdf_input")
-        },
+        **dict.fromkeys(("batch", "citations", "code_execution", "context_management", "pdf_input"), unsupported),
         "effort": support(any(each["supported"] for each in levels.values()), **levels),
         "image_input": support("vision" in card.capabilities),
-        "structured_outputs": support(False),
-        "thinking": support(thinks, types={"adaptive": support(False), "enabled": support(thinks)}),
+        "server_tools": support(False, code_execution=unsupported, web_search=unsupported),
+        "structured_outputs": support(True),
+        "thinking": support(
+            thinks,
+            types={
+                "adaptive": unsupported,
+                "between_tools": unsupported,
+                "disabled": support(True),
+                "enabled": support(thinks),
+            },
+        ),
     }

@@ -118,11 +118,12 @@ class StreamFold:
             return lenient.encode(self._response)
         top = dict(self._top)
         top["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
-        if next(iter(top)) == "choices":
+        is_llamas = next(iter(top)) == "choices"
+        if is_llamas:
             top = {name: top[name] for name in _LLAMA_ORDER if name in top} | top
-            for choice in top["choices"]:
-                if isinstance(choice.get("message"), dict):
-                    choice["message"] = _message(choice["message"])
+        for choice in top["choices"]:
+            if isinstance(choice.get("message"), dict):
+                choice["message"] = _llama_message(choice["message"]) if is_llamas else _message(choice["message"])
         return lenient.encode(top)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
@@ -253,6 +254,11 @@ def _finished(value: Any) -> Any:
 
 
 def _message(folded: dict[str, Any]) -> dict[str, Any]:
+    """A message with what every whole one has, and a stream may leave out."""
+    return folded if "role" in folded and "content" in folded else {"role": "assistant", "content": None, **folded}
+
+
+def _llama_message(folded: dict[str, Any]) -> dict[str, Any]:
     """A message as in llama-server's whole responses. Its streams have null for an empty content, put the id of a call
     first, and leave out the role if the first token is half a character."""
     message = {"role": "assistant", "content": "", **folded}

@@ -40,13 +40,16 @@ _ROLES = frozenset({"user", "assistant", "system", "developer"})
 # Items that are tool calls, and their results.
 _CALLS = frozenset({"function_call", "custom_tool_call", "tool_search_call"})
 _CALL_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+#: Changes reasoning and the form of the text for the responses that follow it.
+_UPDATE = "configuration_update"
 _SEARCH_ITEMS = frozenset({"tool_search_call", "tool_search_output"})
 
 # Items of OpenAI's own tools in the history: other models cannot read them.
 _HOSTED_TOOL_ITEMS = frozenset(
     {
         *("web_search_call", "file_search_call", "computer_call", "code_interpreter_call", "image_generation_call"),
-        *("mcp_list_tools", "mcp_call", "compaction"),
+        *("mcp_list_tools", "mcp_call", "mcp_approval_request", "mcp_approval_response", "compaction"),
+        *("program", "program_output"),
     }
 )
 
@@ -72,6 +75,8 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     output: str | list[ResponsesPart] | None = None
     tools: list[ResponsesTool] | None = None
     execution: str | None = None
+    reasoning: msgspec.Raw = msgspec.Raw(NULL)
+    text: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,20 +115,38 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _TEXT = msgspec.json.Decoder(ResponsesText | None)
+_REASONING = msgspec.json.Decoder(ResponsesReasoning | None)
 _INCLUDE = msgspec.json.Decoder(list[str] | None)
 
 
 def decode_output(document: JsonBody) -> Output:
     if document.flag("background"):
         raise BadRequest("`background` is not supported; stream the response instead.", param="background")
-    text = document.get("text", _TEXT, expected="an object")
-    wanted = text.format if text is not None else None
-    schema = None
-    if wanted is not None and wanted.type in ("json_schema", "json_object"):
-        schema = ANY_OBJECT if bytes(wanted.schema) == NULL else msgspec.Raw(bytes(wanted.schema))
+    schema = _schema(document.get("text", _TEXT, expected="an object"))
     include = document.get("include", _INCLUDE, expected="a list of strings") or ()
     logprobs = (document.number("top_logprobs") or 0) if "message.output_text.logprobs" in include else None
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
+
+
+def _schema(text: ResponsesText | None) -> msgspec.Raw | None:
+    wanted = text.format if text is not None else None
+    if wanted is None or wanted.type not in ("json_schema", "json_object"):
+        return None
+    return ANY_OBJECT if bytes(wanted.schema) == NULL else msgspec.Raw(bytes(wanted.schema))
+
+
+def _updates(items: list[ResponsesItem]) -> tuple[ResponsesReasoning | None, ResponsesText | None]:
+    """The reasoning and the form of the text that items of the conversation have set; `None` for what none has."""
+    reasoning, text = None, None
+    for index, item in enumerate(items):
+        if item.type != _UPDATE:
+            continue
+        try:
+            reasoning = _REASONING.decode(item.reasoning) or reasoning
+            text = _TEXT.decode(item.text) or text
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"`input[{index}]` is no valid update: {error}.", param=f"input[{index}]") from None
+    return reasoning, text
 
 
 def decode_request(request: ChatRequest) -> ChatRequest:
@@ -146,7 +169,9 @@ def decode_request(request: ChatRequest) -> ChatRequest:
             allowed = {_called(each) for each in choice.tools or ()}
             functions = tuple(function for function in functions if function.name in allowed)
         choice = _called(choice) if choice.type in KINDS else choice.mode
-    effort = body.reasoning.effort if body.reasoning is not None else None
+    reasoning, text = _updates(body.input) if isinstance(body.input, list) else (None, None)
+    reasoning = reasoning or body.reasoning
+    effort = reasoning.effort if reasoning is not None else None
     conversation = Conversation(
         messages=tuple(with_one_system_turn(messages)),
         tools=functions,
@@ -155,7 +180,8 @@ def decode_request(request: ChatRequest) -> ChatRequest:
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, max_tokens=body.max_output_tokens),
         thinking=False if effort == "none" else effort,
     )
-    return msgspec.structs.replace(request, conversation=conversation)
+    output = request.output if text is None else msgspec.structs.replace(request.output, schema=_schema(text))
+    return msgspec.structs.replace(request, conversation=conversation, output=output)
 
 
 def _called(choice: ResponsesToolChoice) -> str:
@@ -171,7 +197,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
     for index, item in enumerate(items):
         param = f"input[{index}]"
         kind = item.type or ("message" if item.role is not None else "")
-        if kind in _HOSTED_TOOL_ITEMS or kind == "additional_tools" or _is_servers_search(item):
+        if kind in _HOSTED_TOOL_ITEMS or kind in ("additional_tools", _UPDATE) or _is_servers_search(item):
             continue
         if kind in _CALLS or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
             assistant = _with_item(assistant or ChatMessage(role="assistant"), item, kind, param)
@@ -186,7 +212,7 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
             yield ChatMessage(role=role, parts=tuple(_parts(item.content, f"{param}.content")))
         elif kind in _CALL_OUTPUTS:
             parts = tuple(_parts(item.output, f"{param}.output"))
-            yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
+            yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id, name=item.name)
         elif kind == "tool_search_output":
             found = ", ".join(CallableTools(item.tools or ())) or "none"
             yield ChatMessage(role="tool", parts=(Text(text=f"Tools found: {found}"),), tool_call_id=item.call_id)

@@ -163,3 +163,34 @@ def test_a_schema_is_strict_for_openai_only_if_its_strict_mode_takes_it(schema: 
 def test_what_only_anthropics_servers_run_is_refused_elsewhere(upstream: Upstream, field: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match="cannot run tools of its own"):
         sent("/v1/messages", field, upstream)
+
+
+def test_an_update_of_the_configuration_counts_for_what_follows() -> None:
+    schema = {"type": "object", "properties": {}}
+    history = [
+        {"role": "user", "content": "Hi"},
+        {"type": "configuration_update", "reasoning": {"effort": "low"}},
+        {"type": "configuration_update", "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
+        {"role": "user", "content": "Go on"},
+    ]
+    body = sent("/v1/responses", {"input": history, "reasoning": {"effort": "high"}}, ENGINE)
+    assert [turn["content"] for turn in body["messages"]] == ["Hi", "Go on"]
+    assert body["reasoning_effort"] == "low"
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    history[2] = {"type": "configuration_update", "text": {"format": {"type": "text"}}}
+    plain = {"input": history, "text": {"format": {"type": "json_object"}}}
+    assert "response_format" not in sent("/v1/responses", plain, ENGINE)
+
+
+@pytest.mark.parametrize("update", [{"reasoning": 1}, {"text": {"format": "json"}}])
+def test_an_invalid_update_of_the_configuration_is_named(update: dict[str, Any]) -> None:
+    history = [{"role": "user", "content": "Hi"}, {"type": "configuration_update", **update}]
+    with pytest.raises(BadRequest, match=r"input\[1\]"):
+        sent("/v1/responses", {"input": history}, ENGINE)
+
+
+def test_a_result_without_an_id_belongs_to_the_call_of_its_tool() -> None:
+    calls = [{"type": "function_call", "call_id": each, "name": each, "arguments": "{}"} for each in ("a", "b")]
+    results = [{"type": "function_call_output", "name": each, "output": each} for each in ("b", "a")]
+    *_, first, second = sent("/v1/responses", {"input": [*calls, *results]}, ENGINE)["messages"]
+    assert (first["tool_call_id"], second["tool_call_id"]) == ("b", "a")

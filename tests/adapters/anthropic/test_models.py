@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
+from anthropic.types import ModelInfo
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.errors import (
@@ -13,6 +15,7 @@ from hostler.adapters.errors import (
     ModelNotFound,
 )
 from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.profiles.schema import ModelFacts
 
 CARDS = (
     ModelCard(name="big", aliases=("claude-sonnet", "org/b"), context=8192, created=1738911764, state="loaded"),
@@ -77,3 +80,17 @@ def test_a_model_is_found_by_any_name(adapter: AnthropicAdapter, decode_request:
     assert find("org/b")["id"] == "org/b"
     with pytest.raises(ModelNotFound, match="big, vectors, small"):
         find("nobody")
+
+
+@pytest.mark.parametrize("capabilities", [("completion",), ("completion", "vision", "thinking")])
+def test_a_model_has_every_field_that_the_sdk_declares(
+    adapter: AnthropicAdapter, decode_request: Any, capabilities: tuple[str, ...]
+) -> None:
+    card = msgspec.structs.replace(CARDS[0], capabilities=capabilities, facts=ModelFacts(), thinking=("low", "high"))
+    listing = ModelList(cards=(card,), index={"big": card})
+    body = adapter.model_info(decode_request("/v1/models"), listing).body
+    model = ModelInfo.model_validate(json.loads(body)["data"][0])
+    assert model.capabilities is not None
+    assert model.capabilities.thinking.types.enabled.supported is ("thinking" in capabilities)
+    assert model.capabilities.image_input.supported is ("vision" in capabilities)
+    assert not model.capabilities.server_tools.web_search.supported

@@ -139,3 +139,18 @@ def test_absurd_numbers_are_folded_as_they_came() -> None:
     fold.add_events(b'data: {"choices":[{"index":"0","delta":{"content":"a"}}],"usage":{"prompt_tokens":%b}}\n\n'
                     % (b"1" + b"0" * 400))  # fmt: skip
     assert json.loads(fold.result())["usage"]["prompt_tokens"] == 10**400
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ([{"content": "Hi"}], {"role": "assistant", "content": "Hi"}),
+        ([{"refusal": "No"}, {"refusal": "."}], {"role": "assistant", "content": None, "refusal": "No."}),
+        ([{"role": "assistant"}], {"role": "assistant", "content": None}),
+    ],
+)
+def test_a_message_has_what_a_stream_may_leave_out(deltas: list[dict[str, str]], message: dict[str, Any]) -> None:
+    fold = StreamFold()
+    for delta in deltas:
+        fold.add({"id": "1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]})
+    assert json.loads(fold.result())["choices"][0]["message"] == message
