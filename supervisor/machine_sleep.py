@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 _AWAKE_LOOK_S: Final = 0.1
 
-#: A longer pause between two looks means that the machine slept, in seconds.
+#: A longer pause between two looks means that the machine slept, in seconds, and so do so many seconds by its own account.
 _GAP_S: Final = 1.0
+_SUSPENDED_S: Final = 0.5
 
 #: A machine that was woken waits so long for a gateway to connect again, and then for its requests, in seconds.
 CONNECTS_S: Final = 30.0
@@ -57,7 +58,7 @@ class SleepingHost(Protocol):
 
 class MachineSleep:
     """Runs the command of `settings` when `host` has been idle for long enough. `keep_awake` is whether something else
-    goes on, such as a download. `clock` must not stop while the machine sleeps."""
+    goes on, such as a download. `suspended_s` is for how long the machine has been suspended since it was started."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class MachineSleep:
         command_s: float = COMMAND_S,
         falls_asleep_s: float = FALLS_ASLEEP_S,
         asks_s: float = ASKS_S,
+        suspended_s: Callable[[], float] | None = None,
     ) -> None:
         self._settings = settings
         self._host = host
@@ -77,13 +79,19 @@ class MachineSleep:
         self._command_s = command_s
         self._falls_asleep_s = falls_asleep_s
         self._asks_s = asks_s
+        self._suspended_s = suspended_s or _suspended_s
         self._awake_since = clock()
 
     async def run(self) -> None:
         """Put the machine to sleep, again and again, until cancelled."""
+        look_s = min(LOOK_S, self._settings.after_s / 4)
         while True:
-            await anyio.sleep(min(LOOK_S, self._settings.after_s / 4))
-            if self._may_sleep():
+            before, looked_at = self._suspended_s(), time.monotonic()
+            await anyio.sleep(look_s)
+            if self._has_slept(before, looked_at + look_s):
+                # Someone else has put it to sleep, and it was not woken to sleep again at once.
+                await self._stay_awake()
+            elif self._may_sleep():
                 # No request can come between this decision and the pause.
                 self._host.pause()
                 try:
@@ -111,7 +119,7 @@ class MachineSleep:
         """Run the command, and return when the machine is awake again or has not fallen asleep."""
         command = self._settings.argv
         logger.info("idle for %g s; putting the machine to sleep (%s)", self._settings.after_s, shlex.join(command))
-        before, slept = _suspended_s(), anyio.Event()
+        before, slept = self._suspended_s(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch, before, slept)
             failure = await self._run_command(command)
@@ -142,10 +150,15 @@ class MachineSleep:
     async def _watch(self, before: float, slept: anyio.Event) -> None:
         """Set `slept` once the machine, or this process, has been suspended and goes on."""
         last = time.monotonic()
-        while _suspended_s() - before < 0.5 and time.monotonic() - last < _GAP_S:
+        while not self._has_slept(before, last):
             last = time.monotonic()
             await anyio.sleep(_AWAKE_LOOK_S)
         slept.set()
+
+    def _has_slept(self, before: float, expected_at: float) -> bool:
+        """Whether the machine, or this process, was suspended since it had been so for `before` seconds. The process was to go
+        on at `expected_at`, by `time.monotonic`."""
+        return self._suspended_s() - before >= _SUSPENDED_S or time.monotonic() - expected_at >= _GAP_S
 
 
 def _suspended_s() -> float:

@@ -116,6 +116,30 @@ async def test_a_command_that_does_not_end_is_ended_and_the_host_goes_on(caplog:
     assert "did not end within 0.05 s" in caplog.text
 
 
+async def test_a_machine_that_someone_else_has_woken_does_not_sleep_again_at_once(tmp_path: Path) -> None:
+    host, slept = Host(), anyio.Event()
+    host.gateways = 0
+    looks = 0
+
+    def suspended_s() -> float:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            slept.set()
+        return 0.0 if looks == 1 else 3600.0
+
+    async with sleeping(host, noting(tmp_path / "ran"), suspended_s=suspended_s):
+        with anyio.fail_after(20):
+            await slept.wait()
+        with anyio.move_on_after(0.3):  # several times `after_s`
+            await host.resumed.wait()
+        assert host.events == []
+        host.gateways = 1
+        with anyio.fail_after(20):
+            await host.resumed.wait()
+    assert host.events[:2] == ["pause", "resume"]
+
+
 def test_the_system_suspends_without_a_command() -> None:
     assert SleepSettings(after_s=1, suspend=True).argv == ["systemctl", "suspend"]
     assert SleepSettings(after_s=1, command="sh -c 'a b'").argv == ["sh", "-c", "a b"]
