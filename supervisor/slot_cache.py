@@ -17,7 +17,7 @@ from hostler.supervisor.context_checkpoints import checkpoint_count, needs_check
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError
 from hostler.supervisor.llama_arguments import argument_number
-from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name
+from hostler.supervisor.slot_files import COLD, SlotFiles, SlotRecord, boot_id, file_name, remove_file
 from hostler.supervisor.slot_key import unsupported_reason
 from hostler.supervisor.slot_requests import SlotLimits, WrittenSlot, list_slots, read_slot, write_slot
 from hostler.supervisor.slot_rewind import read_tokens, rewind
@@ -281,9 +281,16 @@ class SlotCache:
         name = file_name(key, conversation.name if cold and conversation is not None else slot)
         expected = max(tokens * facts.kv_bytes_per_token, files.size(name) or 0)
         # With smaller cache types it will be less; the real size is checked afterwards.
-        if expected // 4 > files.max_bytes or expected > files.free():
+        if expected // 4 > files.max_bytes:
             raise _NotSaved(f"{tokens} tokens are too large to save")
         files.evict(min(expected, files.max_bytes), self._clock())
+        try:
+            files.create()  # it may have been removed
+            room = files.free()
+        except OSError as error:
+            raise _NotSaved(f"{files.directory}: {error.strerror}") from error
+        if expected > room:
+            raise _NotSaved(f"the disk of {files.directory} has no room for {expected} bytes")
         part = files.directory / f"{name}-{secrets.token_hex(4)}.part"
         try:
             written = await self._write_slot(address, slot, part, expected)
@@ -302,7 +309,7 @@ class SlotCache:
         except OSError as error:
             raise _NotSaved(str(error)) from error
         finally:
-            part.unlink(missing_ok=True)
+            remove_file(part)
         return record
 
     async def _write_slot(self, address: EngineAddress, slot: int, part: Path, expected: int) -> WrittenSlot:
@@ -355,7 +362,7 @@ class SlotCache:
             logger.info("%s: slot %d was saved as it is: %s", work.profile.name, slot, error)
             return written
         finally:
-            again.unlink(missing_ok=True)
+            remove_file(again)
         return rewound
 
     async def _count_checkpoints(self, part: Path, facts: ModelFacts, build: str, tokens: int) -> int:
@@ -380,7 +387,7 @@ class SlotCache:
             if not answered:
                 self._files.drop(name, "its restore failed")
             # Only a supervisor that is killed in here leaves the marker.
-            marker.unlink(missing_ok=True)
+            remove_file(marker)
 
 
 def _useless(facts: ModelFacts, record: SlotRecord) -> str:

@@ -78,9 +78,9 @@ class SlotFiles:
         self.directory.chmod(0o700)
         for marker in self._glob("*.restoring"):
             self.drop(marker.stem, "its last restore did not finish")
-            _remove(marker)
+            remove_file(marker)
         for part in (*self._glob("*.part"), *self._glob("*.new")):
-            _remove(part)
+            remove_file(part)
         names = {name for name, _ in self.records()}
         for orphan in self._glob("*.kv"):
             if orphan.stem not in names:
@@ -158,7 +158,7 @@ class SlotFiles:
     def forget(self, name: str) -> None:
         """Delete a slot."""
         for path in (self._sidecar(name), self.path(name)):
-            _remove(path)
+            remove_file(path)
 
     def size(self, name: str) -> int | None:
         """The size of a saved slot, in bytes; `None` if there is none."""
@@ -172,11 +172,8 @@ class SlotFiles:
         return sum(self.size(name) or 0 for name, _ in self.records())
 
     def free(self) -> int:
-        """The bytes that may still be written to this disk."""
-        try:
-            return shutil.disk_usage(self.directory).free - FREE_BYTES
-        except OSError:
-            return 0
+        """The bytes that may still be written to this disk. Raises `OSError`."""
+        return shutil.disk_usage(self.directory).free - FREE_BYTES
 
     # What is known of models and engines.
 
@@ -190,7 +187,7 @@ class SlotFiles:
         if strikes:
             self._write(self._strike_file(key), _Strikes(model=model, strikes=strikes))
         else:
-            _remove(self._strike_file(key))
+            remove_file(self._strike_file(key))
 
     def saves_checkpoints(self, build: str, architecture: str) -> bool | None:
         """Whether engines of this build save context checkpoints of such models; `None` as long as that is unknown."""
@@ -269,7 +266,8 @@ def boot_id() -> str:
         return ""
 
 
-def _remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
+    """Delete a file, if there is one. Failures are logged."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

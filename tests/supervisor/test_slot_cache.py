@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -181,6 +182,43 @@ async def test_an_engine_whose_slot_cannot_be_erased_is_started_again(
     restored = await cache.restore(engine.address, PROFILE, FACTS, KEY)
     assert (restored.slots, restored.crashed) == (0, True)
     assert names(tmp_path) == BOTH[2:]
+
+
+def remove(folder: Path, left: str = "") -> None:
+    """Remove the folder; a file or a link that leads nowhere takes its place."""
+    shutil.rmtree(folder)
+    if left == "file":
+        folder.write_bytes(b"")
+    elif left == "dangling link":
+        folder.symlink_to(folder.with_name("gone"))
+
+
+async def test_a_folder_that_was_removed_is_made_again_for_a_save(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
+) -> None:
+    remove(tmp_path)
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 2
+    assert names(tmp_path) == BOTH
+
+
+@pytest.mark.parametrize("place", ["file", "dangling link"])
+async def test_what_is_no_folder_keeps_nothing_and_costs_nothing(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, place: str
+) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
+    remove(tmp_path, left=place)
+    saved = await cache.save(engine.address, PROFILE, FACTS, KEY)
+    assert (saved.slots, str(tmp_path) in saved.why) == (0, True)
+    assert await cache.restore(engine.address, PROFILE, FACTS, KEY) == RestoreResult()
+    assert not await cache.load_conversation(engine.address, FACTS, KEY, 0, "c1")
+    cache.record_first_response("alpha", 0)
+
+
+async def test_a_disk_without_room_is_named(engine: SlotEngine, tmp_path: Path) -> None:
+    cache = SlotCache(tmp_path, max_bytes=1 << 62, max_age_s=100.0, min_tokens=256)
+    saved = await cache.save(engine.address, PROFILE, replace(FACTS, kv_bytes_per_token=1 << 50), KEY)
+    assert saved.slots == 0
+    assert saved.why == f"the disk of {tmp_path} has no room for {1000 << 50} bytes"
 
 
 async def test_a_file_whose_sidecar_cannot_be_written_takes_no_space(
