@@ -21,6 +21,7 @@ from hostler.adapters.canonical import (
     StoredRequest,
     WebSocketRequest,
 )
+from hostler.adapters.engine_state import is_engine_state
 from hostler.adapters.errors import (
     BadRequest,
     GatewayError,
@@ -78,13 +79,11 @@ _UPSTREAM = "/upstream/"
 # Unknown paths are forwarded only if every server reads them alike: no `..`, `//`, `%2e`, `;` or backslashes.
 _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._~:@+-]*)+/?")
 
-# The gateway's own routes, and those of an engine that are not about inference: its state, its files, its neighbours.
-# Searched anywhere in a path, since engines can be configured to serve below a prefix.
-_ENGINE_STATE = frozenset({"cors-proxy", "lora-adapters", "props", "slots", "stream", "streams", "tools"})
-_NOT_FORWARDED = frozenset(
+# The gateway's own routes, searched anywhere in a path.
+_OWN = frozenset(
     (
-        *("admin", "api", "cors-proxy", "docs", "events", "health", "healthz", "lora-adapters", "metrics"),
-        *("models", "openapi.json", "props", "readyz", "redoc", "slots", "stream", "streams", "tools", "ui", "version"),
+        *("admin", "api", "docs", "events", "health", "healthz", "metrics", "models", "openapi.json", "readyz"),
+        *("redoc", "ui", "version"),
     )
 )
 
@@ -144,8 +143,6 @@ class LlamaCppAdapter(Adapter):
     def _decode_upstream(self, operation: Operation, incoming: Incoming) -> Request:
         """A request for any path of the engine of a model: `/upstream/MODEL/PATH`. Slashes in names are `%2F`."""
         model, path = _upstream_path(incoming.path)
-        if _ENGINE_STATE.intersection(path.lower().strip("/").split("/")):
-            raise NotFound(f"{path[:200]} is not forwarded: it changes the state of the engine for all of its clients")
         origin = self.origin(operation, incoming, path=path, content_type=_content_type(incoming))
         stream = incoming.method == "POST" and _model_and_stream(incoming.body, origin.content_type)[1]
         return Passthrough(origin=origin, model=model, output=Output(stream=stream))
@@ -233,6 +230,8 @@ def _upstream_path(path: str) -> tuple[str, str]:
         raise NotFound("expected /upstream/MODEL/PATH, with %2F for a slash in the model's name")
     if path != "/" and (len(path) > _MAX_PATH or not _PLAIN_PATH.fullmatch(path)):
         raise NotFound(f"{path[:200]} is not forwarded: its engine might read it differently")
+    if is_engine_state(path):
+        raise NotFound(f"{path[:200]} is not forwarded: it is about the state of an engine, which serves all clients")
     return model, path
 
 
@@ -267,7 +266,7 @@ def _check_path(incoming: Incoming) -> None:
         segments = path.lower().strip("/").split("/")
         if segments[0] == "models" or segments[:2] == ["v1", "models"]:
             raise MethodNotAllowed(f"{path[:200]} takes GET, not {incoming.method}", allowed=("GET", "HEAD"))
-        if not _NOT_FORWARDED.intersection(segments):
+        if not _OWN.intersection(segments) and not is_engine_state(path):
             return
     raise NotFound(f"there is no {incoming.method} {path[:200]} here")
 

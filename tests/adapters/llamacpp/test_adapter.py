@@ -131,7 +131,7 @@ def test_other_content_types_are_forwarded_unread() -> None:
     [
         "/slots/0", "/x/slots/0", "/SLOTS/0", "/props/", "/v1/props", "/admin/x", "/ui/x", "/metrics/x", "/events/",
         "/api/x", "/cors-proxy/x", "/tools/x", "/v1/stream/x", "/v1/streams/x", "/prefix/v1/stream", "/v1/lora-adapters",
-        "/x/models/load", "/healthz/", "/openapi.json/", "/x/version", "/", "//x", "/x//y", "/x/../slots", "/../x",
+        "/x/models/load", "/sleep", "/v1/load_lora_adapter", "/flush_cache", "/v1/model/unload", "/healthz/", "/openapi.json/", "/x/version", "/", "//x", "/x//y", "/x/../slots", "/../x",
         "/./x", "/x/.", "/x%2e%2e/slots", "/x/%2e%2e/slots", "/%73lots/0", "/x%2fslots", "/x;y", "/x\\y", "/x\x00", "/.env",
         "/x y", "/x?y", "/\u00e9", "/" + "x" * 600,
     ],
@@ -141,6 +141,14 @@ def test_an_engines_management_routes_are_never_forwarded(path: str) -> None:
         operation = ADAPTER.operations[-1]
         with pytest.raises(NotFound):
             ADAPTER.decode(operation, Incoming(method=method, path=path, body=b'{"model": "a"}'))
+
+
+@pytest.mark.parametrize("path", ["/slots/0", "/sleep", "/v1/unload_lora_adapter", "/get_server_info", "/props"])
+@pytest.mark.parametrize("prefix", ["", "/x"])
+def test_nor_are_they_below_the_path_of_a_model(prefix: str, path: str) -> None:
+    for operation in (one for one in ADAPTER.operations if one.path == "/upstream/{path:path}"):
+        with pytest.raises(NotFound, match="not forwarded"):
+            ADAPTER.decode(operation, Incoming(method="POST", path=f"/upstream/a{prefix}{path}", body=b"{}"))
 
 
 @given(st.text("/.%\\;slots2eEfFX05", max_size=30))
