@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from fakes.managers import until
+from fakes.managers import ready, until
 from fakes.memory_meter import FakeMemoryMeter
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -27,10 +27,6 @@ Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 SETTINGS = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
 CARD = DeviceReading(id="GPU-a", vendor="nvidia", model="RTX 4090", total=24 * GIB, used=0)
-
-
-def ready(manager: EngineManager) -> list[str]:
-    return [status.model for status in manager.status_now().models if status.state == "ready"]
 
 
 def settings(**more: Any) -> SupervisorSettings:

@@ -9,18 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
-import httpx
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
-from fakes.managers import states, until
+from fakes.managers import chat, phases, ready, states, until
 from fakes.memory_meter import FakeMemoryMeter
 from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, Failure, Snapshot, SupervisorError, SwitchMoved
+from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB, MemoryUsage
 from hostler.supervisor.model_files import FileDescription
@@ -115,33 +114,6 @@ Flags = Callable[[str], FlagFile]
 
 def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
     return scripted(name, profile={"memory": gib * GIB}, **script)
-
-
-def ready(manager: EngineManager) -> list[str]:
-    return [status.model for status in manager.status_now().models if status.state == "ready"]
-
-
-async def chat(address: EngineAddress) -> str:
-    """A request of a client to the engine."""
-    headers = {"Authorization": f"Bearer {address.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
-        url = f"http://{address.host}:{address.port}/v1/chat/completions"
-        return (await http.post(url, json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16})).text
-
-
-async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
-    """Switch to it and return the published phases."""
-    received: list[str] = []
-    async with manager.events() as events, anyio.create_task_group() as tasks:
-        assert isinstance(await anext(events), Snapshot)
-        tasks.start_soon(manager.switch, model)
-        async for event in events:
-            if isinstance(event, SwitchMoved):
-                received.append(event.phase)
-                on(event)
-                if event.phase in ("ready", "failed"):
-                    break
-    return list(dict.fromkeys(received))
 
 
 async def test_the_least_recently_used_is_evicted_not_the_first_started(

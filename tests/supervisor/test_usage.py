@@ -13,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 from fakes.flag_file import FlagFile
-from fakes.managers import states, until
+from fakes.managers import chat, phases, ready, states, until
 from fakes.memory_meter import FakeMemoryMeter
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -133,37 +133,10 @@ async def test_a_hanging_driver_holds_up_neither_a_switch_nor_the_end_of_the_hos
 Flags = Callable[[str], FlagFile]
 
 
-def ready(manager: EngineManager) -> list[str]:
-    return [status.model for status in manager.status_now().models if status.state == "ready"]
-
-
-async def chat(address: EngineAddress) -> str:
-    """A request of a client to the engine."""
-    headers = {"Authorization": f"Bearer {address.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
-        url = f"http://{address.host}:{address.port}/v1/chat/completions"
-        return (await http.post(url, json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16})).text
-
-
 async def cut_off(address: EngineAddress) -> None:
     """A request whose response is cut off."""
     with pytest.raises(httpx.TransportError):
         await chat(address)
-
-
-async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
-    """Switch to it and return the published phases."""
-    received: list[str] = []
-    async with manager.events() as events, anyio.create_task_group() as tasks:
-        assert isinstance(await anext(events), Snapshot)
-        tasks.start_soon(manager.switch, model)
-        async for event in events:
-            if isinstance(event, SwitchMoved):
-                received.append(event.phase)
-                on(event)
-                if event.phase in ("ready", "failed"):
-                    break
-    return list(dict.fromkeys(received))
 
 
 async def test_an_exclusive_host_drains_the_old_model_and_publishes_it(

@@ -270,20 +270,25 @@ async def test_a_refusal_by_the_stopping_gateway_is_stopped() -> None:
     assert outcomes(context) == [("a", "stopped")]
 
 
+async def stopped_while_it_waits(chain: FakeChain, context: RequestContext) -> None:
+    """Dispatch, and stop the gateway when the client sees that it waits."""
+
+    async def stop() -> None:
+        while not chain.writer.beats:
+            await anyio.lowlevel.checkpoint()
+        chain.sleeps.stop()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop)
+        with anyio.fail_after(20), pytest.raises(ShuttingDown):
+            await chain.dispatch(context)
+
+
 async def test_waiting_for_a_load_ends_when_the_gateway_stops() -> None:
     loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
     chain = FakeChain("a", "b", a=[loading for _ in range(1000)])
     context = chain.context()
-    async with anyio.create_task_group() as tasks:
-
-        async def stop_when_it_waits() -> None:
-            while not chain.writer.beats:
-                await anyio.lowlevel.checkpoint()
-            chain.sleeps.stop()
-
-        tasks.start_soon(stop_when_it_waits)
-        with anyio.fail_after(20), pytest.raises(ShuttingDown):
-            await chain.dispatch(context)
+    await stopped_while_it_waits(chain, context)
     assert set(outcomes(context)) == {("a", "loading")}
     with pytest.raises(ShuttingDown):
         await chain.dispatch()  # later waits end at once
@@ -530,16 +535,7 @@ async def test_waiting_for_a_machine_ends_when_the_gateway_stops() -> None:
         name="a", breakers=chain.breakers["a"], supervised=True, reachable=lambda: False, wake_on_lan=waker
     )
     context = chain.context()
-    async with anyio.create_task_group() as tasks:
-
-        async def stop_when_it_waits() -> None:
-            while not chain.writer.beats:
-                await anyio.lowlevel.checkpoint()
-            chain.sleeps.stop()
-
-        tasks.start_soon(stop_when_it_waits)
-        with anyio.fail_after(20), pytest.raises(ShuttingDown):
-            await chain.dispatch(context)
+    await stopped_while_it_waits(chain, context)
     assert outcomes(context) == [("a", "stopped")]
     assert chain.asked == []
 
