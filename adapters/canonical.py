@@ -17,10 +17,9 @@ from hostler.profiles.presets import Preset
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The request as the client sent it, so that a backend of the same protocol gets the same bytes.
 
-    `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation; `path` is percent-encoded
-    as sent, `query` without the question mark.
-    `headers` are the protocol's own, forwarded to a backend of the same protocol; never credentials.
-    `json_body` is the parsed body, if the adapter has parsed it.
+    `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation; `path` is percent-encoded as
+    sent, `query` without the question mark. `headers` are the protocol's own, forwarded to a backend of the same protocol;
+    never credentials. `json_body` is the parsed body, if the adapter has parsed it.
     """
 
     wire: str

@@ -39,7 +39,8 @@ def _continued(asked: Messages, answer: str) -> Messages:
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One architecture. `read` are the tokens that were read again, by continuation; `unkept` those without saved slots.
 
-    `read_ms` and `unkept_read_ms` are how long the engine read the longer conversation. `same`: the answers are those that the engine gives without a switch in between.
+    `read_ms` and `unkept_read_ms` are how long the engine read the longer conversation. `same`: the answers are those that
+    the engine gives without a switch in between.
     """
 
     architecture: str

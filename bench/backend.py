@@ -1,10 +1,9 @@
 """A backend that looks like llama-server on the wire and costs next to nothing: `python -m bench.backend --port 0`.
 
-The request determines the answer, so that every proxy can run every scenario: `stream`, `max_tokens` (the number of
-chunks) and `user` ("slow" is 20 chunks a second, "large" are chunks of 64 KiB, 200 MiB by default, and "unlike" an embedding
-whose head never repeats).
-Each chunk's text is the time at which it was written.
-Like llama-server, it closes the connection after a stream without announcing it.
+The request determines the answer, so that every proxy can run every scenario: `stream`, `max_tokens` (the number of chunks)
+and `user` ("slow" is 20 chunks a second, "large" are chunks of 64 KiB, 200 MiB by default, and "unlike" an embedding whose
+head never repeats). Each chunk's text is the time at which it was written. Like llama-server, it closes the connection
+after a stream without announcing it.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ def switch(port: int, wanted: str, loaded: str, files: Mapping[str, Path], token
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured in one run: switches in each mode, and the engine alone, with its file on the disk or in the page cache."""
+    """What was measured in one run: switches in each mode, and the engine alone, with its file on the disk or in the page
+    cache."""
 
     switches: dict[str, list[Switch]]
     alone: list[Start]

@@ -240,10 +240,10 @@ class Gateway:
     """One gateway: `app` is its ASGI application, `run` serves it. Nothing runs before the application's lifespan.
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
-    clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
-    wrong with the configuration file. `background` runs from before the start until after the end. With `workers`, these
-    serve models' routes, and `app` what they pass on. Raises
-    `ConfigError` for settings that contradict each other, and for an address beyond loopback without a key.
+    clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is wrong
+    with the configuration file. `background` runs from before the start until after the end. With `workers`, these serve
+    models' routes, and `app` what they pass on. Raises `ConfigError` for settings that contradict each other, and for an
+    address beyond loopback without a key.
     """
 
     def __init__(

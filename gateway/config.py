@@ -122,8 +122,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
     are the limits of a host's queue and switches that the file sets, without defaults. `scan` are the folders in which
-    models are looked for, `shared` what the cluster's members share. `texts` are the files that were read with their contents, `None` for one that does not exist.
-    `errors`: the files have mistakes, and this is their last good state.
+    models are looked for, `shared` what the cluster's members share. `texts` are the files that were read with their
+    contents, `None` for one that does not exist. `errors`: the files have mistakes, and this is their last good state.
     """
 
     path: Path | None

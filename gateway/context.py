@@ -154,19 +154,17 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
 class RequestContext:
     """A request, its state so far, and its response writer. Moments are by the loop's clock, in seconds.
 
-    `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
-    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
-    `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
-    not answer. `client_port` is that of the client's connection, 0 if unknown, `headers` are the client's, with names
-    in lower case. `deadline` is when waiting ends, one for all
-    attempts. `waits_for(context)` is what a streaming client waits for until its first token, `hasten` shows it at once
-    since it is new; before `signs_from`, no sign of life is sent, so that an early error keeps its own status.
-    `cancel_reason` says why the request was cancelled; without one it was cut off when the gateway stopped.
-    `limit_headers` describe the limits of the client's key. `accept_upgrade` is set for a request that asks for WebSocket.
-    `background`: it is served while its host has nothing else to do,
-    without a deadline. `prompt` identifies its conversation once that was looked for. `alternatives` are the
-    candidates that could answer instead of the current one, `granted` is a lease that one of them granted before its
-    attempt began.
+    `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local backends
+    may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one; `attempts` are
+    all of them. `failed_hops` are the backends before the current one, each with the reason why it did not answer.
+    `client_port` is that of the client's connection, 0 if unknown, `headers` are the client's, with names in lower case.
+    `deadline` is when waiting ends, one for all attempts. `waits_for(context)` is what a streaming client waits for until
+    its first token, `hasten` shows it at once since it is new; before `signs_from`, no sign of life is sent, so that an
+    early error keeps its own status. `cancel_reason` says why the request was cancelled; without one it was cut off when
+    the gateway stopped. `limit_headers` describe the limits of the client's key. `accept_upgrade` is set for a request that
+    asks for WebSocket. `background`: it is served while its host has nothing else to do, without a deadline. `prompt`
+    identifies its conversation once that was looked for. `alternatives` are the candidates that could answer instead of the
+    current one, `granted` is a lease that one of them granted before its attempt began.
     """
 
     __slots__ = (

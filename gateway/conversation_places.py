@@ -31,8 +31,8 @@ class AnsweredPrompt(msgspec.Struct, frozen=True, array_like=True):
 
 class ConversationPlaces:
     """See `ConversationHints`. Hosts are the same if they have the same URL: `entries` are the settings of the backends by
-    name. What is passed on are hashes keyed with the `secret`, by which alone a guessed prompt can be checked. `wall` is a clock that all who pass it on have in
-    common."""
+    name. What is passed on are hashes keyed with the `secret`, by which alone a guessed prompt can be checked. `wall` is a
+    clock that all who pass it on have in common."""
 
     def __init__(self, entries: Mapping[str, BackendSettings], *, secret: bytes, wall: Callable[[], float]) -> None:
         self._entries = entries

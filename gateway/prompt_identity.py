@@ -55,7 +55,8 @@ _decode_text = msgspec.json.Decoder(str).decode
 def prompt_identity(request: Request, headers: Mapping[str, str], owner: str) -> PromptIdentity | None:
     """What identifies the request's conversation; `None` for requests that continue none, or several at once.
 
-    The same name means another conversation with another `owner`: see `Client.owner`. Takes about 1 µs for each message and kilobyte.
+    The same name means another conversation with another `owner`: see `Client.owner`. Takes about 1 µs for each message and
+    kilobyte.
     """
     if not isinstance(request, ChatRequest | CompletionRequest | Passthrough) or output_of(request).choices > 1:
         return None

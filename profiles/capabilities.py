@@ -17,8 +17,8 @@ _TEMPLATE_VARIABLES = frozenset({"LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMP
 def with_arguments(facts: ModelFacts | None, profile: Profile) -> ModelFacts | None:
     """The facts with the capabilities of the profile rather than of the file. Without a file they are the engine's.
 
-    A profile for embeddings, or for reranking, is listed for nothing else. What a projector (`--mmproj`) or another chat template supports is
-    not known, so that they may support everything.
+    A profile for embeddings, or for reranking, is listed for nothing else. What a projector (`--mmproj`) or another chat
+    template supports is not known, so that they may support everything.
     """
     facts = _with_engine(facts, profile.definition)
     if facts is None:

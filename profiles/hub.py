@@ -59,7 +59,8 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubRepository(msgspec.Struct, frozen=True, kw_only=True):
-    """The models of a repository, the smallest first, their projectors, and small models that draft for them. `license` is empty where the hub names none."""
+    """The models of a repository, the smallest first, their projectors, and small models that draft for them. `license` is
+    empty where the hub names none."""
 
     name: str
     revision: str

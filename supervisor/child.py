@@ -56,7 +56,8 @@ class Child:
         cls, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bool, str], None],
         cwd: str | None = None, pass_fds: Sequence[int] = (),
     ) -> Child:  # fmt: skip
-        """Start a child in the folder `cwd`, which inherits `pass_fds`. `on_line(from_stdout, line)` gets each line that it writes.
+        """Start a child in the folder `cwd`, which inherits `pass_fds`. `on_line(from_stdout, line)` gets each line that it
+        writes.
 
         Raises `OSError` if it cannot run. Linux kills the child with the thread that called this.
         """

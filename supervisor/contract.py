@@ -124,10 +124,10 @@ class SlotAssignment(Protocol):
 class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A profile as published to gateways. `context` is what one request gets.
 
-    `memory_bytes` is what its engine is expected to take, `device_bytes` how much of that on which device. `evict_cost`
-    is in seconds, `None`: those of a load. `priority` is added to that of its requests. `max_concurrent` replaces `parallel` as the number of requests at a time.
-    `metadata` is shown in OpenAI's list of models, `progress` overrides what waiting clients see. `embeddings`: it gives
-    nothing else.
+    `memory_bytes` is what its engine is expected to take, `device_bytes` how much of that on which device. `evict_cost` is
+    in seconds, `None`: those of a load. `priority` is added to that of its requests. `max_concurrent` replaces `parallel`
+    as the number of requests at a time. `metadata` is shown in OpenAI's list of models, `progress` overrides what waiting
+    clients see. `embeddings`: it gives nothing else.
     """
 
     name: str

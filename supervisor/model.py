@@ -25,8 +25,8 @@ FAILED_S: Final = 15.0
 class ManagedModel:
     """A model of an `EngineManager`, which writes its public attributes.
 
-    `pinned` is the operator's choice, else the profile's; `leased` models are kept loaded as well. `phase_seconds` is the duration
-    of each phase of the last switch to it.
+    `pinned` is the operator's choice, else the profile's; `leased` models are kept loaded as well. `phase_seconds` is the
+    duration of each phase of the last switch to it.
     """
 
     def __init__(

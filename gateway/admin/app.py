@@ -71,10 +71,10 @@ class AdminApp:
     """The routes for operators, dashboards and monitoring. `run` until cancelled; `close` ends event streams first.
 
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
-    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models
-    of its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file,
-    `cluster` the state of the cluster, if there is one, in which this gateway is called `gateway`. `others` are requests that other processes of this gateway
-    serve, `gateways` those of other gateways.
+    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `backend_models` the models of
+    its backends, `preview` what is changed in a request, `config_errors` what is wrong with the configuration file,
+    `cluster` the state of the cluster, if there is one, in which this gateway is called `gateway`. `others` are requests
+    that other processes of this gateway serve, `gateways` those of other gateways.
     """
 
     def __init__(

@@ -66,8 +66,8 @@ _Record = TypeVar("_Record", bound=Record)
 
 
 class ListRoute:
-    """How the list of one route is asked for, and how its pages look. `after`, `before` and `order` are names of its parameters, `form`
-    makes an answer of entries, their first and last id, and of whether there are more."""
+    """How the list of one route is asked for, and how its pages look. `after`, `before` and `order` are names of its
+    parameters, `form` makes an answer of entries, their first and last id, and of whether there are more."""
 
     def __init__(
         self,

@@ -26,8 +26,9 @@ class _Hint(msgspec.Struct, frozen=True, array_like=True):
 class BreakerHints:
     """Announces circuits that open here, and tries what others have announced.
 
-    Backends are the same if they have the same URL: `entries` are the settings of the backends by name. `wall` is a clock that all
-    gateways have in common, in seconds since the epoch; hints end with the time for which the circuit is open there.
+    Backends are the same if they have the same URL: `entries` are the settings of the backends by name. `wall` is a clock
+    that all gateways have in common, in seconds since the epoch; hints end with the time for which the circuit is open
+    there.
     """
 
     def __init__(

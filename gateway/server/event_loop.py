@@ -1,4 +1,4 @@
-"""uvloop's event loop, and asyncio's own where there is none, except that names are resolved in threads that nothing waits for."""
+"""uvloop's event loop, or asyncio's where there is none; names are resolved in threads that nothing waits for."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ Value = str | int | float | bool
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """`start` and `end` in seconds since the epoch. `kind`: `server`, `client` or `internal`. `error` is empty if it succeeded."""
+    """`start` and `end` in seconds since the epoch. `kind`: `server`, `client` or `internal`. `error` is empty if it
+    succeeded."""
 
     name: str
     span_id: str

@@ -95,9 +95,9 @@ def models_to_evict(
     """The models that must stop before `wanted` can load; `None` if it can never fit.
 
     Pinned models stay, and others run beside them whatever groups and sets say. Leased ones stay, and what may not run
-    beside them cannot load. For memory, idle models go before busy
-    ones and those before moving ones, then as few as possible, then the least recently used. Of several sets the one is
-    chosen that costs the least, likewise idle models first.
+    beside them cannot load. For memory, idle models go before busy ones and those before moving ones, then as few as
+    possible, then the least recently used. Of several sets the one is chosen that costs the least, likewise idle models
+    first.
     """
     others = {footprint.model: footprint for footprint in loaded if footprint.model != wanted.model}
     best: frozenset[str] | None = None
