@@ -30,6 +30,9 @@ ASKS_S: Final = 3.0
 #: How long the command may take, in seconds: the host grants nothing meanwhile.
 COMMAND_S: Final = 60.0
 
+#: How long the command may still take once the machine is awake again, in seconds: gateways wait for that.
+ENDS_S: Final = 2.0
+
 #: How long after its command the machine may take to fall asleep, in seconds. Then it is taken to be awake.
 FALLS_ASLEEP_S: Final = 20.0
 
@@ -120,10 +123,19 @@ class MachineSleep:
         command = self._settings.argv
         logger.info("idle for %g s; putting the machine to sleep (%s)", self._settings.after_s, shlex.join(command))
         before, slept = self._suspended_s(), anyio.Event()
+        limit = anyio.CancelScope(deadline=anyio.current_time() + self._command_s)
+
+        async def hurry() -> None:
+            await slept.wait()
+            limit.deadline = min(limit.deadline, anyio.current_time() + ENDS_S)
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch, before, slept)
-            failure = await self._run_command(command)
-            if failure:
+            tasks.start_soon(hurry)
+            failure = f"{command[0]} did not end within {self._command_s:g} s"
+            with limit:
+                failure = await self._run_command(command)
+            if failure and not slept.is_set():
                 logger.error("the machine cannot be put to sleep (supervisor.sleep): %s", failure)
             else:
                 with anyio.move_on_after(self._falls_asleep_s):
@@ -137,10 +149,7 @@ class MachineSleep:
     async def _run_command(self, command: list[str]) -> str:
         """Run the command; why it failed, or an empty text."""
         try:
-            with anyio.fail_after(self._command_s):
-                ended = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
-        except TimeoutError:
-            return f"{command[0]} did not end within {self._command_s:g} s"
+            ended = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
         except OSError as error:
             return str(error)
         if ended.returncode == 0:

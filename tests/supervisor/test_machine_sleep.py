@@ -116,6 +116,17 @@ async def test_a_command_that_does_not_end_is_ended_and_the_host_goes_on(caplog:
     assert "did not end within 0.05 s" in caplog.text
 
 
+async def test_a_command_that_does_not_end_after_the_machine_has_woken_holds_up_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, ran = Host(), tmp_path / "ran"
+    script = f"sh -c 'touch {ran}; exec sleep 600'"
+    async with sleeping(host, script, suspended_s=lambda: 3600.0 if ran.exists() else 0.0):
+        with anyio.fail_after(20):
+            await host.resumed.wait()
+    assert "supervisor.sleep" not in caplog.text
+
+
 async def test_a_machine_that_someone_else_has_woken_does_not_sleep_again_at_once(tmp_path: Path) -> None:
     host, slept = Host(), anyio.Event()
     host.gateways = 0
