@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -23,6 +24,10 @@ MINUTE_S = 60.0
 
 #: How the names of books begin whose figures are those of the last minute.
 MINUTE_BOOKS = "minute:"
+
+
+#: What gateways are called. `is_id` in the scripts is the same.
+_GATEWAY: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -75,9 +80,14 @@ def read_entries(fields: Sequence[bytes]) -> dict[str, Entry]:
     """The entries of a book by gateway, without their shares."""
     found = {}
     for id_, value in zip(fields[::2], fields[1::2], strict=True):
-        if not id_.startswith(b"~") and (entry := read_entry(value)) is not None:
-            found[id_.decode("ascii", "replace")] = entry
+        if (gateway := read_gateway(id_)) is not None and (entry := read_entry(value)) is not None:
+            found[gateway] = entry
     return found
+
+
+def read_gateway(value: bytes) -> str | None:
+    """The id of a gateway; `None` for what none is called."""
+    return value.decode() if _GATEWAY.fullmatch(value) else None
 
 
 def read_entry(value: bytes) -> Entry | None:

@@ -24,6 +24,7 @@ from hostler.gateway.cluster.budget_books import (
     Pair,
     read_entries,
     read_entry,
+    read_gateway,
     read_share,
 )
 from hostler.gateway.cluster.ledger_records import LedgerRecords, forget, sum_of
@@ -482,11 +483,10 @@ class Ledger:
         words = message.split(b" ", 4)
         if len(words) < 5 or words[0] == self._own.encode():
             return
-        own, value, share, rules, name = words
-        entry, kept, book = read_entry(value), read_share(share), Book.read(name, rules)
-        if entry is None or kept is None or book is None:
+        gateway, value, share, rules, name = words
+        id_, entry, kept, book = read_gateway(gateway), read_entry(value), read_share(share), Book.read(name, rules)
+        if id_ is None or entry is None or kept is None or book is None:
             return
-        id_ = own.decode("ascii", "replace")
         self._records.learn(book.name, {id_: entry})
         self._news[book.name] = self._books.setdefault(book.name, book)
         self._wake.set()

@@ -60,8 +60,13 @@ local function amounts(value, count)
     return true
 end
 
+local function is_id(name)
+    return #name <= 64 and string.find(name, '^[%w_-]+$') ~= nil
+end
+
 local function decoded(key, field, value)
     local ok, found = pcall(cjson.decode, value)
+    ok = ok and is_id((string.gsub(field, '^~', '')))
     if ok then
         if string.sub(field, 1, 1) == '~' then
             ok = amounts(found, 2)
@@ -80,6 +85,7 @@ replace(seen, 'zset')
 replace(index, 'zset')
 replace(parts, 'hash')
 redis.call('ZREMRANGEBYSCORE', seen, '-inf', now - {GONE_S})
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', seen, now + 1, '+inf')) do redis.call('ZADD', seen, now, id) end
 
 local function part_of(id)
     local part = tonumber(redis.call('HGET', parts, id) or '')
@@ -135,8 +141,13 @@ local gateways, last, part_by, spare, unsure = 0, {{}}, {{}}, 1, false
 local ids = redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES')
 for i = 1, #ids, 2 do
     local id = ids[i]
-    gateways, last[id] = gateways + 1, tonumber(ids[i + 1])
-    if id ~= ask.id then
+    if not is_id(id) then
+        redis.call('ZREM', seen, id)
+        damaged[#damaged + 1] = seen .. ' ' .. id
+    else
+        gateways, last[id] = gateways + 1, tonumber(ids[i + 1])
+    end
+    if last[id] and id ~= ask.id then
         part_by[id] = part_of(id)
         unsure = unsure or not part_by[id]
         spare = spare - (part_by[id] or 0)

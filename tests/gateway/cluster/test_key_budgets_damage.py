@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.shared_gateways import admitted, budget_gateways, connected, day_book
 from fakes.store_client import until
+from redis import Redis
 
 from hostler.gateway.context import KeyRules
 
@@ -86,3 +88,47 @@ async def test_a_damaged_entry_does_not_keep_a_gateway_from_the_store(server: Re
             lambda: gateway.ledger.connected and "4000," in server("HVALS", "hostler:home:" + day_book(gateway))
         )
         assert sum(await admitted([gateway], rules, 20)) == 1
+
+
+STRANGER = b"\xff\xfe"
+
+
+@pytest.mark.parametrize("place", ["seen", "parts", "a book", "messages"])
+async def test_what_no_gateway_is_called_harms_none(server: RedisServer, tmp_path: Path, place: str) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 2) as gateways:
+        first, second = gateways
+        assert await first.use(rules, 10)
+        book = day_book(first)
+        with Redis(port=server.port) as stranger:
+            if place == "seen":
+                stranger.zadd("hostler:home:budgets:seen", {STRANGER: time.time()})
+            elif place == "parts":
+                stranger.hset("hostler:home:budgets:parts", STRANGER, "0.5")
+            elif place == "a book":
+                stranger.hset("hostler:home:" + book, STRANGER, "[1,5,0,0,0,0,[]]")
+            else:
+                words = [
+                    STRANGER,
+                    b"[1,5,0,0,0,0,[]]",
+                    b"[0,0]",
+                    b"[5000,-1,false]",
+                    book.removeprefix("budget:").encode(),
+                ]
+                stranger.publish("hostler:home:budgets", b" ".join(words))
+        first.store._fail("closed by the test")
+        await until(lambda: connected(gateways))
+        for number in range(3):
+            assert await second.use(rules, 10)
+            await until(lambda number=number: first.known_tokens() == 20 + 10 * number)
+        assert await first.use(rules, 10)
+        assert connected(gateways)
+        assert second.store.calls["away"] + second.store.calls["failed"] == 0
+
+
+async def test_a_gateway_of_the_future_is_gone_like_any_other(server: RedisServer, tmp_path: Path) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        server("ZADD", "hostler:home:budgets:seen", "9999999999", "stranger")
+        assert await gateway.use(rules, 10)
+        assert float(server("ZSCORE", "hostler:home:budgets:seen", "stranger").splitlines()[1]) < time.time() + 1
