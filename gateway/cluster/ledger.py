@@ -236,9 +236,10 @@ class Ledger:
                 tasks.start_soon(self._decide)
                 tasks.start_soon(self._report)
         finally:
+            was_connected, self._restored = self.connected, False
             self._give_up()
             with anyio.CancelScope(shield=True):
-                await self._leave()
+                await self._leave(was_connected=was_connected)
 
     async def _decide(self) -> None:
         """Send what waits, one step after the other: each begins with what the one before has reserved."""
@@ -296,9 +297,9 @@ class Ledger:
         while not self._decided.is_set():
             await self._decided.wait()
 
-    async def _leave(self) -> None:
+    async def _leave(self, *, was_connected: bool) -> None:
         try:
-            if self.connected:
+            if was_connected:
                 await self._step((), BACKGROUND_LIMIT_S)
                 self.shares.leave()
                 asking = self._store.prefix + ASKING

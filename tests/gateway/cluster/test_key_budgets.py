@@ -18,7 +18,7 @@ from fakes.shared_gateways import (
     have_equal_parts,
     shares,
 )
-from fakes.store_client import until
+from fakes.store_client import running, until
 from fakes.tcp_proxy import proxy_to
 
 from hostler.gateway.context import KeyRules
@@ -328,3 +328,15 @@ async def test_a_report_does_not_replace_what_is_being_reserved(
         await until(lambda: server.count("evalsha") > reports)
         entry = json.loads(server("HGET", "hostler:home:" + day_book(gateway), "gateway0").splitlines()[1])
         assert entry[3] == held[0].tokens
+
+
+async def test_no_request_waits_for_a_gateway_that_has_ended(server: RedisServer, tmp_path: Path) -> None:
+    rules = KeyRules(requests_per_minute=10)
+    gateway = BudgetGateway(server.url, tmp_path, "gateway0")
+    async with running(gateway.store.run):
+        async with running(gateway.ledger.run):
+            await until(lambda: gateway.ledger.connected)
+            assert await gateway.admit(rules) is not None
+        assert gateway.store.connected
+        with anyio.fail_after(5):
+            assert await gateway.admit(rules) is None
