@@ -75,10 +75,19 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
             return f"the queue of {self.hop.name} is full ({self.reason})"
         if isinstance(self.error, ModelUnavailable) and self.hop.supervised:
             return f"{self.error.message} ({self.reason})"
+        if self.redirects:
+            return (
+                f"{self.hop.name} redirects to another address, which is not followed: correct its URL ({self.reason})"
+            )
         words = f"{self.hop.name} {DESCRIPTIONS[self.reason]}"
         if self.paused_by is not None:
             words += f": it {DESCRIPTIONS[self.paused_by]}"
         return f"{words} ({self.reason})"
+
+    @property
+    def redirects(self) -> bool:
+        """Whether it answered that something else is at its address."""
+        return isinstance(self.error, BackendRejected) and 300 <= self.error.backend_status < 400
 
     @property
     def permanent(self) -> bool:
@@ -87,6 +96,7 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
         return (
             self.reason in _PERMANENT
             or self.paused_by in _PERMANENT
+            or self.redirects
             or (isinstance(error, ModelUnavailable) and error.final)
         )
 

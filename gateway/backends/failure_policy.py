@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -266,9 +267,13 @@ def _details(body: bytes) -> ErrorDetails:
 def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> float | None:
     """The seconds to wait that an answer asks for, at most a day; `None` if it gives no sensible value.
 
-    From `Retry-After` in either of its forms, else from `X-RateLimit-Reset`, which OpenRouter sends in the body only
-    (`error.metadata.headers`). `now` is in seconds since the epoch.
+    From `retry-after-ms`, which OpenAI and Azure send beside it, from `Retry-After` in either of its forms, else from
+    `X-RateLimit-Reset`, which OpenRouter sends in the body only (`error.metadata.headers`). `now` is in seconds since the
+    epoch.
     """
+    exact = _number(headers.get("retry-after-ms", ""))
+    if exact is not None and exact >= 0:
+        return min(exact / 1000, _LONGEST_WAIT_S)
     text = headers.get("retry-after", "").strip()
     try:
         seconds = float(text)
@@ -281,14 +286,21 @@ def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> fl
     return min(max(0.0, seconds), _LONGEST_WAIT_S) if seconds == seconds else None
 
 
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float | None:
     """The seconds until `X-RateLimit-Reset`, if that is a future time, in seconds or milliseconds since the epoch."""
     inside = _details(body).metadata.get("headers") if body else None
     fields = {str(name).lower(): value for name, value in inside.items()} if isinstance(inside, dict) else {}
     for place in (headers, fields):
-        try:
-            moment = float(str(place.get("x-ratelimit-reset", "")))
-        except ValueError:
+        moment = _number(str(place.get("x-ratelimit-reset", "")))
+        if moment is None:
             continue
         seconds = (moment / 1000 if moment > 1e11 else moment) - now
         if 0 < seconds <= _LONGEST_WAIT_S:

@@ -222,3 +222,14 @@ def test_a_pause_that_is_too_long_to_wait_for_is_final_but_says_when_it_ends(rea
 def test_what_a_supervisor_says_of_a_model_is_kept_beside_other_hops() -> None:
     broken = failed("pc", "model_unavailable", ModelUnavailable("m: exit code 3", final=True), supervised=True)
     assert "m: exit code 3 (model_unavailable)" in chain_error("m", [broken, failed("a", "circuit_open")]).message
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_final_and_says_what_to_correct(status: int) -> None:
+    error = chain_error("m", [failed("a", "server_error", rejected(status, b""))])
+    assert is_final(error) and error.retry_after_s is None
+    assert "a redirects to another address, which is not followed: correct its URL" in error.message
+    other = chain_error(
+        "m", [failed("a", "server_error", rejected(status, b"")), failed("b", "server_error", BackendError("x"))]
+    )
+    assert not is_final(other)

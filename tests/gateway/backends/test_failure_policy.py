@@ -147,6 +147,13 @@ def test_retry_after_is_parsed_in_both_forms(value: str, seconds: float | None) 
     assert retry_after({"retry-after": value}, 10.0) == seconds
 
 
+@pytest.mark.parametrize(("value", "seconds"), [
+    ("2500", 2.5), ("0", 0.0), ("1e12", 86400.0), ("-1", 9.0), ("nan", 9.0), ("inf", 9.0), ("soon", 9.0), ("", 9.0),
+])  # fmt: skip
+def test_milliseconds_are_more_exact_than_retry_after(value: str, seconds: float) -> None:
+    assert retry_after({"retry-after": "9", "retry-after-ms": value}, 10.0) == seconds
+
+
 @pytest.mark.parametrize(("reset", "seconds"), [
     ("1700000042000", 42.0), ("1700000042", 42.0), ("1699999999000", None), ("1800000000000", None), ("soon", None),
     ("", None), ("30", None),
