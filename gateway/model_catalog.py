@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -13,11 +13,11 @@ from hostler.adapters.model_names import normalized
 from hostler.adapters.remote_models import RemoteModel
 from hostler.gateway.backend_settings import BackendSettings
 from hostler.gateway.events import printable
-from hostler.gateway.model_cards import merge_cards, only_chat_model, preset_card, profile_card, variant_card
+from hostler.gateway.hosted_models import hosted_models
+from hostler.gateway.model_cards import only_chat_model, preset_card, variant_card
 from hostler.gateway.placements import Names, Placement
 from hostler.gateway.plain_models import CatalogBackend, PlainBackend, PlainModel, plain_models
 from hostler.gateway.settings import VariantSettings
-from hostler.profiles.capabilities import lacking
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
@@ -211,31 +211,8 @@ class Catalog:
         return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"
 
     def _rebuild(self) -> None:
-        cards: dict[str, ModelCard] = {}
-        places: dict[str, dict[str, CatalogBackend]] = {}
-        profiles: dict[str, list[ProfileInfo]] = {}
-        default: str | None = None
-        for backend in self._chain:
-            host = self._hosts.get(backend)
-            if host is None:
-                continue
-            statuses = {status.model: status for status in host.models}
-            for profile in host.profiles:
-                card = profile_card(profile, statuses.get(profile.name))
-                known = cards.get(profile.name)
-                cards[profile.name] = card if known is None else merge_cards(known, card)
-                places.setdefault(profile.name, {})[backend] = CatalogBackend(
-                    backend=backend,
-                    name_there=profile.name,
-                    context=profile.context,
-                    hosted=True,
-                    lacks=lacking(profile.facts),
-                    limits=profile.limits,
-                )
-                profiles.setdefault(profile.name, []).append(profile)
-                if profile.default and default is None:
-                    default = profile.name
-        hosted = frozenset(cards)
+        hosted = hosted_models(self._hosts, self._chain)
+        cards = dict(hosted.cards)
         plain = self._plain_part(cards)
         for backend in self._chain:
             if backend in self._unknown:
@@ -244,13 +221,13 @@ class Catalog:
                         cards[model] = ModelCard(name=model, state="unloaded", created=self._since)
         names = Names({}, {}, {})
         for name, card in cards.items():
-            names.add(self._hosted_placement(card, places.get(name, {}), profiles.get(name, [])))
+            names.add(self._hosted_placement(card, hosted.places.get(name, {}), hosted.profiles.get(name, [])))
         names = names.over(plain.names)
         cards |= {served.card.name: served.card for served in plain.models if served.card.name not in cards}
-        self._active = self._running(cards, hosted)
+        self._active = self._running(cards, hosted.cards)
         names = self._with_variants(cards, names)
         names = self._with_presets(cards, names)
-        default = default or only_chat_model(cards.values())
+        default = hosted.default or only_chat_model(cards.values())
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
         self._placements = names.placements
@@ -349,7 +326,7 @@ class Catalog:
         declared = self._declared.get(backend)
         return not declared or model in declared or "*" in declared
 
-    def _running(self, cards: Mapping[str, ModelCard], hosted: frozenset[str]) -> str | None:
+    def _running(self, cards: Mapping[str, ModelCard], hosted: Collection[str]) -> str | None:
         """The active model: the last one used while it is loaded, else any loaded one."""
         last = cards.get(self._active) if self._active is not None else None
         if last is not None and last.state in ("loaded", "loading"):

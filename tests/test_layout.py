@@ -54,6 +54,7 @@ TESTED_ELSEWHERE = {
     "gateway/asgi.py": ["gateway/test_app_servers.py"],
     "gateway/batch_turns.py": ["system/test_batches.py"],
     "gateway/lazy_registries.py": ["system/test_registries.py"],
+    "gateway/hosted_models.py": ["gateway/test_model_catalog.py"],
     "gateway/placements.py": ["gateway/test_model_catalog.py"],
     "gateway/batches/anthropic_api.py": ["system/test_batches.py"],
     "gateway/batches/api.py": ["system/test_batches.py"],

@@ -203,15 +203,20 @@ class FallbackMiddleware(RequestMiddleware):
                     continue
             if rule.fallback == "if_other" and not another_may_accept(error, target, candidate.later):
                 raise public_error(error, hop)
-            after = error.retry_after_s
-            if after is None:
-                after = hop.breakers.retry_in(target.name_there, self._clock()) or None
-            reason: AttemptResult | SkipReason = failure.outcome
-            if isinstance(error, BadRequest):
-                reason = "unsupported"
-            elif isinstance(error, HostDraining):
-                reason = "draining"
-            return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after, context=target.context)
+            return self._failed_hop(candidate, failure)
+
+    def _failed_hop(self, candidate: Candidate, failure: FailedAttempt) -> FailedHop:
+        """The candidate as a failed hop, after the last attempt at it."""
+        hop, target, error = candidate.hop, candidate.target, failure.error
+        after = error.retry_after_s
+        if after is None:
+            after = hop.breakers.retry_in(target.name_there, self._clock()) or None
+        reason: AttemptResult | SkipReason = failure.outcome
+        if isinstance(error, BadRequest):
+            reason = "unsupported"
+        elif isinstance(error, HostDraining):
+            reason = "draining"
+        return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after, context=target.context)
 
     async def _attempt(
         self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Permit | None, call_next: CallNext
