@@ -22,7 +22,7 @@ from hostler.gateway.app import Gateway
 from hostler.gateway.backends.failure_policy import AttemptResult, SkipReason
 from hostler.gateway.cli.keys import keys_app
 from hostler.gateway.cli.main import app
-from hostler.gateway.cluster.ledger_scripts import GONE_S, SILENT_S
+from hostler.gateway.cluster.ledger_layout import GONE_S, SILENT_S
 from hostler.gateway.cluster.membership import HEARTBEAT_S, LIFETIME_S
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S
 from hostler.gateway.context import RequestOutcome

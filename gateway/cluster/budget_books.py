@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from hostler.gateway.cluster.ledger_scripts import DAY_TTL_S, MINUTE_TTL_S
+from hostler.gateway.cluster.ledger_layout import DAY_TTL_S, MINUTE_TTL_S
 
 Pair = tuple[float, float]
 #: How a request has to fit the limit of a measure: with its amount, if anything is left, with its amount or as the first one,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import msgspec
@@ -19,34 +18,19 @@ from hostler.gateway.cluster.budget_books import (
     Book,
     BookKeeper,
     Charge,
-    Entry,
     Others,
     Pair,
-    read_entries,
     read_entry,
     read_gateway,
     read_share,
 )
-from hostler.gateway.cluster.ledger_records import LedgerRecords, forget, sum_of
-from hostler.gateway.cluster.ledger_restore import CHUNK, LedgerRestore, StoreEmptied, log_damage
-from hostler.gateway.cluster.ledger_scripts import (
-    ASKED,
-    ASKING,
-    CHANNEL,
-    GONE_S,
-    INDEX,
-    LEAVE,
-    LOST,
-    MINUTE_TTL_S,
-    NAMES,
-    PARTS,
-    RAISE,
-    RESTORE,
-    SEEN,
-    STEP,
-    key_of,
-)
-from hostler.gateway.cluster.ledger_shares import Held, Shares
+from hostler.gateway.cluster.ledger_layout import ASKING, CHANNEL, GONE_S, MINUTE_TTL_S, PARTS, SEEN
+from hostler.gateway.cluster.ledger_records import LedgerRecords, sum_of
+from hostler.gateway.cluster.ledger_restore import LedgerRestore, StoreEmptied, log_damage
+from hostler.gateway.cluster.ledger_scripts import LEAVE, NAMES, RAISE, RESTORE
+from hostler.gateway.cluster.ledger_shares import Shares
+from hostler.gateway.cluster.ledger_step_script import ASKED, STEP
+from hostler.gateway.cluster.ledger_steps import LedgerSteps
 from hostler.gateway.cluster.ledger_wants import Want
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, REQUEST_LIMIT_S, Store, StoreAway
 
@@ -58,9 +42,6 @@ _TICK_S, _LAZY_S = 1.0, 0.25
 _REFRESH_S = MINUTE_TTL_S / 3
 #: After a pause of this length the store may soon have given this gateway's share to the others, in seconds.
 _FROZEN_S = GONE_S / 2
-#: A share is written again if it differs from an equal one by this fraction. One that was given up is not raised for so many
-#: seconds.
-_UNFAIR, _GIVEN_S = 0.05, 1.0
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -98,14 +79,18 @@ class Ledger:
         self._records = LedgerRecords(own, file, wall)
         self.shares = Shares(None if file is None else file.with_name(f"{file.stem}-shares.json"), wall)
         self._restore = LedgerRestore(store, own, self._records, self.shares)
-        self._absent: dict[str, Pair] = {}
-        self._books: dict[str, Book] = {}
-        self._news: dict[str, Book] = {}
-        self._given: dict[str, tuple[float, Pair]] = {}
+        self._steps = LedgerSteps(
+            store,
+            own,
+            self._records,
+            self.shares,
+            clock=clock,
+            report_soon=self._report_soon,
+            on_lost=self._on_lost,
+            bring_back=self._on_connect,
+        )
         self._asking: list[Want] = []
         self._more_calls = 0
-        self._spare = -1.0
-        self._changed: dict[str, Book] = {}
         self._waiting: list[Want] = []
         self._wake, self._hurry = anyio.Event(), anyio.Event()
         self._wanted, self._decided = anyio.Event(), anyio.Event()
@@ -149,7 +134,7 @@ class Ledger:
             open=sum(each.open for each in known),
             in_progress=sum(entries[each].open for each in entries.keys() & self._records.gateways),
             window=window,
-            withheld=self._beyond_share(book, now) if away else self._absent.get(book.name, (0.0, 0.0)),
+            withheld=self._beyond_share(book, now) if away else self._steps.absent.get(book.name, (0.0, 0.0)),
             away=away,
         )
 
@@ -216,7 +201,7 @@ class Ledger:
     def changed(self, books: Sequence[Book], *, soon: bool) -> None:
         """Report what has changed in these books: at once if `soon`, else with the next step."""
         for book in books:
-            self._changed[book.name] = book
+            self._steps.changed[book.name] = book
         self._records.is_changed = True
         if soon and self._more_calls:
             self._more_calls -= 1  # A request that has asked twice has made its two calls.
@@ -255,7 +240,7 @@ class Ledger:
             self._decided = anyio.Event()
             began = self._clock()
             try:
-                await self._step(wants, max(self._limit_s / 2, self._limit_s - before_s))
+                await self._steps.make(wants, max(self._limit_s / 2, self._limit_s - before_s))
             except StoreAway:
                 self._give_up()
             finally:
@@ -279,15 +264,15 @@ class Ledger:
                         await self._bring_back()
                     if self._clock() - self._refreshed_at >= _REFRESH_S:
                         self._refreshed_at = self._clock()
-                        self._changed = self._records.used_books() | self._changed
-                    self._look_for_unfair_shares()
+                        self._steps.changed = self._records.used_books() | self._steps.changed
+                    self._steps.look_for_unfair_shares()
                     await self._until_decided()
-                    await self._step((), BACKGROUND_LIMIT_S)
+                    await self._steps.make((), BACKGROUND_LIMIT_S)
                     if (
                         self.shares.is_raising
-                        or self.shares.part < min(1 / len(self._records.gateways), self._spare) - 1e-9
+                        or self.shares.part < min(1 / len(self._records.gateways), self._steps.spare) - 1e-9
                     ):
-                        await self._raise_part()
+                        await self._steps.raise_part()
             except StoreAway:
                 pass
             self._keep()
@@ -300,7 +285,7 @@ class Ledger:
     async def _leave(self, *, was_connected: bool) -> None:
         try:
             if was_connected:
-                await self._step((), BACKGROUND_LIMIT_S)
+                await self._steps.make((), BACKGROUND_LIMIT_S)
                 self.shares.leave()
                 asking = self._store.prefix + ASKING
                 await self._store.run_script(LEAVE, [SEEN, PARTS], self._own, asking, limit_s=BACKGROUND_LIMIT_S)
@@ -314,142 +299,13 @@ class Ledger:
         for want in waiting:
             want.done.set()
 
-    # Steps
-
-    async def _step(self, wants: Sequence[Want], limit_s: float) -> None:
-        books = {part.book.name: part.book for want in wants for part in (*want.required, *want.optional)}
-        changed, self._changed = self._changed, {}
-        for name, book in changed.items():
-            if len(books) < CHUNK:
-                books.setdefault(name, book)
-            else:
-                self._changed[name] = book
-                self._report_soon()
-        self._books |= books
-        places = {name: place for place, name in enumerate(books)}
-        offers = {name: self._offer(book) for name, book in books.items()}
-        self.shares.keep_lowered(books, books, self.wall())
-        counting = {name: self._records.counting(name) for name in books}
-        ask = {
-            "id": self._own,
-            "channel": self._store.prefix + CHANNEL,
-            "asking": self._store.prefix + ASKING,
-            "part": 1.0 if self.shares.is_raising else self.shares.part,
-            "books": [
-                {
-                    "name": book.name, "entry": offers[book.name].entry, "share": offers[book.name].share,
-                    "limits": book.limits, "by_minute": book.by_minute, "ttl": book.ttl, "rules": book.rules.decode(),
-                    "known": counting[book.name][0], "holding": counting[book.name][1],
-                    "acknowledged": self._records.acknowledged_at(book.name), "most": self._most(book),
-                }
-                for book in books.values()
-            ],
-            "wants": [want.to_step(places) for want in wants],
-        }  # fmt: skip
-        began = self._local_wall()
-        try:
-            keys = [SEEN, INDEX, PARTS, *(key_of(name) for name in books)]
-            answer = await self._store.run_script(STEP, keys, msgspec.json.encode(ask), limit_s=limit_s)
-            if answer[0] == LOST:
-                self._on_lost(answer[1], is_marked=answer[2] == b"marked")
-                raise StoreAway
-        except BaseException:
-            self._changed = {**books, **self._changed}
-            for want in wants:
-                want.done.set()
-            raise
-        self._take(answer, list(books.values()), wants, began)
-
-    def _offer(self, book: Book) -> Held:
-        """This gateway's figures, and what it holds beyond them from now on: no more than is fair."""
-        now, own = self.wall(), self._records.next_entry(book.name)
-        share = self.shares.room(book, own, now)
-        if self._spare >= 0:  # else others may have used more than is known
-            fair = self._fair(book, own, now)
-            share = min(share[0], fair[0]), min(share[1], fair[1])
-        return self.shares.offer(book.name, own, share)
-
-    def _most(self, book: Book) -> Pair:
-        """What the share may be raised to, in respect of what another gateway has asked for."""
-        until, share = self._given.get(book.name, (0.0, book.limits))
-        if self._clock() < until:
-            return share
-        self._given.pop(book.name, None)
-        return book.limits
-
-    def _fair(self, book: Book, own: Entry, now: float) -> Pair:
-        rest = self._records.rest(book, own, now)
-        return self.shares.part * max(0.0, rest[0]), self.shares.part * max(0.0, rest[1])
-
-    def _take(self, answer: Any, books: Sequence[Book], wants: Sequence[Want], began: float) -> None:
-        now, gateways, results, found, damaged, spare = answer
-        log_damage(damaged)
-        self._records.follow(float(now), began)
-        self._records.gateways = {each.decode() for each in gateways} | {self._own}
-        if self._spare < 0 <= float(spare):
-            self._news |= self._books
-        self._spare = float(spare)
-        if self.shares.part > 1 / len(self._records.gateways) + 1e-9:
-            self.shares.part = 1 / len(self._records.gateways)
-            self._news |= self._books
-            self._report_soon()
-        asked: dict[tuple[str, str], Pair] = {}
-        for book, (own, share, absent, others, waited) in zip(books, found, strict=True):
-            entry = msgspec.json.decode(own, type=Entry)
-            self._records.acknowledged[book.name] = entry
-            self.shares.accept(book.name, entry, msgspec.json.decode(share, type=tuple[float, float]))
-            self._absent[book.name] = msgspec.json.decode(absent, type=tuple[float, float])
-            self._records.learn(book.name, read_entries(others))
-            for id_, most in zip(waited[::2], waited[1::2], strict=True):
-                asked[book.name, id_.decode()] = msgspec.json.decode(most, type=tuple[float, float])
-        for want, result in zip(wants, results, strict=True):
-            want.result = result
-            if result == ASKED:
-                names = {part.book.name for part in (*want.required, *want.optional)}
-                want.asked = {each: most for each, most in asked.items() if each[0] in names}
-            elif result and want.abandoned:
-                self._changed |= {part.book.name: part.book for part in (*want.required, *want.optional)}
-            elif result:
-                want.apply(result == 2)
-            want.done.set()
-        self._records.is_changed = self._records.is_changed or bool(books)
-
-    async def _raise_part(self) -> None:
-        """Have a larger part, now that others have a smaller one or have left."""
-        self.shares.is_raising = True
-        self.shares.keep()
-        ask = {"id": self._own, "prefix": self._store.prefix + key_of("")}
-        keys = [SEEN, INDEX, PARTS]
-        part, names = await self._store.run_script(RAISE, keys, msgspec.json.encode(ask), limit_s=BACKGROUND_LIMIT_S)
-        if float(part) < 0:
-            self._on_connect()
-            return
-        known = set(self.shares.names)
-        for name in (each.decode("utf-8", "replace") for each in names):
-            if name not in known:
-                self.shares.hold(name, self._records.own_entry(name), (0.0, 0.0))
-        self.shares.part, self.shares.is_raising = float(part), False
-        self.shares.keep()
-        self._news |= self._books
-
-    def _look_for_unfair_shares(self) -> None:
-        """Write books anew in which this gateway's share is not what is fair, since others have used something."""
-        now = self.wall()
-        news, self._news = self._news, {name: self._books[name] for name in self._given if name in self._books}
-        for name, book in news.items():
-            own = self._records.own_entry(name)
-            fair = self._fair(book, own, now)
-            for held, should, most in zip(self.shares.room(book, own, now), fair, self._most(book), strict=True):
-                if held > should + _UNFAIR * should + 1e-9 or held < min(should - _UNFAIR * should, most) - 1e-9:
-                    self._changed.setdefault(name, book)
-
     # What the store may have lost
 
     def _on_connect(self) -> None:
         self._restored = False
         self._report_soon()
 
-    def _on_lost(self, damaged: Sequence[bytes], *, is_marked: bool) -> None:
+    def _on_lost(self, damaged: Sequence[bytes], is_marked: bool) -> None:
         """The store was emptied, or has dropped an entry, while it was in use; or another gateway has noticed that
         (`is_marked`)."""
         log_damage(damaged)
@@ -461,13 +317,13 @@ class Ledger:
     async def _bring_back(self) -> None:
         """Bring all that is known to the store, and learn what is not."""
         self._forget_old()
-        self._spare = -1.0
+        self._steps.spare = -1.0
         try:
-            await self._restore.run(self._books, is_lost=self._lost)
+            await self._restore.run(self._steps.books, is_lost=self._lost)
         except StoreEmptied:
             self._on_connect()
             raise
-        self._changed |= self._records.used_books()
+        self._steps.changed |= self._records.used_books()
         self._lost = False
         self._restored = True
 
@@ -476,8 +332,7 @@ class Ledger:
         is_over = self._records.is_over()
         self._records.forget(is_over)
         self.shares.forget(is_over)
-        for known in (self._absent, self._books, self._news, self._given):
-            forget(known, is_over)
+        self._steps.forget(is_over)
 
     def _on_message(self, message: bytes) -> None:
         """Another gateway's figures have changed."""
@@ -489,7 +344,7 @@ class Ledger:
         if id_ is None or entry is None or kept is None or book is None:
             return
         self._records.learn(book.name, {id_: entry})
-        self._news[book.name] = self._books.setdefault(book.name, book)
+        self._steps.news[book.name] = self._steps.books.setdefault(book.name, book)
         self._wake.set()
         for want in self._asking:
             want.gave_up(book.name, id_, kept)
@@ -504,11 +359,7 @@ class Ledger:
         if not asked.name:
             self._report_soon()
         elif share is not None and book is not None and self.connected:
-            now, own = self.wall(), self._records.own_entry(book.name)
-            room = self.shares.room(book, own, now)
-            self.shares.hold(book.name, own, (min(room[0], share[0]), min(room[1], share[1])))
-            self._given[book.name] = self._clock() + _GIVEN_S, share
-            self._changed[book.name] = self._books.setdefault(book.name, book)
+            self._steps.give(book, share)
             self._report_soon()
 
     def _keep(self, *, now: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.gateway.cluster.budget_books import MINUTE_BOOKS, MINUTE_S, Book, BookKeeper, Entry, Pair
-from hostler.gateway.cluster.ledger_scripts import GONE_S
+from hostler.gateway.cluster.ledger_layout import GONE_S
 from hostler.supervisor.state_store import JsonStore
 
 #: Differences of the clocks up to this are those of the way, in seconds; entries should not move with them.

@@ -11,20 +11,19 @@ from typing import Any, Final
 import msgspec
 
 from hostler.gateway.cluster.budget_books import MINUTE_BOOKS, Book, read_entries
-from hostler.gateway.cluster.ledger_records import LedgerRecords
-from hostler.gateway.cluster.ledger_scripts import (
+from hostler.gateway.cluster.ledger_layout import (
     ASKING,
     DAY_TTL_S,
     INDEX,
     LIFE,
     LOST,
     MINUTE_TTL_S,
-    NAMES,
     PARTS,
-    RESTORE,
     SEEN,
     key_of,
 )
+from hostler.gateway.cluster.ledger_records import LedgerRecords
+from hostler.gateway.cluster.ledger_scripts import NAMES, RESTORE
 from hostler.gateway.cluster.ledger_shares import Shares
 from hostler.gateway.cluster.store import BACKGROUND_LIMIT_S, Store, StoreAway
 

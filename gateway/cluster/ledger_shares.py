@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from hostler.gateway.cluster.budget_books import ROUNDING, Book, Entry, Pair
-from hostler.gateway.cluster.ledger_scripts import GONE_S
+from hostler.gateway.cluster.ledger_layout import GONE_S
 from hostler.supervisor.state_store import JsonStore
 
 

@@ -323,7 +323,7 @@ async def test_a_report_does_not_replace_what_is_being_reserved(
             tasks.start_soon(ask)
             tasks.start_soon(settle)
         assert held[0] is not None
-        await until(lambda: not gateway.ledger._changed)
+        await until(lambda: not gateway.ledger._steps.changed)
         reports = server.count("evalsha")
         await until(lambda: server.count("evalsha") > reports)
         entry = json.loads(server("HGET", "hostler:home:" + day_book(gateway), "gateway0").splitlines()[1])

@@ -126,7 +126,7 @@ async def test_a_report_from_before_a_gateway_was_asked_is_no_answer(server: Red
 
         async def report_and_give_up(message: bytes) -> None:
             second.ledger.changed(second.keys._books("bob", RULES), soon=False)
-            await second.ledger._step((), 0.5)
+            await second.ledger._steps.make((), 0.5)
             give_up(message)
 
         second.store._channels[channel] = lambda message: tasks.start_soon(report_and_give_up, message)
