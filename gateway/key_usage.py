@@ -18,6 +18,7 @@ from hostler.gateway.backends.cost import ROUNDING
 from hostler.gateway.context import KeyRules
 from hostler.gateway.gateway_settings import GatewaySettings
 from hostler.gateway.state_files import state_file
+from hostler.profiles.file_reading import home_path
 from hostler.supervisor.state_store import JsonStore
 
 _MINUTE_S = 60.0
@@ -92,7 +93,7 @@ class KeyAccounts(Protocol):
 def usage_file(settings: GatewaySettings, environ: Mapping[str, str] = os.environ) -> Path:
     """The file as configured, or where such state is kept."""
     if settings.key_usage_file is not None:
-        return Path(settings.key_usage_file).expanduser()
+        return home_path(settings.key_usage_file)
     return state_file("key-usage.json", environ)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostler import __version__
@@ -22,6 +21,7 @@ from hostler.gateway.response_store import default_file as responses_file
 from hostler.gateway.stream_store import StreamLimits, StreamStore
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
+from hostler.profiles.file_reading import home_path
 
 if TYPE_CHECKING:
     from hostler.gateway.telemetry.tracing import Tracer
@@ -53,7 +53,7 @@ def tracer(tracing: TracingSettings, clock: Callable[[], float]) -> Tracer | Non
 
 def transcripts(recording: RecordingSettings) -> Transcripts | None:
     """`None` while recording is off."""
-    file = Path(recording.file).expanduser() if recording.file else transcripts_file()
+    file = home_path(recording.file) if recording.file else transcripts_file()
     if recording.contents:
         logger.warning("recording prompts and answers in %s (gateway.recording.contents)", file)
         return Transcripts(file, TranscriptLimits(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
@@ -68,7 +68,7 @@ def response_store(settings: ResponsesSettings) -> ResponseStore | None:
         return None
     file = None
     if settings.store == "disk":
-        file = Path(settings.file).expanduser() if settings.file else responses_file()
+        file = home_path(settings.file) if settings.file else responses_file()
     return ResponseStore(file, max_bytes=settings.max_size, max_age_s=settings.max_age_s, wall=time.time)
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from hostler.profiles.file_reading import home_path
+
 
 def state_file(name: str, environ: Mapping[str, str] = os.environ) -> Path:
     """The file of this name in systemd's state directory, else in the user's."""
@@ -23,5 +25,5 @@ def service_directory(environ: Mapping[str, str]) -> Path | None:
 def user_directory(environ: Mapping[str, str]) -> Path:
     """The state directory of the user who runs the gateway. Raises `RuntimeError` if the home directory is unknown."""
     if sys.platform == "win32" and not environ.get("XDG_STATE_HOME"):
-        return Path(environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "hostler" / "state"
-    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "hostler"
+        return home_path(environ.get("LOCALAPPDATA") or "~/AppData/Local") / "hostler" / "state"
+    return home_path(environ.get("XDG_STATE_HOME") or "~/.local/state") / "hostler"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
 from hostler.profiles.file_lock import lock_file
-from hostler.profiles.file_reading import is_file, real_path
+from hostler.profiles.file_reading import home_path, is_file, real_path
 from hostler.profiles.hub_access import hub_home
 from hostler.profiles.hub_quantizations import find_file, known_file
 from hostler.profiles.partial_file import PartialFile
@@ -240,7 +240,7 @@ def _is_folder(path: Path) -> bool:
 def _hub_cache_paths(source: ModelSource) -> list[Path]:
     """Where the `huggingface_hub` library keeps the file."""
     env = os.environ
-    hub = Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or hub_home() / "hub").expanduser()
+    hub = home_path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or hub_home() / "hub")
     folder = hub / f"models--{source.origin.replace('/', '--')}"
     try:
         revision = (folder / "refs" / source.version).read_text().strip()

@@ -33,6 +33,11 @@ def expanded_path(text: str) -> Path:
     return path
 
 
+def home_path(text: str | Path) -> Path:
+    """`Path.expanduser`, which raises for a home directory that is unknown: such a path stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111
+
+
 def is_file(path: Path) -> bool:
     """`Path.is_file`, which raises for a forbidden folder and for a name too long."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, home_path, read_limited
 from hostler.profiles.sources import SourceError
 
 _MAX_TOKEN: Final = 4096
@@ -27,7 +27,7 @@ def hub_address() -> str:
 def hub_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the hub's tools keep what they know: `HF_HOME`, else `~/.cache/huggingface`."""
     home = environ.get("HF_HOME") or str(Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(home).expanduser()
+    return home_path(home)
 
 
 def hub_credentials(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -38,7 +38,7 @@ def hub_credentials(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     token = (environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip()
     source = "HF_TOKEN"
     if not token:
-        path = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token").expanduser()
+        path = home_path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token")
         source = str(path)
         try:
             token = read_limited(path, _MAX_TOKEN).decode("utf-8", "replace").strip()

@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,8 +24,9 @@ from hostler.profiles.schema import ModelFacts
 #: What a model is for, as its header says.
 FoundKind = Literal["chat", "embeddings", "rerank"]
 
-#: Folders below a folder, and files in all, that a scan looks at.
+#: Folders below a folder, names in all, and files of models, that a scan looks at.
 MAX_DEPTH: Final = 16
+MAX_NAMES: Final = 200_000
 MAX_FILES: Final = 10_000
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -130,16 +132,19 @@ def _files(places: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
             candidates = [path for path in below if path.suffix.lower() == ".gguf" or _is_folder(path)]
         for path in _first_parts(candidates, left_out):
             real = real_path(path)
-            if real not in seen:
+            if not _is_text(path):
+                left_out.append(LeftOut(path=path, reason="has a name that is not text in UTF-8: rename it"))
+            elif real not in seen:
                 seen.add(real)
                 yield path
 
 
 def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
-    """The files and model folders below a folder; links are followed, but no folder is entered twice."""
+    """The files that may be models, and model folders, below a folder; links are followed, but no folder is entered twice."""
     found: list[Path] = []
     entered: set[Path] = set()
     waiting = [(folder, 0)]
+    seen = 0
     while waiting:
         current, depth = waiting.pop()
         real = real_path(current)
@@ -150,20 +155,24 @@ def _below(folder: Path, left_out: list[LeftOut]) -> list[Path]:
             found.append(current)
             continue
         try:
-            entries = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
+            with os.scandir(current) as listed:
+                entries = sorted(islice(listed, MAX_NAMES - seen + 1), key=lambda entry: entry.name)
         except OSError as error:
             left_out.append(LeftOut(path=current, reason=f"cannot be read: {error.strerror or error}"))
             continue
+        seen += len(entries)
         for entry in entries:
-            if _is_folder(entry):
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            if _is_folder(path) if entry.is_symlink() else entry.is_dir():
                 if depth < MAX_DEPTH:
-                    waiting.append((entry, depth + 1))
-            else:
-                found.append(entry)
-        if len(found) > MAX_FILES:
-            left_out.append(
-                LeftOut(path=folder, reason=f"has more than {MAX_FILES} files; the others are not looked at")
-            )
+                    waiting.append((path, depth + 1))
+            elif entry.name.lower().endswith((".gguf", ".bin")):
+                found.append(path)
+        if seen > MAX_NAMES or len(found) > MAX_FILES:
+            limit = f"{MAX_NAMES} files" if seen > MAX_NAMES else f"{MAX_FILES} files of models"
+            left_out.append(LeftOut(path=folder, reason=f"has more than {limit}; the others are not looked at"))
             break
     return sorted(found[:MAX_FILES])
 
@@ -174,6 +183,15 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a configuration file, or an answer in JSON, can name the path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_for_whisper(path: Path) -> bool:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from hostler.profiles.file_reading import home_path
+
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?(?:/(.+)|:([\w.-]+))")
 #: Without encryption, only this machine is asked.
@@ -153,11 +155,11 @@ def cache_directory(env: Mapping[str, str] | None = None) -> Path:
     """`$HOSTLER_CACHE`, else `hostler` in the platform's folder for caches."""
     env = os.environ if env is None else env
     if explicit := env.get("HOSTLER_CACHE"):
-        return Path(explicit).expanduser()
+        return home_path(explicit)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "hostler"
     if sys.platform == "win32" and not env.get("XDG_CACHE_HOME"):
-        return Path(env.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "hostler" / "cache"
+        return home_path(env.get("LOCALAPPDATA") or "~/AppData/Local") / "hostler" / "cache"
     base = env.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hostler"
 
@@ -171,6 +173,6 @@ def _is_plain(path: str) -> bool:
 def _expanded(path: str) -> Path:
     """The path with `~` resolved, unless it names an unknown user."""
     try:
-        return Path(path).expanduser()
+        return home_path(path)
     except RuntimeError:
         return Path(path)

@@ -41,6 +41,10 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(":")
+
+
 def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
     """Unpack an archive into an empty folder. Raises `ArchiveError` and `OSError`; what is there by then is incomplete.
 
@@ -54,7 +58,9 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_files
             with tarfile.open(archive) as opened_tar:
                 _write(_tar_entries(opened_tar, max_files), folder, max_bytes)
     except _DAMAGED as error:
-        raise ArchiveError(f"{archive.name} is neither a zip nor a tar archive, or is damaged: {error}") from error
+        raise ArchiveError(
+            f"{archive.name} is neither a zip nor a tar archive, or is damaged: {_first_line(error)}"
+        ) from error
 
 
 def _zip_entries(archive: zipfile.ZipFile, max_files: int) -> Iterator[_Entry]:

@@ -16,6 +16,7 @@ import msgspec
 
 from hostler.profiles.engine_presets import PRESETS
 from hostler.profiles.engines import Engine, EngineTable, ReadyRules, StopRules, resolve_engines
+from hostler.profiles.file_reading import home_path
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import source_of
 from hostler.profiles.templates import expand, expand_text
@@ -145,7 +146,7 @@ def _find_program(engine: Engine, path: str | None) -> str:
 
 def engine_folder(engine: Engine) -> Path | None:
     """The engine's working folder; `None` for that of the supervisor."""
-    return None if engine.cwd is None else Path(engine.cwd).expanduser()
+    return None if engine.cwd is None else home_path(engine.cwd)
 
 
 def reads_gguf(engine: Engine) -> bool:

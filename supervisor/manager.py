@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -15,6 +14,7 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
+from hostler.profiles.file_reading import home_path
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
 from hostler.supervisor.config import SupervisorSettings
@@ -407,7 +407,7 @@ def create_manager(
     folder = cache_directory(environ)
     slots = None
     if settings.slots_max > 0:
-        slots_dir = Path(settings.slots_dir).expanduser() if settings.slots_dir else folder / "slots"
+        slots_dir = home_path(settings.slots_dir) if settings.slots_dir else folder / "slots"
         settings = msgspec.structs.replace(settings, slots_dir=str(slots_dir))
         slots = SlotCache(
             slots_dir,

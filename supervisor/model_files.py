@@ -19,6 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.profiles.fetch import cached, fetch
+from hostler.profiles.file_reading import home_path
 from hostler.profiles.gguf import FactsCache, GGUFError, digest, shard_paths
 from hostler.profiles.model_folder import folder_facts, weight_files
 from hostler.profiles.schema import ModelFacts, Profile
@@ -244,4 +245,4 @@ def _read_file_ahead(path: Path, cancelled: threading.Event) -> None:
 
 
 def _path(profile: Profile) -> Path:
-    return Path(profile.model).expanduser()
+    return home_path(profile.model)

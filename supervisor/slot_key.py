@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from hostler.profiles.file_reading import home_path
 from hostler.profiles.gguf import shard_paths
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.context_checkpoints import ARGUMENTS, VARIABLES, needs_checkpoints
@@ -161,7 +162,7 @@ def _paths(word: str) -> Iterator[Path]:
     for part in word.split(","):
         for text in (part, part.rpartition(":")[0]):
             try:
-                if text and (path := Path(text).expanduser()).is_file():
+                if text and (path := home_path(text)).is_file():
                     yield path
             except (OSError, RuntimeError):  # too long for a name
                 continue

@@ -6,7 +6,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, home_path, read_limited
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class ServerCertificate:
 
     def __init__(self, cert: str, key: str) -> None:
         """Blocks. Raises `CertificateError`."""
-        self._cert, self._key = Path(cert).expanduser(), Path(key).expanduser()
+        self._cert, self._key = home_path(cert), home_path(key)
         self._stamp = self._mark()
         self.context = self._load()
 
@@ -73,7 +73,7 @@ def pinned_context(certificate: str) -> ssl.SSLContext:
 
     Raises `CertificateError`.
     """
-    path = Path(certificate).expanduser()
+    path = home_path(certificate)
     try:
         return certificate_context(read_limited(path, MAX_CERTIFICATE).decode("ascii"))
     except FileTooLarge as error:

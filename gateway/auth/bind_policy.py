@@ -12,6 +12,7 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.config import ConfigError
 from hostler.gateway.settings import Settings, parse_address
 from hostler.gateway.shared_files import shared_file
+from hostler.profiles.file_reading import home_path
 
 
 def addresses(settings: Settings) -> list[tuple[str, int]]:
@@ -71,7 +72,7 @@ def _key_ring(settings: Settings) -> KeyRing:
 def key_path(settings: Settings) -> Path:
     """The key file as configured, else where it is by default."""
     named = settings.gateway.api_keys_file
-    return Path(named).expanduser() if named else key_file.default_file()
+    return home_path(named) if named else key_file.default_file()
 
 
 def refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.gateway.context import ALL_SCOPES, Client, KeyRules, KeyScope
 from hostler.profiles.file_lock import lock_file
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, home_path, read_limited
 from hostler.supervisor.scheduling.queue import MAX_PRIORITY
 from hostler.supervisor.state_store import replace_file
 
@@ -65,7 +65,7 @@ def default_file() -> Path:
     """The key file where the configuration names none."""
     usual = os.environ.get("APPDATA") or "~/AppData/Roaming" if sys.platform == "win32" else "~/.config"
     base = os.environ.get("XDG_CONFIG_HOME") or usual
-    return Path(base).expanduser() / "hostler" / "keys"
+    return home_path(base) / "hostler" / "keys"
 
 
 def read(path: Path) -> tuple[KeyRecord, ...]:

@@ -13,6 +13,7 @@ from hostler.adapters.canonical import Usage
 from hostler.gateway.backend_settings import PriceSettings
 from hostler.gateway.gateway_settings import SpendingSettings
 from hostler.gateway.state_files import state_file
+from hostler.profiles.file_reading import home_path
 from hostler.supervisor.state_store import JsonStore
 
 #: What is assumed for a backend of which nothing is known: the prices of a large model, in dollars for a million tokens.
@@ -73,7 +74,7 @@ def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | N
 
 def spending_file(settings: SpendingSettings, environ: Mapping[str, str] = os.environ) -> Path:
     """The file as configured, or where such state is kept."""
-    return Path(settings.file).expanduser() if settings.file else state_file("spending.json", environ)
+    return home_path(settings.file) if settings.file else state_file("spending.json", environ)
 
 
 class SpendingTracker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -22,6 +21,7 @@ from hostler.gateway.gateway_settings import BatchSettings
 from hostler.gateway.internal_request import InternalAnswer, internal_scope, send_internally
 from hostler.gateway.routing import Router
 from hostler.gateway.state_files import state_file
+from hostler.profiles.file_reading import home_path
 
 #: How often servers without a supervisor are looked at, since nothing tells when they are used, in seconds.
 _LOOK_S: Final = 0.1
@@ -49,7 +49,7 @@ class Batches:
         self._must_wait = must_wait
         self._gateways = gateways
         self._router: Router | None = None
-        self._file = Path(settings.file).expanduser() if settings.file else state_file("batches.sqlite3")
+        self._file = home_path(settings.file) if settings.file else state_file("batches.sqlite3")
         self._begun = anyio.Event()
         self._pass_on = PassOnRoutes(expected=pass_on)
         self._store = BatchStore(self._file, max_bytes=settings.max_size, max_age_s=settings.max_age_s, wall=wall)

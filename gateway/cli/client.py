@@ -10,7 +10,6 @@ import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal, cast
 
@@ -22,6 +21,7 @@ from hostler.gateway.cli.banner import local_url
 from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
 from hostler.gateway.config import ConfigError, Configuration, secret
 from hostler.gateway.settings import parse_address
+from hostler.profiles.file_reading import home_path
 from hostler.supervisor.tls import CertificateError, pinned_context
 
 # Where rich and click are installed, httpx loads its own command line as well: 0.16 s that a command need not take.
@@ -376,7 +376,7 @@ def read_key(key_file: str | None) -> str | None:
     else:
         source = f"--key-file {key_file}"
         try:
-            with Path(key_file).expanduser().open("rb") as opened:  # may be a pipe, or a device without end
+            with home_path(key_file).open("rb") as opened:  # may be a pipe, or a device without end
                 text = opened.read(_MAX_KEY_FILE).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

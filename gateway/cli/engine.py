@@ -26,7 +26,7 @@ from hostler.gateway.cli.options import (
 )
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE
 from hostler.gateway.cli.stop_signals import ended_by_signals
-from hostler.profiles.file_reading import real_path
+from hostler.profiles.file_reading import home_path, real_path
 
 if TYPE_CHECKING:
     from hostler.gateway.config import Configuration
@@ -144,7 +144,7 @@ def engine_update(
         fail(f"{name} is the name of another engine; choose another one with --name", USAGE)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        if name is not None or not Path(sources[0]).expanduser().is_dir():
+        if name is not None or not home_path(sources[0]).is_dir():
             check_name(target, name or archive_name(Path(urlsplit(sources[0]).path).name))  # before any download
         with ended_by_signals(), staging_folder(target) as temporary:
             archives = []
@@ -215,7 +215,7 @@ def _programs(found: Configuration) -> list[tuple[str, Path]]:
     if settings.supervisor.engine is not None:
         words.append(("supervisor.engine", shlex.split(settings.supervisor.engine)))
     words += [(f"profiles.{each.name}", shlex.split(each.engine)) for each in found.profiles if each.engine is not None]
-    return [(who, Path(command[0]).expanduser()) for who, command in words if command and isinstance(command[0], str)]
+    return [(who, home_path(command[0])) for who, command in words if command and isinstance(command[0], str)]
 
 
 def _running_below(folder: Path) -> list[int]:
@@ -245,7 +245,7 @@ def _archive(source: str, temporary: Path, sha256: str | None) -> Path:
 
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         return download_archive(source, temporary, sha256=sha256, limit=_MAX_DOWNLOAD)
-    path = Path(source).expanduser().absolute()
+    path = home_path(source).absolute()
     if not path.exists():
         fail(f"{source}: no such file or folder", USAGE)
     if sha256 is not None:
@@ -261,7 +261,7 @@ def _archive(source: str, temporary: Path, sha256: str | None) -> Path:
 def _folder(found: Configuration, given: str | None) -> Path:
     from hostler.gateway.config import engines_folder
 
-    return engines_folder(found.path) if given is None else Path(given).expanduser().absolute()
+    return engines_folder(found.path) if given is None else home_path(given).absolute()
 
 
 def _definitions(found: Configuration) -> dict[str, Engine]:
@@ -284,7 +284,7 @@ def _resolve(found: Configuration, text: str, folder: Path) -> str:
     builds = {build.name: build.program for build in installed_builds(folder)}
     if text in builds:
         return _command(found, builds[text])
-    path = Path(text).expanduser()
+    path = home_path(text)
     if path.is_dir():
         if (program := find_program(path.absolute())) is None:
             fail(f"{text}: there is no llama-server in that folder", FAILED)
@@ -295,7 +295,7 @@ def _resolve(found: Configuration, text: str, folder: Path) -> str:
         words = shlex.split(text)
     except ValueError as error:
         fail(f"{text}: {error}", USAGE)
-    place = shutil.which(Path(words[0]).expanduser()) if words else None
+    place = shutil.which(home_path(words[0])) if words else None
     if place is None:
         known = ", ".join(dict.fromkeys((*found.settings.engines, *builds)))
         names = f"; engines are: {known}" if known else ""

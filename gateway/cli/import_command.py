@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from hostler.gateway.cli.options import JsonOption, cannot_write, echo, fail, print_json
 from hostler.gateway.cli.start_options import FAILED, USAGE
-from hostler.profiles.file_reading import real_path
+from hostler.profiles.file_reading import expanded_path, home_path, real_path
 
 if TYPE_CHECKING:
     from hostler.gateway.importing.report import Imported, Note
@@ -37,6 +38,14 @@ class ImportKind(StrEnum):
     lmstudio = "lmstudio"
     llama_server = "llama-server"
     litellm = "litellm"
+
+
+#: Lines by which a configuration file is recognized.
+_SIGNS: Final = {
+    ImportKind.litellm: r"^(model_list|litellm_settings|router_settings|general_settings)\s*:",
+    ImportKind.llama_swap: r"^(models|macros|groups|matrix|peers|healthCheckTimeout)\s*:",
+    ImportKind.llama_server: r"^\[[^\]\n]+\]\s*$",
+}
 
 
 def import_configuration(
@@ -69,6 +78,12 @@ def import_configuration(
         fail(str(error), FAILED)
     except OSError as error:  # a folder that another user owns
         fail(f"{error.filename or source}: cannot be read: {error.strerror or error}", FAILED)
+    if not imported.sections:
+        if as_json:
+            print_json(_as_plain(imported, [], ""))
+        else:
+            _print_notes(imported.notes)
+        fail(f"{where}: nothing is taken over, and nothing written{_better_kind(kind, where)}", FAILED)
     text = sections_text(imported.sections)
     files = {target: (text, _mode(where))}
     files |= {target.parent / name: (content, 0o600) for name, content in imported.secret_files.items()}
@@ -85,6 +100,17 @@ def import_configuration(
     for path, (_, mode) in files.items():
         echo(f"wrote {path}" + ("" if mode == 0o644 else ", which only you may read"))
     echo(f"check it with: hostler check {target}")
+
+
+def _better_kind(kind: ImportKind, source: Path) -> str:
+    """The kind whose keys the file has, if it is another one."""
+    if source.is_dir():
+        return ""
+    text = _text(source)
+    found = [each for each, sign in _SIGNS.items() if re.search(sign, text, re.MULTILINE)]
+    if not found or kind in found:
+        return ""
+    return f"; it looks like a file of {found[0]}: hostler import {found[0]} {source}"
 
 
 def _as_plain(imported: Imported, written: list[str], text: str) -> dict[str, object]:
@@ -151,23 +177,28 @@ def _source_path(kind: ImportKind, given: str | None) -> Path:
     wants_folder = kind in (ImportKind.ollama, ImportKind.lmstudio)
     if given is None and not wants_folder:
         raise ImportFailed(f"name the configuration file: hostler import {kind} FILE")
-    path = Path(given or _usual_folder(kind)).expanduser()
+    try:
+        path = expanded_path(given or _usual_folder(kind))
+    except ValueError as error:
+        raise ImportFailed(f"{given}: {error}") from None
     if wants_folder and not path.is_dir():
-        raise ImportFailed(f"{path}: there is no such folder; name it: hostler import {kind} DIR")
+        what = "is not a folder" if path.exists() else "there is no such folder"
+        raise ImportFailed(f"{path}: {what}; name it: hostler import {kind} DIR")
     if not wants_folder and not path.is_file():
-        raise ImportFailed(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+        what = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "there is no such file"
+        raise ImportFailed(f"{path}: {what}; name the configuration file: hostler import {kind} FILE")
     return path
 
 
 def _usual_folder(kind: ImportKind) -> str:
     if kind == ImportKind.ollama:
         service = Path("/usr/share/ollama/.ollama/models")
-        user = Path("~/.ollama/models").expanduser()
+        user = home_path("~/.ollama/models")
         if named := os.environ.get("OLLAMA_MODELS"):
             return named
         # The service's own last: other users may not enter its home.
         return str(user if user.is_dir() or not service.is_dir() else service)
-    return str(Path("~/.lmstudio").expanduser())
+    return str(home_path("~/.lmstudio"))
 
 
 def _text(path: Path) -> str:
@@ -179,7 +210,7 @@ def _text(path: Path) -> str:
     except (OSError, FileTooLarge) as error:
         raise ImportFailed(f"{path}: cannot be read: {error}") from None
     except UnicodeDecodeError as error:
-        raise ImportFailed(f"{path}: is not a text file: byte {error.start} is not UTF-8") from None
+        raise ImportFailed(f"{path}: byte {error.start} is not UTF-8: save the file as text in UTF-8") from None
 
 
 def _facts_of(model: str) -> ModelFacts | None:
@@ -199,7 +230,7 @@ def _path_of(source: Path) -> Callable[[str], str]:
     def whole(text: str) -> str:
         if "\0" in text:  # a variable, whose value is not known
             return text
-        return str(folder / Path(text).expanduser()) if text.startswith("~/") else os.path.normpath(folder / text)
+        return str(folder / home_path(text)) if text.startswith("~/") else os.path.normpath(folder / text)
 
     return whole
 

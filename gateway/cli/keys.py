@@ -95,6 +95,8 @@ def keys_add(
     from hostler.gateway.auth import keys
     from hostler.gateway.context import KeyRules
 
+    if not name.strip() or not name.isprintable():
+        fail("a key needs a name: one line of text, by which logs and `hostler keys list` show it", USAGE)
     path = _key_file(config)
     limits = _limits(model, backend, requests_per_minute, tokens_per_minute, tokens_per_day, dollars_per_day)
     others = _others(scope or (KeyScopeOption.infer, KeyScopeOption.read), priority, local_only, expires, note)

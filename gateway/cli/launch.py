@@ -100,11 +100,13 @@ def _finder(paths: Collection[str]) -> ModelFinder:
     places = []
     for text in paths:
         try:
+            if not text:
+                raise ValueError("an empty name; name a file or folder")
             place = expanded_path(text).absolute()
             if not place.exists():
                 raise ValueError("no such file or folder")
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{text}: {error}") from error
+            raise ConfigError(f"{text or repr(text)}: {error}") from error
         places.append(place)
     return ModelFinder(places)
 

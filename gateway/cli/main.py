@@ -194,7 +194,7 @@ def check(
 
     try:
         if file is not None and not is_file(Path(file)):
-            raise ConfigError(f"{file}: no such file")
+            raise ConfigError(f"{file}: {'is a folder' if os.path.isdir(file) else 'no such file'}")  # noqa: PTH112
         found = read_checked(find_file(file or config), os.environ, all_mistakes, ModelFinder())
     except ConfigError as error:
         if as_json:

@@ -20,7 +20,7 @@ from hostler.gateway.cli.options import (
     read_configuration,
 )
 from hostler.gateway.cli.start_options import FAILED, USAGE
-from hostler.profiles.file_reading import real_path
+from hostler.profiles.file_reading import home_path, is_file, real_path
 
 profiles_app = typer.Typer(
     help="List and edit the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
@@ -156,14 +156,17 @@ def profiles_add(
     import msgspec
 
     from hostler.gateway.config import ConfigError, find_file
+    from hostler.profiles.model_scan import scan_models
     from hostler.profiles.profile_edits import add_profile
     from hostler.profiles.schema import ProfileEntry
     from hostler.profiles.yaml_config import DocumentError
 
     if not model.startswith(("hf:", "https:", "pypi:")):
-        file = real_path(Path(model).expanduser())
-        if not file.is_file():
+        file = real_path(home_path(model))
+        if not is_file(file):
             fail(f"{file}: no such file", FAILED)
+        if file.suffix.lower() == ".gguf" and (left_out := scan_models([file]).left_out):
+            fail(f"{file}: {left_out[0].reason}", FAILED)
         model = str(file)
     profile = name or Path(model).name.removesuffix(".gguf").lower()
     target = Path("hostler.yaml")

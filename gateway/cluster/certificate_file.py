@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited
+from hostler.profiles.file_reading import FileTooLarge, home_path, read_limited
 from hostler.supervisor.tls import MAX_CERTIFICATE, CertificateError, ServerCertificate
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ class CertificateFile:
     server goes on with it as well."""
 
     def __init__(self, cert: str, key: str) -> None:
-        self._path, self._key = Path(cert).expanduser(), key
+        self._path, self._key = home_path(cert), key
         self._certificate: str | None = None
         self._problem = ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.profiles.file_reading import FileTooLarge, read_limited, real_path
+from hostler.profiles.file_reading import FileTooLarge, home_path, read_limited, real_path
 
 
 def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
@@ -32,3 +32,10 @@ def test_a_link_that_leads_back_to_itself_stays_as_it_is(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to("there")
     assert real_path(tmp_path / "loop").name == "loop"
     assert real_path(tmp_path / "link") == (tmp_path / "there").resolve()
+
+
+def test_the_home_of_an_unknown_user_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert home_path("~/x") == tmp_path / "x"
+    assert home_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fakes.model_folders import write_chat, write_embeddings, write_folder, write_other, write_parts, write_projector
 
+from hostler.profiles import model_scan
 from hostler.profiles.model_scan import MAX_DEPTH, ModelScan, profile_names, scan_models
 
 
@@ -178,3 +179,32 @@ def test_models_for_whisper_are_named_with_their_engine(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
     assert "engine: whisper-server" in reasons(scan_models([tmp_path]))["ggml-base.en.bin"]
     assert len(reasons(scan_models([tmp_path]))) == 1
+
+
+def test_a_name_that_is_not_text_is_left_out(tmp_path: Path) -> None:
+    write_chat(tmp_path / "whole.gguf")
+    try:
+        (tmp_path / os.fsdecode(b"\xff.gguf")).write_bytes((tmp_path / "whole.gguf").read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    scan = scan_models([tmp_path])
+    assert names(scan) == ["whole.gguf"]
+    assert [each.reason for each in scan.left_out] == ["has a name that is not text in UTF-8: rename it"]
+
+
+def test_other_files_do_not_hide_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        (tmp_path / f"note{number}.txt").touch()
+    write_chat(tmp_path / "zz.gguf")
+    monkeypatch.setattr(model_scan, "MAX_FILES", 10)
+    assert names(scan_models([tmp_path])) == ["zz.gguf"]
+    monkeypatch.setattr(model_scan, "MAX_NAMES", 20)
+    assert "has more than 20 files" in reasons(scan_models([tmp_path]))[tmp_path.name]
+
+
+def test_no_more_models_are_looked_at_than_there_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        write_chat(tmp_path / f"{number}.gguf")
+    monkeypatch.setattr(model_scan, "MAX_FILES", 2)
+    scan = scan_models([tmp_path])
+    assert names(scan) == ["0.gguf", "1.gguf"] and "more than 2 files of models" in reasons(scan)[tmp_path.name]

@@ -166,7 +166,7 @@ def test_json_has_every_note(folder: Path) -> None:
         (("litellm",), 1, "name the configuration file"),
         (("litellm", "none.yaml"), 1, "none.yaml: there is no such file"),
         (("litellm", "bin"), 1, "bin: is a folder"),
-        (("ollama", "swap.yaml"), 1, "swap.yaml: there is no such folder"),
+        (("ollama", "swap.yaml"), 1, "swap.yaml: is not a folder"),
         (("litellm", "chat.gguf"), 1, "chat.gguf: "),
     ],
 )
@@ -188,3 +188,34 @@ def test_a_folder_of_another_user_is_an_error(tmp_path: Path) -> None:
         shutil.rmtree(folder)
     assert result.exit_code == 1
     assert f"{folder}/models/below: cannot be read: Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "hint"),
+    [
+        ("litellm", "models: {a: {cmd: x}}\n", "hostler import llama-swap odd.yaml"),
+        ("llama-swap", "model_list: []\n", "hostler import litellm odd.yaml"),
+        ("litellm", "# [note]\n", "nothing written\n"),
+        ("llama-swap", "", "nothing written\n"),
+        ("llama-server", "", "nothing written\n"),
+    ],
+)
+def test_a_file_with_nothing_to_take_over_is_an_error(folder: Path, kind: str, text: str, hint: str) -> None:
+    (folder / "odd.yaml").write_text(text)
+    for options in ((), ("--dry-run",), ("--json",)):
+        result = run(kind, "odd.yaml", *options)
+        assert result.exit_code == 1 and "nothing is taken over" in result.stderr and hint in result.stderr
+    assert not (folder / "hostler.yaml").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_in_another_encoding_is_to_be_saved_again(folder: Path, encoding: str) -> None:
+    (folder / "odd.yaml").write_text("models: {é: 1}\n", encoding=encoding)
+    result = run("llama-swap", "odd.yaml")
+    assert result.exit_code == 1 and "save the file as text in UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["litellm", "lmstudio"])
+def test_the_home_of_an_unknown_user_is_a_file_that_is_not_there(kind: str) -> None:
+    result = run(kind, "~nobody-of-this-name/x")
+    assert result.exit_code == 1 and "the home directory ~nobody-of-this-name is unknown" in result.stderr

@@ -85,6 +85,8 @@ def test_a_key_is_changed_and_what_is_not_given_stays(config: Path) -> None:
     [
         (("set", "bob"), 2, "nothing to change"),
         (("set", "eve", "--note", "x"), 1, "no key named 'eve'"),
+        (("add", " "), 2, "a key needs a name"),
+        (("add", "a\nb"), 2, "a key needs a name: one line of text"),
         (("add", "eve", "--expires", "soon"), 2, "write 2027-01-31, 12h, 30d, 4w or never"),
         (("add", "eve", "--requests-per-minute", "-1"), 2, "--requests-per-minute"),
         (("add", "eve", "--requests-per-minute", str(2**53 + 1)), 2, "--requests-per-minute"),

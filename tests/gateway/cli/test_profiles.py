@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.model_folders import write_chat
+from fakes.model_folders import write_chat, write_other
 from typer.testing import CliRunner, Result
 
 from hostler.gateway.cli.main import app
@@ -74,3 +74,27 @@ def test_models_of_scanned_folders_are_listed_and_checked(file: Path) -> None:
     assert output("show", "found")["model"] == f"{file.parent}/models/found.gguf"
     checked = CliRunner().invoke(app, ["check", "--json"])
     assert json.loads(checked.stdout)["profiles"] == ["found"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.gguf", b"", "is empty; the download may be incomplete"),
+        ("page.gguf", b"<!doctype html>", "it is a web page"),
+        ("~nobody-of-this-name/x.gguf", None, "no such file"),
+        ("n" * 300 + ".gguf", None, "no such file"),
+    ],
+)
+def test_a_file_that_is_no_model_is_not_added(file: Path, name: str, content: bytes | None, reason: str) -> None:
+    before = file.read_bytes()
+    if content is not None:
+        (file.parent / name).write_bytes(content)
+    result = run("add", name)
+    assert result.exit_code == 1 and reason in result.stderr
+    assert file.read_bytes() == before
+
+
+def test_a_lora_adapter_is_not_added_as_a_model(file: Path) -> None:
+    write_other(file.parent / "lora.gguf", "adapter")
+    result = run("add", "lora.gguf")
+    assert result.exit_code == 1 and "is a LoRA adapter, not a model" in result.stderr
