@@ -16,6 +16,7 @@ import msgspec
 from hostler.adapters import lenient
 from hostler.adapters.canonical import ToolCall
 from hostler.adapters.errors import BackendBroken
+from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.lenient import count
 
 #: Tool calls in one answer, at most: no model makes so many, and some of what is kept of each is looked at for every piece.
@@ -24,6 +25,7 @@ MAX_CALLS = 1024
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _QUOTES = re.compile(r'\\.|"', re.DOTALL)
 _PLACEHOLDERS = frozenset({"", "{}", "null"})
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 #: The arguments of a call that has none.
 NO_ARGUMENTS = "{}"
 
@@ -288,6 +290,17 @@ def arguments_text(arguments: Any) -> str:
         return lenient.encode(arguments).decode()
     except (ValueError, msgspec.MsgspecError):
         return ""
+
+
+def arguments_object(arguments: str) -> dict[str, msgspec.Raw]:
+    """The arguments of an earlier call as an object, for protocols that have nothing else there. Models write some that are
+    none, or are cut off: what they wrote stays readable for them."""
+    if not arguments.strip():
+        return {}
+    try:
+        return _decode_object(arguments)
+    except NOT_JSON:
+        return {"arguments": msgspec.Raw(lenient.encode(arguments))}
 
 
 def _fill(call: OpenCall) -> str:

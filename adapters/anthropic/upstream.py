@@ -31,6 +31,7 @@ from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
+from hostler.adapters.tool_calls import arguments_object
 
 # The protocol requires a limit; this one works with the smallest models.
 _MAX_TOKENS = 4096
@@ -39,6 +40,8 @@ _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh"
 _EFFORTS = {"minimal": "low", **{level: level for level in ("low", "medium", "high", "xhigh", "max")}}
 _INVALID_ID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
+# This protocol has schemas only, and they have to name every field.
+_ONLY_AN_OBJECT = "Answer with one JSON object and nothing else: no other text, no code fence."
 # Images of other spellings of their type are rejected.
 _USUAL_TYPES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
@@ -96,6 +99,8 @@ def request_body(request: ChatRequest | CountRequest, *, model: str, stream: boo
     if conversation is None:
         raise ValueError("the request must be expanded before it is encoded in another protocol")
     system, messages = _messages(conversation.messages)
+    if isinstance(request, ChatRequest) and _wants_any_object(request.output):
+        system = f"{system}\n\n{_ONLY_AN_OBJECT}".lstrip()
     if not messages and system:
         # There must be a message, and a conversation of another protocol may have instructions only.
         system, messages = "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
@@ -126,7 +131,9 @@ def _messages(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]
             count += 1
             call_id = _id(call.id or f"call_{count}")
             open_calls.append(call_id)
-            blocks.append({"type": "tool_use", "id": call_id, "name": call.name or "", "input": _input(call.arguments)})
+            blocks.append(
+                {"type": "tool_use", "id": call_id, "name": call.name or "", "input": arguments_object(call.arguments)}
+            )
         if message.role == "tool":
             call_id = _id(message.tool_call_id) if message.tool_call_id else (open_calls or ["call_0"])[0]
             if call_id in open_calls:
@@ -158,13 +165,6 @@ def _source(media: Media) -> dict[str, Any]:
         return {"type": "url", "url": media.url}
     mime = media.mime or "image/png"
     return {"type": "base64", "media_type": _USUAL_TYPES.get(mime.lower(), mime), "data": media.data or ""}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except NOT_JSON:
-        return {}
 
 
 def _id(call_id: str) -> str:
@@ -242,12 +242,16 @@ def _budget(conversation: Conversation, limit: int, choice: dict[str, Any] | Non
     return min(wanted, max(limit // 2, _MIN_BUDGET))
 
 
+def _wants_any_object(output: Output) -> bool:
+    return output.schema is not None and bytes(output.schema) == _ANY_OBJECT
+
+
 def _output_config(output: Output, conversation: Conversation, *, thinks: bool) -> dict[str, Any]:
     """The form of the response, and how much effort it takes where there is no budget."""
     config: dict[str, Any] = {}
     if thinks and conversation.adaptive_thinking and isinstance(conversation.thinking, str):
         config["effort"] = _EFFORTS.get(conversation.thinking, "medium")
-    if output.schema is not None and bytes(output.schema) != _ANY_OBJECT:
+    if output.schema is not None and not _wants_any_object(output):
         config["format"] = {"type": "json_schema", "schema": output.schema}
     return config
 

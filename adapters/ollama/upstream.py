@@ -27,13 +27,13 @@ from hostler.adapters.canonical import (
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama import discovery, go_compat
 from hostler.adapters.ollama.context import is_packed
 from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
 from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
+from hostler.adapters.tool_calls import arguments_object
 
 PATHS = {
     "chat": "/api/chat",
@@ -121,13 +121,7 @@ def _result_reference(message: ChatMessage, called: dict[str, str]) -> dict[str,
 
 
 def _call(index: int, call: ToolCall) -> dict[str, Any]:
-    try:
-        arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, msgspec.Raw])
-    except NOT_JSON:
-        raise BadRequest(
-            f"The arguments of the call of `{call.name}` must be a JSON object for the backend of this model.",
-            param="messages",
-        ) from None
+    arguments = arguments_object(call.arguments)
     body: dict[str, Any] = {"function": {"index": index, "name": call.name, "arguments": arguments}}
     return {"id": call.id, **body} if call.id else body
 
@@ -142,7 +136,9 @@ def _tools(conversation: Conversation) -> dict[str, Any]:
     if not conversation.tools or conversation.tool_choice == "none":
         return {}
     tools = []
-    for tool in conversation.tools:
+    # The server has no choices: of a tool that has to be called, it gets no other.
+    named = [tool for tool in conversation.tools if tool.name == conversation.tool_choice]
+    for tool in named or conversation.tools:
         function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
         # A missing object is an error to the server.
         function["parameters"] = tool.parameters or {"type": "object", "properties": {}}

@@ -194,3 +194,45 @@ def test_a_result_without_an_id_belongs_to_the_call_of_its_tool() -> None:
     results = [{"type": "function_call_output", "name": each, "output": each} for each in ("b", "a")]
     *_, first, second = sent("/v1/responses", {"input": [*calls, *results]}, ENGINE)["messages"]
     assert (first["tool_call_id"], second["tool_call_id"]) == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ('{"a":1.50}', {"a": 1.5}),
+        ("", {}),
+        (" ", {}),
+        ('{"a": "cut o', {"arguments": '{"a": "cut o'}),
+        ("[1]", {"arguments": "[1]"}),
+        ("plain words", {"arguments": "plain words"}),
+    ],
+)
+def test_arguments_that_a_model_wrote_badly_stay_in_its_history(arguments: str, read: dict[str, Any]) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    history = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "?"},
+    ]
+    turns = sent("/v1/chat/completions", {"messages": history}, ANTHROPIC)["messages"]
+    assert turns[1]["content"] == [{"type": "tool_use", "id": "c", "name": "f", "input": read}]
+    turns = sent("/v1/chat/completions", {"messages": history}, OLLAMA)["messages"]
+    assert turns[1]["tool_calls"][0]["function"]["arguments"] == read
+
+
+def test_anthropic_is_told_to_answer_with_any_object() -> None:
+    body = sent("/v1/chat/completions", {"response_format": {"type": "json_object"}}, ANTHROPIC)
+    assert "one JSON object and nothing else" in body["system"]
+    assert "output_config" not in body
+    told = [{"role": "system", "content": "Be brief."}, *HELLO]
+    body = sent("/v1/chat/completions", {"messages": told, "response_format": {"type": "json_object"}}, ANTHROPIC)
+    assert body["system"].startswith("Be brief.\n\n")
+    assert "system" not in sent("/api/chat", {"format": ANY}, ANTHROPIC)
+
+
+@pytest.mark.parametrize(("choice", "names"), [("b", ["b"]), (None, ["a", "b"]), ("unknown", ["a", "b"])])
+def test_ollama_gets_only_the_tool_that_has_to_be_called(choice: str | None, names: list[str]) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    chosen_tool = {} if choice is None else {"tool_choice": {"type": "function", "function": {"name": choice}}}
+    body = sent("/v1/chat/completions", {"tools": tools, **chosen_tool}, OLLAMA)
+    assert [tool["function"]["name"] for tool in body["tools"]] == names
