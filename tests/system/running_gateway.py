@@ -82,6 +82,11 @@ class RunningGateway(EngineLog):
             body["model"] = model
         return await self.http.post("/v1/chat/completions", json=body, headers=_bearer(key))
 
+    async def keep_asking(self, model: str, key: str | None = None) -> None:
+        """Request one answer after the other until cancelled."""
+        while True:
+            await self.chat(model, key=key)
+
     def stream(self, model: str, *, key: str | None = None, **more: Any) -> AbstractAsyncContextManager[httpx.Response]:
         """Request a streamed answer."""
         body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}], **more}

@@ -341,13 +341,8 @@ async def test_a_switch_waits_for_patience_and_the_answers_in_flight_but_not_for
     async with start_gateway(profiles, gateway={"switching": {"patience_s": 0.5}}) as gateway:
         await gateway.chat("a")
         async with anyio.create_task_group() as tasks:
-
-            async def keep_asking() -> None:
-                while True:
-                    await gateway.chat("a")
-
             for _ in range(4):
-                tasks.start_soon(keep_asking)
+                tasks.start_soon(gateway.keep_asking, "a")
             # Again and again: each time, `a` is requested without a pause.
             for number in range(3):
                 await gateway.until_counts(2, 2)

@@ -214,13 +214,8 @@ async def test_one_client_cannot_keep_another_out_of_the_queue(
     async with start_gateway(profiles, gateway=settings) as gateway:
         gateway.http.headers["Authorization"] = f"Bearer {keys['person']}"
         async with anyio.create_task_group() as tasks:
-
-            async def keep_asking() -> None:
-                while True:
-                    await gateway.chat("a", key=keys["swarm"])
-
             for _ in range(8):
-                tasks.start_soon(keep_asking)
+                tasks.start_soon(gateway.keep_asking, "a", keys["swarm"])
             await gateway.until_counts(1, 4)
             refused = await gateway.chat("a")
             assert refused.status_code == 429

@@ -84,13 +84,8 @@ async def test_a_request_for_another_model_waits_no_longer_than_patience(start_g
     async with start_gateway(profiles, gateway={"switching": {"patience_s": 0.5}}) as gateway:
         await gateway.chat("a")
         async with anyio.create_task_group() as tasks:
-
-            async def keep_asking() -> None:
-                while True:
-                    await gateway.chat("a")
-
             for _ in range(4):
-                tasks.start_soon(keep_asking)
+                tasks.start_soon(gateway.keep_asking, "a")
             await gateway.until_counts(1, 3)
             with anyio.fail_after(20):
                 answer = await gateway.chat("b")
