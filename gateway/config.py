@@ -121,9 +121,9 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
-    are the limits of a host's queue and switches that the file sets, without defaults. `scan` are the folders in which
-    models are looked for, `shared` what the cluster's members share. `texts` are the files that were read with their
-    contents, `None` for one that does not exist. `errors`: the files have mistakes, and this is their last good state.
+    are the limits of a host's queue and switches that the file sets, without defaults. `shared` is what the cluster's
+    members share. `texts` are the files that were read with their contents, `None` for one that does not exist.
+    `errors`: the files have mistakes, and this is their last good state.
     """
 
     path: Path | None
@@ -135,7 +135,6 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     host_limits: HostLimits = HostLimits()
     texts: Mapping[Path, str | None] = {}
     errors: FileErrors | None = None
-    scan: tuple[Path, ...] = ()
     shared: SharedState = SharedState()
     overrides: Overrides = Overrides()
 
@@ -199,7 +198,6 @@ def read(
         presets=made.presets,
         host_limits=HostLimits() if document is None else _host_limits(settings.gateway, document.value),
         texts=files.texts,
-        scan=scan,
         shared=shared.state,
     )
     if errors:

@@ -187,8 +187,9 @@ def test_the_environment_of_an_engine_may_hold_anything_else(tmp_path: Path, val
 def test_folders_to_scan_are_no_profile(tmp_path: Path) -> None:
     path = tmp_path / "hostler.yaml"
     path.write_text("profiles: {scan: [models, /srv/models], a: {model: x.gguf}}\n")
-    found = read(path, {})
-    assert found.scan == (tmp_path / "models", Path("/srv/models"))
+    scanned: list[Path] = []
+    found = read(path, {}, find_models=lambda folders, engine: scanned.extend(folders))
+    assert scanned == [tmp_path / "models", Path("/srv/models")]
     assert [profile.name for profile in found.profiles] == ["a"]
     path.write_text("profiles: {scan: [models]}\n")
     assert (read(path, {}).profiles, read(path, {}).shipped) == ((), False)
