@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
+import psutil
 import pytest
 from fakes.ports import free_port
 from fakes.real_engine import post, running_engine
@@ -18,10 +20,11 @@ from fakes.real_engine import post, running_engine
 from bench.random_models import ARCHITECTURES, FIRST_CONTEXT, WINDOW, write_model
 from hostler.profiles.gguf import read_facts
 from hostler.profiles.schema import Profile
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import EngineAddress, PromptIdentity
 from hostler.supervisor.engine_client import engine_build
-from hostler.supervisor.slot_cache import SlotCache
+from hostler.supervisor.slot_cache import RestoreResult, SlotCache
 from hostler.supervisor.slot_key import needs_checkpoints, slot_key, unsupported_reason
+from hostler.supervisor.slot_table import KeptConversation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
@@ -184,6 +187,62 @@ async def test_a_file_that_is_cut_off_anywhere_is_never_restored(tmp_path: Path,
             assert (await conversation.cache.restore(address, profile, facts, conversation.key, "b1")).slots == 0
             assert (await complete(address, "Hello")).tokens
         assert not file.exists()
+
+
+async def frozen(address: EngineAddress) -> psutil.Process:
+    """The engine at this address, which does nothing any more."""
+    children = psutil.Process().children()
+    engine = next(each for each in children if str(address.port) in each.cmdline())
+    engine.suspend()
+    return engine
+
+
+async def test_an_engine_that_is_killed_while_it_saves_leaves_the_earlier_file(tmp_path: Path) -> None:
+    conversation = Conversation(tmp_path, "llama")
+    await conversation.begin()
+    files = {file.name: file.read_bytes() for file in conversation.slots.iterdir()}
+    async with running_engine(conversation.model, free_port(), conversation.slots) as address:
+        await post(address, "/completion", FIRST)
+        engine, saved = await frozen(address), list[bool]()
+
+        async def save() -> None:
+            assert conversation.facts is not None
+            known = KeptConversation("c1", PromptIdentity())
+            cache, profile = conversation.cache, conversation.profile
+            found = await cache.save_conversation(
+                address, profile, conversation.facts, conversation.key, "b1", 0, known
+            )
+            saved.append(found)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save)
+            await anyio.wait_all_tasks_blocked()
+            engine.kill()
+    assert saved == [False]
+    assert {file.name: file.read_bytes() for file in conversation.slots.iterdir()} == files
+    prompt = STORY + conversation.answer + " And then?"
+    assert (await conversation.after_restart(prompt)).tokens == (await conversation.without_restart(prompt)).tokens
+
+
+async def test_an_engine_that_is_killed_while_it_restores_is_not_given_the_file_again(tmp_path: Path) -> None:
+    conversation = Conversation(tmp_path, "qwen35")
+    await conversation.begin()
+    async with running_engine(conversation.model, free_port(), conversation.slots) as address:
+        engine, restored = await frozen(address), list[RestoreResult]()
+
+        async def restore() -> None:
+            found = await conversation.cache.restore(
+                address, conversation.profile, conversation.facts, conversation.key, "b1"
+            )
+            restored.append(found)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(restore)
+            await anyio.wait_all_tasks_blocked()
+            assert list(conversation.slots.glob("*.restoring"))
+            engine.kill()
+    assert (restored[0].slots, restored[0].crashed) == (0, True)
+    assert [file.suffix for file in conversation.slots.iterdir()] == [".engine"]
 
 
 def test_the_models_are_of_every_kind(tmp_path: Path) -> None:
