@@ -110,7 +110,8 @@ class SlotTable:
         number = min(idle, key=lambda each: (self._slots[each].held is not None, self._slots[each].used_at))
         sources = [number]
         if copy is not None and copy != number:
-            sources.append(copy)
+            # First, while it is idle: its own next request would have to be awaited.
+            sources.insert(0, copy)
             held = self._slots[copy].held
             load = "" if held is None else held.name
         save = tuple(

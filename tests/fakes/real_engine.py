@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ async def running_engine(
                 await anyio.sleep(0.02)  # until it is ready, which it does not announce
         yield EngineAddress(model="alpha", host="127.0.0.1", port=port, key=KEY, generation=1, context=4096, parallel=1)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # a test has killed it
+            process.kill()
         with anyio.CancelScope(shield=True):
             await process.wait()
 

@@ -62,6 +62,13 @@ def test_a_new_conversation_begins_with_the_instructions_of_another_one() -> Non
     assert moves(slots.ask(prompt("x"))) == (1, [(0, "c1")], "c1")
 
 
+def test_the_conversation_that_is_copied_is_saved_before_the_one_that_leaves() -> None:
+    slots = Slots(2)
+    slots.ask(prompt("b", instructions="other"))
+    slots.ask(prompt("a"))
+    assert moves(slots.ask(prompt("x"))) == (0, [(1, "c2"), (0, "c1")], "c2")
+
+
 def test_short_instructions_are_not_worth_a_copy() -> None:
     slots = Slots(2)
     slots.ask(prompt("a", "b", "c", size=100))
