@@ -263,8 +263,8 @@ def _found_profile(name: str, model: FoundModel, room: Room, engine: EngineAbili
     embeddings = model.kind != "chat"
     fit = fit_model(model.facts, room, embeddings=embeddings, beside=sum(map(_size, beside)))
     args = list(fit.args)
-    if model.draft is not None and "mtp" in model.draft.name.lower() and engine.draft_heads:
-        args += ["--spec-type", "draft-mtp"]
+    if model.draft is not None and (head := _head_kind(model.draft)) in engine.draft_heads:
+        args += ["--spec-type", head]
     if model.kind == "rerank":
         args += ["--reranking"]
     entry = ProfileEntry(
@@ -278,6 +278,12 @@ def _found_profile(name: str, model: FoundModel, room: Room, engine: EngineAbili
         args=tuple(args) if args else UNSET,
     )
     return FoundProfile(name=name, entry=entry, model=model, fit=fit)
+
+
+def _head_kind(draft: Path) -> str:
+    """How a draft guesses, as a value of `--spec-type`."""
+    name = draft.name.lower()
+    return "draft-mtp" if "mtp" in name else "draft-eagle3" if "eagle" in name else "draft-simple"
 
 
 def _size(path: Path) -> int:

@@ -15,7 +15,7 @@ import msgspec
 
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.engine_command import EMBEDDED, engine_preset, engine_program, is_embedded, program_of
-from hostler.supervisor.llama_program import read_program
+from hostler.supervisor.llama_program import DRAFT_HEADS, read_program
 
 #: Presets that run folders of safetensors, and those of them whose program shows that they are installed.
 FOLDER_ENGINES: Final = (
@@ -39,13 +39,13 @@ class EngineDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 class EngineAbilities(msgspec.Struct, frozen=True, kw_only=True):
     """`knows_devices`: `devices` are all that it uses, even if there are none. `fits`: it chooses by itself how many layers
-    go on its devices. `draft_heads`: it takes an MTP head as a draft."""
+    go on its devices. `draft_heads` are the heads that it takes as a draft, as values of `--spec-type`."""
 
     program: tuple[str, ...]
     devices: tuple[EngineDevice, ...] = ()
     knows_devices: bool = False
     fits: bool = False
-    draft_heads: bool = False
+    draft_heads: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ def read_abilities(engine: str | None) -> EngineAbilities:
         return EngineAbilities(program=program_of(preset))
     program = engine_program(engine)
     if is_embedded(program):
-        return EngineAbilities(program=program, knows_devices=True, draft_heads=True)
+        return EngineAbilities(program=program, knows_devices=True, draft_heads=frozenset(DRAFT_HEADS))
     answer = anyio.run(read_program, program, os.environ)
     options = answer.options or frozenset()
     devices = (_DEVICE.fullmatch(line) for line in answer.devices)

@@ -30,17 +30,21 @@ REQUIRED: Final = frozenset({"-m", "--host", "--port", "-c"})
 logger = logging.getLogger(__name__)
 
 
+#: Heads that guess from the state of a model, as values of `--spec-type`.
+DRAFT_HEADS: Final = ("draft-mtp", "draft-eagle3")
+
+
 class LlamaProgram(msgspec.Struct, frozen=True, kw_only=True):
     """A llama-server. `options` is `None` where its help could not be read, and `failure` says why: then it is taken for a
     current one.
 
-    `draft_heads`: it takes an MTP head as a draft.
+    `draft_heads` are those of `DRAFT_HEADS` that it takes as a draft.
     """
 
     options: frozenset[str] | None = None
     build: str = ""
     devices: tuple[str, ...] = ()
-    draft_heads: bool = False
+    draft_heads: frozenset[str] = frozenset()
     failure: str = ""
 
 
@@ -98,7 +102,7 @@ async def read_program(
         options=options,
         build=build[1].strip() if build else "",
         devices=parse_devices(listed),
-        draft_heads="draft-mtp" in shown.text,
+        draft_heads=frozenset(kind for kind in DRAFT_HEADS if kind in shown.text),
     )
 
 

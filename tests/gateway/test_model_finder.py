@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+import pytest
 from fakes.model_folders import write_chat, write_draft, write_embeddings, write_folder, write_projector
 from msgspec import UNSET
 
@@ -13,7 +15,9 @@ from hostler.supervisor.devices.reading import DeviceReading
 from hostler.supervisor.engine_abilities import EngineAbilities, EngineDevice
 
 GIB = 1024**3
-CPU = EngineAbilities(program=("llama-server",), knows_devices=True, draft_heads=True)
+CPU = EngineAbilities(
+    program=("llama-server",), knows_devices=True, draft_heads=frozenset({"draft-mtp", "draft-eagle3"})
+)
 
 
 def finder_of(*places: Path, engine: EngineAbilities = CPU, gpus: tuple[DeviceReading, ...] = ()) -> ModelFinder:
@@ -42,6 +46,25 @@ def test_profiles_say_how_models_run(tmp_path: Path) -> None:
     assert chat.args == ("--spec-type", "draft-mtp")
     assert (found["vectors"].embeddings, found["vectors"].args) == (True, UNSET)
     assert (found["ranks"].embeddings, found["ranks"].args) == (True, ("--reranking",))
+
+
+@pytest.mark.parametrize(
+    ("draft", "heads", "args"),
+    [
+        ("Chat-EAGLE3.gguf", {"draft-mtp", "draft-eagle3"}, ("--spec-type", "draft-eagle3")),
+        ("Chat-EAGLE3.gguf", {"draft-mtp"}, UNSET),
+        ("Chat-draft.gguf", {"draft-mtp", "draft-eagle3"}, UNSET),
+    ],
+)
+def test_a_draft_guesses_by_a_head_if_it_is_one_and_the_engine_takes_it(
+    tmp_path: Path, draft: str, heads: set[str], args: object
+) -> None:
+    write_chat(tmp_path / "Chat-Q4_0.gguf")
+    write_draft(tmp_path / draft)
+    engine = msgspec.structs.replace(CPU, draft_heads=frozenset(heads))
+    found = finder_of(tmp_path, engine=engine)((), None)
+    assert found is not None
+    assert (found["chat-q4_0"].draft, found["chat-q4_0"].args) == (str(tmp_path / draft), args)
 
 
 def test_there_is_nothing_to_find_without_folders() -> None:

@@ -49,14 +49,14 @@ def test_a_program_lists_its_devices_and_options(tmp_path: Path) -> None:
         EngineDevice(name="CUDA0", model="NVIDIA GeForce RTX 4090", total=24080 * mib, free=23500 * mib),
         EngineDevice(name="Vulkan0", model="AMD Radeon (RADV)", total=8192 * mib, free=8000 * mib),
     )
-    assert (found.knows_devices, found.fits, found.draft_heads) == (True, True, True)
+    assert (found.knows_devices, found.fits, found.draft_heads) == (True, True, {"draft-mtp"})
     assert found.name == str(tmp_path / "llama-server")
 
 
 @pytest.mark.parametrize("body", ["exit 1", "echo error: unknown argument", r"printf '\377'"])
 def test_a_program_that_does_not_know_the_options_has_no_abilities(tmp_path: Path, body: str) -> None:
     found = read_abilities(program(tmp_path, body))
-    assert (found.devices, found.knows_devices, found.fits, found.draft_heads) == ((), False, False, False)
+    assert (found.devices, found.knows_devices, found.fits, found.draft_heads) == ((), False, False, frozenset())
 
 
 def test_the_embedded_engine_uses_no_gpu() -> None:
