@@ -30,10 +30,22 @@ class SkipRules:
         reason = self.reason(context, candidate, failed)
         if reason is None:
             return None
-        hop, paused_by = candidate.hop, None
         if reason == "circuit_open":
-            paused_by = hop.breakers.paused_by(candidate.target.name_there, self._clock())
-        return FailedHop(hop=hop, reason=reason, retry_after_s=self._ends_in(candidate, reason), paused_by=paused_by)
+            return self.paused(candidate)
+        return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._ends_in(candidate, reason))
+
+    def paused(self, candidate: Candidate) -> FailedHop:
+        """The candidate as a hop whose circuit is open."""
+        now = self._clock()
+        paused_by = candidate.hop.breakers.paused_by(candidate.target.name_there, now)
+        return FailedHop(
+            hop=candidate.hop, reason="circuit_open", retry_after_s=candidate.rest_s(now), paused_by=paused_by
+        )
+
+    @staticmethod
+    def needs_permit(context: RequestContext) -> bool:
+        """Whether an open circuit keeps the request from a hop."""
+        return context.only is None and not isinstance(context.request, LoadRequest)
 
     def reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
         """Why the candidate is skipped, or `None` if it is to be tried."""
@@ -48,7 +60,7 @@ class SkipRules:
             return refused
         if rate_wait_s(context, hop, self._clock()) > 0:
             return "rate_limited"
-        if context.only is not None or isinstance(context.request, LoadRequest):
+        if not self.needs_permit(context):
             return None
         if fits_better_later(context.request, target, candidate.later) or (failed and has_no_room(target, failed)):
             return "too_long"
@@ -64,8 +76,6 @@ class SkipRules:
             return hop.spending.resumes_in()
         if reason == "rate_limited" and hop.rates is not None:
             return hop.rates.wait_s(self._clock())
-        if reason == "circuit_open":
-            return candidate.rest_s(self._clock())
         return None
 
     def alternatives(

@@ -180,6 +180,11 @@ class FallbackMiddleware(RequestMiddleware):
                 if isinstance(context.request, LoadRequest)
                 else hop.breakers.acquire(target.name_there, self._clock())
             )
+            if permit is None and self._skips.needs_permit(context):
+                # While it waited for its money, another request began the trial.
+                if reserved is not None and hop.spending is not None:
+                    hop.spending.settle(reserved, None, answered=False)
+                return self._skips.paused(candidate)
             use = count_request(context, hop, self._clock())
             attempt = context.begin_attempt(target, hop=candidate.index, now=self._clock())
             try:
