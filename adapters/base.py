@@ -151,15 +151,25 @@ class Encoder(ABC):
         return b""
 
 
+_MEDIA = ("audio/", "image/", "video/", "application/octet-stream")
+
+
+def is_media(media_type: str) -> bool:
+    """Whether an answer of this type is sound, a picture or any other file: nothing that can be an error."""
+    return media_type.lower().startswith(_MEDIA)
+
+
 class Parser(ABC):
     """Reads one backend's response, segment by segment, wherever the segments are cut.
 
     `prompt` is what the backend last reported about reading the prompt. `is_silent`: what was fed last says nothing, as
-    keep-alives do, although it may have to be forwarded.
+    keep-alives do, although it may have to be forwarded. `holds_back`: a body may turn out to be an error at its end, so
+    that none of it is passed on before; not so sound and pictures, which are played as they come.
     """
 
     prompt: PromptStatus | None = None
     is_silent: bool = False
+    holds_back: bool = True
 
     @abstractmethod
     def start(self, head: ResponseHead) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from hostler.adapters import json_body, lenient, multipart, sse
-from hostler.adapters.base import Parser, WireRequest, raise_after
+from hostler.adapters.base import Parser, WireRequest, is_media, raise_after
 from hostler.adapters.canonical import Chunk, Origin, Passthrough, Request, ResponseHead
 from hostler.adapters.error_body import error_in, error_in_response
 from hostler.adapters.errors import (
@@ -89,6 +89,7 @@ class ForwardingParser(Parser):
 
     def start(self, head: ResponseHead) -> None:
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self.holds_back = not is_media(head.media_type)
         self._splitter = sse.EventSplitter()
 
     def feed(self, data: bytes) -> Iterable[Chunk]:

@@ -222,7 +222,7 @@ class Proxy:
                 ready = []
                 try:
                     for chunk in parser.feed(piece):
-                        if chunk.is_body and size <= HELD_BACK:
+                        if chunk.is_body and parser.holds_back and size <= HELD_BACK:
                             held.append(chunk)
                             size += len(chunk.raw)
                             continue

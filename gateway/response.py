@@ -66,6 +66,8 @@ class ResponseWriter:
     def begin(self, head: ResponseHead) -> None:
         """A backend has started its answer."""
         self.encoder.start(head)
+        # What is asked for as a stream may be a file, which has no place for an error.
+        self.streaming = self.encoder.streaming or self.started
 
     def write(self, chunk: Chunk) -> Awaitable[None]:
         """Send a chunk; the first one that reaches the client commits the answer."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import lenient, sse
-from hostler.adapters.base import Encoder
+from hostler.adapters.base import Encoder, is_media
 from hostler.adapters.canonical import (
     Chunk,
     CompletionRequest,
@@ -39,7 +39,8 @@ class LlamaCppEncoder(Encoder):
         self._request = request
         self._progress = progress
         self._lines = ProgressLines()
-        self.streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
+        self._asked = self.streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
+        self._passes = origin.operation not in COMPLETIONS
         self._wants_tokens = (
             origin.operation in COMPLETIONS
             and not self.streaming
@@ -59,11 +60,14 @@ class LlamaCppEncoder(Encoder):
         self._finish: str | None = None
         self.length = None
         is_stream = head.media_type.lower().startswith(sse.MEDIA_TYPE)
-        self._folds = is_stream and not self.streaming
+        self.streaming = self._asked
+        if self._passes:
+            self.streaming = is_stream or (self._asked and not is_media(head.media_type))
+        self._folds = is_stream and not self.streaming and not self._passes
         if self.streaming:
             self.media_type = head.media_type if is_stream else sse.MEDIA_TYPE
         else:
-            self.media_type = JSON if is_stream else head.media_type or "application/octet-stream"
+            self.media_type = JSON if self._folds else head.media_type or "application/octet-stream"
             self.length = None if is_stream else head.length
 
     def encode(self, chunk: Chunk) -> bytes:

@@ -73,7 +73,7 @@ class OpenAIAdapter(Adapter):
             return StoredRequest(origin=origin, kind=name, id=incoming.path_params.get("id", ""))
         if body is None:
             model = multipart.field(incoming.body, content_type, "model") or model_outside_body(incoming)
-            stream = multipart.field(incoming.body, content_type, "stream") == "true"
+            stream = (multipart.field(incoming.body, content_type, "stream") or "").lower() == "true"
             return Passthrough(
                 origin=origin, model=model, output=Output(stream=stream), has_json=name in JSON_OPERATIONS
             )
@@ -95,7 +95,9 @@ class OpenAIAdapter(Adapter):
         if name == "responses":
             origin = msgspec.structs.replace(origin, wire=RESPONSES)
             return ChatRequest(origin=origin, model=model, output=responses.decode_output(body))
-        output = Output(stream=body.flag("stream"))
+        # Speech is streamed as sound unless events are asked for; some of its clients send `stream` as well.
+        stream = body.text("stream_format") == "sse" if name == "speech" else body.flag("stream")
+        output = Output(stream=stream)
         return Passthrough(origin=origin, model=model, output=output, has_json=name in JSON_OPERATIONS)
 
     def expand(self, request: Request) -> Request:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import lenient, sse
-from hostler.adapters.base import Encoder
+from hostler.adapters.base import Encoder, is_media
 from hostler.adapters.canonical import (
     Chunk,
     Progress,
@@ -35,8 +35,10 @@ _encode = msgspec.json.encode
 # llama-server's media type of whole responses: those that are folded come from it.
 _FOLDED = "application/json; charset=utf-8"
 _DONE = b"data: [DONE]\n\n"
-# The stream of this operation is sound.
+# The answer may be sound although events are asked for.
 _WITHOUT_EVENTS = frozenset({"speech"})
+# Operations whose streams have pieces of one response, so that they can be folded. Others pass as they come.
+_FOLDABLE = frozenset({"chat", "completions", "responses"})
 _ID_PREFIXES = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 # Index, delta (or text), finish reason and log probabilities of a choice.
@@ -51,6 +53,7 @@ class OpenAIEncoder(Encoder):
         # Structured output and several choices are for programs: no progress lines.
         self._for_programs = output.schema is not None or output.choices > 1
         self._operation = request.origin.operation
+        self._passes = self._operation not in _FOLDABLE
         self._wire = request.origin.wire
         self._include_usage = output.include_usage
         self._model = request.model or ""
@@ -64,7 +67,7 @@ class OpenAIEncoder(Encoder):
         document = request.origin.json_body
         self._custom_tools = custom_tools(document) if self._wire == CUSTOM_CHAT and document else frozenset[str]()
         self._role_sent = False
-        self.streaming = output.stream
+        self._asked = self.streaming = output.stream
         self.media_type = sse.MEDIA_TYPE if output.stream else _FOLDED
         self._reset()
 
@@ -77,11 +80,14 @@ class OpenAIEncoder(Encoder):
         self.length = None
         is_stream = head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self.media_type = head.media_type
+        self.streaming = self._asked
+        if self._passes:
+            self.streaming = is_stream or (self._asked and not is_media(head.media_type))
         if self.streaming:
             self.media_type = head.media_type if is_stream else sse.MEDIA_TYPE
-        elif is_stream:
+        elif is_stream and not self._passes:
             self.media_type = _FOLDED
-        else:
+        elif not is_stream:
             self.length = head.length
 
     def _reset(self) -> None:
@@ -100,7 +106,7 @@ class OpenAIEncoder(Encoder):
                 if not chunk.is_body:
                     return chunk.raw
                 self._body += chunk.raw
-            elif chunk.is_body:
+            elif chunk.is_body or self._passes:
                 return chunk.raw
             elif chunk.raw:
                 self._has_output = True

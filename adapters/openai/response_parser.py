@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from hostler.adapters import lenient, sse
-from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.base import Parser, is_media, raise_after
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.embedding_inputs import count_inputs
 from hostler.adapters.error_body import NO_ERROR, error_in_response, flat_error, is_error
@@ -15,6 +15,7 @@ from hostler.adapters.errors import (
     AnswerTooLarge,
     BackendBroken,
     GatewayError,
+    empty_response,
     incomplete_response,
     invalid_event,
     truncated_response,
@@ -106,6 +107,7 @@ class OpenAIParser(Parser):
         self._pieces: list[bytes] = []
         self._tail = b""
         self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self.holds_back = self._operation in whole_response.JSON_OPERATIONS or not is_media(head.media_type)
         self._is_fast = False
         self.prompt = None
         self.is_silent = False
@@ -377,6 +379,8 @@ class OpenAIParser(Parser):
             error = whole_response.reported(raw) if head.media_type.lower().startswith("application/json") else None
             if error is not None:
                 raise error
+            if operation == "speech" and not self._size:
+                raise empty_response()
             return (Chunk(wire=self._wire, raw=raw, is_body=True),) if self._fields else ()
         if self._fields:
             return whole_response.decode(operation, raw, self._sent)

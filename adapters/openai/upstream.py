@@ -39,6 +39,7 @@ from hostler.adapters.progress_removal import without_progress
 from hostler.adapters.remote_models import Discovery, RemoteModel
 
 _ANY_OBJECT = b'"json"'
+_FORM = "multipart/"
 #: The prefix of clients' paths.
 _USUAL = "/v1"
 #: Forwarded paths of llama.cpp's server that this protocol has below `/v1` only.
@@ -307,7 +308,7 @@ class OpenAIUpstream(Upstream):
             body = request_body(request, model=model, stream=stream, engine=self._engine, progress=self._progress)
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation_of(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
-        if origin.operation in FORMS:
+        if origin.operation in FORMS and origin.content_type.lower().startswith(_FORM):
             form = multipart.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=form, content_type=origin.content_type)
         body = origin.body

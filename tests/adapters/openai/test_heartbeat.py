@@ -112,8 +112,7 @@ def test_the_responses_api_gets_comments_only(decode_request: Any, start_encoder
 
 
 def test_a_stream_of_sound_gets_nothing(decode_request: Any, start_encoder: Any) -> None:
-    encoder = start_encoder(decode_request("/v1/audio/speech", {"input": "x", "stream": True}))
-    assert encoder.streaming
+    encoder = start_encoder(decode_request("/v1/audio/speech", {"input": "x", "stream_format": "sse"}))
     assert encoder.heartbeat(LOADING) == b""
 
 
