@@ -205,7 +205,7 @@ class Catalog:
     def _known_names(self, service: str | None) -> str:
         names = self._able(service) or self._listing.names()
         if not names:
-            return "there are no models: add one under `profiles`, or a backend"
+            return "there are no models: add a profile, a backend, or a file to a folder of `profiles.scan`"
         more = len(names) - MAX_NAMES
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"

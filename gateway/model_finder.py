@@ -5,6 +5,7 @@ Blocks: callers on an event loop use a thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET
 
+from hostler.gateway.events import printable
 from hostler.profiles.gguf import GGUFError, read_facts, shard_paths
 from hostler.profiles.model_scan import FoundModel, LeftOut, profile_names, scan_models
 from hostler.profiles.schema import ModelFacts, ProfileEntry
@@ -28,6 +30,10 @@ from hostler.supervisor.engine_abilities import (
 from hostler.supervisor.machine import available_memory
 from hostler.supervisor.model_fit import ModelFit, Room, fit_folder, fit_model, room_of
 
+logger = logging.getLogger(__name__)
+
+#: Characters of a path in the log.
+_MAX_SHOWN = 300
 #: Why a folder of safetensors is left out.
 _NO_ENGINE = "is a model for vllm, sglang or mlx-lm, none of which is installed"
 
@@ -99,6 +105,7 @@ class ModelFinder:
         self._pending: dict[Path, _State] = {}
         self._known: dict[Path, tuple[_State, FoundProfile]] = {}
         self._names: dict[Path, str] = {}
+        self._said: frozenset[LeftOut] = frozenset()
         self.findings = Findings()
 
     def __call__(self, folders: Sequence[Path], engine: str | None) -> Mapping[str, ProfileEntry] | None:
@@ -110,6 +117,8 @@ class ModelFinder:
             first = self._folders != (*folders, *self._places) or engine != self._engine
             self._folders, self._engine = (*folders, *self._places), engine
             self._look(self._folders, accept_new=first)
+            if first:
+                self._said = frozenset(self.findings.left_out)  # a table shows these
             return {each.name: each.entry for each in self.findings.profiles}
 
     @property
@@ -122,9 +131,17 @@ class ModelFinder:
         with self._lock:
             if self._folders is None:
                 return False
-            before = self.findings.profiles
+            before = self.findings
             self._look(self._folders, accept_new=False)
-            return self.findings.profiles != before
+            self._report(before.left_out)
+            return self.findings.profiles != before.profiles
+
+    def _report(self, before: Sequence[LeftOut]) -> None:
+        """Log what is left out since a while; a file that is being written has another reason at each look."""
+        lasting = frozenset(self.findings.left_out) & frozenset(before)
+        for each in sorted(lasting - self._said, key=lambda found: found.path):
+            logger.warning("left out: %s %s", printable(str(each.path), _MAX_SHOWN), each.reason)
+        self._said = (self._said | lasting) & frozenset(self.findings.left_out)
 
     def _look(self, folders: Sequence[Path], *, accept_new: bool) -> None:
         room = self._room or self._measure()

@@ -14,6 +14,9 @@ _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 #: Models named in the banner, at most; `hostler models` lists all.
 _MAX_NAMES: Final = 6
 
+#: Where models come from, while there are none.
+_NONE: Final = "none yet; add a profile, or a file to a folder of profiles.scan"
+
 
 def banner(
     models: Sequence[str],
@@ -23,8 +26,10 @@ def banner(
     keys_required: bool,
     hostname: str,
     secure: bool = False,
+    alone: bool = False,
 ) -> str:
-    """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`. `secure`: with TLS."""
+    """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`. `secure`: with TLS;
+    `alone`: without backends that may have models."""
     scheme = "https" if secure else "http"
     local = list(dict.fromkeys(local_url(*address, secure=secure) for address in addresses))
     remote = list(dict.fromkeys(f"{scheme}://{hostname}:{port}" for host, port in addresses if host in _LOOPBACK))
@@ -33,7 +38,7 @@ def banner(
     lines = [
         f"Hostler {__version__} listens on {' and '.join(local)}",
         *([f"  network    {' and '.join(remote)}"] if remote else []),
-        f"  models     {_first(models) or 'those of its backends'}",
+        f"  models     {_first(models) or (_NONE if alone else 'those of its backends')}",
         *(["  API keys   required; `hostler keys add NAME` creates one"] if keys_required else []),
         "",
         # Broken so that no line is longer than 80 columns.

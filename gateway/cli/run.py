@@ -373,6 +373,7 @@ def _announce(
         keys_required=keys_required,
         hostname=socket.gethostname().lower(),
         secure=secure,
+        alone=runs_models and not backends and configuration.settings.cluster is None,
     )
     if view is None:
         print_in_background(_STDOUT, text)

@@ -191,3 +191,26 @@ def test_folders_of_safetensors_run_with_an_engine_that_takes_them(tmp_path: Pat
     without = finder(None)
     assert list(without((), None) or ()) == ["a"]
     assert "none of which is installed" in without.findings.left_out[0].reason
+
+
+def test_a_file_that_stays_unusable_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "old.gguf").write_bytes(b"<html>")
+    finder = finder_of()
+    finder([tmp_path], None)
+    whole = write_chat(tmp_path / "elsewhere").read_bytes()
+    for size in (100, 200, 300):
+        (tmp_path / "slow.gguf").write_bytes(whole[:-size])  # another reason at each look
+        finder.changed()
+    assert caplog.messages == []
+    (tmp_path / "page.gguf").write_bytes(b"<html>")
+    for _ in range(4):
+        finder.changed()
+    said = [each for each in caplog.messages if "page.gguf" in each]
+    assert len(said) == 1 and said[0].startswith("left out: ") and "it is a web page" in said[0]
+    assert not any("old.gguf" in each for each in caplog.messages)
+    (tmp_path / "page.gguf").unlink()
+    finder.changed()
+    (tmp_path / "page.gguf").write_bytes(b"")
+    for _ in range(3):
+        finder.changed()
+    assert sum("page.gguf is empty" in each for each in caplog.messages) == 1

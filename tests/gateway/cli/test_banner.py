@@ -89,3 +89,11 @@ def test_the_example_is_a_chat_with_a_model_that_can_chat() -> None:
     assert example_model([vectors, chat, other], []) == "other"
     assert example_model([vectors], ["far"]) == "far"
     assert example_model([], []) == "NAME"
+
+
+@pytest.mark.parametrize(
+    ("alone", "words"), [(True, "none yet; add a profile, or a file"), (False, "those of its backends")]
+)
+def test_without_models_it_says_where_they_may_come_from(alone: bool, words: str) -> None:
+    text = banner([], None, [("127.0.0.1", 80)], keys_required=False, hostname="den", alone=alone)
+    assert f"  models     {words}" in text and max(map(len, text.splitlines())) < 80
