@@ -158,13 +158,13 @@ def _follow(
     # The system's certificates, which may include a company's own, instead of httpx's bundle.
     certificates = ssl.create_default_context()
     for waits in range(_MAX_WAITS + 1):
-        address, sent, announced, pause_s = url, {**headers, **credentials}, "", 0.0
+        address, sent, announced, pause_s, limited = url, {**headers, **credentials}, "", 0.0, False
         for _ in range(_MAX_REDIRECTS + 1):
             with _response(address, sent, certificates, cancellation) as response:
                 # The hub announces the checksum when it redirects, not where the file is in the end.
                 announced = response.headers.get("X-Linked-Etag", announced)
                 if (asked := _asked_to_wait(response)) is not None:
-                    pause_s = asked
+                    pause_s, limited = asked, response.status_code == httpx.codes.TOO_MANY_REQUESTS
                     break
                 if response.next_request is None:
                     return use(response, announced)
@@ -178,6 +178,8 @@ def _follow(
             report("waiting", 0, None)
         cancellation.wait(pause_s)
         cancellation.check()
+    if not limited:
+        raise SourceError(f"{_host(httpx.URL(url))} is not available for now; try again later")
     raise SourceError(f"{_host(httpx.URL(url))} allows no more requests for now; try again later, or with HF_TOKEN")
 
 

@@ -145,6 +145,11 @@ def read_repository(reference: HubReference, cancellation: Cancellation) -> HubR
     others = [file for file in gguf if file not in projectors]
     models, drafts = _without_drafts(_grouped(others), reference.file)
     if not models:
+        if gguf:
+            raise SourceError(
+                f"{reference.repository} has GGUF files, but no whole model: there are only projectors, or parts of a model "
+                f"without the others ({', '.join(file.path for file in gguf[:3])})"
+            )
         raise SourceError(
             f"{reference.repository} has no GGUF files; look for a repository with GGUF in its name, or "
             f"run it with an engine that loads it itself, such as vllm: `model: hub:{reference.repository}`"

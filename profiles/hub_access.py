@@ -15,8 +15,11 @@ _MAX_TOKEN: Final = 4096
 
 
 def hub_endpoint(environ: Mapping[str, str] = os.environ) -> str:
-    """The hub's address, or a mirror's: `HF_ENDPOINT`, else huggingface.co."""
-    return (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    """The hub's address, or a mirror's: `HF_ENDPOINT`, else huggingface.co. Raises `SourceError` if that is no address."""
+    address = (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not re.match(r"https?://[^/\s]", address):
+        raise SourceError("HF_ENDPOINT is not an address; write it like https://huggingface.co")
+    return address
 
 
 def hub_address() -> str:

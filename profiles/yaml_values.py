@@ -85,6 +85,8 @@ def _compose(text: str, source: str) -> Node | None:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "not valid YAML"
+        if r"'\t'" in problem:
+            problem += "; indent with spaces instead of tabs"
         raise DocumentError(source, mark.line + 1 if mark else None, "", f"not valid YAML: {problem}") from None
     except YAMLError as error:
         raise DocumentError(source, None, "", f"not valid YAML: {str(error).splitlines()[0]}") from None

@@ -93,6 +93,9 @@ def test_a_server_that_asks_to_wait_for_long_or_for_ever_is_an_error(origin: Scr
     with pytest.raises(SourceError, match="allows no more requests for now"):
         get(tmp_path, phases)
     assert len(origin.requests) == 1 + len(phases) + 1  # each wait is followed by a request
+    origin.refusals = [(503, {"Retry-After": "0"})] * 9
+    with pytest.raises(SourceError, match="is not available for now"):
+        get(tmp_path)
 
 
 def test_a_gated_repository_needs_the_token_of_the_usual_places(origin: ScriptedHub, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_mistakes_name_what_there_is(hub: ScriptedHub) -> None:
     hub.add("org/safe", "model.safetensors", b"s")
     with pytest.raises(SourceError, match="org/safe has no GGUF files"):
         read("org/safe")
+    hub.add("org/eyes", "mmproj-f16.gguf", b"x")
+    hub.add("org/parts", "m-00001-of-00002.gguf", b"x")
+    with pytest.raises(SourceError, match=r"org/eyes has GGUF files, but no whole model.*mmproj-f16\.gguf"):
+        read("org/eyes")
+    with pytest.raises(SourceError, match=r"org/parts has GGUF files, but no whole model"):
+        read("org/parts")
     hub.gated.add("org/m-GGUF")
     with pytest.raises(SourceError, match=r"org/m-GGUF: .* \(the model is gated: accept its terms on"):
         read()

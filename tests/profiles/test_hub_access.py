@@ -32,3 +32,10 @@ def test_a_token_that_cannot_be_sent_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="contains characters") as caught:
         hub_credentials({"HF_HOME": str(tmp_path)})
     assert "hf_" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["mirror.lan", "me:secret@mirror.lan", "ftp://mirror.lan", "https://", " "])
+def test_an_address_without_a_scheme_is_said(given: str) -> None:
+    with pytest.raises(SourceError, match="HF_ENDPOINT is not an address; write it like https:") as caught:
+        hub_endpoint({"HF_ENDPOINT": given})
+    assert "secret" not in str(caught.value)

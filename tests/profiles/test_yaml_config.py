@@ -104,7 +104,10 @@ backends:
         ("gateway: 7\n", "hostler.yaml:1: gateway: expected a mapping, got 7"),
         ("- a\n", "hostler.yaml:1: expected a mapping, got a list"),
         ("gateway: {}\n\ngateway: {}\n", "hostler.yaml:3: gateway: duplicate key, first defined in line 1"),
-        ("gateway:\n\tqueue: 1\n", "hostler.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
+        (
+            "gateway:\n\tqueue: 1\n",
+            "hostler.yaml:2: not valid YAML: found character '\\t' that cannot start any token; indent with spaces instead of tabs",
+        ),
         (
             "gateway: !!python/name:os.system\n",
             "hostler.yaml:1: gateway: the tag !!python/name:os.system is not allowed",
