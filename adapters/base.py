@@ -104,10 +104,12 @@ class Encoder(ABC):
     folded from the chunks, or piece by piece from `encode` if the backend's own whole response can be forwarded.
 
     `streaming`: the client asked for a stream, so that heartbeats and in-band errors are possible. `media_type`, and
-    `length` in bytes where the length of the body is known, are valid from the first non-empty result.
+    `length` in bytes where the length of the body is known, are valid from the first non-empty result; so is `status`, a
+    backend's own one (201, 204) where its response is forwarded.
     """
 
     streaming: bool = False
+    status: int = 200
     media_type: str = "application/json"
     length: int | None = None
     #: For protocols that store responses: receives the whole response, just before its last bytes are sent.

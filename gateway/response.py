@@ -106,7 +106,7 @@ class ResponseWriter:
         if self._late:
             data = (self._late_facts() if first else b"") + data + self._late_facts()
         if not self.started:
-            await self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
+            await self._start(encoder.status, encoder.media_type, encoder.length or len(data), stream=False)
         await self._end(data)
 
     async def respond(self, response: WireResponse) -> None:
@@ -177,7 +177,7 @@ class ResponseWriter:
         if data:
             if not self.started:
                 encoder = self.encoder
-                await self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
+                await self._start(encoder.status, encoder.media_type, encoder.length, stream=encoder.streaming)
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _end(self, data: bytes) -> None:

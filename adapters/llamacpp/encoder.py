@@ -60,8 +60,9 @@ class LlamaCppEncoder(Encoder):
         self._finish: str | None = None
         self.length = None
         is_stream = head.media_type.lower().startswith(sse.MEDIA_TYPE)
-        self.streaming = self._asked
+        self.streaming, self.status = self._asked, 200
         if self._passes:
+            self.status = head.status
             self.streaming = is_stream or (self._asked and not is_media(head.media_type))
         self._folds = is_stream and not self.streaming and not self._passes
         if self.streaming:

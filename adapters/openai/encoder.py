@@ -80,8 +80,9 @@ class OpenAIEncoder(Encoder):
         self.length = None
         is_stream = head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self.media_type = head.media_type
-        self.streaming = self._asked
+        self.streaming, self.status = self._asked, 200
         if self._passes:
+            self.status = head.status
             self.streaming = is_stream or (self._asked and not is_media(head.media_type))
         if self.streaming:
             self.media_type = head.media_type if is_stream else sse.MEDIA_TYPE

@@ -50,6 +50,18 @@ async def test_a_request_reaches_every_kind_of_backend_with_the_models_name_ther
 
 
 @each_kind
+@pytest.mark.parametrize(("status", "answer"), [(201, b'{"id":"v1"}'), (202, b'{"id":"v1"}'), (204, b"")])
+async def test_a_backend_has_its_own_word_for_success(tmp_path: Path, kind: str, status: int, answer: bytes) -> None:
+    async with backend_of_kind(tmp_path, kind) as (server, chain):
+        server.prepared = [(status, JSON, answer)]
+        response = await chain.http.post("/v1/videos", json={"model": "m"})
+        assert (response.status_code, response.content) == (status, answer)
+        server.prepared = [(200, JSON, b'{"id":"v2"}')]
+        again = await chain.http.post("/v1/videos", json={"model": "m"})
+        assert (again.status_code, again.content) == (200, b'{"id":"v2"}')
+
+
+@each_kind
 async def test_a_backends_own_404_is_the_answer(tmp_path: Path, kind: str) -> None:
     body = b'{"detail" : "Not Found"}'
     async with backend_of_kind(tmp_path, kind) as (server, chain):
