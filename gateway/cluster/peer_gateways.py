@@ -249,10 +249,11 @@ def _path(request: Request) -> bytes:
 
 def _headers(request: Request, *, read: bool) -> list[tuple[bytes, bytes]]:
     """The headers to pass on; with a body that was `read`, and so decompressed."""
+    named = {each.strip().lower() for value in request.headers.getlist("connection") for each in value.split(",")}
     found = [
         (name, value)
         for name, value in request.headers.raw
-        if name.decode("latin-1") not in _NOT_SENT
+        if name.decode("latin-1") not in _NOT_SENT | named
         and not name.startswith(b"sec-")
         and not (read and name == b"content-encoding")
     ]

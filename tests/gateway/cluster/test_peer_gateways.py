@@ -89,7 +89,9 @@ async def messages(gateways: PeerGateways, asked: Request, body: bytes | None = 
 async def test_the_other_gateway_gets_what_the_client_has_sent_and_where_it_has_asked() -> None:
     async with gateway() as (url, got):
         key = (b"authorization", b"Bearer k")
-        assert await forward(url, request("GET", key, (b"x-forwarded-for", b"1.2.3.4")), None) == b"{}"
+        of_the_connection = (b"connection", b"close, X-Of-This-One"), (b"x-of-this-one", b"1")
+        asked = request("GET", key, (b"x-forwarded-for", b"1.2.3.4"), *of_the_connection)
+        assert await forward(url, asked, None) == b"{}"
     head, *headers = got[0].strip().split(b"\r\n")
     assert head == b"GET /v1/batches?a=%20b HTTP/1.1"
     assert sorted(headers) == [
