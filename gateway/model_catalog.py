@@ -26,6 +26,11 @@ MAX_NAMES = 20
 #: `Retry-After` of requests while no backend has reported its models, in seconds.
 _NOT_REPORTED_S = 5.0
 
+#: What capabilities are for, in the words of errors.
+_KINDS: Mapping[str, str] = {
+    "completion": "chat", "embedding": "embeddings", "rerank": "reranking", "decision": "decisions",
+}  # fmt: skip
+
 
 class PlainPart(msgspec.Struct, frozen=True):
     """What follows from the backends without a supervisor. Kept while `taken`, the hosts' names, and `unknown` are the
@@ -138,7 +143,8 @@ class Catalog:
             if name is None:
                 self._expect_models(name)
                 known = self._known_names(service)
-                way_out = f'set "model": {known}' if self._listing.cards else known
+                there_are = self._listing.names() if service is None else self._able(service)
+                way_out = f'set "model": {known}' if there_are else known
                 raise BadRequest(f"no model named and none loaded; {way_out}", param="model")
         placement = self._placements.get(name)
         if placement is None:
@@ -203,12 +209,18 @@ class Catalog:
         return plain is not None and not plain.reported
 
     def _known_names(self, service: str | None) -> str:
-        names = self._able(service) or self._listing.names()
+        """The models that have a capability, else all of them with a word about that."""
+        names, able = self._listing.names(), self._able(service)
         if not names:
             return "there are no models: add a profile, a backend, or a file to a folder of `profiles.scan`"
-        more = len(names) - MAX_NAMES
-        shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-        return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"
+        kind = "" if service is None else f" for {_KINDS.get(service, service)}"
+        if kind and not able:
+            return f"none of {len(names)} models is known to be{kind}: {_listed(names)}"
+        shown = able or names
+        about = kind if len(shown) < len(names) else ""
+        return (
+            f"{len(shown)} models{about}: {_listed(shown)}" if len(shown) > 1 else f"the only model{about}: {shown[0]}"
+        )
 
     def _rebuild(self) -> None:
         hosted = hosted_models(self._hosts, self._chain)
@@ -351,3 +363,8 @@ class Catalog:
         # Not under the requested name: these names are not bounded, and metrics count requests by model.
         model = f"{places[0].backend}/*"
         return Placement(model=model, card=card, places=tuple(places), local_only=self._may_be_private(name))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

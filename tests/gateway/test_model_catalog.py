@@ -192,9 +192,8 @@ def test_requests_without_a_model_go_to_the_only_one_of_their_kind() -> None:
 @pytest.mark.parametrize(
     ("service", "names"),
     [
-        ("completion", "2 models: a, b"),
-        ("embedding", "the only model: v"),
-        ("rerank", "3 models: a, b, v"),
+        ("completion", "2 models for chat: a, b"),
+        ("embedding", "the only model for embeddings: v"),
         (None, "3 models"),
     ],
 )
@@ -207,3 +206,15 @@ def test_errors_name_the_models_that_can_answer_the_kind_of_request(service: str
         subject.find(None, service)
     with pytest.raises(ModelNotFound, match=f"does not exist; {names}"):
         subject.find("gone", service)
+
+
+def test_errors_say_that_no_model_can_answer_the_kind_of_request() -> None:
+    subject = catalog(pc=BackendSettings(kind="supervisor", url="http://pc:8080"))
+    subject.update_host("pc", host(ProfileInfo(name="a"), ProfileInfo(name="b")))
+    for name, service, text in (
+        (None, "rerank", "none loaded; none of 2 models is known to be for reranking: a, b"),
+        (None, "transcriptions", "none loaded; none of 2 models is known to be for transcriptions: a, b"),
+        ("gone", "embedding", "does not exist; none of 2 models is known to be for embeddings: a, b"),
+    ):
+        with pytest.raises((BadRequest, ModelNotFound), match=text):
+            subject.find(name, service)
