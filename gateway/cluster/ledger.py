@@ -243,6 +243,11 @@ class Ledger:
                 await self._steps.make(wants, max(self._limit_s / 2, self._limit_s - before_s))
             except StoreAway:
                 self._give_up()
+            except Exception:  # no request depends on it, and so no gateway
+                self._begin_anew()
+                for want in wants:
+                    want.done.set()
+                self._give_up()
             finally:
                 self._decided.set()
             # What waits by now has waited for this.
@@ -275,7 +280,14 @@ class Ledger:
                         await self._steps.raise_part()
             except StoreAway:
                 pass
+            except Exception:  # as above
+                self._begin_anew()
             self._keep()
+
+    def _begin_anew(self) -> None:
+        """Leave the store out until all was brought to it again, after an error that is none of the connection."""
+        logger.exception("unhandled exception in a step of the budgets; going on with local values")
+        self._restored = False
 
     async def _until_decided(self) -> None:
         """Entries that are written now would lack what a step is about to reserve."""

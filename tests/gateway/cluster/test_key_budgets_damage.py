@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from fakes.redis_server import RedisServer, needs_redis
 from fakes.shared_gateways import admitted, budget_gateways, connected, day_book
 from fakes.store_client import until
 from redis import Redis
 
+from hostler.gateway.cluster.ledger_step_script import STEP
+from hostler.gateway.cluster.store import Script
 from hostler.gateway.context import KeyRules
 
 pytestmark = [pytest.mark.anyio, needs_redis]
@@ -132,3 +137,33 @@ async def test_a_gateway_of_the_future_is_gone_like_any_other(server: RedisServe
         server("ZADD", "hostler:home:budgets:seen", "9999999999", "stranger")
         assert await gateway.use(rules, 10)
         assert float(server("ZSCORE", "hostler:home:budgets:seen", "stranger").splitlines()[1]) < time.time() + 1
+
+
+@pytest.mark.parametrize("requests", [True, False])
+async def test_an_answer_that_no_script_gives_ends_no_gateway(
+    server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    requests: bool,
+) -> None:
+    rules = KeyRules(tokens_per_day=5000)
+    async with budget_gateways(server.url, tmp_path, 1) as [gateway]:
+        run_script, broken = gateway.store.run_script, False
+
+        async def answer(script: Script, keys: Sequence[str], *values: Any, limit_s: float) -> Any:
+            nonlocal broken
+            found = await run_script(script, keys, *values, limit_s=limit_s)
+            if script is not STEP or broken or requests == (b'"wants":[]' in values[0]):
+                return found
+            broken = True
+            return [b"odd", b"answer", b""]
+
+        monkeypatch.setattr(gateway.store, "run_script", answer)
+        with anyio.fail_after(10):
+            while not broken:
+                assert await gateway.use(rules, 1)
+                await anyio.sleep(0.01)
+        await until(lambda: gateway.ledger.connected)
+        assert await gateway.use(rules, 1)
+    assert "unhandled exception in a step of the budgets" in caplog.text
