@@ -279,6 +279,8 @@ def _resolve(found: Configuration, text: str, folder: Path) -> str:
     from hostler.supervisor.engine_builds import find_program, installed_builds
     from hostler.supervisor.engine_command import engine_preset
 
+    if not text.strip():
+        fail("name an engine, a program or a folder with one; `hostler engine list` shows those that are known", USAGE)
     if text in found.settings.engines or engine_preset(text) is not None:
         return text
     builds = {build.name: build.program for build in installed_builds(folder)}

@@ -133,7 +133,7 @@ def _print_notes(notes: tuple[Note, ...]) -> None:
         found = [note for note in notes if note.kind == kind]
         echo(f"{title}: {len(found)}")
         for note in found:
-            echo(f"  {note}")
+            echo("  " + "?".join(str(note).splitlines()))  # a name may have line breaks
 
 
 def _write(files: Mapping[Path, tuple[str, int]], source: Path, *, replace: bool) -> None:

@@ -72,6 +72,7 @@ WRONG: dict[str, tuple[Prepare, int, tuple[str, ...]]] = {
     "no file to check": (lambda _: ["check", "nope.yaml"], 2, ("nope.yaml: no such file",)),
     "a folder to check": (lambda at: ["check", str(at)], 2, ("is a folder",)),
     "an empty path": (lambda _: ["up", ""], 2, ("'': an empty name",)),
+    "an empty engine": (lambda _: ["engine", "use", ""], 2, ("name an engine", "hostler engine list")),
     "an unknown home": (lambda _: ["engine", "use", "~nobody-of-this-name/x"], 2, ("there is no such engine or program",)),
     "an unknown home of keys": (lambda _: ["ps", "--key-file", "~nobody-of-this-name/k"], 2, ("cannot be read",)),
     "an unknown home of archives": (lambda _: ["engine", "update", "~nobody-of-this-name/k"], 2, ("no such file",)),

@@ -219,3 +219,11 @@ def test_a_file_in_another_encoding_is_to_be_saved_again(folder: Path, encoding:
 def test_the_home_of_an_unknown_user_is_a_file_that_is_not_there(kind: str) -> None:
     result = run(kind, "~nobody-of-this-name/x")
     assert result.exit_code == 1 and "the home directory ~nobody-of-this-name is unknown" in result.stderr
+
+
+def test_a_note_is_one_line_whatever_the_name_of_a_model(folder: Path) -> None:
+    (folder / "studio/models").mkdir(parents=True)
+    (folder / "studio/models/a\nb.gguf").write_bytes(b"<html>")
+    write_chat(folder / "studio/models/c.gguf")
+    result = run("lmstudio", "studio", "--dry-run")
+    assert any("a?b.gguf: is not a GGUF file" in line for line in result.stdout.splitlines())
