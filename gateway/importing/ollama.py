@@ -92,11 +92,14 @@ class _StoredModel:
             self._missing("model", "has no file here; it may be one of Ollama's cloud")
             return
         facts = self._facts_of(self._profile["model"])
-        if facts is not None and facts.capabilities == ("embedding",):
+        if facts is None:
+            self._missing("model", "its file is no GGUF file that can be read; `ollama pull` fetches it again")
+            return
+        if facts.capabilities == ("embedding",):
             self._profile["embeddings"] = True
         if self._has_template:
             self._changed("template", "the template of the model's file is used instead of Ollama's")
-        if "context" not in self._profile and facts is not None and facts.training_context:
+        if "context" not in self._profile and facts.training_context:
             self._profile["context"] = min(facts.training_context, 8192)
             self._changed("num_ctx", f"is not set; the context is {self._profile['context']} tokens")
         examples = f"An example of a conversation:\n{self._examples}" if self._examples else ""

@@ -227,3 +227,12 @@ def test_a_note_is_one_line_whatever_the_name_of_a_model(folder: Path) -> None:
     write_chat(folder / "studio/models/c.gguf")
     result = run("lmstudio", "studio", "--dry-run")
     assert any("a?b.gguf: is not a GGUF file" in line for line in result.stdout.splitlines())
+
+
+def test_a_file_that_is_no_model_is_not_taken_over_from_a_store(folder: Path) -> None:
+    store = Path(_ollama_store(folder))
+    (blob,) = (store / "blobs").iterdir()
+    blob.write_bytes(b"<html>")
+    result = run("ollama", str(store))
+    assert result.exit_code == 1 and "its file is no GGUF file that can be read" in result.stdout
+    assert not (folder / "hostler.yaml").exists()
