@@ -73,12 +73,9 @@ class ImportReport:
         """The key was not taken over; `text` says why, or what to do instead."""
         self._note("missing", line, key, text, file)
 
-    def meaningless(self, line: int | None, key: str, text: str) -> None:
-        """The key is about a part of the other program that does not exist here; without it nothing behaves differently."""
-        self._note("meaningless", line, key, text, None)
-
     def note(self, kind: NoteKind, line: int | None, key: str, text: str = "", *, file: str | None = None) -> None:
-        """Note a key as the method of this kind does."""
+        """Note a key as the method of this kind does. `meaningless`: it is about a part of the other program that does not exist
+        here; without it nothing behaves differently."""
         self._note(kind, line, key, text, file)
 
     def _note(self, kind: NoteKind, line: int | None, key: str, text: str, file: str | None) -> None:
