@@ -130,8 +130,8 @@ def test_a_store_that_is_slow_for_a_moment_changes_nothing(
 def test_only_the_kind_that_was_published_is_shown_of_members(
     config: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    States(monkeypatch, (USES, ConfigurationState(kind="keys", version=41)))
+    States(monkeypatch, (USES, ConfigurationState(kind="keys", version=4711)))
     done = run(config, "push", "profiles", str(shared))
     assert "attic" in done.stdout
-    assert "keys" not in done.stdout and "41" not in done.stdout
-    assert "41" in run(config, "status").stdout
+    assert "keys" not in done.stdout and "4711" not in done.stdout
+    assert "4711" in run(config, "status").stdout
