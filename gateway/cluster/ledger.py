@@ -270,6 +270,7 @@ class Ledger:
                     if self._clock() - self._refreshed_at >= _REFRESH_S:
                         self._refreshed_at = self._clock()
                         self._steps.changed = self._records.used_books() | self._steps.changed
+                        self._records.is_changed = True  # files of long ago say nothing of other gateways
                     self._steps.look_for_unfair_shares()
                     await self._until_decided()
                     await self._steps.make((), BACKGROUND_LIMIT_S)

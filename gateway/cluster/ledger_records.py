@@ -49,6 +49,14 @@ class LedgerRecords:
         """The store's time in seconds since the epoch, as far as it is known: the same at all gateways."""
         return self.local_wall() + self._offset
 
+    def meet(self, gateways: Iterable[str]) -> None:
+        """These gateways share the budgets, and this one. Kept at once: if the store is empty when this process is started
+        again, nothing else says that others may use something without it."""
+        found = {*gateways, self._own}
+        if found != self.gateways:
+            self.gateways = found
+            self.keep()
+
     def follow(self, now: float, began: float) -> None:
         """Follow the store's clock; the answer was made somewhere between `began`, by the local one, and now."""
         offset = now - (began + self.local_wall()) / 2

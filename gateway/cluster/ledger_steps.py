@@ -141,7 +141,7 @@ class LedgerSteps:
         now, gateways, results, found, damaged, spare = answer
         log_damage(damaged)
         self._records.follow(float(now), began)
-        self._records.gateways = {each.decode() for each in gateways} | {self._own}
+        self._records.meet(each.decode() for each in gateways)
         if self.spare < 0 <= float(spare):
             self.news |= self.books
         self.spare = float(spare)

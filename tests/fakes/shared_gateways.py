@@ -66,7 +66,8 @@ class BudgetGateway:
             yield
 
     async def killed(self, scope: anyio.CancelScope) -> None:
-        """End it without another word to the store."""
+        """End it without another word, to the store or to its files."""
+        self.ledger._keep = lambda *, now=False: None  # type: ignore[method-assign]
         self.store.state = type(self.store.state)(connected=False, reason="killed", since=0)
         scope.cancel()
 

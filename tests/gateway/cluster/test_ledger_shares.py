@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,8 +34,18 @@ BOOK = Book(name="day:1:bob", limits=(90.0, -1.0))
 class CutOff:
     """Gateways with a common store, from which each can be cut off."""
 
-    def __init__(self, server: RedisServer, folder: Path, count: int, chance: random.Random, losses: float) -> None:
-        self._server, self._folder, self._chance, self._losses = server, folder, chance, losses
+    def __init__(
+        self,
+        server: RedisServer,
+        folder: Path,
+        count: int,
+        chance: random.Random,
+        *,
+        losses: float = 0.0,
+        limit: float | None = 5.0,
+    ) -> None:
+        self._server, self._folder, self._chance = server, folder, chance
+        self._losses, self._limit = losses, limit
         self.gateways = [self._gateway(number) for number in range(count)]
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._ended: dict[int, anyio.Event] = {}
@@ -42,7 +53,7 @@ class CutOff:
 
     def _gateway(self, number: int) -> BudgetGateway:
         store = FlakyStore(self._server.url, self._chance, losses=self._losses)
-        return BudgetGateway(self._server.url, self._folder, f"gateway{number}", limit=5.0, store=store)
+        return BudgetGateway(self._server.url, self._folder, f"gateway{number}", limit=self._limit, store=store)
 
     def cut(self, number: int, *, off: bool = True) -> None:
         """Let one gateway lose the store, or have it again."""
@@ -82,9 +93,9 @@ class CutOff:
 
 @asynccontextmanager
 async def cut_off(
-    server: RedisServer, folder: Path, count: int = 3, *, seed: int = 1, losses: float = 0.0
+    server: RedisServer, folder: Path, count: int = 3, *, seed: int = 1, losses: float = 0.0, limit: float | None = 5.0
 ) -> AsyncIterator[CutOff]:
-    world = CutOff(server, folder, count, random.Random(seed), losses)
+    world = CutOff(server, folder, count, random.Random(seed), losses=losses, limit=limit)
     async with anyio.create_task_group() as tasks:
         for number in range(count):
             tasks.start_soon(world.run, number)
@@ -140,6 +151,39 @@ async def test_a_process_that_is_started_again_does_not_use_what_it_has_given_up
         assert await admitted(world.gateways[:1], RULES, 29) == [29]
         await world.crash(1)
         assert sum(await admitted(world.gateways, RULES, 5)) <= 1
+
+
+@pytest.mark.parametrize("loss", ["emptied", "killed"])
+async def test_a_process_that_is_started_again_before_any_request_knows_the_others(
+    server: RedisServer, tmp_path: Path, loss: str
+) -> None:
+    async with cut_off(server, tmp_path, limit=None) as world:
+        await world.crash(2)
+        world.cut(0)
+        world.cut(1)
+        if loss == "emptied":
+            server("FLUSHALL")
+        else:
+            server.kill()
+            server.start()
+        async with running(lambda: world.run(2)):
+            ledger = world.gateways[2].ledger
+            await until(lambda: ledger.connected)
+            await ledger._steps.make((), 0.5)
+            await ledger._steps.raise_part()
+            assert await admitted(world.gateways, RULES, 90) == [10, 10, 10]
+
+
+async def test_what_is_known_of_others_is_written_again_without_any_request(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    def written_at() -> float:
+        return float(json.loads((tmp_path / "gateway0-ledger.json").read_text())["value"]["written"])
+
+    async with budget_gateways(server.url, tmp_path, 2) as [first, _]:
+        before = written_at()
+        first.ledger._refreshed_at -= 60
+        await until(lambda: written_at() > before)
 
 
 async def test_a_process_that_is_started_again_reports_its_shares_with_its_figures(
