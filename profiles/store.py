@@ -104,10 +104,11 @@ def load_profiles(
 
     With none of these, the bundled ones. One file's profiles may be based on the other's, and on its `engines` and
     `macros`; profiles without an engine get `default_engine`. Relative model paths start at the file they are written in.
-    `shared` are those of all hosts of a cluster, unless one of the file has their name; it is told what is left out of
-    them. `created` are those that clients created: one that is invalid, because its base is gone or its name is taken by
-    now, is left out with a warning. `read` returns the manifest's text. Raises `DocumentError` with file and line; with
-    `errors`, what is invalid is left out and added to it instead.
+    `shared` are the profiles that all hosts of a cluster share; one with the name of a profile of the main file or the
+    manifest is not used. Its `used`, `overridden` and `left_out` are set here. `created` are those that clients created:
+    one that is invalid, because its base is gone or its name is taken by now, is left out with a warning. `read` returns
+    the manifest's text. Raises `DocumentError` with file and line; with `errors`, what is invalid is left out and added
+    to it instead.
     """
     sections = []
     if document is not None and (entries or engines or macros):

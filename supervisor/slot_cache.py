@@ -348,7 +348,7 @@ class SlotCache:
             if len(tokens) != written.n_saved:
                 return written
             failed = self._files.failed_rewinds(build, architecture)
-            # Before the engine is asked: the supervisor may be killed, or told not to wait any longer.
+            # Counted before the request, so that a kill or a cancellation during it still counts as a failure.
             self._files.set_failed_rewinds(build, architecture, failed + 1)
             kept = await rewind(work.address, slot, tokens, timeout_s=self._limits.rewind_s)
             self._files.set_failed_rewinds(build, architecture, 0)

@@ -104,7 +104,7 @@ class SlotFiles:
         try:
             replace_file(self._sidecar(name), msgspec.json.encode(record))
         except OSError:
-            # Without a sidecar it would take up space that nobody counts.
+            # A file without a sidecar would not count towards the size limit.
             self.forget(name)
             raise
 
