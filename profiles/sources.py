@@ -123,7 +123,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
         file = self.file.replace(":", "-") if sys.platform == "win32" else self.file
         match self.kind:
             case "path" | "hub" | "none":
-                return _expanded(self.file)
+                return home_path(self.file)
             case "pypi":
                 return models / "pypi" / f"{self.origin}-{self.version}" / file
             case "hf":
@@ -168,11 +168,3 @@ def _is_plain(path: str) -> bool:
     return (
         not any(segment in ("", ".", "..") for segment in path.split("/")) and path.isprintable() and "\\" not in path
     )
-
-
-def _expanded(path: str) -> Path:
-    """The path with `~` resolved, unless it names an unknown user."""
-    try:
-        return home_path(path)
-    except RuntimeError:
-        return Path(path)

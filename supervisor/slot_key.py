@@ -164,5 +164,5 @@ def _paths(word: str) -> Iterator[Path]:
             try:
                 if text and (path := home_path(text)).is_file():
                     yield path
-            except (OSError, RuntimeError):  # too long for a name
+            except OSError:  # too long for a name
                 continue
