@@ -150,13 +150,20 @@ async def stays_awake(machine: SleepingMachine) -> bool:
     return not machine.asleep
 
 
+async def take_lease(gateway: RunningGateway) -> str:
+    """The id of a lease of the model."""
+    body = {"model": "m", "for": "1h", "holder": "ann"}
+    lease = await gateway.http.post("/admin/leases", json=body, timeout=40)
+    assert lease.status_code == 200, lease.text
+    return str(lease.json()["id"])
+
+
 async def test_a_leased_model_keeps_the_machine_awake(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with waking_gateway(start_gateway, tmp_path, 0.2) as (machine, gateway):
-        lease = await gateway.http.post("/admin/leases", json={"model": "m", "for": "1h", "holder": "ann"})
-        assert lease.status_code == 200
+        lease = await take_lease(gateway)
         machine.may_sleep.touch()
         assert await stays_awake(machine)
-        await gateway.http.delete(f"/admin/leases/{lease.json()['id']}")
+        await gateway.http.delete(f"/admin/leases/{lease}")
         await machine.until_asleep()
 
 
@@ -191,9 +198,11 @@ async def test_an_operator_wakes_the_machine_and_a_lease_keeps_it_awake(
         assert (await gateway.chat("m")).status_code == 200
         machine.may_sleep.touch()
         await machine.until_asleep()
+        packets = machine.packets
         assert (await gateway.http.post("/admin/load", json={"model": "m"}, timeout=40)).status_code == 200
+        assert machine.packets > packets
         await machine.until_asleep()
-        lease = await gateway.http.post("/admin/leases", json={"model": "m", "for": "1h", "holder": "ann"}, timeout=40)
-        assert lease.status_code == 200, lease.text
-        assert machine.packets > 1
+        packets = machine.packets
+        await take_lease(gateway)
+        assert machine.packets > packets
         assert await stays_awake(machine)
