@@ -37,7 +37,7 @@ class SharedRequests:
     """The requests that other gateways serve; see `OtherRequests`. `run` until cancelled.
 
     `own` returns this gateway's, `cancel_own` cancels those with an id and returns their number; `announce_more` announces
-    what else is shown with them. Nothing is sent unless somebody looks: an operator's page, or a command.
+    what else is shown with them. Nothing is sent unless an operator's page or a command asks for it.
     """
 
     def __init__(

@@ -39,7 +39,8 @@ def sent(path: str, body: dict[str, Any], upstream: Upstream) -> dict[str, Any]:
     request = client.expand(
         client.decode(operation, Incoming(method="POST", path=path, body=json.dumps(filled).encode()))
     )
-    return json.loads(upstream.build(request, model="b", stream=True).body)  # type: ignore[no-any-return]
+    built: dict[str, Any] = json.loads(upstream.build(request, model="b", stream=True).body)
+    return built
 
 
 def chosen(body: dict[str, Any]) -> dict[str, Any]:
@@ -220,12 +221,12 @@ def test_arguments_that_a_model_wrote_badly_stay_in_its_history(arguments: str, 
     assert turns[1]["tool_calls"][0]["function"]["arguments"] == read
 
 
-def test_anthropic_is_told_to_answer_with_any_object() -> None:
+def test_anthropic_gets_an_instruction_to_answer_with_any_object() -> None:
     body = sent("/v1/chat/completions", {"response_format": {"type": "json_object"}}, ANTHROPIC)
     assert "one JSON object and nothing else" in body["system"]
     assert "output_config" not in body
-    told = [{"role": "system", "content": "Be brief."}, *HELLO]
-    body = sent("/v1/chat/completions", {"messages": told, "response_format": {"type": "json_object"}}, ANTHROPIC)
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    body = sent("/v1/chat/completions", {"messages": messages, "response_format": {"type": "json_object"}}, ANTHROPIC)
     assert body["system"].startswith("Be brief.\n\n")
     assert "system" not in sent("/api/chat", {"format": ANY}, ANTHROPIC)
 

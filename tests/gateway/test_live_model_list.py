@@ -38,7 +38,8 @@ def listed(**hosts: Any) -> dict[str, dict[str, object]]:
 
 
 def test_nothing_changes_while_all_is_reachable_and_nothing_idle() -> None:
-    assert live_model_list(LISTING, {"pc": OneHost("a", "b")}, now=0.0, wall=0.0) is LISTING  # type: ignore[dict-item]
+    hosts: dict[str, Any] = {"pc": OneHost("a", "b")}
+    assert live_model_list(LISTING, hosts, now=0.0, wall=0.0) is LISTING
 
 
 def test_an_idle_model_says_when_it_is_unloaded_by_the_last_of_its_hosts() -> None:
