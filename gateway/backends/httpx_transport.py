@@ -49,10 +49,7 @@ _CLOSED = httpx.ByteStream(b"")
 
 
 class HttpxTransport:
-    """A `Transport` for remote backends, with a client for each way to reach them: TLS options and proxy.
-
-    `client` is for tests, instead of all others; `aclose` closes it all the same.
-    """
+    """A `Transport` for remote backends, with a client for each way to reach them: TLS options and proxy."""
 
     def __init__(self) -> None:
         self._clients: dict[tuple[TlsOptions | None, str | None], httpx.AsyncClient] = {}
